@@ -85,7 +85,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def fit(value: Any, hint: Any, key: str) -> Any:
-    """`value` in the type and range of `hint`, else a ConfigError on `key`; an int serves as float."""
+    """`value` in the type and range of `hint`, else ConfigError on `key`; ints serve as floats."""
     if typing.get_origin(hint) is Annotated:
         base, *extra = typing.get_args(hint)
         value = fit(value, base, key)

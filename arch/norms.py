@@ -1,0 +1,73 @@
+"""Normalisation: RMSNorm (arXiv:1910.07467) and LayerNorm (arXiv:1607.06450).
+
+Statistics are taken in at least float32 whatever the compute dtype.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from arch.sharding import vector
+from schema import Positive, config
+
+
+@config
+class NormConfig:
+    kind: Literal["rms", "layer"] = "rms"
+    eps: Positive = 1e-6
+    affine: bool = True  # learned scale (and bias)
+    bias: bool = True  # LayerNorm's own; RMSNorm has none
+    plus_one: bool = False  # the weight is what the scale exceeds 1 by (Gemma)
+
+
+class Norm(nnx.Module):
+    """Either norm over the last axis."""
+
+    def __init__(self, width: int, cfg: NormConfig):
+        self.cfg = cfg
+        if cfg.affine:
+            self.scale = vector(width, 0.0 if cfg.plus_one else 1.0)
+        if cfg.affine and cfg.bias and cfg.kind == "layer":
+            self.bias = vector(width, 0.0)
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        cfg = self.cfg
+        scale = self.scale[...] if cfg.affine else None
+        bias = self.bias[...] if cfg.affine and cfg.bias and cfg.kind == "layer" else None
+        if scale is not None and cfg.plus_one:
+            scale = 1 + scale
+        return (
+            rms_norm(x, scale, cfg.eps)
+            if cfg.kind == "rms"
+            else layer_norm(x, scale, bias, cfg.eps)
+        )
+
+    @staticmethod
+    def params(width: int, cfg: NormConfig) -> int:
+        return width * cfg.affine * (2 if cfg.kind == "layer" and cfg.bias else 1)
+
+
+def rms_norm(
+    x: Float[Array, "... D"], scale: Float[Array, " D"] | None, eps: float
+) -> Float[Array, "... D"]:
+    """x / sqrt(mean(x^2) + eps) * scale."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    return (wide if scale is None else wide * scale).astype(x.dtype)
+
+
+def layer_norm(
+    x: Float[Array, "... D"],
+    scale: Float[Array, " D"] | None,
+    bias: Float[Array, " D"] | None,
+    eps: float,
+) -> Float[Array, "... D"]:
+    """(x - mean) / sqrt(variance + eps) * scale + bias, with the biased variance."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    wide = wide if scale is None else wide * scale
+    return (wide if bias is None else wide + bias).astype(x.dtype)

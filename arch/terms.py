@@ -1,0 +1,24 @@
+"""What is added up: sums and weights, so that means are exact however a batch was split.
+
+A sum over microbatches, devices and hosts of `sum`, over one of `weight`, is the mean over the
+whole batch. Coefficients of loss terms stay with the configs: they are not data.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Amount(NamedTuple):
+    """A quantity of which the mean matters."""
+
+    sum: Float[Array, ""]
+    weight: Float[Array, ""]
+
+    @property
+    def mean(self) -> Float[Array, ""]:
+        return self.sum / jnp.maximum(self.weight, 1)
+
+
+Aux = dict[str, Amount]  # what a channel reports: loss terms and metrics

@@ -1,0 +1,89 @@
+"""Predict the next token (Shannon 1951; GPT, Radford et al. 2018).
+
+A document `bos t1 .. tn eos` gives the inputs `bos t1 .. tn` and the targets `t1 .. tn eos`: every
+token of the text and its end are predicted once. A document that a row cuts goes on in the next one
+without its past.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from arch import ModelConfig, Sequence
+from arch.terms import Amount, Aux
+from objectives.learner import Learner, Metrics, Term
+from ops.cross_entropy import CrossEntropy, cross_entropy
+from schema import NonNegative, config
+
+
+class Predicted(NamedTuple):
+    scores: CrossEntropy
+    aux: Aux
+
+
+@config
+class CausalLM:
+    z_loss: NonNegative = 0.0  # weight of mean(logsumexp(logits)^2) (PaLM, arXiv:2204.02311)
+
+    view = "causal"
+    overlap = 1
+
+    def example(
+        self, pieces: list[np.ndarray], length: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """A row: `tokens, targets, weights, positions, segments, prefix`, each [T]."""
+        row = {name: np.zeros(length, np.int32) for name in ("tokens", "targets", "positions")}
+        segments = np.zeros(length, np.int32)
+        at = 0
+        for number, piece in enumerate(pieces, start=1):
+            end = at + len(piece) - 1
+            row["tokens"][at:end], row["targets"][at:end] = piece[:-1], piece[1:]
+            row["positions"][at:end] = np.arange(end - at)
+            segments[at:end] = number
+            at = end
+        weights = (segments != 0).astype(np.float32)
+        return row | {"weights": weights, "segments": segments, "prefix": np.zeros(length, bool)}
+
+    def head(self, model: ModelConfig, key: Array) -> None:
+        return None
+
+    def weights(self, batch: dict[str, Array]) -> dict[str, Array]:
+        total = jnp.sum(batch["weights"], dtype=jnp.float32)
+        return {"nats": total} | ({"z": total} if self.z_loss else {})
+
+    def encode(self, learner: Learner, micro: dict[str, Array], key: Array | None) -> Predicted:
+        seq = Sequence.of(micro, "causal")
+        hidden, aux, _ = learner.model(micro["tokens"], seq, key=key)
+        return Predicted(score(learner, hidden, micro["targets"]), aux)
+
+    def reduce(
+        self, learner: Learner, out: Predicted, batch: dict[str, Array]
+    ) -> tuple[dict[str, Term], Metrics]:
+        weights, total = batch["weights"], self.weights(batch)
+        terms = {"nats": Term(masked_sum(out.scores.nats, weights), total["nats"])}
+        if self.z_loss:
+            terms["z"] = Term(
+                masked_sum(jnp.square(out.scores.lse), weights), total["z"], self.z_loss
+            )
+        correct = masked_sum(out.scores.correct.astype(jnp.float32), weights)
+        return terms, {"accuracy": Amount(correct, total["nats"])}
+
+
+def score(learner: Learner, hidden: Float[Array, "B T D"], targets: Array) -> CrossEntropy:
+    """Cross-entropy of a model's head on `targets`, without building the logits."""
+    head = learner.model.head_weights()
+    return cross_entropy(
+        *(hidden, head.table, targets),
+        bias=head.bias,
+        vocab=head.vocab,
+        scale=head.scale,
+        cap=head.cap,
+    )
+
+
+def masked_sum(x: Float[Array, "B T"], weights: Float[Array, "B T"]) -> Float[Array, ""]:
+    """sum(x * weights) in at least float32; where the weight is 0, x may be anything."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.sum(jnp.where(weights == 0, 0, x.astype(wide) * weights))

@@ -1,0 +1,108 @@
+"""All settings of a run: one frozen tree, composed from the configs that stand beside the code.
+
+Every field is a flag, `--config.section.key=value`; defaults stand in the dataclasses and nowhere
+else. `defaults()` is what config files start from.
+"""
+
+import dataclasses
+from typing import Literal
+
+from ml_collections import ConfigDict
+
+from arch import MIXERS, ModelConfig
+from arch.sequence import View
+from data import DataConfig
+from errors import ConfigError
+from objectives import CausalLM, Objective
+from schema import Count, Natural, config
+from training.checkpoint import CheckpointConfig
+from training.flags import editable
+from training.log import LogConfig
+from training.mesh import MeshConfig
+from training.optimizer import OptimizerConfig
+
+
+@config
+class TrainConfig:
+    steps: Natural = 1000  # optimizer updates
+    batch: Count = 16  # rows of a step, over all devices
+    length: Count = 256  # tokens of a row
+    accumulate: Count = 1  # microbatches of a step
+
+
+@config
+class EvalConfig:
+    every: Natural = 0  # steps between judgements on valid; 0: only at the end
+    batch: Count = 32  # rows at a time
+    tasks: tuple[str, ...] = ("bits_per_byte", "sample")  # at the end
+    prompt: str = "The "  # what the sample continues
+    sample: Natural = 200  # tokens of the sample
+
+
+@config
+class DebugConfig:
+    fault: str = ""  # rehearse a failure, as "kill@save:5" (training/faults.py)
+    nans: bool = False  # jax_debug_nans: stop at the operation that makes one
+
+
+@config
+class Settings:
+    seed: Natural = 0
+    model: ModelConfig = ModelConfig()
+    objective: Literal["causal_lm"] = "causal_lm"
+    causal_lm: CausalLM = CausalLM()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    debug: DebugConfig = DebugConfig()
+
+    def check(self) -> None:
+        positions, T = self.model.positions, self.train.length
+        if positions.learned and 0 < positions.length < T:
+            raise ConfigError(
+                f"train.length {T} is longer than model.positions.length {positions.length}; "
+                f"set either to the other"
+            )
+        if self.train.batch % self.train.accumulate:
+            near = max(self.train.batch // self.train.accumulate, 1) * self.train.accumulate
+            raise ConfigError(
+                f"train.batch {self.train.batch} is not a multiple of train.accumulate "
+                f"{self.train.accumulate}; nearest: {near}"
+            )
+        self._check_view(self.chosen().view)
+
+    def chosen(self) -> Objective:
+        """The objective's own section."""
+        return {"causal_lm": self.causal_lm}[self.objective]
+
+    def _check_view(self, view: View) -> None:
+        for entry in self.model.pattern():
+            if view not in MIXERS[entry.mixer].views:
+                able = [n for n, m in MIXERS.items() if view in m.views]
+                raise ConfigError(
+                    f"objective {self.objective} reads the {view} view, which the mixer "
+                    f"{entry.mixer} cannot; use one of {', '.join(able)}"
+                )
+
+
+def defaults() -> ConfigDict:
+    """All settings as a config file edits them."""
+    return editable(Settings())
+
+
+def resolved(settings: Settings, vocab: int) -> Settings:
+    """With what the data decides: `vocab` ids, and a position for every token of a row."""
+    model = settings.model
+    if 0 < model.vocab < vocab:
+        raise ConfigError(
+            f"model.vocab {model.vocab} is below the tokenizer's {vocab}; set it to {vocab} or 0"
+        )
+    positions = model.positions
+    length = positions.length or (settings.train.length if positions.learned else 0)
+    positions = dataclasses.replace(positions, length=length)
+    model = dataclasses.replace(model, vocab=model.vocab or vocab, positions=positions)
+    return dataclasses.replace(settings, model=model)

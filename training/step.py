@@ -1,0 +1,118 @@
+"""One step: gradients of a batch, in microbatches if asked, and an update that is never poisoned."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from arch.terms import Amount
+from objectives import Batch, Learner, Metrics, Objective, Term, totals
+from training.optimizer import OptimizerConfig, clipped, named
+from training.state import DROPOUT, Guard, State, purpose
+
+Step = Callable[[State, Batch], tuple[State, Metrics]]
+
+
+def make_step(
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    cfg: OptimizerConfig,
+    *,
+    accumulate: int,
+    seed: int,
+) -> Step:
+    """`step(state, batch) -> (state, metrics)`, a pure function to be jitted."""
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        key = purpose(seed, state.step, DROPOUT)
+        with jax.named_scope("gradients"):
+            grads, loss, metrics = gradients(objective, state.learner, batch, key, accumulate)
+        with jax.named_scope("update"):
+            params, grads = named(state.learner), named(grads)
+            norm = optax.global_norm(grads)
+            taken, guard = admit(state.guard, loss, norm, cfg)
+            updates, optimizer = tx.update(clipped(grads, norm, cfg.clip), state.optimizer, params)
+            params = optax.apply_updates(params, updates)
+            kept = (params, optimizer), (named(state.learner), state.optimizer)
+            params, optimizer = jax.tree.map(lambda new, old: jnp.where(taken, new, old), *kept)
+        learner = jax.tree.unflatten(jax.tree.structure(state.learner), list(params.values()))
+        one = jnp.ones(())
+        metrics |= {"grad_norm": Amount(norm, one), "skipped": Amount(1 - taken.astype(float), one)}
+        return State(state.step + 1, learner, optimizer, guard), metrics
+
+    return step
+
+
+def gradients(
+    objective: Objective, learner: Learner, batch: Batch, key: Array | None, accumulate: int
+) -> tuple[Learner, Float[Array, ""], Metrics]:
+    """Gradients, loss and metrics of a whole batch, `accumulate` microbatches one after another.
+
+    Every term is divided by its weight in the whole batch, so that the sum of the parts' gradients
+    is the gradient of the whole.
+    """
+
+    def loss(learner: Learner, micro: Batch, key: Array | None) -> tuple[Array, Metrics]:
+        terms, metrics = objective.reduce(learner, objective.encode(learner, micro, key), micro)
+        whole = totals(objective, batch, list(terms))
+        total = sum(t.coefficient * t.sum / jnp.maximum(whole[n], 1) for n, t in terms.items())
+        return jnp.asarray(total), metrics | _amounts(terms)
+
+    differentiate = jax.value_and_grad(loss, has_aux=True)
+    if accumulate == 1:
+        (value, metrics), grads = differentiate(learner, batch, key)
+        return grads, value, metrics
+
+    def body(carry: Any, xs: tuple[Batch, Array]) -> tuple[Any, None]:
+        micro, index = xs
+        sub = None if key is None else jax.random.fold_in(key, index)
+        (value, metrics), grads = differentiate(learner, micro, sub)
+        return jax.tree.map(jnp.add, carry, (grads, value, metrics)), None
+
+    micros = jax.tree.map(lambda x: _interleaved(x, accumulate), batch)
+    shapes = jax.eval_shape(differentiate, learner, jax.tree.map(lambda x: x[0], micros), key)
+    (value, metrics), grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    start = grads, value, metrics
+    return jax.lax.scan(body, start, (micros, jnp.arange(accumulate)))[0]
+
+
+def admit(guard: Guard, loss: Array, norm: Array, cfg: OptimizerConfig) -> tuple[Array, Guard]:
+    """Whether a step's update may be applied, and the guard after it.
+
+    A loss or gradient that is not finite never is. Under "abort" the first one halts the run, under
+    "skip" more than `max_skips` in a row; a halted run changes nothing until the loop ends it.
+    """
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    spike = _is_spike(guard, loss, cfg)
+    taken = finite & ~spike & ~guard.halted
+    streak = jnp.where(taken, 0, guard.streak + 1)
+    limit = 0 if cfg.on_nonfinite == "abort" else cfg.max_skips
+    halted = guard.halted | (~finite & (streak > limit))
+    place = guard.seen % guard.losses.shape[0]
+    losses = jnp.where(taken, guard.losses.at[place].set(loss), guard.losses)
+    seen, skipped = guard.seen + taken, guard.skipped + ~taken
+    return taken, Guard(halted, streak, skipped, losses, seen)
+
+
+def _is_spike(guard: Guard, loss: Array, cfg: OptimizerConfig) -> Array:
+    """A loss `spike` deviations above the last ones, once half a window of them is known."""
+    if not cfg.spike:
+        return jnp.zeros((), bool)
+    W = guard.losses.shape[0]
+    known = jnp.minimum(guard.seen, W)
+    valid = jnp.arange(W) < known
+    mean = jnp.sum(guard.losses, where=valid) / jnp.maximum(known, 1)
+    spread = jnp.sqrt(jnp.sum((guard.losses - mean) ** 2, where=valid) / jnp.maximum(known, 1))
+    return (known >= (W + 1) // 2) & (loss > mean + cfg.spike * spread)
+
+
+def _amounts(terms: dict[str, Term]) -> Metrics:
+    return {name: Amount(term.sum, term.weight) for name, term in terms.items()}
+
+
+def _interleaved(x: Array, parts: int) -> Array:
+    """[B ...] to [parts, B / parts, ...], each part with rows from every device."""
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
