@@ -156,6 +156,11 @@ class Attention(nnx.Module):
         return q, k, v
 
     @staticmethod
+    def cuts(D: int, cfg: AttentionConfig) -> dict[str, int]:
+        H, G, _ = cfg.shape(D)
+        return {"attention.heads": H} | ({"attention.kv_heads": G} if G < H else {})
+
+    @staticmethod
     def cost(D: int, cfg: AttentionConfig, place: Place) -> Bill:
         """Projections and core; `reference` executes the whole T x T."""
         H, G, K = cfg.shape(D)

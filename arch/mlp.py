@@ -69,6 +69,10 @@ class Mlp(nnx.Module):
         return (y + self.b_out[...].astype(x.dtype) if self.cfg.bias else y), {}
 
     @staticmethod
+    def cuts(D: int, cfg: MlpConfig) -> dict[str, int]:
+        return {"mlp.width": cfg.size(D)}
+
+    @staticmethod
     def cost(D: int, cfg: MlpConfig, place: Place) -> Bill:
         F, into = cfg.size(D), 2 if cfg.gated else 1
         params = (into + 1) * D * F + cfg.bias * (into * F + D)

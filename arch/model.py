@@ -4,7 +4,8 @@ A **mixer** lets tokens talk: `mixer(x, seq, *, state=None, memory=None, key=Non
 with `mixer.start(batch, capacity, dtype)` the empty state to decode from and `views` what it can
 see under each view. A **channel** treats each token by itself: `channel(x, seq, *, key=None) ->
 (y, aux)`. Both are built as `Part(D, cfg, key=key, scale=scale)` (`scale` of the matrix that
-writes to the residual stream) and bill themselves: `Part.cost(D, cfg, place)`.
+writes to the residual stream), bill themselves, `Part.cost(D, cfg, place)`, and say what tensor
+parallelism cuts along, `Part.cuts(D, cfg)`.
 
 Parameters of the pattern are stacked over its repeats and scanned. Left out on purpose: losses,
 data, devices.
@@ -70,11 +71,7 @@ class ModelConfig:
                 f"model.depth {self.depth} does not hold model.first and one round of model.layers"
                 f" ({least} blocks); nearest: {least}"
             )
-        for entry in self.pattern():
-            for name, variant in ((entry.mixer, entry.mixer_variant), entry[2:]):
-                part = self.part(name, variant)
-                if hasattr(part, "shape"):
-                    part.shape(self.width)
+        self.cuts()
         if self.dtype == "float64" and not jax.config.jax_enable_x64:
             raise ConfigError("model.dtype is 'float64', which needs jax_enable_x64; or 'float32'")
 
@@ -103,6 +100,14 @@ class ModelConfig:
                 path = f"model.variants.{variant}.{key}"
                 raise ConfigError(f"{path} is no setting of {name}; {nearest(key, hints)}")
         return _changed(base, changes, f"model.variants.{variant}")
+
+    def cuts(self) -> dict[str, int]:
+        """What tensor parallelism cuts along, by setting; ConfigError if a part does not fit."""
+        found: dict[str, int] = {}
+        for e in self.pattern():
+            found |= MIXERS[e.mixer].cuts(self.width, self.part(e.mixer, e.mixer_variant))
+            found |= CHANNELS[e.channel].cuts(self.width, self.part(e.channel, e.channel_variant))
+        return found
 
     @property
     def rows(self) -> int:

@@ -14,6 +14,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from errors import ConfigError
 from schema import Momentum, Natural, NonNegative, Positive, Share, config
+from training.leaves import leaf_names
 
 Params = dict[str, jax.Array]
 
@@ -95,17 +96,10 @@ def build(
     )
 
 
-def named(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by dotted path, as `model.blocks.0.mixer.w_q`."""
-    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-    names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths)
-    return {name.removesuffix(".value"): leaf for name, (_, leaf) in zip(names, paths, strict=True)}
-
-
 def declared(tree: Any, what: Literal["decay", "role"]) -> dict[str, Any]:
     """What the parts declare of each parameter, by name."""
     variables = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-    return dict(zip(named(tree), (v.get_metadata()[what] for v in variables), strict=True))
+    return dict(zip(leaf_names(tree), (v.get_metadata()[what] for v in variables), strict=True))
 
 
 def clipped(grads: Params, norm: jax.Array, limit: float) -> Params:

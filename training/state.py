@@ -1,4 +1,4 @@
-"""What a run carries from step to step, and where it lives. No keys, no iterators: steps suffice."""
+"""What a run carries from step to step, and where it lives: no keys, no iterators, only a step."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,8 @@ from arch import Model, ModelConfig
 from arch.sharding import fitting
 from objectives import Learner, Objective
 from training import mesh as meshes
-from training.optimizer import OptimizerConfig, build, declared, named
+from training.leaves import named_leaves
+from training.optimizer import OptimizerConfig, build, declared
 
 PARAMETERS, DROPOUT = 0, 1  # purposes of keys: fold_in(fold_in(seed, step), purpose)
 
@@ -46,7 +47,7 @@ def initial(
     zero = jnp.zeros((), jnp.int32)
     losses = jnp.zeros((max(window, 1),), jnp.float32)
     guard = Guard(jnp.zeros((), bool), zero, zero, losses, zero)
-    return State(zero, learner, tx.init(named(learner)), guard)
+    return State(zero, learner, tx.init(named_leaves(learner)), guard)
 
 
 def new_learner(model: ModelConfig, objective: Objective, seed: Any) -> Learner:
@@ -87,4 +88,4 @@ def placement(mesh: Mesh, state: State) -> State:
 
 
 def _pairs(learner: Learner, places: Learner) -> list:
-    return list(zip(named(learner).items(), jax.tree.leaves(places), strict=True))
+    return list(zip(named_leaves(learner).items(), jax.tree.leaves(places), strict=True))

@@ -1,4 +1,4 @@
-"""One step: gradients of a batch, in microbatches if asked, and an update that is never poisoned."""
+"""One step: gradients of a batch, in microbatches if asked; an update that is never poisoned."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 
 from arch.terms import Amount
 from objectives import Batch, Learner, Metrics, Objective, Term, totals
-from training.optimizer import OptimizerConfig, clipped, named
+from training.leaves import named_leaves
+from training.optimizer import OptimizerConfig, clipped, rate
 from training.state import DROPOUT, Guard, State, purpose
 
 Step = Callable[[State, Batch], tuple[State, Metrics]]
@@ -21,26 +22,30 @@ def make_step(
     tx: optax.GradientTransformation,
     cfg: OptimizerConfig,
     *,
+    steps: int,
     accumulate: int,
     seed: int,
 ) -> Step:
     """`step(state, batch) -> (state, metrics)`, a pure function to be jitted."""
+    schedule = rate(cfg, steps)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         key = purpose(seed, state.step, DROPOUT)
         with jax.named_scope("gradients"):
             grads, loss, metrics = gradients(objective, state.learner, batch, key, accumulate)
         with jax.named_scope("update"):
-            params, grads = named(state.learner), named(grads)
+            params, grads = named_leaves(state.learner), named_leaves(grads)
             norm = optax.global_norm(grads)
             taken, guard = admit(state.guard, loss, norm, cfg)
             updates, optimizer = tx.update(clipped(grads, norm, cfg.clip), state.optimizer, params)
             params = optax.apply_updates(params, updates)
-            kept = (params, optimizer), (named(state.learner), state.optimizer)
+            kept = (params, optimizer), (named_leaves(state.learner), state.optimizer)
             params, optimizer = jax.tree.map(lambda new, old: jnp.where(taken, new, old), *kept)
         learner = jax.tree.unflatten(jax.tree.structure(state.learner), list(params.values()))
+        said = {"loss": loss, "grad_norm": norm, "learning_rate": schedule(state.step)}
+        said |= {"skipped": ~taken, "halted": guard.halted}
         one = jnp.ones(())
-        metrics |= {"grad_norm": Amount(norm, one), "skipped": Amount(1 - taken.astype(float), one)}
+        metrics |= {name: Amount(jnp.asarray(x, jnp.float32), one) for name, x in said.items()}
         return State(state.step + 1, learner, optimizer, guard), metrics
 
     return step

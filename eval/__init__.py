@@ -1,0 +1,1 @@
+"""Judging a trained model: tasks that yield scores, the harness that runs and records them."""

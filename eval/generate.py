@@ -1,0 +1,86 @@
+"""Text from a model: one prefill, then a step a token.
+
+Prompts of unequal length are padded on the left; positions and attention leave the padding out, so
+a row is continued as if it were alone.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from arch import Model, Sequence
+
+
+class Sampling(NamedTuple):
+    temperature: float = 1.0  # 0: the likeliest token
+    top_k: int = 0  # of the likeliest tokens; 0: all
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+def generate(
+    model: Model,
+    prompts: list[np.ndarray],
+    steps: int,
+    *,
+    key: Array,
+    stop: int = -1,
+    sampling: Sampling = GREEDY,
+) -> list[np.ndarray]:
+    """Continue each prompt by at most `steps` tokens, up to and without `stop`."""
+    length = max(map(len, prompts))
+    tokens = np.zeros((len(prompts), length), np.int32)
+    valid = np.zeros((len(prompts), length), bool)
+    for row, prompt in enumerate(prompts):
+        tokens[row, length - len(prompt) :], valid[row, length - len(prompt) :] = prompt, True
+    out = np.asarray(_generate(model, tokens, valid, key, steps, sampling))
+    return [_until(row, stop) for row in out]
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "sampling"))
+def _generate(
+    model: Model,
+    tokens: Int[Array, "B T"],
+    valid: Any,
+    key: Array,
+    steps: int,
+    sampling: Sampling,
+) -> Int[Array, "B N"]:
+    B, T = tokens.shape
+    segments = valid.astype(jnp.int32)
+    positions = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
+    state = model.start(B, T + steps)
+    hidden, _, state = model(tokens, Sequence(positions, segments), state=state)
+    ones = jnp.ones((B, 1), jnp.int32)
+
+    def body(carry: Any, index: Array) -> tuple[Any, Array]:
+        last, place, state = carry
+        logits = model.logits(last)[:, 0]
+        token = choose(logits, jax.random.fold_in(key, index), sampling)
+        seq = Sequence(place[:, None], ones)
+        hidden, _, state = model(token[:, None], seq, state=state)
+        return (hidden, place + 1, state), token
+
+    carry = hidden[:, -1:], positions[:, -1] + 1, state
+    return jax.lax.scan(body, carry, jnp.arange(steps))[1].T
+
+
+def choose(logits: Float[Array, "B V"], key: Array, sampling: Sampling) -> Int[Array, " B"]:
+    """One token a row."""
+    if not sampling.temperature:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = logits / sampling.temperature
+    if sampling.top_k:
+        least = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
+        logits = jnp.where(logits < least, jnp.finfo(logits.dtype).min, logits)
+    return jax.random.categorical(key, logits).astype(jnp.int32)
+
+
+def _until(row: np.ndarray, stop: int) -> np.ndarray:
+    found = np.flatnonzero(row == stop)
+    return row[: found[0]] if len(found) else row

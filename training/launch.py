@@ -1,0 +1,102 @@
+"""From settings to a run: data, mesh, program, run folder, loop; or only a dry run's report."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data import Data, open_data
+from errors import ConfigError
+from objectives import Learner
+from training import environment, loop, memory, report, restore
+from training import mesh as meshes
+from training.checkpoint import Checkpoints
+from training.faults import Faults
+from training.flags import as_json
+from training.log import Log
+from training.loop import Job, Judge
+from training.program import Program, program
+from training.run import RunFolder, open_run
+from training.settings import Settings, resolved
+from training.stop import GracefulStop
+
+# Settings that may change between attempts at the same run.
+RESUMABLE = ("train.steps", "mesh.*", "eval.*", "checkpoint.*", "log.*", "debug.*", "data.cache")
+
+
+def prepared(settings: Settings) -> tuple[Data, Program]:
+    """Data and program, everything checked; nothing is compiled yet."""
+    data = open_data(settings.data)
+    settings = resolved(settings, data.tokenizer.vocab)
+    return data, program(settings, meshes.build(settings.mesh))
+
+
+def dry_run(settings: Settings, origins: dict[str, str]) -> None:
+    """Print what the run would be."""
+    _, made = prepared(settings)
+    report.show(report.tables(made, origins, memory.estimate(made)))
+
+
+def train(
+    settings: Settings,
+    folder: Path,
+    judges_of: Callable[[Job], tuple[Judge, Judge]],
+    *,
+    resume: str = "auto",
+    init_from: str = "",
+    flags: dict[str, Any] | None = None,
+) -> None:
+    """Train in `folder`, or go on there; then judge."""
+    data, made = prepared(settings)
+    with (
+        GracefulStop() as stop,
+        open_run(
+            folder,
+            _record(made, data, flags or {}),
+            resumable=RESUMABLE,
+            allow_changed=settings.data.allow_changed,
+        ) as run,
+    ):
+        if _is_finished(run, made.settings.train.steps, resume):
+            return
+        faults = Faults(settings.debug.fault, attempt=run.attempt)
+        with (
+            Log(settings.log, run, total=settings.train.steps) as log,
+            Checkpoints(run, settings.checkpoint, faults, strict=resume == "strict") as checkpoints,
+        ):
+            bill = report.priced(made.settings)
+            job = Job(made, bill, data, run, checkpoints, log, stop, faults)
+            during, after = judges_of(job)
+            start = _parameters(init_from, made) if init_from else None
+            loop.train(job, during=during, after=after, initial=start)
+
+
+def _record(made: Program, data: Data, flags: dict[str, Any]) -> dict[str, Any]:
+    bill = report.priced(made.settings)
+    return environment.describe(
+        settings=as_json(made.settings),
+        fingerprints={"data": data.fingerprint, "tokenizer": data.tokenizer.fingerprint},
+        cost=report.summary(bill),
+        mesh=dict(made.mesh.shape),
+        flags=flags,
+    )
+
+
+def _parameters(source: str, made: Program) -> Learner:
+    """The parameters of the newest good checkpoint of another run, laid out for this one."""
+    root = Path(source) / "checkpoints"
+    return restore.restore_subset(root, restore.newest(root), made.state.learner, "learner")
+
+
+def _is_finished(run: RunFolder, steps: int, resume: str) -> bool:
+    done = run.finished_at
+    if done is None:
+        return False
+    if steps > done and resume == "extend":
+        return False
+    if steps != done:
+        raise ConfigError(
+            f"{run.path} finished at step {done}, train.steps is {steps}; use --resume=extend to "
+            "train it further, or another --workdir"
+        )
+    print(f"{run.path} already finished at step {done}; its scores are in eval/{done}/")
+    return True

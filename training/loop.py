@@ -1,0 +1,137 @@
+"""The training loop: batches in, steps, and at their boundaries everything that can happen."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from arch import Cost
+from data import Data
+from data.loader import Batches, read_ahead
+from data.packing import Packed
+from errors import NonFiniteError
+from objectives import Learner, Metrics
+from training.checkpoint import Checkpoints
+from training.faults import Faults
+from training.log import Log
+from training.meter import Meter
+from training.program import Program
+from training.run import RunFolder
+from training.state import State
+from training.stop import GracefulStop
+
+Judge = Callable[[Learner, int], dict[str, Any]]  # scores of a learner after a step
+
+
+class Job(NamedTuple):
+    """What a run is made of."""
+
+    program: Program
+    cost: Cost
+    data: Data
+    run: RunFolder
+    checkpoints: Checkpoints
+    log: Log
+    stop: GracefulStop
+    faults: Faults
+
+
+def train(
+    job: Job, *, during: Judge | None = None, after: Judge | None = None, initial: Any = None
+) -> State:
+    """Train to the last step, from the newest valid checkpoint if there is one.
+
+    `during` judges every eval.every steps, `after` at the end; `initial` are parameters to begin
+    with, a Learner. Raises Preempted once a stop is asked for and the state is saved.
+    """
+    program, settings = job.program, job.program.settings
+    batches = make_batches(job)
+    step = program.compiled()
+    state, start, rolling = begin(job, initial)
+    job.run.begin(start)
+    meter = Meter(program, job.cost, batches, job.data.train)
+    ahead = read_ahead(batches, start, settings.train.steps, rolling=rolling)
+    last: Metrics | None = None
+    with ahead, jax.set_mesh(program.mesh), jax.transfer_guard("disallow"):
+        for index, arrays, rolling in ahead:
+            job.faults.at_step(index)
+            batch = jax.device_put(job.faults.poisoned(index, arrays), _places(program))
+            state, metrics = step(state, batch)
+            done = index + 1
+            refuse_halted(job, last, index)  # of the step before: the device keeps working
+            last = metrics
+            meter.add(metrics)
+            ended = done == settings.train.steps
+            if done % settings.log.every == 0 or ended:
+                refuse_halted(job, metrics, done)
+                values = meter.read(done, ahead.waited)
+                job.log.write(done, values | {"data_hash": rolling})
+            if during and settings.eval.every and done % settings.eval.every == 0 and not ended:
+                meter.pause(judged(job, during, state, done))
+            if job.checkpoints.due(done) or job.stop.requested or ended:
+                refuse_halted(job, metrics, done)
+                meter.pause(saved(job, state, done, rolling))
+            job.checkpoints.poll()
+            if job.stop.requested:
+                job.checkpoints.wait()
+                raise job.stop.preempted(done)
+    job.checkpoints.wait()
+    if after:
+        judged(job, after, state, settings.train.steps)
+    job.run.finish(settings.train.steps)
+    return state
+
+
+def make_batches(job: Job) -> Batches:
+    """Training batches: rows for ever, reshuffled every epoch, a function of (seed, step)."""
+    settings, objective = job.program.settings, job.program.objective
+    train, seed = settings.train, settings.seed
+    packed = Packed(job.data.train, train.length, objective.overlap, seed)
+    return Batches(packed, train.batch, objective.example, seed)
+
+
+def begin(job: Job, initial: Any) -> tuple[State, int, str]:
+    """The state to go on from, its step, and the rolling hash of the data before it."""
+    with jax.set_mesh(job.program.mesh):
+        found = job.checkpoints.latest()
+        if found is not None:
+            state = job.checkpoints.restore(found, job.program.state)
+            return state, found, job.checkpoints.read_meta(found, ["rolling"])["rolling"]
+        state = job.program.init()
+    return (state if initial is None else state._replace(learner=initial)), 0, ""
+
+
+def refuse_halted(job: Job, metrics: Metrics | None, step: int) -> None:
+    """NonFiniteError if the state was frozen at `step`."""
+    if metrics is None or not float(jax.device_get(metrics["halted"].sum)):
+        return
+    found = job.checkpoints.latest()
+    kept = f"checkpoint {found} is good" if found else "there is no checkpoint yet"
+    values = jax.device_get({name: metrics[name].sum for name in ("loss", "grad_norm")})
+    loss, norm = (float(values[name]) for name in ("loss", "grad_norm"))
+    job.run.event("nonfinite", {"step": step, "loss": loss, "grad_norm": norm})
+    raise NonFiniteError(
+        f"step {step}: loss {loss}, gradient norm {norm}; the update was not applied, {kept}; "
+        f"lower optimizer.learning_rate, or set --config.optimizer.on_nonfinite=skip"
+    )
+
+
+def judged(job: Job, judge: Judge, state: State, step: int) -> float:
+    """Seconds that judging took."""
+    began = time.perf_counter()
+    with jax.transfer_guard("allow"):
+        job.log.write(step, judge(state.learner, step))
+    return time.perf_counter() - began
+
+
+def saved(job: Job, state: State, step: int, rolling: str | None) -> float:
+    """Seconds that the start of saving took; the rest happens beside training."""
+    began = time.perf_counter()
+    with jax.transfer_guard("allow"):
+        job.checkpoints.save(step, state, {"rolling": rolling})
+    return time.perf_counter() - began
+
+
+def _places(program: Program) -> dict[str, Any]:
+    return {name: shape.sharding for name, shape in program.batch.items()}

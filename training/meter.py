@@ -1,0 +1,70 @@
+"""What a run measures of itself: means over the steps since the last reading, and speed."""
+
+import math
+import time
+from typing import Any
+
+import jax
+
+from arch import Cost
+from data.loader import Batches
+from data.store import Store
+from objectives import Metrics
+from training import device
+from training.program import Program
+
+SWITCHES = ("halted",)  # for the loop, not for people
+
+
+class Meter:
+    """Collects metrics on the device; `read` fetches them, with rates over the time since."""
+
+    def __init__(self, program: Program, bill: Cost, batches: Batches, store: Store):
+        train = program.settings.train
+        self._batches = batches
+        self._flops = 3 * bill.executed_flops
+        self._tokens = train.batch * train.length
+        peak = device.peak(program.mesh.devices.flat[0])
+        self._peak = peak * program.mesh.size if peak else None
+        # Of the training split: an end of document a document, over the bytes of its text.
+        self._per_byte = (store.tokens + store.documents) / store.text_bytes / math.log(2)
+        self._pending: list[Metrics] = []
+        self._began, self._paused, self._waited = time.perf_counter(), 0.0, 0.0
+
+    def add(self, metrics: Metrics) -> None:
+        self._pending.append(metrics)
+
+    def pause(self, seconds: float) -> None:
+        """Leave time spent on judging or saving out of the speed."""
+        self._paused += seconds
+
+    def read(self, done: int, waited: float) -> dict[str, float]:
+        """Means since the last reading after `done` steps; `waited`: seconds for data so far."""
+        steps, values = len(self._pending), means(jax.device_get(self._pending))
+        now = time.perf_counter()
+        seconds = max(now - self._began - self._paused, 1e-9)
+        speed = steps * self._tokens / seconds
+        values |= {
+            "tokens_per_second": speed,
+            "step_seconds": seconds / max(steps, 1),
+            "data_wait": (waited - self._waited) / seconds,
+            "tokens": self._batches.tokens(done),
+            "unique_tokens": self._batches.unique_tokens(done),
+            "epochs": self._batches.epoch_of(done),
+        }
+        if "nats" in values:
+            values["bits_per_byte"] = values["nats"] * self._per_byte
+        if self._peak:
+            values["mfu"] = speed * self._flops / self._peak
+        self._pending, self._began, self._paused, self._waited = [], now, 0.0, waited
+        return values
+
+
+def means(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Sum of sums over sum of weights, by name."""
+    sums: dict[str, tuple[float, float]] = {}
+    for row in rows:
+        for name, (amount, weight) in row.items():
+            a, w = sums.get(name, (0.0, 0.0))
+            sums[name] = a + float(amount), w + float(weight)
+    return {n: a / max(w, 1.0) for n, (a, w) in sums.items() if n not in SWITCHES}

@@ -1,0 +1,93 @@
+"""Settings as something to run: the mesh, the abstract state and its layout, init and step.
+
+Everything here is abstract: shapes and layouts, no arrays, so that the same code serves the loop, a
+dry run on a laptop, and compilation for a machine that is not here.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from errors import ConfigError
+from objectives import Objective
+from training import mesh as meshes
+from training.settings import Settings
+from training.state import State, initial, placement, transformation
+from training.step import make_step
+
+
+class Program(NamedTuple):
+    settings: Settings
+    mesh: Mesh
+    objective: Objective
+    state: State  # shapes with their layout
+    batch: dict[str, jax.ShapeDtypeStruct]
+    init: Any  # jitted: () -> state
+    step: Any  # jitted: (state, batch) -> (state, metrics); the state is donated
+
+    def compiled(self) -> Any:
+        """The step, compiled once for these shapes: another shape is an error, not a recompile."""
+        with jax.set_mesh(self.mesh):
+            return self.step.lower(self.state, self.batch).compile()
+
+
+def program(settings: Settings, mesh: Mesh) -> Program:
+    """What `settings` (resolved) mean on `mesh`; refuses what cannot be laid out."""
+    train, model, objective = settings.train, settings.model, settings.chosen()
+    meshes.check_batch(mesh, train.batch, train.accumulate, train.length)
+    _check_cuts(settings, mesh)
+    tx = transformation(settings.optimizer, train.steps, model, objective)
+
+    def init() -> State:
+        return initial(model, objective, tx, settings.optimizer.window, settings.seed)
+
+    shapes = jax.eval_shape(init)
+    place = placement(mesh, shapes)
+    step = make_step(
+        *(objective, tx, settings.optimizer),
+        steps=train.steps,
+        accumulate=train.accumulate,
+        seed=settings.seed,
+    )
+    alone = meshes.everywhere(mesh)
+    return Program(
+        settings,
+        mesh,
+        objective,
+        _laid_out(shapes, place),
+        batch_shapes(objective, mesh, train.batch, train.length),
+        jax.jit(init, out_shardings=place),
+        jax.jit(step, donate_argnums=0, out_shardings=(place, alone)),
+    )
+
+
+def batch_shapes(
+    objective: Objective, mesh: Mesh, batch: int, length: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of a batch, known from what the objective makes of an empty row."""
+    row = objective.example([], length, np.random.default_rng(0))
+    place = meshes.rows(mesh)
+    return {
+        name: jax.ShapeDtypeStruct((batch, *a.shape), a.dtype, sharding=place)
+        for name, a in row.items()
+    }
+
+
+def _laid_out(shapes: Any, place: Any) -> Any:
+    return jax.tree.map(
+        lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, place
+    )
+
+
+def _check_cuts(settings: Settings, mesh: Mesh) -> None:
+    """What tensor parallelism cuts must divide."""
+    ways = mesh.shape["model"]
+    for key, size in settings.model.cuts().items():
+        if size % ways:
+            near = [n for n in range(1, min(size, mesh.size) + 1) if size % n == 0]
+            raise ConfigError(
+                f"mesh.model {ways} does not divide model.{key} {size}; "
+                f"choose one of {', '.join(map(str, near))}"
+            )

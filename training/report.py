@@ -1,0 +1,114 @@
+"""What a run would be, before it starts: settings and their origin, parameters, FLOPs, memory."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from arch import Cost, cost
+from training.flags import rows
+from training.mesh import AXES
+from training.program import Program
+from training.settings import Settings
+
+UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def priced(settings: Settings) -> Cost:
+    """The cost of the model of `settings` on the rows it trains on."""
+    return cost(settings.model, settings.train.length, view=settings.chosen().view)
+
+
+def tables(program: Program, origins: dict[str, str], memory: dict[str, int]) -> list[Table]:
+    """Everything a dry run prints."""
+    settings, bill = program.settings, priced(program.settings)
+    return [
+        _settings(settings, origins),
+        _parameters(bill),
+        _flops(bill, settings),
+        _memory(memory, program),
+    ]
+
+
+def show(items: list[Table], console: Console | None = None) -> None:
+    console = console or Console()
+    for item in items:
+        console.print(item)
+
+
+def short(number: float) -> str:
+    """Three digits and a unit: 6.74G."""
+    for size, unit in UNITS:
+        if abs(number) >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def mebibytes(count: float) -> str:
+    return f"{count / 2**20:,.1f} MiB"
+
+
+def summary(cost: Cost) -> dict[str, Any]:
+    """The cost as run.json records it."""
+    return {
+        "params": cost.params,
+        "active_params": cost.active_params,
+        "body_params": cost.body_params,
+        "parts": cost.parts,
+        "model_flops": cost.model_flops,
+        "executed_flops": cost.executed_flops,
+        "body_flops": cost.body_flops,
+        "training_flops": cost.training_flops,
+        "terms": {name: dataclasses.asdict(work) for name, work in cost.terms.items()},
+        "state_bytes": cost.state_bytes,
+    }
+
+
+def _settings(settings: Settings, origins: dict[str, str]) -> Table:
+    table = Table("setting", "value", "from", title="Settings")
+    for key, value, origin in rows(settings, origins):
+        table.add_row(key, value, origin, style=None if origin == "default" else "bold")
+    return table
+
+
+def _parameters(bill: Cost) -> Table:
+    table = Table("part", "parameters", title="Parameters")
+    for name, count in bill.parts.items():
+        table.add_row(name, f"{count:,}")
+    table.add_row("all", f"{bill.params:,}", style="bold")
+    table.add_row("active", f"{bill.active_params:,}")
+    table.add_row("without embedding and head", f"{bill.body_params:,}")
+    return table
+
+
+def _flops(bill: Cost, settings: Settings) -> Table:
+    tokens = settings.train.steps * settings.train.batch * settings.train.length
+    table = Table("term", "model", "executed", title="FLOPs per token, forward")
+    for name, work in bill.terms.items():
+        note = " (elementwise)" if work.elementwise else ""
+        table.add_row(name + note, f"{work.model:,.0f}", f"{work.executed:,.0f}")
+    table.add_row("all", f"{bill.model_flops:,.0f}", f"{bill.executed_flops:,.0f}", style="bold")
+    table.add_row("without the head", f"{bill.body_flops:,.0f}", "")
+    run = f"{short(3 * bill.model_flops * tokens)}FLOP"
+    table.add_row(f"training, {short(tokens)} tokens", run, "")
+    return table
+
+
+def _memory(memory: dict[str, int], program: Program) -> Table:
+    shape = ", ".join(f"{axis}={program.mesh.shape[axis]}" for axis in AXES)
+    table = Table("component", "per device", title=f"Memory, mesh {shape}")
+    for name, count in memory.items():
+        table.add_row(name, mebibytes(count))
+    table.add_row("all", mebibytes(sum(memory.values())), style="bold")
+    return table
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Of arrays or shapes with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
