@@ -1,0 +1,221 @@
+"""What every part promises, for every part in the tables: naming a part is testing it."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from arch import CHANNELS, MIXERS, Model, Sequence, cost
+from arch.sequence import VIEWS
+from training import mesh as meshes
+
+EVERY = pytest.mark.parametrize(("mixer", "part"), tiny.cases())
+LENGTH = 11
+
+
+def supported(mixer: str) -> list[str]:
+    return [view for view in VIEWS if view in MIXERS[mixer].views]
+
+
+def vectors(made: Model, embedded: jax.Array, seq: Sequence) -> jax.Array:
+    """Hidden vectors from embedded ones: what gradients between positions are taken of."""
+    x = embedded
+    for block in _layers(made):
+        x, _, _ = block(x, seq)
+    return x
+
+
+def _layers(made: Model):
+    for stack in zip(*[_unstacked(b) for b in made.blocks], strict=True):
+        yield from stack
+
+
+def _unstacked(stack):
+    repeats = jax.tree.leaves(stack)[0].shape[0]
+    return [jax.tree.map(lambda a, i=i: a[i], stack) for i in range(repeats)]
+
+
+@EVERY
+def test_views(mixer, part):
+    """Causal: exactly no gradient from the future, and some from the past. Both: from both sides.
+    Prefix: the prefix sees itself, the rest only the past. Segments never mix."""
+    # covers C8
+    made = tiny.model(tiny.config(mixer, part))
+    x = jax.random.normal(jax.random.key(2), (1, LENGTH, tiny.WIDTH))
+    window = getattr(part, "window", 0) if part else 0
+    lengths = [7, 3]  # and one of padding
+    document = np.repeat([1, 2, 0], [7, 3, 1])
+    for view in supported(mixer):
+        seq = tiny.packed(lengths, LENGTH, view)
+        flow = np.asarray(_influence(made, x, seq))  # [to, from]
+        i, j = np.mgrid[:LENGTH, :LENGTH]
+        same = (document[i] == document[j]) & (document[i] != 0)
+        may = same if view == "both" else same & (j <= i)
+        if view == "prefix" and MIXERS[mixer].views[view] == "full":
+            may |= same & np.asarray(seq.prefix)[0][j]
+        real = document != 0
+        inside = np.ix_(real, real)
+        assert (flow[inside][~may[inside]] == 0).all(), view
+        near = may & (abs(i - j) <= 1)  # every window holds its neighbours
+        assert (flow[near] != 0).all(), view
+        if not window:
+            assert (flow[may] != 0).all(), view
+
+
+def _influence(made, x, seq):
+    def one(x, to):
+        return jnp.sum(jnp.sin(vectors(made, x, seq)[0, to]))
+
+    rows = jax.jit(jax.vmap(jax.grad(one), (None, 0)))(x, jnp.arange(LENGTH))
+    return jnp.abs(rows[:, 0]).sum(-1)
+
+
+@EVERY
+def test_packed_documents_are_as_if_alone_and_padding_changes_nothing(mixer, part):
+    # covers N8 N17
+    made = tiny.model(tiny.config(mixer, part))
+    run = jax.jit(lambda m, t, s: m(t, s)[0])
+    ids = tiny.tokens(1, LENGTH)
+    for view in supported(mixer):
+        whole = run(made, ids, tiny.packed([4, 1, 3], LENGTH, view))
+        other = run(made, ids.at[:, 8:].set(7), tiny.packed([4, 1, 3], LENGTH, view))
+        np.testing.assert_array_equal(whole[:, :8], other[:, :8])
+        at = 0
+        for size in (4, 1, 3):
+            alone = run(made, ids[:, at : at + size], tiny.packed([size], size, view))
+            np.testing.assert_allclose(whole[:, at : at + size], alone, atol=2e-5)
+            at += size
+
+
+@EVERY
+def test_prefill_and_steps_are_the_parallel_form(mixer, part):
+    """Chunks of 4, 1, 1 and 3 tokens; the second row begins with padding."""
+    made = tiny.model(tiny.config(mixer, part, depth=3, layers=(f"{mixer}+mlp",) * 2))
+    ids, skip = tiny.tokens(2, 9), 2
+    segments = jnp.ones((2, 9), jnp.int32).at[1, :skip].set(0)
+    positions = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
+    whole, _, none = jax.jit(lambda m, t, s: m(t, s))(made, ids, Sequence(positions, segments))
+    assert none is None
+    state, at, parts = made.start(2, 9), 0, []
+    run = jax.jit(lambda m, t, s, state: m(t, s, state=state))
+    for size in (4, 1, 1, 3):
+        cut = slice(at, at + size)
+        seq = Sequence(positions[:, cut], segments[:, cut])
+        hidden, _, state = run(made, ids[:, cut], seq, state)
+        parts.append(hidden)
+        at += size
+    stepped = jnp.concatenate(parts, axis=1)
+    np.testing.assert_allclose(stepped[0], whole[0], atol=2e-5)
+    np.testing.assert_allclose(stepped[1, skip:], whole[1, skip:], atol=2e-5)
+
+
+@pytest.mark.parametrize(("mixer", "channel"), tiny.PAIRS)
+def test_scanned_unrolled_and_rematerialised_are_one_function(mixer, channel):
+    cfg = tiny.config(mixer, None, channel, depth=5, layers=(f"{mixer}+{channel}",) * 2)
+    made, ids, seq = tiny.model(cfg), tiny.tokens(1, 6), tiny.packed([6], 6)
+
+    def both(made):
+        return jax.jit(jax.value_and_grad(lambda m: jnp.sum(jnp.sin(m(ids, seq)[0]))))(made)
+
+    value, grads = both(made)
+    assert len(made.last) == 1  # five layers hold two repeats and one block more
+    for changes in ({"scan": False}, {"remat": "full"}, {"remat": "dots", "scan": False}):
+        other, others = both(tiny.replaced(made, **changes))
+        np.testing.assert_allclose(value, other, rtol=1e-5)
+        for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(others), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize(("mixer", "channel"), tiny.PAIRS)
+def test_every_mesh_computes_what_one_device_does(mixer, channel):
+    made = tiny.model(tiny.config(mixer, None, channel))
+    ids, seq = tiny.tokens(8, 8), Sequence.plain(8, 8)
+    run = jax.value_and_grad(lambda m, t, s: jnp.mean(m.logits(m(t, s)[0])[..., : tiny.VOCAB] ** 2))
+    value, grads = jax.jit(run)(made, ids, seq)
+    for sizes in ({}, {"model": 4}, {"replica": 2, "context": 2}, {"expert": 2, "data": 4}):
+        mesh = meshes.build(meshes.MeshConfig(**sizes))
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(made, meshes.layouts(mesh, made))
+            other, others = jax.jit(run)(placed, *jax.device_put((ids, seq), meshes.rows(mesh)))
+        np.testing.assert_allclose(value, other, rtol=1e-5)
+        for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(others), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@EVERY
+def test_precision(mixer, part):
+    """float64 in gives float64 out; float32 agrees with it; bfloat16 computes in bfloat16 on
+    float32 parameters, and the fast implementation agrees with the reference."""
+    # covers N6
+    with jax.enable_x64(True):
+        cfg = tiny.config(mixer, part, dtype="float64")
+        exact = tiny.model(cfg)
+        ids, seq = tiny.tokens(1, LENGTH), tiny.packed([6, 4], LENGTH)
+        wide = jax.jit(lambda m: m(ids, seq)[0])(exact)
+        assert wide.dtype == jnp.float64
+        assert {leaf.dtype for leaf in jax.tree.leaves(exact)} == {jnp.dtype("float64")}
+        slow = dataclasses.replace(getattr(cfg, mixer), implementation="reference")
+        slow = jax.jit(lambda m: m(ids, seq)[0])(tiny.replaced(exact, **{mixer: slow}))
+        np.testing.assert_allclose(wide[:, :10], slow[:, :10], rtol=1e-10, atol=1e-12)
+    made = tiny.model(tiny.config(mixer, part))
+    narrow = jax.jit(lambda m: m(ids, seq)[0])(made)
+    assert narrow.dtype == jnp.float32
+    np.testing.assert_allclose(narrow[:, :10], wide[:, :10], atol=5e-5)
+    half = tiny.replaced(made, dtype="bfloat16")
+    hidden = jax.jit(lambda m: m(ids, seq)[0])(half)
+    assert hidden.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(hidden[:, :10].astype(float), wide[:, :10], atol=0.15)
+
+
+@EVERY
+@pytest.mark.parametrize("length", [0, 1, 7])
+def test_values_and_gradients_are_finite_and_every_parameter_gets_one(mixer, part, length):
+    made = tiny.model(tiny.config(mixer, part))
+    ids, seq = tiny.tokens(2, length), Sequence.plain(2, length)
+
+    def loss(m):
+        return jnp.sum(jnp.sin(m.logits(m(ids, seq)[0])[..., : tiny.VOCAB]))
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(made)
+    assert jnp.isfinite(value)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(grads)[0]:
+        assert jnp.isfinite(leaf).all(), path
+        if length == 7 and "norm_k" not in str(path) and "b_k" not in str(path):
+            assert (leaf != 0).any(), path
+
+
+@EVERY
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_cost_counts_every_leaf_and_every_multiply_add(mixer, part, channel):
+    cfg = tiny.config(mixer, part, channel, depth=3, layers=(f"{mixer}+{channel}",) * 2)
+    slow = dataclasses.replace(getattr(cfg, mixer), implementation="reference")
+    made = tiny.replaced(tiny.model(cfg), scan=False, **{mixer: slow})
+    T = 6
+    bill = cost(made.config, T)
+    assert bill.params == sum(leaf.size for leaf in jax.tree.leaves(made))
+    ids, seq = tiny.tokens(1, T), Sequence.plain(1, T)
+    jaxpr = jax.make_jaxpr(lambda m: m.logits(m(ids, seq)[0]))(made)
+    matrix = sum(work.executed for work in bill.terms.values() if not work.elementwise)
+    assert multiply_adds(jaxpr.jaxpr) == T * matrix
+
+
+def multiply_adds(jaxpr) -> int:
+    """2 FLOPs for each product in every dot_general; a scan's body counts times its length."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contract, _), _ = eqn.params["dimension_numbers"]
+            shape = eqn.invars[0].aval.shape
+            total += 2 * eqn.outvars[0].aval.size * math.prod(shape[d] for d in contract)
+        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    total += times * multiply_adds(inner)
+    return total
