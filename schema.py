@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import sys
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
@@ -72,9 +73,26 @@ def config(cls: type[T]) -> type[T]:
 
 
 @functools.cache
-def annotations(cls: type) -> dict[str, Any]:
+def annotations(cls: Any) -> dict[str, Any]:
     """The annotations of `cls` with their ranges, by field."""
     return typing.get_type_hints(cls, include_extras=True)
+
+
+def changed(base: T, changes: Mapping[str, Any], path: str) -> T:
+    """`base` with `changes`, sections inside it changed in their turn; ConfigError below `path`."""
+    hints, new = annotations(type(base)), {}
+    for name, value in changes.items():
+        key = f"{path}.{name}"
+        if name not in hints:
+            raise ConfigError(f"unknown key {key}; {nearest(name, hints)}")
+        old = getattr(base, name)
+        if dataclasses.is_dataclass(old):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{key} is {value!r}, must be a section of named values")
+            new[name] = changed(old, value, key)
+        else:
+            new[name] = fit(value, hints[name], key)
+    return dataclasses.replace(base, **new)  # type: ignore[type-var]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -103,6 +121,8 @@ def fit(value: Any, hint: Any, key: str) -> Any:
             raise ConfigError(f"{key} is {value!r}, must be a section of named values")
         return Frozen(value)
     if hint is float and type(value) is int:
+        if abs(value) > sys.float_info.max:
+            raise ConfigError(f"{key} is an integer too large for a number")
         value = float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ConfigError(f"{key} is {value!r} ({type(value).__name__}), must be {_name(hint)}")

@@ -32,7 +32,7 @@ from arch.sequence import Sequence
 from arch.sharding import stacked
 from arch.terms import Amount, Aux
 from errors import ConfigError
-from schema import Count, Natural, annotations, config, fit, nearest
+from schema import Count, Natural, changed, config, nearest
 
 # To add a part: write its file, import it, name it here and in ModelConfig.
 MIXERS: dict[str, Any] = {"attention": Attention}
@@ -94,12 +94,7 @@ class ModelConfig:
         if variant not in self.variants:
             hint = nearest(variant, self.variants)
             raise ConfigError(f"model.layers has {name}@{variant}; model.variants: {hint}")
-        hints, changes = annotations(type(base)), self.variants[variant]
-        for key in changes:
-            if key not in hints:
-                path = f"model.variants.{variant}.{key}"
-                raise ConfigError(f"{path} is no setting of {name}; {nearest(key, hints)}")
-        return _changed(base, changes, f"model.variants.{variant}")
+        return changed(base, self.variants[variant], f"model.variants.{variant}")
 
     def cuts(self) -> dict[str, int]:
         """What tensor parallelism cuts along, by setting; ConfigError if a part does not fit."""
@@ -283,17 +278,3 @@ def _total(auxes: list[Aux]) -> Aux:
 def _widen(model: Model) -> None:
     for param in jax.tree.leaves(model, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)):
         param[...] = param[...].astype(jnp.float64)
-
-
-def _changed(base: Any, changes: Mapping, path: str) -> Any:
-    """`base` with `changes`, sections inside it changed in their turn."""
-    hints, new = annotations(type(base)), {}
-    for key, value in changes.items():
-        old = getattr(base, key)
-        nested = dataclasses.is_dataclass(old)
-        new[key] = (
-            _changed(old, value, f"{path}.{key}")
-            if nested
-            else fit(value, hints[key], f"{path}.{key}")
-        )
-    return dataclasses.replace(base, **new)

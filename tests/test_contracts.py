@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from arch import CHANNELS, MIXERS, Model, Sequence, cost
+from arch import CHANNELS, MIXERS, Sequence, cost
 from arch.sequence import VIEWS
 from training import mesh as meshes
 
@@ -21,37 +21,20 @@ def supported(mixer: str) -> list[str]:
     return [view for view in VIEWS if view in MIXERS[mixer].views]
 
 
-def vectors(made: Model, embedded: jax.Array, seq: Sequence) -> jax.Array:
-    """Hidden vectors from embedded ones: what gradients between positions are taken of."""
-    x = embedded
-    for block in _layers(made):
-        x, _, _ = block(x, seq)
-    return x
-
-
-def _layers(made: Model):
-    for stack in zip(*[_unstacked(b) for b in made.blocks], strict=True):
-        yield from stack
-
-
-def _unstacked(stack):
-    repeats = jax.tree.leaves(stack)[0].shape[0]
-    return [jax.tree.map(lambda a, i=i: a[i], stack) for i in range(repeats)]
-
-
 @EVERY
 def test_views(mixer, part):
     """Causal: exactly no gradient from the future, and some from the past. Both: from both sides.
     Prefix: the prefix sees itself, the rest only the past. Segments never mix."""
     # covers C8
-    made = tiny.model(tiny.config(mixer, part))
+    stack = tiny.model(tiny.config(mixer, part)).blocks[0]
+    block = jax.tree.map(lambda a: a[0], stack)
     x = jax.random.normal(jax.random.key(2), (1, LENGTH, tiny.WIDTH))
     window = getattr(part, "window", 0) if part else 0
     lengths = [7, 3]  # and one of padding
     document = np.repeat([1, 2, 0], [7, 3, 1])
     for view in supported(mixer):
         seq = tiny.packed(lengths, LENGTH, view)
-        flow = np.asarray(_influence(made, x, seq))  # [to, from]
+        flow = np.asarray(_influence(block, x, seq))  # [to, from]
         i, j = np.mgrid[:LENGTH, :LENGTH]
         same = (document[i] == document[j]) & (document[i] != 0)
         may = same if view == "both" else same & (j <= i)
@@ -66,11 +49,14 @@ def test_views(mixer, part):
             assert (flow[may] != 0).all(), view
 
 
-def _influence(made, x, seq):
-    def one(x, to):
-        return jnp.sum(jnp.sin(vectors(made, x, seq)[0, to]))
+@jax.jit
+def _influence(block, x, seq):
+    """How much each output [T] feels each input [T]."""
 
-    rows = jax.jit(jax.vmap(jax.grad(one), (None, 0)))(x, jnp.arange(LENGTH))
+    def one(x, to):
+        return jnp.sum(jnp.sin(block(x, seq)[0][0, to]))
+
+    rows = jax.vmap(jax.grad(one), (None, 0))(x, jnp.arange(LENGTH))
     return jnp.abs(rows[:, 0]).sum(-1)
 
 

@@ -146,10 +146,7 @@ def fitted(value: Any, hint: Any, key: str) -> Any:
         return _free(value, key)
     if isinstance(value, (list, tuple)):
         value = tuple(_resolved(item, key) for item in value)
-    try:
-        return fit(value, hint, key)
-    except OverflowError:
-        raise ConfigError(f"{key} is an integer too large for a number") from None
+    return fit(value, hint, key)
 
 
 def hints_of(cls: Any) -> dict[str, Any]:

@@ -1,0 +1,169 @@
+"""From a source and a tokenizer to a folder with three token stores, made once and kept.
+
+The folder appears by renaming, complete or not at all. Of builders at work on the same data one
+builds and the others wait; where a file system has no locks, the first to finish wins.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from data.files import Tally
+from data.sources import SOURCES, DataConfig, Source
+from data.store import FORMAT, Writer
+from data.tokenizers import Tokenizer, bpe_size, open_tokenizer, train_bpe
+from errors import DataError, DiskError
+
+SPLITS = ("train", "valid", "test")
+BLOCK = 4 << 20  # characters encoded at a time
+LOG = logging.getLogger(__name__)
+
+
+def ready(cfg: DataConfig) -> Path:
+    """The folder with the three stores and their tokenizer; built if it is not there."""
+    source = SOURCES[cfg.source](cfg)
+    cache = Path(cfg.cache).expanduser()
+    folder = cache / _key(source, cfg.tokenizer)
+    if not folder.exists():
+        with _disk(cache):
+            cache.mkdir(parents=True, exist_ok=True)
+            with _alone(folder):
+                if not folder.exists():
+                    _build(cfg, source, folder)
+    return folder
+
+
+def _key(source: Source, tokenizer: str) -> str:
+    """A name for what the stores are made from; a BPE follows from the source and its size."""
+    made = tokenizer if bpe_size(tokenizer) else open_tokenizer(tokenizer).fingerprint
+    parts = [FORMAT, source.identity, made]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _build(cfg: DataConfig, source: Source, folder: Path) -> None:
+    """Build beside `folder`, then rename; a builder that was overtaken uses what is there."""
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    partial.mkdir()
+    try:
+        if size := bpe_size(cfg.tokenizer):
+            print(f"learning a BPE vocabulary of {size} from the training split", file=sys.stderr)
+            texts = (text for split, text in source.read(Tally()) if split == "train")
+            tokenizer: Tokenizer = train_bpe(texts, size)
+        else:
+            tokenizer = open_tokenizer(cfg.tokenizer)
+        tokenizer.save(partial)
+        _write(cfg, source, tokenizer, partial)
+        if SOURCES[cfg.source](cfg).identity != source.identity:
+            raise DataError(f"{cfg.path} changed while it was read; run again")
+        for path in partial.rglob("*.*"):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        try:
+            partial.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(cfg: DataConfig, source: Source, tokenizer: Tokenizer, partial: Path) -> None:
+    tally = Tally()
+    writers = {split: Writer(partial / split, tokenizer) for split in SPLITS}
+    with _progress(source.size) as show:
+        block: list[tuple[str, str]] = []
+        waiting = 0
+        for split, text in source.read(tally):
+            block.append((split, text))
+            waiting += len(text)
+            if waiting >= BLOCK or len(block) >= BLOCK >> 8:
+                _add(writers, tokenizer, block)
+                show(tally.read, writers)
+                block, waiting = [], 0
+        _add(writers, tokenizer, block)
+        show(tally.read, writers)
+    for split, writer in writers.items():
+        if not writer.tokens:
+            counts = ", ".join(f"{w.documents} {name}" for name, w in writers.items())
+            raise DataError(
+                f"no tokens in the {split} split of {cfg.path or cfg.source} (documents: {counts}; "
+                f"empty {writer.dropped}, skipped {tally.skipped[split]}); set data.{split}_path, "
+                "or data.separator to cut files into documents"
+            )
+        counted = {"skipped": tally.skipped[split], "replaced": tally.replaced[split]}
+        writer.finish({"split": split, **counted, "source": source.identity})
+        if any(counted.values()):
+            LOG.warning("%s: %s of the %s split", cfg.path, counted, split)
+
+
+def _add(writers: dict[str, Writer], tokenizer: Tokenizer, block: list[tuple[str, str]]) -> None:
+    ids = tokenizer.encode([text for _, text in block])
+    for split, writer in writers.items():
+        mine = [i for i, (name, _) in enumerate(block) if name == split]
+        writer.add([ids[i] for i in mine], [len(block[i][1].encode()) for i in mine])
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int, dict[str, Writer]], None]]:
+    """Show how far the source is read: a bar on a terminal, else a line now and then."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[tokens]}"))
+    with Progress(
+        *columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("building the token store", total=total or None, tokens="")
+        shown = began = time.monotonic()
+
+        def show(read: int, writers: dict[str, Writer]) -> None:
+            nonlocal shown
+            tokens = f"{sum(w.tokens for w in writers.values()):,} tokens"
+            bar.update(task, completed=read, tokens=tokens)
+            if not console.is_terminal and time.monotonic() - shown > 10:
+                shown = time.monotonic()
+                share = f"{read / total:.0%} of the source" if total else "the source goes on"
+                took = f"{shown - began:.0f} s"
+                print(f"building the token store: {tokens}, {share}, {took}", file=sys.stderr)
+
+        yield show
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder`; what a killed builder left is cleared away under it."""
+    with folder.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waiting for another process that builds this token store", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # no locks here: builders race, and the first to rename wins
+            yield
+            return
+        for stale in folder.parent.glob(f"{folder.name}.*.partial"):
+            shutil.rmtree(stale, ignore_errors=True)
+        yield
+
+
+@contextlib.contextmanager
+def _disk(cache: Path) -> Iterator[None]:
+    """Trouble with the cache's disk as a DiskError."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(
+            f"data.cache {cache}: {error.strerror or error}; no store was kept; "
+            "free space or set data.cache to another folder"
+        ) from error

@@ -1,0 +1,170 @@
+"""Bytes of a file, plain or compressed, cut into documents and decoded under a policy.
+
+Nothing is translated: line ends, NULs and odd code points come out as they went in. Only a UTF-8
+byte order mark at the start of a file is dropped, being a signature and no text.
+"""
+
+import bz2
+import functools
+import glob
+import gzip
+import lzma
+import os
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import zstandard
+
+from errors import DataError
+
+BOM = b"\xef\xbb\xbf"
+BLOCK = 1 << 20
+
+
+@dataclass
+class Tally:
+    """What a pass over a source met: bytes read from disk, and documents by split."""
+
+    read: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    replaced: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What becomes of a document that cannot be read as it is; `split` is where it is counted."""
+
+    errors: str  # strict, replace, skip
+    split: str
+    tally: Tally
+
+    def refuse(self, message: str) -> None:
+        """Raise under every policy but skip, under which the document is counted and left out."""
+        if self.errors != "skip":
+            raise DataError(message)
+        self.tally.skipped[self.split] += 1
+
+    def decode(self, raw: bytes, path: Path, offset: int) -> str | None:
+        """The text of `raw`, which stands at `offset` in the file; None: skipped."""
+        try:
+            return raw.decode()
+        except UnicodeDecodeError as error:
+            if self.errors == "replace":
+                self.tally.replaced[self.split] += 1
+                return raw.decode(errors="replace")
+            utf16 = offset == 0 and raw[:2] in (b"\xff\xfe", b"\xfe\xff")
+            way = "it looks like UTF-16: convert it" if utf16 else "or set data.errors to replace"
+            self.refuse(
+                f"{path}: byte {offset + error.start} is not UTF-8 "
+                f"(0x{raw[error.start]:02x}: {error.reason}); {way}, or to skip"
+            )
+            return None
+
+    def wellformed(self, text: str, where: str) -> str | None:
+        """`text` if it is encodable: JSON can spell lone surrogates; None: skipped."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            if self.errors == "replace":
+                self.tally.replaced[self.split] += 1
+                return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+            self.refuse(
+                f"{where}: character {error.start} is the lone surrogate "
+                f"{ascii(text[error.start])}; set data.errors to replace or skip"
+            )
+            return None
+        return text
+
+
+def expand(patterns: str) -> list[Path]:
+    """The files that `patterns` names: files, globs and folders, separated by commas."""
+    whole = os.path.exists(Path(patterns).expanduser())  # a name may hold a comma
+    names = [patterns] if whole else patterns.split(",")
+    found: dict[Path, None] = {}
+    for name in filter(None, map(str.strip, names)):
+        path = Path(name).expanduser()
+        literal = os.path.exists(path)
+        matches = [path] if literal else map(Path, glob.glob(str(path), recursive=True))
+        files = sorted(file for match in matches for file in _within(match))
+        if not files:
+            raise DataError(f"no file matches {name!r}; paths are relative to {Path.cwd()}")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def chunks(path: Path, tally: Tally) -> Iterator[bytes]:
+    """The content of `path` in blocks, unpacked by its suffix; damage is a DataError."""
+    before = tally.read
+    try:
+        with path.open("rb") as raw:
+            for block in UNPACK.get(path.suffix.lower(), _plain)(raw):
+                tally.read = before + raw.tell()
+                yield block
+    except (EOFError, OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
+        raise DataError(f"{path} cannot be read: {error or type(error).__name__}") from error
+
+
+def cut(blocks: Iterable[bytes], separator: bytes) -> Iterator[tuple[int, bytes]]:
+    """The parts between separators with their offsets; no separator: the whole as one part.
+
+    A separator that ends the file opens no further part. Holds one part in memory.
+    """
+    if not separator:
+        yield 0, b"".join(blocks)
+        return
+    offset, scanned, rest = 0, 0, bytearray()
+    for block in blocks:
+        rest += block
+        start = 0
+        while (end := rest.find(separator, max(start, scanned))) >= 0:
+            yield offset + start, bytes(rest[start:end])
+            start = end + len(separator)
+        del rest[:start]
+        offset += start
+        scanned = max(0, len(rest) - len(separator) + 1)
+    if rest:
+        yield offset, bytes(rest)
+
+
+def _within(path: Path) -> Iterator[Path]:
+    """The file itself, or every file below a folder; hidden ones are left out."""
+    if path.is_dir():
+        for file in path.rglob("*"):
+            if file.is_file() and not any(p[0] == "." for p in file.relative_to(path).parts):
+                yield file
+    elif path.exists():
+        yield path
+
+
+def _plain(raw: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: raw.read(BLOCK), b"")
+
+
+def _packed(opener: Callable, raw: BinaryIO) -> Iterator[bytes]:
+    with opener(raw) as stream:
+        yield from _plain(stream)
+
+
+def _zstd(raw: BinaryIO) -> Iterator[bytes]:
+    """All frames of a file. zstandard's own reader ends a truncated file without a word."""
+    frame = None
+    for block in iter(lambda: raw.read(BLOCK >> 6), b""):
+        while block:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            yield frame.decompress(block)
+            block = frame.unused_data if frame.eof else b""
+            frame = None if frame.eof else frame
+    if frame:
+        raise EOFError("the last zstd frame ends early")
+
+
+UNPACK: dict[str, Callable[[BinaryIO], Iterator[bytes]]] = {
+    ".gz": functools.partial(_packed, gzip.open),
+    ".bz2": functools.partial(_packed, bz2.open),
+    ".xz": functools.partial(_packed, lzma.open),
+    ".zst": _zstd,
+}

@@ -1,0 +1,39 @@
+"""Small token stores and a plain objective for the tests of `data`."""
+
+from pathlib import Path
+
+import numpy as np
+
+from data.store import Store, Writer
+from data.tokenizers import ByteTokenizer
+
+BOS, EOS, VOCAB = 257, 258, 365  # of the byte tokenizer, fixed by DESIGN
+
+
+def made_store(folder: Path, documents: list[np.ndarray]) -> Store:
+    """A store of byte documents; empty ones are dropped on the way."""
+    writer = Writer(folder, ByteTokenizer())
+    writer.add(documents, [len(d) for d in documents])
+    writer.finish({})
+    return Store(folder)
+
+
+def distinct(lengths: list[int]) -> list[np.ndarray]:
+    """Documents of these lengths, as different as bytes allow."""
+    rng = np.random.default_rng(7)
+    return [rng.integers(256, size=n).astype(np.int32) for n in lengths]
+
+
+def next_token(pieces: list[np.ndarray], length: int, rng: np.random.Generator) -> dict:
+    """The row of a causal language model, and one random number."""
+    row = {n: np.zeros(length, np.int32) for n in ("tokens", "targets", "positions", "segments")}
+    at = 0
+    for segment, piece in enumerate(pieces, start=1):
+        end = at + len(piece) - 1
+        row["tokens"][at:end], row["targets"][at:end] = piece[:-1], piece[1:]
+        row["positions"][at:end] = np.arange(end - at)
+        row["segments"][at:end] = segment
+        at = end
+    weights = (row["segments"] > 0).astype(np.float32)
+    noise = np.full(length, rng.integers(1 << 30))
+    return row | {"weights": weights, "prefix": np.zeros(length, bool), "noise": noise}
