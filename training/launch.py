@@ -1,5 +1,6 @@
 """From settings to a run: data, mesh, program, run folder, loop; or only a dry run's report."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,17 @@ def dry_run(settings: Settings, origins: dict[str, str]) -> None:
     """Print what the run would be."""
     _, made = prepared(settings)
     report.show(report.tables(made, origins, memory.estimate(made)))
+
+
+def preflight(settings: Settings, origins: dict[str, str]) -> None:
+    """What a dry run prints, then the compiler's own memory, and how long it took."""
+    _, made = prepared(settings)
+    estimate = memory.estimate(made)
+    report.show(report.tables(made, origins, estimate))
+    began = time.perf_counter()
+    compiled = made.compiled()
+    seconds = time.perf_counter() - began
+    report.show([report.compared(sum(estimate.values()), memory.measured(compiled), seconds)])
 
 
 def train(

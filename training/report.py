@@ -106,6 +106,17 @@ def _memory(memory: dict[str, int], program: Program) -> Table:
     return table
 
 
+def compared(estimate: int, measured: dict[str, int], seconds: float) -> Table:
+    """The compiler's memory beside the estimate."""
+    table = Table("component", "per device", title=f"Compiled in {seconds:.1f} s")
+    for name, count in measured.items():
+        table.add_row(name, mebibytes(count))
+    total = sum(measured.values())
+    table.add_row("all", mebibytes(total), style="bold")
+    table.add_row("estimate", f"{mebibytes(estimate)} ({estimate / total:.0%})")
+    return table
+
+
 def bytes_per_device(tree: Any) -> int:
     """Of arrays or shapes with shardings."""
     return sum(

@@ -1,0 +1,1 @@
+"""Experiments as lab notes: claim, command, expected number; only differences from the defaults."""

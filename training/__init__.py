@@ -1,0 +1,1 @@
+"""How a run is trained: settings, step, loop, mesh, optimizer, checkpoints, run folder, log."""

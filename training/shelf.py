@@ -1,0 +1,124 @@
+"""The folder of a run's checkpoints on disk: whose it is, what may be deleted, and when.
+
+Nothing is deleted but in a folder with this run's marker, and there only what has the form of our
+own: folders left by a kill, and sealed checkpoints of this run. Strays are left alone.
+"""
+
+import os
+import re
+import secrets
+from pathlib import Path
+
+import jax
+
+from errors import CheckpointError
+from training import manifest, restore
+from training.files import disk, inside, read_json, remove_tree, sync_folder, write_json
+from training.restore import steps
+
+LEFT_OVER = re.compile(r"\d+\.\w+\.(writing|discarded)")
+REPLACED = re.compile(r"(\d+)\.replaced")
+MARKER = "OWNER.json"
+
+
+class Shelf:
+    """Checkpoints by step below `root`, in the hands of the owner of the run's lock."""
+
+    def __init__(self, root: Path, *, run_id: str, verify: bool):
+        self.root = inside(root.parent, root.name)
+        self._run_id, self._verify = run_id, verify
+        # Every process must name a folder alike; one process alone keeps out of its own past.
+        self._token = secrets.token_hex(4) if jax.process_count() == 1 else "all"
+        if jax.process_index() == 0:
+            self._own()
+
+    def writing(self, step: int) -> Path:
+        """Where a save of `step` is written until it is sealed."""
+        return self.root / f"{step}.{self._token}.writing"
+
+    def publish(self, folder: Path, step: int, tainted: bool) -> None:
+        """Rename into place. A checkpoint that is there is kept until then, a stray for good."""
+        target, replaced = self.root / str(step), self.root / f"{step}.replaced"
+        if os.path.lexists(target):
+            old = manifest.look(target, hashes=False)
+            if tainted and old.content and not old.problem and not old.content.get("tainted"):
+                remove_tree(folder, self.root)  # a good one is never replaced by a bad one
+                return
+            if old.content:
+                os.rename(target, replaced)
+            else:
+                self.set_aside(target)
+        os.rename(folder, target)
+        sync_folder(self.root)
+        if replaced.is_dir():
+            remove_tree(replaced, self.root)
+
+    def prune(self, newest: int, keep: int) -> None:
+        """Delete this run's checkpoints but the last `keep` good ones up to `newest`, a good one.
+
+        Those beyond `newest` were left behind when the run went back.
+        """
+        good = 0
+        for step in sorted(steps(self.root), key=lambda n: (n <= newest, n), reverse=True):
+            path = self.root / str(step)
+            try:
+                found = manifest.look(path, hashes=False)
+            except CheckpointError:
+                continue  # of a newer format: not ours to delete
+            if found.problem or not found.content or found.content["run_id"] != self._run_id:
+                continue
+            if step <= newest and not found.content.get("tainted") and good < keep:
+                good += 1
+                continue
+            gone = self.root / f"{step}.{self._token}.discarded"
+            os.rename(path, gone)
+            remove_tree(gone, self.root)
+
+    def make_room(self) -> None:
+        for entry in list(self.root.iterdir()):
+            if LEFT_OVER.fullmatch(entry.name) and not entry.is_symlink():
+                remove_tree(entry, self.root)
+        last = restore.search(self.root, hashes=self._verify).step
+        if last is not None:
+            self.prune(last, 1)
+
+    def set_aside(self, path: Path) -> Path:
+        """Move a damaged checkpoint or a stray to `corrupt/`, under a name that is free there."""
+        with disk(path):
+            there = inside(self.root, "corrupt")
+            there.mkdir(exist_ok=True)
+            names = (f"{path.name}.{n}" if n else path.name for n in range(10**6))
+            target = next(there / name for name in names if not os.path.lexists(there / name))
+            os.rename(path, target)
+            sync_folder(self.root)
+        return target
+
+    def _own(self) -> None:
+        """Mark the folder as this run's, and clear away what a kill left."""
+        with disk(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            marker = read_json(self.root / MARKER)
+            names = [entry.name for entry in self.root.iterdir() if not entry.is_symlink()]
+            if marker is None:
+                sealed = [n for n in steps(self.root) if self._sealed(n)]
+                if sealed or any(LEFT_OVER.fullmatch(n) or REPLACED.fullmatch(n) for n in names):
+                    raise CheckpointError(
+                        f"{self.root} has checkpoints but no {MARKER}: it is not known whose they "
+                        "are; use another --workdir, or --init_from for the parameters"
+                    )
+                write_json(self.root / MARKER, {"run_id": self._run_id})
+            elif marker.get("run_id") != self._run_id:
+                raise CheckpointError(
+                    f"{self.root} is of run {marker.get('run_id')}, not of this run "
+                    f"({self._run_id}); use another --workdir, or --init_from for the parameters"
+                )
+            for name in filter(LEFT_OVER.fullmatch, names):
+                remove_tree(self.root / name, self.root)
+            for match in filter(None, map(REPLACED.fullmatch, names)):
+                if self._sealed(int(match[1])):
+                    remove_tree(self.root / match[0], self.root)
+                else:
+                    os.rename(self.root / match[0], self.root / match[1])
+
+    def _sealed(self, step: int) -> bool:
+        return (self.root / str(step) / manifest.NAME).is_file()
