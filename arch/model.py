@@ -277,4 +277,4 @@ def _total(auxes: list[Aux]) -> Aux:
 
 def _widen(model: Model) -> None:
     for param in jax.tree.leaves(model, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)):
-        param[...] = param[...].astype(jnp.float64)
+        param.set_value(param[...].astype(jnp.float64))

@@ -20,7 +20,7 @@ from training.run import open_run
 LOGGER = logging.getLogger("isoflop")
 METRICS = {
     "loss": 2.34567,
-    "bits_per_byte": 1.98765,
+    "bits_per_byte": 1.98767,
     "tokens_per_second": 12345.0,
     "mfu": 0.423,
     "data_wait": 0.004,

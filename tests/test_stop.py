@@ -157,8 +157,8 @@ def test_faults_strike_in_the_first_attempt_only():
 
 def test_a_hang_hangs_until_it_is_interrupted():
     with pytest.raises(KeyboardInterrupt), GracefulStop():
-        timer = threading.Timer(0.1, lambda: (send("SIGINT"), send("SIGINT")))
-        timer.start()
+        for delay in (0.1, 0.4):
+            threading.Timer(delay, send, ["SIGINT"]).start()
         Faults("hang@9").at_step(9)
 
 
@@ -166,22 +166,26 @@ def test_a_hang_hangs_until_it_is_interrupted():
 
 STOPPED = """
     import sys, time, jax.numpy as jnp
+    from errors import Preempted
     from training.checkpoint import CheckpointConfig, Checkpoints
     from training.faults import Faults
     from training.run import open_run
     from training.stop import GracefulStop
     record = {"format": 1, "run_id": "abc", "created": "", "settings": {}, "fingerprints": {}}
-    with GracefulStop() as stop, open_run(sys.argv[1], record) as run:
-        with Checkpoints(run, CheckpointConfig(), Faults()) as store:
-            start = store.latest() or 0
-            run.begin(start)
-            print("begun", start, flush=True)
-            for step in range(start + 1, 10**6):
-                time.sleep(0.01)
-                run.write_metrics(step, {"loss": 1.0})
-                if stop.requested:
-                    store.save(step, {"learner": {"w": jnp.ones(3)}}, {}, wait=True)
-                    raise SystemExit(run.__exit__(None, stop.preempted(step), None) or 75)
+    try:
+        with GracefulStop() as stop, open_run(sys.argv[1], record) as run:
+            with Checkpoints(run, CheckpointConfig(), Faults()) as store:
+                start = store.latest() or 0
+                run.begin(start)
+                print("begun", start, flush=True)
+                for step in range(start + 1, 10**6):
+                    time.sleep(0.01)
+                    run.write_metrics(step, {"loss": 1.0})
+                    if stop.requested:
+                        store.save(step, {"learner": {"w": jnp.ones(3)}}, {}, wait=True)
+                        raise stop.preempted(step)
+    except Preempted as error:
+        sys.exit(error.code)
 """
 
 

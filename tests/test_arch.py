@@ -1,0 +1,250 @@
+"""The backbone: what its settings refuse, what it costs, what is special about each part."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from golden import golden
+
+from arch import ModelConfig, Sequence, cost
+from arch.attention import Attention, AttentionConfig
+from arch.block import BlockConfig
+from arch.embedding import EmbedConfig, HeadConfig
+from arch.ledger import Place
+from arch.mlp import ACTIVATIONS, Mlp, MlpConfig
+from arch.norms import NormConfig, layer_norm, rms_norm
+from arch.positions import PositionsConfig, RopeConfig, alibi_slopes, rope, rotate
+from errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"width": 100, "attention": AttentionConfig(heads=8)}, ["100", "heads 8", "96 or 104"]),
+        ({"layers": ("atention+mlp",)}, ["'atention'", "did you mean 'attention'"]),
+        ({"layers": ("attention+mpl",)}, ["'mpl'", "did you mean 'mlp'"]),
+        ({"layers": ("attention",)}, ["'attention'", "mixer+channel"]),
+        ({"layers": ()}, ["empty"]),
+        ({"layers": ("attention@far+mlp",)}, ["attention@far", "variants"]),
+        ({"depth": 1, "layers": ("attention+mlp",) * 2}, ["depth 1", "nearest: 2"]),
+        ({"dtype": "float16"}, ["'float16'", "did you mean 'float32'"]),
+        ({"dtype": "float64"}, ["jax_enable_x64"]),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused_in_one_line(changes, said):
+    # covers C9 C13 N6
+    with pytest.raises(ConfigError) as error:
+        ModelConfig(**changes)
+    message = str(error.value)
+    assert "\n" not in message
+    for words in said:
+        assert words in message
+
+
+def test_heads_must_divide_and_variants_must_name_settings():
+    # covers C9
+    with pytest.raises(ConfigError, match="kv_heads 3 does not divide attention.heads 8.*1, 2, 4"):
+        AttentionConfig(heads=8, kv_heads=3)
+    with pytest.raises(ConfigError, match="variants.local.windw; did you mean 'window'"):
+        tiny.config(layers=("attention@local+mlp",), variants={"local": {"windw": 2}})
+    with pytest.raises(ConfigError, match=r"variants.local.rope.theta is -1"):
+        changes = {"local": {"rope": {"theta": -1.0}}}
+        tiny.config(layers=("attention@local+mlp",), variants=changes)
+
+
+def test_variants_of_a_part_interleave():
+    layers = ("attention@local+mlp", "attention+mlp")
+    cfg = tiny.config(layers=layers, depth=5, variants={"local": {"window": 2}})
+    made = tiny.model(cfg)
+    assert [b.mixer.cfg.window for b in made.blocks] == [2, 0]
+    assert len(made.last) == 1 and made.last[0].mixer.cfg.window == 2
+    assert made.blocks[0].mixer.w_q.shape == (2, 16, 16)
+    assert tuple(made.blocks[0].mixer.w_q.get_metadata()["out_sharding"]) == (None, "data", "model")
+
+
+def test_published_counts_and_pinned_flops():
+    """reference figures: d=1024, T=2048, 16 heads of 64; V=32000; f=2816."""
+    place = Place(2048)
+    sixteen = AttentionConfig(heads=16)
+    work = Attention.cost(1024, sixteen, place).work
+    assert work["projections"].executed == 8_388_608
+    assert work["core"].executed == 4_196_352
+    grouped = dataclasses.replace(sixteen, kv_heads=4)
+    assert Attention.cost(1024, grouped, place).work["projections"].executed == 5_242_880
+    windowed = dataclasses.replace(sixteen, window=512)
+    assert Attention.cost(1024, windowed, place).work["core"].executed == 1_835_520
+    assert Mlp.cost(1024, MlpConfig(width=2816), place).work["mlp"].executed == 17_301_504
+    model = ModelConfig(width=1024, depth=1, vocab=32000, attention=sixteen)
+    assert cost(model, 2048).head_flops == 65_536_000
+    assert cost(model, 2048, logits=0.25).head_flops == 16_384_000
+
+
+GPT2 = ModelConfig(
+    width=768,
+    depth=12,
+    vocab=50257,
+    vocab_multiple=1,
+    attention=AttentionConfig(heads=12, position="none", bias_qkv=True, bias_out=True),
+    mlp=MlpConfig(gated=False, activation="gelu_tanh", bias=True),
+    norm=NormConfig(kind="layer", eps=1e-5),
+    positions=PositionsConfig(learned=True, length=1024),
+)
+LLAMA2_7B = ModelConfig(
+    width=4096,
+    depth=32,
+    vocab=32000,
+    attention=AttentionConfig(heads=32),
+    mlp=MlpConfig(width=11008),
+    head=HeadConfig(tied=False),
+)
+MISTRAL_7B = dataclasses.replace(
+    LLAMA2_7B,
+    attention=AttentionConfig(heads=32, kv_heads=8, window=4096),
+    mlp=MlpConfig(width=14336),
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "published"),
+    [(GPT2, 124_439_808), (LLAMA2_7B, 6_738_415_616), (MISTRAL_7B, 7_241_732_096)],
+)
+def test_published_models_have_their_published_parameters(model, published):
+    from arch import Model
+
+    shapes = jax.eval_shape(lambda: Model(model, key=jax.random.key(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == published
+    assert cost(model, 1024).params == published
+
+
+@pytest.mark.parametrize("view", ["causal", "prefix", "both"])
+@pytest.mark.parametrize("window", [0, 1, 3, 4, 9])
+def test_mean_keys_are_those_of_the_mask(view, window):
+    T, P = 7, 4
+    i, j = np.mgrid[:T, :T]
+    seen = (j <= i) | (view == "both") | ((view == "prefix") & (j < P))
+    if window:
+        reach = window // 2 if view == "both" else window - 1
+        seen &= abs(i - j) <= reach
+    assert Place(T, view, P).keys(window) == pytest.approx(seen.sum() / T)
+
+
+@pytest.mark.parametrize("wiring", ["pre", "post", "sandwich", "parallel"])
+def test_wirings_follow_their_formulas(wiring):
+    cfg = tiny.config(depth=1, block=BlockConfig(wiring=wiring))
+    block = jax.tree.map(lambda a: a[0], tiny.model(cfg).blocks[0])
+    x, seq = jax.random.normal(jax.random.key(0), (1, 5, 16)), Sequence.plain(1, 5)
+
+    def mixer(x):
+        return block.mixer(x, seq)[0]
+
+    def channel(x):
+        return block.channel(x, seq)[0]
+
+    n, m = block.norm_mixer, block.norm_channel
+    if wiring == "pre":
+        y = x + mixer(n(x))
+        expected = y + channel(m(y))
+    elif wiring == "post":
+        y = n(x + mixer(x))
+        expected = m(y + channel(y))
+    elif wiring == "sandwich":
+        y = x + block.norm_mixed(mixer(n(x)))
+        expected = y + block.norm_channelled(channel(m(y)))
+    else:
+        expected = x + mixer(n(x)) + channel(m(x))
+    np.testing.assert_allclose(block(x, seq)[0], expected, atol=1e-5)
+
+
+def test_embedding_scale_positions_head_cap_and_padding_of_the_vocabulary():
+    cfg = tiny.config(
+        depth=1,
+        embed=EmbedConfig(scale=4.0, norm=True),
+        positions=PositionsConfig(learned=True, length=8, offset=2),
+        head=HeadConfig(tied=False, bias=True, scale=0.5, cap=3.0),
+    )
+    made = tiny.model(cfg)
+    ids, seq = tiny.tokens(1, 6), Sequence.plain(1, 6)
+    e = made.embed
+    x = e.table[...][ids] * 4 + e.positions.table[...][2:8][None]
+    np.testing.assert_allclose(e(ids, seq, jnp.float32, None), e.norm(x), rtol=1e-5)
+    hidden = jax.random.normal(jax.random.key(3), (1, 6, 16))
+    logits = made.logits(hidden)
+    assert logits.shape == (1, 6, 128)
+    raw = 0.5 * hidden @ made.head.table[...].T + made.head.bias[...]
+    np.testing.assert_allclose(logits[..., :40], 3 * np.tanh(raw / 3)[..., :40], rtol=1e-4)
+    assert (logits[..., 40:] == jnp.finfo(jnp.float32).min).all()
+
+
+def test_dropout_needs_a_key_and_leaves_the_mean():
+    cfg = tiny.config(block=BlockConfig(dropout=0.5), embed=EmbedConfig(dropout=0.1))
+    made, ids, seq = tiny.model(cfg), tiny.tokens(2, 6), Sequence.plain(2, 6)
+    run = jax.jit(lambda m, key: m(ids, seq, key=key)[0])
+    still = [run(made, None) for _ in range(2)]
+    np.testing.assert_array_equal(*still)
+    first, again, other = (run(made, jax.random.key(k)) for k in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other) and not np.allclose(first, still[0])
+
+
+def test_a_state_of_too_few_tokens_is_refused():
+    made = tiny.model(tiny.config())
+    with pytest.raises(ValueError, match="5 tokens do not fit a cache of 3"):
+        made(tiny.tokens(1, 5), Sequence.plain(1, 5), state=made.start(1, 3))
+
+
+@pytest.mark.parametrize("name", ["norms", "activations", "rope"])
+def test_goldens(name):
+    """float64 references made by other implementations (tests/goldens/ops)."""
+    # covers N7
+    with jax.enable_x64(True):
+        for case, options, tensors in golden(name):
+            got = CHECKS[name](case, options, tensors)
+            if got is not None:
+                np.testing.assert_allclose(got, tensors["y"], rtol=1e-10, atol=1e-12, err_msg=case)
+
+
+def _norm(case, options, t):
+    scale, bias = t.get("w"), t.get("b")
+    if "layer" in case:
+        return layer_norm(t["x"], scale, bias, options["eps"])
+    return rms_norm(t["x"], 1 + scale if "plus_one" in case else scale, options["eps"])
+
+
+def _activation(case, options, t):
+    name = {"bloom_gelu": "gelu_bloom", "gelu_new": "gelu_tanh"}.get(case, case)
+    return ACTIVATIONS[name](t["x"]) if name in ACTIVATIONS else None
+
+
+def _rope(case, options, t):
+    style = {"half": "half", "pair": "pairs"}[options["style"]]
+    x, positions, factor = (
+        t["x"][None],
+        jnp.asarray(t["positions"])[None],
+        options["attention_factor"],
+    )
+    if options["kind"] == "default":
+        cfg = RopeConfig(theta=options["theta"], width=options["dim"], style=style)
+        np.testing.assert_allclose(rope(x, positions, cfg)[0], t["y"], rtol=1e-9, atol=1e-11)
+    angle = positions[..., None, None] * t["inv_freq"]
+    return rotate(x, factor * jnp.cos(angle), factor * jnp.sin(angle), style)[0]
+
+
+CHECKS = {"norms": _norm, "activations": _activation, "rope": _rope}
+
+
+def test_alibi_slopes_golden():
+    for _, _, t in golden("position_bias"):
+        if "slopes" in t:
+            np.testing.assert_allclose(alibi_slopes(len(t["slopes"])), t["slopes"], rtol=1e-12)
+
+
+def test_norms_accumulate_in_float32():
+    # covers N7
+    x = (100 + np.random.default_rng(0).normal(size=(2, 4096))).astype(np.float64)
+    half = jnp.asarray(x, jnp.bfloat16)
+    wide = np.asarray(half, np.float64)
+    expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(rms_norm(half, None, 1e-6).astype(float), expected, rtol=4e-3)

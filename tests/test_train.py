@@ -1,0 +1,252 @@
+"""Runs from the command line, in this process: what a user types, what is left behind, what it says.
+
+One tiny model on a text made here; every run compiles once, so each test asks much of few runs.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import train
+from training import restore
+from training.command import guarded
+from training.run import RunFolder
+
+ROOT = Path(__file__).parents[1]
+WORDS = "the quick brown fox jumps over the lazy dog and sees that all is well".split()
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A folder with a text of 60 documents, and flags for a tiny run on it."""
+    folder = tmp_path_factory.mktemp("text")
+    rng = np.random.default_rng(0)
+    documents = [" ".join(rng.choice(WORDS, 40)) for _ in range(60)]
+    (folder / "text.txt").write_text("\n\n".join(documents))
+    return folder
+
+
+def flags(text: Path, workdir: Path, *more: str) -> list[str]:
+    settings = {
+        "data.source": "text",
+        "data.path": text / "text.txt",
+        "data.separator": "\\n\\n",
+        "data.cache": text / "cache",
+        "model.width": 16,
+        "model.depth": 1,
+        "train.batch": 8,
+        "train.length": 16,
+        "train.steps": 6,
+        "checkpoint.every": 2,
+        "log.every": 1,
+        "eval.batch": 8,
+        "eval.sample": 4,
+    }
+    own = [f"--config.{key}={value}" for key, value in settings.items()]
+    return [*own, f"--workdir={workdir}", *more]
+
+
+def run(*argv: str) -> int:
+    return guarded(train.run, list(argv))
+
+
+def parameters(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    """Every leaf of a checkpoint, bit for bit."""
+    root = workdir / "checkpoints"
+    leaves = restore.read_manifest(root, step, hashes=True)["leaves"]
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = {
+        name: jax.ShapeDtypeStruct(tuple(e["shape"]), e["dtype"], sharding=place)
+        for name, e in leaves.items()
+    }
+    arrays = restore._read(root, step, shapes)
+    return {name: np.asarray(a) for name, a in zip(shapes, arrays, strict=True)}
+
+
+def kinds(workdir: Path) -> list[str]:
+    return [event["event"] for event in RunFolder(workdir).events()]
+
+
+@pytest.fixture(scope="module")
+def whole(text, tmp_path_factory):
+    """A run of six steps without interruption."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    assert run(*flags(text, workdir)) == 0
+    return workdir
+
+
+def test_a_run_leaves_everything_that_is_needed_to_judge_it(whole, text, capsys):
+    # covers P6 K20
+    record = json.loads((whole / "run.json").read_text())
+    assert record["settings"]["model"]["vocab"] == 365
+    assert record["cost"]["params"] > 0 and record["fingerprints"]["data"]
+    rows = RunFolder(whole).metrics()
+    assert [row["step"] for row in rows] == list(range(1, 7))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert len({row["data_hash"] for row in rows}) == 6
+    assert rows[0]["learning_rate"] == pytest.approx(3e-3)
+    assert rows[-1]["tokens"] == 6 * 8 * 16
+    scores = json.loads((whole / "eval" / "6" / "bits_per_byte.json").read_text())
+    values = {score["name"]: score["value"] for score in scores["scores"]}
+    assert 1 < values["valid/bits_per_byte"] < 12 and 1 < values["test/bits_per_byte"] < 12
+    assert RunFolder(whole).status()["state"] == "finished"
+    # Once more: nothing to do, and it says so; another length of the run needs a word.
+    assert run(*flags(text, whole)) == 0
+    assert "already finished at step 6" in capsys.readouterr().out
+    assert run(*flags(text, whole, "--config.train.steps=8")) == 2
+    assert "--resume=extend" in capsys.readouterr().err
+    assert run(*flags(text, whole, "--config.model.width=32")) == 2
+    said = capsys.readouterr().err
+    assert "model.width 16 -> 32" in said and "--workdir" in said and len(said.splitlines()) == 1
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(whole, text, tmp_path):
+    # covers P1 P3 K2 K21 N22
+    other = tmp_path / "stopped"
+    assert run(*flags(text, other, "--config.debug.fault=sigterm@2")) == 75
+    assert RunFolder(other).status()["state"] == "preempted"
+    assert run(*flags(text, other)) == 0
+    assert "resume" in kinds(other)
+    a, b = parameters(whole, 6), parameters(other, 6)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    rows = [RunFolder(folder).metrics() for folder in (whole, other)]
+    assert [r["data_hash"] for r in rows[0]] == [r["data_hash"] for r in rows[1]]
+    assert [r["loss"] for r in rows[0]] == [r["loss"] for r in rows[1]]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoint(text, tmp_path, capsys):
+    # covers N1
+    assert run(*flags(text, tmp_path, "--config.debug.fault=nan@4")) == 70
+    said = capsys.readouterr().err
+    assert "step 5: loss nan" in said and "checkpoint 4 is good" in said
+    assert "learning_rate" in said
+    assert restore.steps(tmp_path / "checkpoints") == [2, 4]
+    assert "nonfinite" in kinds(tmp_path)
+
+
+def test_a_full_disk_ends_the_run_and_spares_what_was_saved(text, tmp_path, capsys):
+    # covers K13
+    assert run(*flags(text, tmp_path, "--config.debug.fault=enospc@4")) == 74
+    assert "No space left" in capsys.readouterr().err
+    assert restore.steps(tmp_path / "checkpoints") == [2]
+    assert restore.newest(tmp_path / "checkpoints") == 2
+
+
+def test_another_mesh_takes_the_run_over_bit_by_bit(whole, text, tmp_path):
+    # covers K12 D9
+    other = tmp_path / "elastic"
+    assert run(*flags(text, other, "--config.debug.fault=sigterm@3")) == 75
+    saved = parameters(other, 4)
+    mesh = ["--config.mesh.data=2", "--config.mesh.model=4"]
+    assert run(*flags(text, other, *mesh)) == 0
+    assert "elastic" in kinds(other)
+    for name, array in parameters(other, 4).items():
+        np.testing.assert_array_equal(array, saved[name])
+    losses = [[row["loss"] for row in RunFolder(f).metrics()] for f in (whole, other)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_parameters_of_another_run_are_a_beginning(whole, text, tmp_path, capsys):
+    # covers K7 K11 K18
+    changed = ["--config.optimizer.name=lion", f"--init_from={whole}", "--config.train.steps=2"]
+    assert run(*flags(text, tmp_path / "from", *changed)) == 0
+    first = RunFolder(tmp_path / "from").metrics()[0]["loss"]
+    losses = [row["loss"] for row in RunFolder(whole).metrics()]
+    assert first < losses[0] - 0.3 * (losses[0] - losses[-1])
+    wrong = ["--config.model.width=32", f"--init_from={whole}"]
+    assert run(*flags(text, tmp_path / "wide", *wrong)) == 66
+    said = capsys.readouterr().err
+    assert "model.blocks.0.mixer.w_q float32[1,16,16] there, float32[1,32,32] here" in said
+
+
+def test_data_that_changed_is_refused(whole, text, tmp_path, capsys):
+    # covers D6 D7 D11
+    other = tmp_path / "other.txt"
+    other.write_text((text / "text.txt").read_text().replace("fox", "cat"))
+    assert run(*flags(text, whole, f"--config.data.path={other}")) == 2
+    assert "data.path" in capsys.readouterr().err
+    original = (text / "text.txt").read_text()
+    (text / "text.txt").write_text(original.replace("fox", "cat"))
+    try:
+        assert run(*flags(text, whole)) == 65
+        assert "other data" in capsys.readouterr().err
+        assert run(*flags(text, whole, "--config.seed=1")) == 2
+    finally:
+        (text / "text.txt").write_text(original)
+
+
+def test_a_dry_run_says_what_would_be(text, tmp_path, capsys):
+    assert run(*flags(text, tmp_path / "dry", "--dry_run")) == 0
+    said = capsys.readouterr().out
+    for words in (
+        "train.steps",
+        "flag",
+        "attention.projections",
+        "training, 768 tokens",
+        "gradients",
+    ):
+        assert words in said
+    assert not (tmp_path / "dry").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "said", "code"),
+    [
+        ("--config.model.widht=3", "did you mean", 2),
+        ("--config.train.batch=12", "train.batch 12", 2),
+        ("--config.mesh.model=3", "does not fill 8 devices", 2),
+        ("--config.model.vocab=100", "below the tokenizer's 365", 2),
+        ("--config.optimizer.warmup=6", "warmup 6 is not below", 2),
+        ("--config.model.positions.length=4 --config.model.positions.learned=true", "longer", 2),
+        ("--config.eval.tasks=bits", "eval.tasks has 'bits'; did you mean", 2),
+        ("--config.debug.fault=boom@3", "debug.fault", 2),
+        ("--config.data.path=/nowhere/at/all.txt", "/nowhere/at/all.txt", 65),
+        ("--config.train.batch=8000", "tokens", 65),
+        ("--init_from=/nowhere", "/nowhere", 66),
+    ],
+)
+def test_mistakes_are_answered_in_one_line_before_anything_compiles(
+    flag, said, code, text, tmp_path, capsys
+):
+    # covers C1 C9 C10 C11 C12 D3 N19
+    assert run(*flags(text, tmp_path, *flag.split())) == code
+    error = capsys.readouterr().err.splitlines()
+    assert said in error[-1] and "Traceback" not in "".join(error)
+
+
+def test_running_out_of_device_memory_is_explained(capsys):
+    # covers P8
+    def command(argv):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+    assert guarded(command, []) == 77
+    said = capsys.readouterr().err
+    assert "accumulate" in said and "remat" in said and "--dry_run" in said
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bits(whole, text, tmp_path):
+    """kill -9 while a checkpoint is written, and between steps; then the same command."""
+    # covers K1 K2 K3 P9
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    for fault in ("kill@save:4", "kill@5"):
+        folder = tmp_path / fault.replace("@", "-").replace(":", "-")
+        command = [sys.executable, "train.py", *flags(text, folder)]
+        killed = subprocess.run(
+            [*command, f"--config.debug.fault={fault}"], cwd=ROOT, env=environment
+        )
+        assert killed.returncode == -signal.SIGKILL
+        assert subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
+        a, b = parameters(whole, 6), parameters(folder, 6)
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+        assert not list((folder / "checkpoints").glob("*.writing"))
