@@ -30,7 +30,7 @@ from errors import ConfigError
         ({"layers": ()}, ["empty"]),
         ({"layers": ("attention@far+mlp",)}, ["attention@far", "variants"]),
         ({"depth": 1, "layers": ("attention+mlp",) * 2}, ["depth 1", "nearest: 2"]),
-        ({"dtype": "float16"}, ["'float16'", "did you mean 'float32'"]),
+        ({"dtype": "float16"}, ["'float16'", "float"]),
         ({"dtype": "float64"}, ["jax_enable_x64"]),
     ],
 )

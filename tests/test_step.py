@@ -244,17 +244,16 @@ def test_decay_acts_on_what_parts_declare(learner):
 
 def test_clipping_keeps_direction():
     grads = {"a": jnp.array([3.0, 4.0])}
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     np.testing.assert_allclose(clipped(grads, norm, 1.0)["a"], [0.6, 0.8], rtol=1e-6)
     np.testing.assert_array_equal(clipped(grads, norm, 10.0)["a"], [3, 4])
     np.testing.assert_array_equal(clipped(grads, norm, 0.0)["a"], [3, 4])
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_every_mesh_gives_the_same_losses(optimizer):
+def test_every_mesh_gives_the_same_losses():
     """Ten steps on one device and on eight, in every strategy."""
     model = tiny.config(depth=2)
-    cfg = OptimizerConfig(name=optimizer, learning_rate=1e-2)
+    cfg = OptimizerConfig(name="muon", learning_rate=1e-2)
 
     def losses(sizes, devices):
         mesh = meshes.build(meshes.MeshConfig(**sizes), devices)

@@ -1,4 +1,4 @@
-"""Runs from the command line, in this process: what a user types, what is left behind, what it says.
+"""Runs as from the command line, in this process: what is typed, what is left behind, what is said.
 
 One tiny model on a text made here; every run compiles once, so each test asks much of few runs.
 """
@@ -20,7 +20,7 @@ from training.command import guarded
 from training.run import RunFolder
 
 ROOT = Path(__file__).parents[1]
-WORDS = "the quick brown fox jumps over the lazy dog and sees that all is well".split()
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "sees"]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Tiny models and rows, small enough to compile in a second."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -45,11 +46,16 @@ def config(mixer: str = "attention", part: Any = None, channel: str = "mlp", **c
 
 def model(cfg: ModelConfig, seed: int = 0) -> Model:
     """With every parameter moved off its start, so that no scale is 1 and no bias 0."""
-    made = Model(cfg, key=jax.random.key(seed))
+    made = _made(cfg, seed)
     leaves, tree = jax.tree.flatten(made)
     noise = np.random.default_rng(seed)
     leaves = [x + 0.1 * jnp.asarray(noise.normal(size=x.shape), x.dtype) for x in leaves]
     return jax.tree.unflatten(tree, leaves)
+
+
+@functools.cache
+def _made(cfg: ModelConfig, seed: int) -> Model:
+    return jax.jit(lambda: Model(cfg, key=jax.random.key(seed)))()
 
 
 def tokens(batch: int, length: int, seed: int = 1) -> jax.Array:
@@ -71,7 +77,8 @@ def packed(lengths: list[int], length: int, view: str = "causal") -> Sequence:
 
 def replaced(made: Model, **changes: Any) -> Model:
     """The same parameters under a changed config."""
-    other = Model(dataclasses.replace(made.config, **changes), key=jax.random.key(0))
+    cfg = dataclasses.replace(made.config, **changes)
+    other = jax.eval_shape(lambda: Model(cfg, key=jax.random.key(0)))
     return jax.tree.unflatten(jax.tree.structure(other), jax.tree.leaves(made))
 
 

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 LOGGER = logging.getLogger("isoflop")
+BAR = 16  # characters
 # metric: (heading, its text)
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "loss": ("loss", lambda x: f"{x:.4f}"),
@@ -44,6 +45,7 @@ class Console:
         self._total, self._step = total, 0
         self._first: tuple[int, float] | None = None  # step and time of the first row
         self._last: Mapping[str, float] = {}
+        self._left: list[str] = []
         self._live: Live | None = None
         self._handler = _Handler(self.message)
 
@@ -73,9 +75,8 @@ class Console:
     def row(self, step: int, metrics: Mapping[str, float]) -> None:
         self._step, self._last = step, {**self._last, **metrics}
         self._first = self._first or (step, time.monotonic())  # what was before, compiled
-        cells = [f"step {step}/{self._total}", *_cells(metrics)]
-        if eta := self._eta():
-            cells.append(f"ETA {eta}")
+        self._left = self._eta()
+        cells = [f"step {step}/{self._total}", *_cells(metrics), *self._left]
         self._print("  ".join(cells), "")
 
     def message(self, text: str, *, warn: bool = False) -> None:
@@ -90,18 +91,16 @@ class Console:
 
     def _status(self) -> Text:
         share = self._step / self._total if self._total else 1.0
-        filled = round(20 * min(share, 1.0))
-        cells = [f"{'━' * filled}{'╌' * (20 - filled)} {self._step}/{self._total}"]
-        cells += _cells(self._last)
-        if eta := self._eta():
-            cells.append(f"ETA {eta}")
+        filled = round(BAR * min(share, 1.0))
+        bar = f"{'━' * filled}{'╌' * (BAR - filled)} {self._step}/{self._total}"
+        cells = [bar, *self._left, *_cells(self._last)]
         return Text("  ".join(cells), style="cyan", overflow="ellipsis", no_wrap=True)
 
-    def _eta(self) -> str:
+    def _eta(self) -> list[str]:
         if self._first is None or self._step <= self._first[0]:
-            return ""
+            return []
         pace = (time.monotonic() - self._first[1]) / (self._step - self._first[0])
-        return clock(pace * max(self._total - self._step, 0))
+        return [f"ETA {clock(pace * max(self._total - self._step, 0))}"]
 
 
 class _Handler(logging.Handler):

@@ -8,6 +8,7 @@ judged by the heartbeat alone: the time of LOCK, compared with the clock of the 
 import atexit
 import contextlib
 import datetime
+import fcntl
 import os
 import secrets
 import socket
@@ -84,18 +85,18 @@ class Lock:
         return True
 
     def _take_over(self, owner: dict[str, Any], reason: str) -> None:
-        """Move the dead owner's file away; if it was another's by then, put it back."""
-        away = self.path.with_name(f"{self.path.name}.{self._token}")
-        try:
-            os.rename(self.path, away)
-        except FileNotFoundError:
-            return
-        if _content(away) != owner:
-            with contextlib.suppress(FileExistsError):
-                os.link(away, self.path)
-        else:
-            self.took_over = f"{_name(owner)} ({reason})"
-        away.unlink()
+        """Remove the dead owner's file, one process at a time and only if it is still that one."""
+        with contextlib.suppress(FileNotFoundError):
+            file = os.open(self.path, os.O_RDWR)
+            try:
+                with contextlib.suppress(OSError):  # some file systems have no flock
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                same = os.path.samestat(os.fstat(file), os.stat(self.path))
+                if same and self._read() == owner:
+                    self.path.unlink()
+                    self.took_over = f"{_name(owner)} ({reason})"
+            finally:
+                os.close(file)
 
     def _dead(self, owner: dict[str, Any]) -> str:
         """Why the owner cannot be alive; "" when it may be."""

@@ -79,21 +79,27 @@ def build(
         return optax.chain(optax.trace(cfg.beta1), decayed, scale)
     # A matrix is [.. in out]; axes before these are layers or experts, each a matrix of its own.
     shape = MuonDimensionNumbers(reduction_axis=(-2,), output_axis=(-1,))
-    return muon(
+    orthogonal = muon(
         schedule,
         ns_steps=cfg.muon_steps,
-        beta=cfg.beta2,
         weight_decay=cfg.weight_decay,
-        weight_decay_mask=decays,
-        adam_b1=cfg.beta1,
-        adam_b2=cfg.beta2,
-        adam_weight_decay=cfg.weight_decay,
-        adam_learning_rate=lambda step: cfg.muon_rate * schedule(step),
-        muon_weight_dimension_numbers={
-            name: shape if role == "matrix" else None for name, role in roles.items()
-        },
-        consistent_rms=0.2,
+        weight_decay_mask=_selected(decays),
+        muon_weight_dimension_numbers=lambda params: jax.tree.map(lambda _: shape, params),
+        consistent_rms=0.2,  # updates as large as AdamW's (arXiv:2502.16982, section 2.2)
     )
+    slower = optax.scale_by_learning_rate(lambda step: cfg.muon_rate * schedule(step))
+    adam = optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps)
+    decayed = optax.add_decayed_weights(cfg.weight_decay, mask=_selected(decays))
+    rest = optax.chain(adam, decayed, slower)
+    labels = {name: "matrix" if role == "matrix" else "rest" for name, role in roles.items()}
+    return optax.partition({"matrix": orthogonal, "rest": rest}, labels)
+
+
+def _selected(decays: dict[str, bool]) -> Any:
+    """A mask that also fits a part of the parameters."""
+    return lambda params: {
+        name: x if isinstance(x, optax.MaskedNode) else decays[name] for name, x in params.items()
+    }
 
 
 def declared(tree: Any, what: Literal["decay", "role"]) -> dict[str, Any]:

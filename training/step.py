@@ -35,7 +35,7 @@ def make_step(
             grads, loss, metrics = gradients(objective, state.learner, batch, key, accumulate)
         with jax.named_scope("update"):
             params, grads = named_leaves(state.learner), named_leaves(grads)
-            norm = optax.global_norm(grads)
+            norm = optax.tree.norm(grads)
             taken, guard = admit(state.guard, loss, norm, cfg)
             updates, optimizer = tx.update(clipped(grads, norm, cfg.clip), state.optimizer, params)
             params = optax.apply_updates(params, updates)
