@@ -60,7 +60,7 @@ def config(cls: type[T]) -> type[T]:
     """Make `cls` a frozen dataclass; a value that its annotations do not admit is a ConfigError."""
 
     def __post_init__(self: Any) -> None:
-        hints = annotations(type(self))
+        hints = annotations(type(self))  # type: ignore[arg-type]
         for field in dataclasses.fields(self):
             key = f"{type(self).__name__}.{field.name}"
             value = fit(getattr(self, field.name), hints[field.name], key)
@@ -75,12 +75,13 @@ def config(cls: type[T]) -> type[T]:
 @functools.cache
 def annotations(cls: Any) -> dict[str, Any]:
     """The annotations of `cls` with their ranges, by field."""
-    return typing.get_type_hints(cls, include_extras=True)
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def changed(base: T, changes: Mapping[str, Any], path: str) -> T:
     """`base` with `changes`, sections inside it changed in their turn; ConfigError below `path`."""
-    hints, new = annotations(type(base)), {}
+    hints, new = annotations(type(base)), {}  # type: ignore[arg-type]
     for name, value in changes.items():
         key = f"{path}.{name}"
         if name not in hints:

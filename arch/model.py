@@ -72,7 +72,7 @@ class ModelConfig:
                 f" ({least} blocks); nearest: {least}"
             )
         self.cuts()
-        if self.dtype == "float64" and not jax.config.jax_enable_x64:
+        if self.dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise ConfigError("model.dtype is 'float64', which needs jax_enable_x64; or 'float32'")
 
     def pattern(self) -> list[Entry]:
@@ -186,10 +186,10 @@ class Model(nnx.Module):
         dtype = jnp.dtype(self.config.dtype)
         first, layers, repeats, last = self.config.plan()
 
-        def empty(block: Block) -> Any:
+        def empty(block: Any) -> Any:
             return block.mixer.start(batch, capacity, dtype)
 
-        def repeated(block: Block) -> Any:
+        def repeated(block: Any) -> Any:
             one = empty(block)
             return jax.tree.map(lambda a: jnp.broadcast_to(a, (repeats, *a.shape)), one)
 

@@ -46,7 +46,8 @@ def total_nats(subject: Subject, store: Any) -> tuple[float, float]:
     rows = -(-batch // ways) * ways
     nats = weight = 0.0
     with jax.set_mesh(subject.mesh):
-        for arrays in windows(store, rows, train.length, objective.overlap, objective.example):
+        batches = windows(store, rows, train.length, objective.overlap, objective.example)
+        for arrays in map(batches.__getitem__, range(len(batches))):
             out = _batch_nats(objective, subject.learner, jax.device_put(arrays, place))
             found = jax.device_get(out)
             nats, weight = nats + float(found[0]), weight + float(found[1])

@@ -55,7 +55,7 @@ def _generate(
     segments = valid.astype(jnp.int32)
     positions = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
     state = model.start(B, T + steps)
-    hidden, _, state = model(tokens, Sequence(positions, segments), state=state)
+    hidden, _, filled = model(tokens, Sequence(positions, segments), state=state)
     ones = jnp.ones((B, 1), jnp.int32)
 
     def body(carry: Any, index: Array) -> tuple[Any, Array]:
@@ -66,7 +66,7 @@ def _generate(
         hidden, _, state = model(token[:, None], seq, state=state)
         return (hidden, place + 1, state), token
 
-    carry = hidden[:, -1:], positions[:, -1] + 1, state
+    carry = hidden[:, -1:], positions[:, -1] + 1, filled
     return jax.lax.scan(body, carry, jnp.arange(steps))[1].T
 
 

@@ -6,7 +6,7 @@ turns what came out into loss terms. The loss is the sum over terms of
 coefficient * (global sum / max(global weight, 1)).
 """
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from jaxtyping import Array
@@ -22,8 +22,10 @@ Batch = dict[str, Array]
 class Objective(Protocol):
     """What the loop asks of an objective. All are frozen dataclasses."""
 
-    view: View  # how the model reads the batch
-    overlap: int  # framed tokens that a piece shares with the next one (see data/packing.py)
+    view: ClassVar[View]  # how the model reads the batch
+    overlap: ClassVar[
+        int
+    ]  # framed tokens that a piece shares with the next one (see data/packing.py)
 
     def example(
         self, pieces: list[np.ndarray], length: int, rng: np.random.Generator

@@ -5,13 +5,14 @@ token of the text and its end are predicted once. A document that a row cuts goe
 without its past.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from arch import ModelConfig, Sequence
+from arch.sequence import View
 from arch.terms import Amount, Aux
 from objectives.learner import Learner, Metrics, Term
 from ops.cross_entropy import CrossEntropy, cross_entropy
@@ -27,8 +28,8 @@ class Predicted(NamedTuple):
 class CausalLM:
     z_loss: NonNegative = 0.0  # weight of mean(logsumexp(logits)^2) (PaLM, arXiv:2204.02311)
 
-    view = "causal"
-    overlap = 1
+    view: ClassVar[View] = "causal"
+    overlap: ClassVar[int] = 1
 
     def example(
         self, pieces: list[np.ndarray], length: int, rng: np.random.Generator

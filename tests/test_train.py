@@ -207,7 +207,7 @@ def test_a_dry_run_says_what_would_be(text, tmp_path, capsys):
         ("--config.model.vocab=100", "below the tokenizer's 365", 2),
         ("--config.optimizer.warmup=6", "warmup 6 is not below", 2),
         ("--config.model.positions.length=4 --config.model.positions.learned=true", "longer", 2),
-        ("--config.eval.tasks=bits", "eval.tasks has 'bits'; did you mean", 2),
+        ("--config.eval.tasks=bit_per_byte", "did you mean 'bits_per_byte'", 2),
         ("--config.debug.fault=boom@3", "debug.fault", 2),
         ("--config.data.path=/nowhere/at/all.txt", "/nowhere/at/all.txt", 65),
         ("--config.train.batch=8000", "tokens", 65),

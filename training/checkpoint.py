@@ -67,6 +67,7 @@ class Checkpoints:
         self._error: Exception | None = None
         self._failures = 0  # in a row
         self._again = False
+        self._checked: int | None = None  # the step whose bytes `latest` has read
         self._abandoned = False
         # Making folders in the background would turn a full disk into a wait of five minutes.
         options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
@@ -79,6 +80,7 @@ class Checkpoints:
         `state` may be donated to the next step at once. Without `wait` failures show in `poll`.
         """
         begun = time.perf_counter()
+        self._run.lock.check()
         self._settle()
         self._start(step, state, meta)
         if wait and self._settle():
@@ -150,13 +152,14 @@ class Checkpoints:
         for item in found.tainted:
             message = f"checkpoint {item.path.name}: {restore.taint(item)}; back to {found.step}"
             self._run.event("fallback", {"step": found.step, "message": message})
+        self._checked = found.step if self._cfg.verify else None
         return found.step
 
     def restore(self, step: int, abstract: Any) -> Any:
         """The state at `step`, placed as `abstract` says; see `training.restore`."""
-        return restore.restore(
-            self.root, step, abstract, run_id=self._run.record["run_id"], hashes=self._cfg.verify
-        )
+        hashes = self._cfg.verify and step != self._checked
+        run_id = self._run.record["run_id"]
+        return restore.restore(self.root, step, abstract, run_id=run_id, hashes=hashes)
 
     def read_meta(self, step: int, require: Sequence[str] = ()) -> dict[str, Any]:
         return restore.read_meta(self.root, step, require)

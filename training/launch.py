@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from data import Data, open_data
 from errors import ConfigError
 from objectives import Learner
@@ -21,11 +23,23 @@ from training.settings import Settings, resolved
 from training.stop import GracefulStop
 
 # Settings that may change between attempts at the same run.
-RESUMABLE = ("train.steps", "mesh.*", "eval.*", "checkpoint.*", "log.*", "debug.*", "data.cache")
+RESUMABLE = (
+    "train.steps",
+    "train.compile_cache",
+    "mesh.*",
+    "eval.*",
+    "checkpoint.*",
+    "log.*",
+    "debug.*",
+    "data.cache",
+)
 
 
 def prepared(settings: Settings) -> tuple[Data, Program]:
     """Data and program, everything checked; nothing is compiled yet."""
+    if settings.train.compile_cache:
+        jax.config.update("jax_compilation_cache_dir", settings.train.compile_cache)
+    jax.config.update("jax_debug_nans", settings.debug.nans)
     data = open_data(settings.data)
     settings = resolved(settings, data.tokenizer.vocab)
     return data, program(settings, meshes.build(settings.mesh))
@@ -79,7 +93,8 @@ def train(
             job = Job(made, bill, data, run, checkpoints, log, stop, faults)
             during, after = judges_of(job)
             start = _parameters(init_from, made) if init_from else None
-            loop.train(job, during=during, after=after, initial=start)
+            scores = loop.train(job, during=during, after=after, initial=start)
+        report.tell(scores, run.path)
 
 
 def _record(made: Program, data: Data, flags: dict[str, Any]) -> dict[str, Any]:

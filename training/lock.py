@@ -33,7 +33,7 @@ class Lock:
         self._stale, self._beat = stale, beat
         self._token = secrets.token_hex(8)
         self._stop = threading.Event()
-        self._lost = False
+        self.lost = False  # another process has taken it over
         self._owner_pid = 0
 
     def acquire(self) -> None:
@@ -54,7 +54,7 @@ class Lock:
         threading.Thread(target=self._heartbeat, name="lock heartbeat", daemon=True).start()
 
     def check(self) -> None:
-        if self._lost:
+        if self.lost:
             owner = self._read()
             now = _name(owner) if owner else "not locked any more"
             raise LockedError(f"{self.path.parent} is {now}: this process was silent for too long")
@@ -138,7 +138,7 @@ class Lock:
                 if (content or {}).get("token") == self._token:
                     os.utime(self.path)
                 elif content != {} and not self._stop.is_set():
-                    self._lost = True
+                    self.lost = True
                     return
 
 

@@ -1,16 +1,16 @@
 """The training loop: batches in, steps, and at their boundaries everything that can happen."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from arch import Cost
 from data import Data
 from data.loader import Batches, read_ahead
 from data.packing import Packed
-from errors import NonFiniteError
+from errors import DataError, NonFiniteError
 from objectives import Learner, Metrics
 from training.checkpoint import Checkpoints
 from training.faults import Faults
@@ -39,8 +39,8 @@ class Job(NamedTuple):
 
 def train(
     job: Job, *, during: Judge | None = None, after: Judge | None = None, initial: Any = None
-) -> State:
-    """Train to the last step, from the newest valid checkpoint if there is one.
+) -> dict[str, Any]:
+    """Train to the last step, from the newest valid checkpoint if there is one; the last scores.
 
     `during` judges every eval.every steps, `after` at the end; `initial` are parameters to begin
     with, a Learner. Raises Preempted once a stop is asked for and the state is saved.
@@ -48,15 +48,15 @@ def train(
     program, settings = job.program, job.program.settings
     batches = make_batches(job)
     step = program.compiled()
-    state, start, rolling = begin(job, initial)
+    state, start, before = begin(job, initial)
     job.run.begin(start)
     meter = Meter(program, job.cost, batches, job.data.train)
-    ahead = read_ahead(batches, start, settings.train.steps, rolling=rolling)
+    ahead = read_ahead(batches, start, settings.train.steps, rolling=before)
     last: Metrics | None = None
     with ahead, jax.set_mesh(program.mesh), jax.transfer_guard("disallow"):
         for index, arrays, rolling in ahead:
             job.faults.at_step(index)
-            batch = jax.device_put(job.faults.poisoned(index, arrays), _places(program))
+            batch = placed(program, index, job.faults.poisoned(index, arrays))
             state, metrics = step(state, batch)
             done = index + 1
             refuse_halted(job, last, index)  # of the step before: the device keeps working
@@ -68,19 +68,20 @@ def train(
                 values = meter.read(done, ahead.waited)
                 job.log.write(done, values | {"data_hash": rolling})
             if during and settings.eval.every and done % settings.eval.every == 0 and not ended:
-                meter.pause(judged(job, during, state, done))
+                with meter.paused():
+                    judged(job, during, state, done)
             if job.checkpoints.due(done) or job.stop.requested or ended:
                 refuse_halted(job, metrics, done)
-                meter.pause(saved(job, state, done, rolling))
+                with meter.paused():
+                    saved(job, state, done, rolling)
             job.checkpoints.poll()
             if job.stop.requested:
                 job.checkpoints.wait()
                 raise job.stop.preempted(done)
     job.checkpoints.wait()
-    if after:
-        judged(job, after, state, settings.train.steps)
+    scores = judged(job, after, state, settings.train.steps) if after else {}
     job.run.finish(settings.train.steps)
-    return state
+    return scores
 
 
 def make_batches(job: Job) -> Batches:
@@ -106,6 +107,7 @@ def refuse_halted(job: Job, metrics: Metrics | None, step: int) -> None:
     """NonFiniteError if the state was frozen at `step`."""
     if metrics is None or not float(jax.device_get(metrics["halted"].sum)):
         return
+    job.checkpoints.wait()
     found = job.checkpoints.latest()
     kept = f"checkpoint {found} is good" if found else "there is no checkpoint yet"
     values = jax.device_get({name: metrics[name].sum for name in ("loss", "grad_norm")})
@@ -117,21 +119,26 @@ def refuse_halted(job: Job, metrics: Metrics | None, step: int) -> None:
     )
 
 
-def judged(job: Job, judge: Judge, state: State, step: int) -> float:
-    """Seconds that judging took."""
-    began = time.perf_counter()
+def judged(job: Job, judge: Judge, state: State, step: int) -> dict[str, Any]:
     with jax.transfer_guard("allow"):
-        job.log.write(step, judge(state.learner, step))
-    return time.perf_counter() - began
+        scores = judge(state.learner, step)
+    job.log.write(step, scores)
+    return scores
 
 
-def saved(job: Job, state: State, step: int, rolling: str | None) -> float:
-    """Seconds that the start of saving took; the rest happens beside training."""
-    began = time.perf_counter()
+def saved(job: Job, state: State, step: int, rolling: str | None) -> None:
+    """Start to save; the rest happens beside training."""
     with jax.transfer_guard("allow"):
         job.checkpoints.save(step, state, {"rolling": rolling})
-    return time.perf_counter() - began
 
 
-def _places(program: Program) -> dict[str, Any]:
-    return {name: shape.sharding for name, shape in program.batch.items()}
+def placed(program: Program, index: int, arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """A batch on the mesh; DataError if it is not what the step was compiled for."""
+    found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    wanted = {name: (shape.shape, shape.dtype) for name, shape in program.batch.items()}
+    if found != wanted:
+        raise DataError(
+            f"the batch of step {index} is {found}, the step was compiled for {wanted}; an "
+            "objective's `example` must give every row the same shapes"
+        )
+    return jax.device_put(dict(arrays), {n: s.sharding for n, s in program.batch.items()})

@@ -1,7 +1,9 @@
 """What a run measures of itself: means over the steps since the last reading, and speed."""
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -34,9 +36,12 @@ class Meter:
     def add(self, metrics: Metrics) -> None:
         self._pending.append(metrics)
 
-    def pause(self, seconds: float) -> None:
-        """Leave time spent on judging or saving out of the speed."""
-        self._paused += seconds
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what happens inside, judging or saving, out of the speed."""
+        began = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - began
 
     def read(self, done: int, waited: float) -> dict[str, float]:
         """Means since the last reading after `done` steps; `waited`: seconds for data so far."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from arch import Cost, cost
+from training.console import printable
 from training.flags import rows
 from training.mesh import AXES
 from training.program import Program
@@ -37,6 +39,15 @@ def show(items: list[Table], console: Console | None = None) -> None:
     console = console or Console()
     for item in items:
         console.print(item)
+
+
+def tell(scores: dict[str, Any], folder: Path, console: Console | None = None) -> None:
+    """The last word of a run: its scores, and where everything is."""
+    console = console or Console(highlight=False)
+    for name, value in scores.items():
+        text = value if isinstance(value, str) else f"{value:.4f}"
+        console.print(f"{name:24}{printable(text)}", markup=False, soft_wrap=True)
+    console.print(f"everything is in {folder}/", markup=False)
 
 
 def short(number: float) -> str:

@@ -98,7 +98,7 @@ class RunFolder:
         self._events.sync()
 
     def write_metrics(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append a row to metrics.jsonl; `sync` makes rows durable."""
+        """Append a row to metrics.jsonl; `sync` makes rows durable. LockedError: it is not ours."""
         self.step = max(self.step, step)
         self._row({"step": step, **values})
 
@@ -147,7 +147,7 @@ class RunFolder:
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if error is not None and self._begun:
+            if error is not None and self._begun and not self.lock.lost:
                 with contextlib.suppress(IsoflopError):  # the error itself matters more
                     self._record_end(error)
         finally:
@@ -166,6 +166,7 @@ class RunFolder:
         self.write_status(state, code, message)
 
     def _row(self, row: Mapping[str, Any]) -> None:
+        self.lock.check()
         self._metrics = self._metrics or Rows(self.file("metrics.jsonl"))
         seconds = round(time.monotonic() - self._started, 3)
         head = {"step": row["step"], "attempt": self.attempt, "seconds": seconds}

@@ -28,6 +28,7 @@ class TrainConfig:
     batch: Count = 16  # rows of a step, over all devices
     length: Count = 256  # tokens of a row
     accumulate: Count = 1  # microbatches of a step
+    compile_cache: str = ""  # folder that keeps compiled programs between runs; "": none
 
 
 @config

@@ -68,7 +68,7 @@ def transformation(
     return build(cfg, steps, declared(learner, "decay"), declared(learner, "role"))
 
 
-def placement(mesh: Mesh, state: State) -> State:
+def placement(mesh: Mesh, state: State) -> Any:
     """The NamedSharding of every leaf: optimizer moments lie where their parameters do."""
     learner = meshes.layouts(mesh, state.learner)
     alone = meshes.everywhere(mesh)
@@ -84,7 +84,8 @@ def placement(mesh: Mesh, state: State) -> State:
         )
 
     optimizer = jax.tree_util.tree_map_with_path(moment, state.optimizer)
-    return State(alone, learner, optimizer, jax.tree.map(lambda _: alone, state.guard))
+    guard = jax.tree.map(lambda _: alone, state.guard)
+    return State(alone, learner, optimizer, guard)  # type: ignore[arg-type]
 
 
 def _pairs(learner: Learner, places: Learner) -> list:

@@ -32,9 +32,9 @@ def make_step(
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         key = purpose(seed, state.step, DROPOUT)
         with jax.named_scope("gradients"):
-            grads, loss, metrics = gradients(objective, state.learner, batch, key, accumulate)
+            slopes, loss, metrics = gradients(objective, state.learner, batch, key, accumulate)
         with jax.named_scope("update"):
-            params, grads = named_leaves(state.learner), named_leaves(grads)
+            params, grads = named_leaves(state.learner), named_leaves(slopes)
             norm = optax.tree.norm(grads)
             taken, guard = admit(state.guard, loss, norm, cfg)
             updates, optimizer = tx.update(clipped(grads, norm, cfg.clip), state.optimizer, params)
