@@ -3,11 +3,11 @@
 train.py --config=configs/dense.py:tiny
 """
 
-from configs import sizes
+from configs import resize
 from training.settings import defaults
 
 
 def get_config(size="tiny"):
     c = defaults()
-    sizes.apply(c, size)
+    resize(c, size)
     return c

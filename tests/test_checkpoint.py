@@ -168,8 +168,7 @@ def test_state_may_be_donated_at_once(run):
 
 
 def test_a_checkpoint_is_put_on_another_mesh_bit_for_bit(run):  # covers K12
-    if len(jax.devices()) < 2:
-        pytest.skip("needs 2 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
+    assert len(jax.devices()) == 8  # tests/conftest.py
     many = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), P("data"))
     table = jax.device_put(jnp.arange(8 * len(jax.devices()), dtype=jnp.float32), many)
     state = {"learner": {"w": table}}
@@ -306,11 +305,23 @@ def test_when_none_is_good_the_run_does_not_begin_anew(run, damage):  # covers K
         store.latest()
 
 
+def test_damage_after_the_search_is_found_at_the_restore(run):
+    states = saved(run, 1, 2)
+    with checkpoints(run) as store:
+        assert store.latest() == 2
+        flip(run.path / "checkpoints/1")
+        with pytest.raises(CheckpointError, match="other content"):
+            store.restore(1, abstract(states[1]))
+
+
 def test_without_verify_sizes_are_all_that_counts(run):
     saved(run, 1)
     flip(run.path / "checkpoints/1")
     with checkpoints(run, verify=False) as store:
         assert store.latest() == 1
+        truncate(run.path / "checkpoints/1")
+        with pytest.raises(CheckpointError, match="bytes, not"):
+            store.latest()
 
 
 def test_strays_are_ignored_and_kept(run):  # covers K6

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -130,11 +131,22 @@ def test_heartbeat_goes_on_and_notices_a_new_owner(tmp_path):
     wait_for(lambda: (tmp_path / "LOCK").stat().st_mtime > 1)
     mine.check()
     foreign_lock(tmp_path, host="elsewhere", pid=7)
-    wait_for(lambda: mine._lost)
+    wait_for(lambda: mine.lost)
     with pytest.raises(LockedError, match="elsewhere:7"):
         mine.check()
     mine.release()
     assert (tmp_path / "LOCK").exists()  # it is not ours any more
+
+
+def test_an_owner_that_lost_the_lock_stops_writing(tmp_path):
+    with pytest.raises(LockedError, match="elsewhere:7"), open_run(tmp_path, record()) as run:
+        run.begin(0)
+        run.write_metrics(1, {"loss": 1.0})
+        foreign_lock(tmp_path, host="elsewhere", pid=7)
+        run.lock.lost = True  # as the heartbeat notes
+        before = snapshot(tmp_path)
+        run.write_metrics(2, {"loss": 1.0})
+    assert snapshot(tmp_path) == before
 
 
 def wait_for(condition):
@@ -451,6 +463,7 @@ def described(**changes):
 
 
 def test_secrets_are_not_recorded(monkeypatch):  # covers S10
+    jax.devices()  # jax reads XLA_FLAGS when it starts, for all tests of the process
     monkeypatch.setenv("HF_TOKEN", "hunter2")
     monkeypatch.setenv("WANDB_API_KEY", "hunter2")
     monkeypatch.setenv("JAX_CACHE_TOKEN", "hunter2")
