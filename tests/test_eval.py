@@ -1,0 +1,91 @@
+"""Judging: bits per byte against a sum by hand, generation against the whole forward pass."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from arch import Sequence
+from errors import ConfigError
+from eval.bits import bits_per_byte, total_nats
+from eval.generate import Sampling, choose, generate
+from eval.harness import TASKS, known
+from eval.task import Subject
+from objectives import CausalLM, Learner
+from training import mesh as meshes
+from training.settings import EvalConfig, Settings, TrainConfig
+
+
+def test_bits_per_byte_counts_every_token_and_byte_once(monkeypatch):
+    """A store of uneven documents, against log-probabilities of whole rows in numpy."""
+    from data.loader import windows
+
+    store = FakeStore([5, 0, 9, 1, 3])
+    made = tiny.model(tiny.config(depth=1))
+    settings = Settings(train=TrainConfig(length=6), eval=EvalConfig(batch=2))
+    mesh = meshes.build(meshes.MeshConfig())
+    placed = jax.device_put(made, meshes.layouts(mesh, made))
+    subject = Subject(Learner(placed), mesh, settings, CausalLM(), None)
+    nats, predicted = total_nats(subject, store)
+    assert predicted == sum(n + 1 for n in (5, 0, 9, 1, 3))
+    expected, batches = 0.0, windows(store, 2, 6, 1, CausalLM().example)
+    for index in range(len(batches)):
+        batch = batches[index]
+        hidden = made(batch["tokens"], Sequence.of(batch, "causal"))[0]
+        logits = np.asarray(made.logits(hidden), np.float64)[..., : tiny.VOCAB]
+        chance = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        right = np.take_along_axis(chance, batch["targets"][..., None], -1)[..., 0]
+        expected -= (right * batch["weights"]).sum()
+    assert nats == pytest.approx(expected, rel=1e-5)
+    assert bits_per_byte(nats, store) == pytest.approx(nats / math.log(2) / 100)
+
+
+class FakeStore:
+    """Documents of given lengths; 100 bytes of text."""
+
+    text_bytes, bos, eos, folder, vocab = 100, 38, 39, "fake", tiny.VOCAB
+
+    def __init__(self, lengths):
+        self.lengths = np.array(lengths)
+        self._tokens = np.random.default_rng(0).integers(0, 38, sum(lengths)).astype(np.uint16)
+        self._starts = np.concatenate([[0], np.cumsum(lengths)])
+
+    def slice(self, document, start, stop):
+        at = self._starts[document]
+        return self._tokens[at + start : at + stop]
+
+
+def test_greedy_continuations_are_those_of_the_whole_forward_pass():
+    """Prompts of unequal length, in one batch and each alone."""
+    made = tiny.model(tiny.config(depth=2))
+    prompts = [np.array([1, 2, 3, 4]), np.array([7])]
+    key, greedy = jax.random.key(0), Sampling(temperature=0.0)
+    together = generate(made, prompts, 5, key=key, sampling=greedy)
+    for prompt, found in zip(prompts, together, strict=True):
+        row = list(prompt)
+        for _ in range(5):
+            ids = jnp.asarray([row])
+            logits = made.logits(made(ids, Sequence.plain(1, len(row)))[0])
+            row.append(int(logits[0, -1].argmax()))
+        np.testing.assert_array_equal(found, row[len(prompt) :])
+
+
+def test_generation_stops_and_samples_from_the_likeliest():
+    made = tiny.model(tiny.config(depth=1))
+    (whole,) = generate(made, [np.array([1])], 6, key=jax.random.key(0))
+    (cut,) = generate(made, [np.array([1])], 6, key=jax.random.key(0), stop=int(whole[2]))
+    np.testing.assert_array_equal(cut, whole[: list(whole).index(whole[2])])
+    logits = jnp.tile(jnp.array([0.0, 3.0, 2.0, 1.0]), (2000, 1))
+    drawn = np.asarray(choose(logits, jax.random.key(1), Sampling(temperature=0.5, top_k=2)))
+    assert set(drawn) == {1, 2}
+    share = 1 / (1 + math.exp(-2))  # of token 1 against token 2: their logits differ by 2
+    assert (drawn == 1).mean() == pytest.approx(share, abs=0.03)
+
+
+def test_tasks_by_name():
+    known(TASKS)
+    with pytest.raises(ConfigError, match="'sampel'; did you mean 'sample'"):
+        known(["sampel"])
