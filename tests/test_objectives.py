@@ -13,17 +13,19 @@ from training.optimizer import OptimizerConfig
 from training.state import initial, transformation
 from training.step import make_step
 
-LENGTH, BATCH, STEPS, PERIOD = 16, 8, 60, 5
+LENGTH, BATCH, STEPS = 16, 8, 60
 
 
 def rows(objective, step: int) -> dict[str, np.ndarray]:
-    """Rows that repeat PERIOD random tokens: after one period everything is known."""
+    """Rows in which each token decides the next one; all tokens are as frequent."""
     rng = np.random.default_rng(step)
+    after = np.roll(np.random.default_rng(99).permutation(tiny.VOCAB), 1)
     made = []
     for _ in range(BATCH):
-        cycle = rng.choice(tiny.VOCAB, PERIOD, replace=False)
-        piece = np.resize(cycle, LENGTH + objective.overlap).astype(np.int32)
-        made.append(objective.example([piece], LENGTH, rng))
+        piece = [rng.integers(tiny.VOCAB)]
+        while len(piece) < LENGTH + objective.overlap:
+            piece.append(after[piece[-1]])
+        made.append(objective.example([np.array(piece, np.int32)], LENGTH, rng))
     return {name: np.stack([row[name] for row in made]) for name in made[0]}
 
 

@@ -26,6 +26,7 @@ def made(sizes: dict | None = None, **changes):
         (None, {"model__width": 128, "train__batch": 8}),
         (None, {"model__width": 64, "train__batch": 16, "model__remat": "full"}),
         (None, {"model__width": 256, "model__depth": 2, "train__batch": 4, "train__length": 128}),
+        (None, {"model__depth": 8, "model__remat": "dots", "train__batch": 4}),
         ({"data": 8}, {"model__width": 128, "train__batch": 16}),
     ],
 )

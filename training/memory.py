@@ -2,19 +2,24 @@
 
 Parameters, optimizer state and batch are exact. What the backward pass needs is the set of
 residuals that JAX itself would save under the model's remat policy, divided over the devices that
-the batch is split over; beside them stand the gradients. Scratch space of single operations is left
-out: a compiler decides on it (`preflight.py` compiles and knows).
+the batch is split over; beside them stand the gradients, what one layer of a scan takes while it is
+run backwards, and the logits at hand. How a compiler reuses memory is not known before it has run:
+`preflight.py` compiles, and sets its figure beside this one.
 """
 
+import dataclasses
 import math
 from typing import Any
 
 import jax
 
+from arch import ModelConfig
 from arch.sharding import BATCH
 from objectives import Learner
+from ops.cross_entropy import LOGITS
 from training.program import Program
 from training.report import bytes_per_device
+from training.state import new_learner
 
 
 def estimate(program: Program) -> dict[str, int]:
@@ -26,7 +31,9 @@ def estimate(program: Program) -> dict[str, int]:
         "optimizer": bytes_per_device((program.state.optimizer, program.state.guard)),
         "batch": bytes_per_device(program.batch),
         "gradients": parameters,
-        "activations": _residuals(program),
+        "activations": _residuals(program, program.settings.model),
+        "one layer": _layer(program),
+        "logits": _logits(program),
     }
 
 
@@ -40,14 +47,34 @@ def measured(compiled: Any) -> dict[str, int]:
     }
 
 
-def _residuals(program: Program) -> int:
+def _layer(program: Program) -> int:
+    """Bytes that the backward pass of one scanned layer works with: all its residuals."""
+    model = program.settings.model
+    if not model.scan:
+        return 0  # the compiler sees every layer and reuses what it can
+    return _residuals(program, dataclasses.replace(model, remat="none")) // model.depth
+
+
+def _logits(program: Program) -> int:
+    """Bytes of the logits that are there at a time, and of their gradient."""
+    train, model = program.settings.train, program.settings.model
+    tokens = train.batch * train.length // train.accumulate // _ways(program)
+    return 2 * 4 * min(tokens * model.rows // program.mesh.shape["model"], LOGITS)
+
+
+def _ways(program: Program) -> int:
+    """Devices that share the tokens of a batch."""
+    return math.prod(program.mesh.shape[axis] for axis in (*BATCH, "context"))
+
+
+def _residuals(program: Program, model: ModelConfig) -> int:
     """Bytes that the forward pass of one microbatch leaves for the backward pass, per device."""
     objective, parts = program.objective, program.settings.train.accumulate
     micro = {
         name: jax.ShapeDtypeStruct((s.shape[0] // parts, *s.shape[1:]), s.dtype)
         for name, s in program.batch.items()
     }
-    learner = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), program.state.learner)
+    learner = jax.eval_shape(lambda: new_learner(model, objective, 0))
 
     def backward(learner: Learner, batch: Any, key: Any) -> Any:
         def loss(learner: Learner) -> Any:
@@ -58,5 +85,5 @@ def _residuals(program: Program) -> int:
 
     saved = jax.tree.leaves(jax.eval_shape(backward, learner, micro, jax.random.key(0)))
     own = {(s.shape, s.dtype) for s in jax.tree.leaves(learner)}
-    ways = math.prod(program.mesh.shape[axis] for axis in (*BATCH, "context"))
-    return sum(s.size * s.dtype.itemsize for s in saved if (s.shape, s.dtype) not in own) // ways
+    kept = (s for s in saved if (s.shape, s.dtype) not in own)
+    return sum(s.size * s.dtype.itemsize for s in kept) // _ways(program)
