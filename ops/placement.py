@@ -62,6 +62,7 @@ def by_device(
     """`function` run on each device's part over `axes`; gradients of what is copied are summed."""
     if not axes:
         return function
-    return jax.shard_map(
+    split = jax.shard_map(
         function, in_specs=specs, out_specs=out, axis_names=set(axes), check_vma=False
     )
+    return jax.jit(split)  # outside of one, jax 0.10 refuses to leave axes to the compiler

@@ -1,0 +1,72 @@
+"""Shipped configs keep their meaning: each is compared with the settings it resolved to before.
+
+After a change that is meant: `python tests/test_configs.py` writes tests/goldens/configs.json anew.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from configs import SIZES
+from errors import ConfigError
+from training.flags import as_json, from_json, load
+from training.settings import Settings
+from training.tree import differences, frozen
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "goldens" / "configs.json"
+SIZED = {"dense", "fineweb_edu"}
+
+
+def shipped() -> list[str]:
+    """`file` or `file:size` of every config."""
+    files = sorted(p for p in (ROOT / "configs").rglob("*.py") if p.stem != "__init__")
+    names = [str(path.relative_to(ROOT)) for path in files]
+    return [
+        f"{name}:{size}" if size else name
+        for name in names
+        for size in (SIZES if Path(name).stem in SIZED else [""])
+    ]
+
+
+def read(name: str) -> dict:
+    """The settings of a config that are not defaults."""
+    settings = frozen(Settings, load(str(ROOT / name), Settings))
+    return {key: value for key, _, value in differences(Settings(), settings)}
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_config_means_what_it_meant(name):
+    # covers C16
+    golden = json.loads(GOLDEN.read_text())
+    assert json.loads(json.dumps(read(name))) == golden[name]
+
+
+def test_no_golden_is_of_a_config_that_is_gone():
+    assert set(json.loads(GOLDEN.read_text())) == set(shipped())
+
+
+def test_settings_of_another_version_are_refused_by_name():
+    # covers C16
+    old = as_json(Settings()) | {"learning_rate": 0.1}
+    with pytest.raises(ConfigError, match="unknown key config.learning_rate"):
+        from_json(Settings, old)
+
+
+def test_sizes_are_what_they_are_called():
+    from arch import cost
+    from training.settings import resolved
+
+    millions = {"tiny": 1, "small": 10, "base": 110, "large": 340}
+    for size, wanted in millions.items():
+        settings = resolved(
+            frozen(Settings, load(f"{ROOT}/configs/dense.py:{size}", Settings)), 365
+        )
+        body = cost(settings.model, settings.train.length).body_params / 1e6
+        assert 0.9 < body / wanted < 1.15, (size, body)
+
+
+if __name__ == "__main__":
+    found = {name: read(name) for name in shipped()}
+    GOLDEN.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
