@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from arch.cache import Cache
 from arch.ledger import Bill, Place, Work
+from arch.linear import linear
 from arch.norms import rms_norm
 from arch.positions import RopeConfig, alibi, rope
 from arch.sequence import Sequence
@@ -119,8 +120,8 @@ class Attention(nnx.Module):
             key=key,
             implementation=None if cfg.implementation == "auto" else cfg.implementation,
         )
-        y = rearrange(y, "b t h k -> b t (h k)") @ self.w_o[...].astype(x.dtype)
-        return (y + self.b_o[...].astype(x.dtype) if cfg.bias_out else y), state
+        y = rearrange(y, "b t h k -> b t (h k)")
+        return linear(y, self.w_o[...], self.b_o[...] if cfg.bias_out else None), state
 
     def start(self, batch: int, capacity: int, dtype: jnp.dtype) -> Cache:
         _, G, K = self.heads
@@ -136,13 +137,10 @@ class Attention(nnx.Module):
 
     def _project(self, x: Array, source: Array) -> tuple[Array, Array, Array]:
         cfg, (H, G, _) = self.cfg, self.heads
-        q = x @ self.w_q[...].astype(x.dtype)
-        k = source @ self.w_k[...].astype(x.dtype)
-        v = source @ self.w_v[...].astype(x.dtype)
-        if cfg.bias_qkv:
-            q, k, v = (
-                y + b[...].astype(x.dtype) for y, b in ((q, self.b_q), (k, self.b_k), (v, self.b_v))
-            )
+        bias = cfg.bias_qkv
+        q = linear(x, self.w_q[...], self.b_q[...] if bias else None)
+        k = linear(source, self.w_k[...], self.b_k[...] if bias else None)
+        v = linear(source, self.w_v[...], self.b_v[...] if bias else None)
         if cfg.qk_norm == "full":
             q = rms_norm(q, self.norm_q[...], cfg.qk_norm_eps)
             k = rms_norm(k, self.norm_k[...], cfg.qk_norm_eps)

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from arch.ledger import Bill, Place, Work
+from arch.linear import linear
 from arch.sequence import Sequence
 from arch.sharding import P, matrix, vector
 from schema import Natural, config
@@ -57,16 +58,13 @@ class Mlp(nnx.Module):
         self, x: Float[Array, "B T D"], seq: Sequence, *, key: Array | None = None
     ) -> tuple[Float[Array, "B T D"], dict]:
         act = ACTIVATIONS[self.cfg.activation]
-        h = x @ self.w_in[...].astype(x.dtype)
-        if self.cfg.bias:
-            h = h + self.b_in[...].astype(x.dtype)
+        bias = self.cfg.bias
+        h = linear(x, self.w_in[...], self.b_in[...] if bias else None)
         if self.cfg.gated:
-            gate = x @ self.w_gate[...].astype(x.dtype)
-            h = h * act(gate + self.b_gate[...].astype(x.dtype) if self.cfg.bias else gate)
+            h = h * act(linear(x, self.w_gate[...], self.b_gate[...] if bias else None))
         else:
             h = act(h)
-        y = h @ self.w_out[...].astype(x.dtype)
-        return (y + self.b_out[...].astype(x.dtype) if self.cfg.bias else y), {}
+        return linear(h, self.w_out[...], self.b_out[...] if bias else None), {}
 
     @staticmethod
     def cuts(D: int, cfg: MlpConfig) -> dict[str, int]:
