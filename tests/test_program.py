@@ -1,10 +1,13 @@
 """What is said of a run before it starts: memory, and how its compile time grows."""
 
 import jax
+import numpy as np
 import pytest
 
+from errors import DataError
 from training import memory
 from training import mesh as meshes
+from training.loop import placed
 from training.program import program
 from training.settings import Settings, defaults, resolved
 from training.tree import frozen
@@ -35,6 +38,17 @@ def test_the_estimate_is_within_a_fifth_of_the_compiler(sizes, changes):
     guess = sum(memory.estimate(one).values())
     truth = sum(memory.measured(one.compiled()).values())
     assert 0.8 < guess / truth < 1.2, (guess / 2**20, truth / 2**20)
+
+
+def test_a_batch_of_another_shape_is_refused_not_compiled_for():
+    # covers P13
+    one = made(train__batch=8, model__width=16, model__depth=1)
+    good = {name: np.zeros(s.shape, s.dtype) for name, s in one.batch.items()}
+    assert placed(one, 3, good).keys() == good.keys()
+    with pytest.raises(DataError, match=r"the batch of step 3 is .*8, 128.* compiled for"):
+        placed(one, 3, {name: array[:, :128] for name, array in good.items()})
+    with pytest.raises(DataError, match="step 4"):
+        placed(one, 4, {name: good[name] for name in list(good)[1:]})
 
 
 def test_accumulation_divides_activations_and_sharding_divides_state():

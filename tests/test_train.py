@@ -156,7 +156,7 @@ def test_another_mesh_takes_the_run_over_bit_by_bit(whole, text, tmp_path):
 
 
 def test_parameters_of_another_run_are_a_beginning(whole, text, tmp_path, capsys):
-    # covers K7 K11 K18
+    # covers K7 K8 K11 K18
     changed = ["--config.optimizer.name=lion", f"--init_from={whole}", "--config.train.steps=2"]
     assert run(*flags(text, tmp_path / "from", *changed)) == 0
     first = RunFolder(tmp_path / "from").metrics()[0]["loss"]
@@ -166,6 +166,11 @@ def test_parameters_of_another_run_are_a_beginning(whole, text, tmp_path, capsys
     assert run(*flags(text, tmp_path / "wide", *wrong)) == 66
     said = capsys.readouterr().err
     assert "model.blocks.0.mixer.w_q float32[1,16,16] there, float32[1,32,32] here" in said
+    grown = ["--config.model.vocab=400", f"--init_from={whole}"]
+    assert run(*flags(text, tmp_path / "grown", *grown)) == 66
+    assert (
+        "model.embed.table float32[384,16] there, float32[512,16] here" in capsys.readouterr().err
+    )
 
 
 def test_data_that_changed_is_refused(whole, text, tmp_path, capsys):
@@ -231,6 +236,25 @@ def test_running_out_of_device_memory_is_explained(capsys):
     assert guarded(command, []) == 77
     said = capsys.readouterr().err
     assert "accumulate" in said and "remat" in said and "--dry_run" in said
+
+
+@pytest.mark.slow
+def test_a_corrupt_compile_cache_costs_only_time(text, tmp_path):
+    # covers P11
+    cache = tmp_path / "programs"
+    more = [f"--config.train.compile_cache={cache}", "--config.train.steps=2"]
+    try:
+        assert run(*flags(text, tmp_path / "first", *more)) == 0
+        kept = [path for path in cache.rglob("*") if path.is_file()]
+        assert kept
+        for path in kept:
+            path.write_bytes(b"not a program")
+        jax.clear_caches()
+        assert run(*flags(text, tmp_path / "second", *more)) == 0
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+    first, second = (RunFolder(tmp_path / name).metrics() for name in ("first", "second"))
+    assert [row["loss"] for row in first] == [row["loss"] for row in second]
 
 
 @pytest.mark.slow
