@@ -3,7 +3,7 @@
     train.py --config=configs/quickstart.py
 
 Dense, on the embedded corpus, with 2,048 pieces of text as its vocabulary: three bytes a token, so
-that a few minutes see 1.7 MB. Layers are computed again in the backward pass, which on a CPU is
+that a few minutes see 1.5 MB. Layers are computed again in the backward pass, which on a CPU is
 faster than to fetch them from memory.
 """
 
@@ -15,7 +15,7 @@ def get_config():
     c.data.tokenizer = "bpe:2048"
     c.model.width, c.model.depth = 256, 3
     c.model.remat = "full"
-    c.train.batch, c.train.length, c.train.steps = 8, 256, 280
+    c.train.batch, c.train.length, c.train.steps = 8, 256, 240
     c.optimizer.name, c.optimizer.learning_rate, c.optimizer.muon_rate = "muon", 1e-2, 0.5
     c.optimizer.schedule, c.optimizer.decay, c.optimizer.final = "wsd", 0.6, 0.0
     c.optimizer.warmup = 20
