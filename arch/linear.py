@@ -13,8 +13,8 @@ def linear(
     transposed copy (a third of a training step on CPU). Rows that are split along their length keep
     both axes: merging them would move them between devices.
     """
-    (B, T, _), F = x.shape, w.shape[1]
+    (B, T, D), F = x.shape, w.shape[1]
     w = w.astype(x.dtype)
     split = jax.sharding.get_abstract_mesh().shape.get("context", 1) > 1
-    y = x @ w if split else (x.reshape(B * T, -1) @ w).reshape(B, T, F)
+    y = x @ w if split else (x.reshape(B * T, D) @ w).reshape(B, T, F)
     return y if bias is None else y + bias.astype(x.dtype)
