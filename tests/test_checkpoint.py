@@ -21,7 +21,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from errors import CheckpointError, DiskError
-from training import environment, files, manifest, restore
+from training import environment, files, manifest, restore, shelf
 from training.checkpoint import CheckpointConfig, Checkpoints
 from training.faults import Faults
 from training.leaves import leaf_names, named_leaves
@@ -547,6 +547,42 @@ def test_a_disk_that_stays_full_ends_the_run(run, wait):
         assert_same(store.restore(2, abstract(states[2])), states[2])
 
 
+def test_stragglers_of_a_failed_save_cannot_reach_the_next(run):
+    """orbax gives up at the first error, while its other writes go on for a moment."""
+    root, used, late = run.path / "checkpoints", [], Faults()
+
+    def at_save(step):
+        used.append(set(root.glob("*.writing")))
+        if len(used) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        straggler = min(used[0]) / "state/ocdbt.process_0/manifest.ocdbt"
+        straggler.parent.mkdir(parents=True, exist_ok=True)
+        straggler.write_bytes(b"of the failed save")
+
+    late.at_save = at_save
+    state = new_state(3)
+    with checkpoints(run, faults=late) as store:
+        store.save(3, state, {}, wait=True)
+        assert_same(store.restore(3, abstract(state)), state)
+    assert len(used) == 2 and not used[0] & used[1]
+    assert folders(run) == ["3"]  # what it left is cleared away
+
+
+def test_a_folder_that_is_still_written_to_is_cleared_in_the_end(run, monkeypatch):
+    remove, tries = shelf.remove_tree, []
+
+    def busy(path, root):
+        tries.append(path)
+        if len(tries) < 3:
+            raise DiskError("Directory not empty")
+        remove(path, root)
+
+    monkeypatch.setattr(shelf, "remove_tree", busy)
+    with checkpoints(run, "enospc@3") as store, pytest.raises(DiskError, match="No space"):
+        store.save(3, new_state(), {}, wait=True)
+    assert len(tries) == 4 and folders(run) == []  # three for the first save, one for the second
+
+
 def test_a_failure_at_the_end_is_no_success(run):
     with pytest.raises(DiskError), checkpoints(run, "enospc@3") as store:
         store.save(3, new_state(), {})
@@ -624,9 +660,9 @@ KILLED = """
 
 
 @pytest.mark.slow
-def test_a_kill_while_saving_costs_that_save_only(tmp_path):  # covers K1, K2, P5
+def test_a_kill_while_saving_costs_that_save_only(tmp_path):  # covers K1, P5
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=ROOT, timeout=120, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, timeout=300, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = os.listdir(tmp_path / "run/checkpoints")
     assert sum(name.endswith(".writing") for name in left) == 1

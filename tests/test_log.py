@@ -133,7 +133,7 @@ def test_names_cannot_steer_the_terminal():
 # Messages.
 
 
-def test_events_are_shown_once_however_often_a_console_is_opened(run, capsys):  # covers P14
+def test_events_are_shown_once_however_often_a_console_is_opened(run, capsys):  # P14 in part
     before = list(LOGGER.handlers), LOGGER.propagate
     left = [Console("plain", total=1) for _ in range(3)]
     for shown in left:  # cells that were interrupted before they could close theirs

@@ -196,7 +196,7 @@ def test_a_process_told_to_stop_saves_and_exits_with_75(tmp_path):  # covers P1,
     assert process.stdout.readline() == "begun 0\n"
     time.sleep(0.2)
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(60) == 75
+    assert process.wait(300) == 75
     process.stdout.close()
     run = RunFolder(tmp_path / "run")
     status = run.status()

@@ -71,7 +71,8 @@ class Checkpoints:
         self._abandoned = False
         # Making folders in the background would turn a full disk into a wait of five minutes.
         options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-        logging.getLogger("absl").addFilter(_not_by_orbax)
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_not_by_orbax)
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler(), async_options=options)
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any], *, wait: bool = False) -> float:
@@ -257,4 +258,4 @@ def _line(error: Exception, most: int = 200) -> str:
 
 def _not_by_orbax(record: logging.LogRecord) -> bool:
     """It prints a failure several times, with tracebacks; here it is one line and an exit code."""
-    return "orbax" not in record.pathname
+    return "orbax" not in record.pathname + record.getMessage()

@@ -4,21 +4,24 @@ Nothing is deleted but in a folder with this run's marker, and there only what h
 own: folders left by a kill, and sealed checkpoints of this run. Strays are left alone.
 """
 
+import contextlib
 import os
 import re
 import secrets
+import time
 from pathlib import Path
 
 import jax
 
-from errors import CheckpointError
+from errors import CheckpointError, DiskError
 from training import manifest, restore
 from training.files import disk, inside, read_json, remove_tree, sync_folder, write_json
 from training.restore import steps
 
-LEFT_OVER = re.compile(r"\d+\.\w+\.(writing|discarded)")
+LEFT_OVER = re.compile(r"\d+\.[\w-]+\.(writing|discarded)")
 REPLACED = re.compile(r"(\d+)\.replaced")
 MARKER = "OWNER.json"
+PAUSES = (0.0, 0.1, 0.4, 1.0)  # seconds before each try to clear a folder away
 
 
 class Shelf:
@@ -29,12 +32,16 @@ class Shelf:
         self._run_id, self._verify = run_id, verify
         # Every process must name a folder alike; one process alone keeps out of its own past.
         self._token = secrets.token_hex(4) if jax.process_count() == 1 else "all"
+        self._saves = 0
         if jax.process_index() == 0:
             self._own()
 
     def writing(self, step: int) -> Path:
-        """Where a save of `step` is written until it is sealed."""
-        return self.root / f"{step}.{self._token}.writing"
+        """Where a save of `step` is written until it is sealed: a new folder each time, because
+        writes of a save that failed may go on after orbax has given it up.
+        """
+        self._saves += 1
+        return self.root / f"{step}.{self._token}-{self._saves}.writing"
 
     def publish(self, folder: Path, step: int, tainted: bool) -> None:
         """Rename into place. A checkpoint that is there is kept until then, a stray for good."""
@@ -72,12 +79,11 @@ class Shelf:
                 continue
             gone = self.root / f"{step}.{self._token}.discarded"
             os.rename(path, gone)
-            remove_tree(gone, self.root)
+        self._clear()
 
     def make_room(self) -> None:
-        for entry in list(self.root.iterdir()):
-            if LEFT_OVER.fullmatch(entry.name) and not entry.is_symlink():
-                remove_tree(entry, self.root)
+        """Delete what a failed save left, and all good checkpoints but the newest."""
+        self._clear()
         last = restore.search(self.root, hashes=self._verify).step
         if last is not None:
             self.prune(last, 1)
@@ -112,13 +118,24 @@ class Shelf:
                     f"{self.root} is of run {marker.get('run_id')}, not of this run "
                     f"({self._run_id}); use another --workdir, or --init_from for the parameters"
                 )
-            for name in filter(LEFT_OVER.fullmatch, names):
-                remove_tree(self.root / name, self.root)
+            self._clear()
             for match in filter(None, map(REPLACED.fullmatch, names)):
                 if self._sealed(int(match[1])):
                     remove_tree(self.root / match[0], self.root)
                 else:
                     os.rename(self.root / match[0], self.root / match[1])
+
+    def _clear(self) -> None:
+        """Delete left-over folders; one that is still written to is left to the next time."""
+        for pause in PAUSES:
+            found = [e for e in self.root.iterdir() if LEFT_OVER.fullmatch(e.name)]
+            found = [entry for entry in found if not entry.is_symlink()]
+            if not found:
+                return
+            time.sleep(pause)
+            for entry in found:
+                with contextlib.suppress(DiskError):
+                    remove_tree(entry, self.root)
 
     def _sealed(self, step: int) -> bool:
         return (self.root / str(step) / manifest.NAME).is_file()
