@@ -73,12 +73,10 @@ def train(
             if job.checkpoints.due(done) or job.stop.requested or ended:
                 refuse_halted(job, metrics, done)
                 with meter.paused():
-                    saved(job, state, done, rolling)
+                    saved(job, state, done, rolling, wait=ended or job.stop.requested)
             job.checkpoints.poll()
             if job.stop.requested:
-                job.checkpoints.wait()
                 raise job.stop.preempted(done)
-    job.checkpoints.wait()
     scores = judged(job, after, state, settings.train.steps) if after else {}
     job.run.finish(settings.train.steps)
     return scores
@@ -108,7 +106,7 @@ def refuse_halted(job: Job, metrics: Metrics | None, step: int) -> None:
     if metrics is None or not float(jax.device_get(metrics["halted"].sum)):
         return
     job.checkpoints.wait()
-    found = job.checkpoints.latest()
+    found = job.checkpoints.newest()
     kept = f"checkpoint {found} is good" if found else "there is no checkpoint yet"
     values = jax.device_get({name: metrics[name].sum for name in ("loss", "grad_norm")})
     loss, norm = (float(values[name]) for name in ("loss", "grad_norm"))
@@ -126,10 +124,10 @@ def judged(job: Job, judge: Judge, state: State, step: int) -> dict[str, Any]:
     return scores
 
 
-def saved(job: Job, state: State, step: int, rolling: str | None) -> None:
-    """Start to save; the rest happens beside training."""
+def saved(job: Job, state: State, step: int, rolling: str | None, *, wait: bool) -> None:
+    """Start to save; unless asked to `wait`, the rest happens beside training."""
     with jax.transfer_guard("allow"):
-        job.checkpoints.save(step, state, {"rolling": rolling})
+        job.checkpoints.save(step, state, {"rolling": rolling}, wait=wait)
 
 
 def placed(program: Program, index: int, arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
