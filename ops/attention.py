@@ -52,6 +52,8 @@ def attention(
         raise ValueError(f"attention: shapes q {q.shape}, k {k.shape}, v {v.shape} do not fit")
     if aligned and T != S:
         raise ValueError(f"attention: {T} queries and {S} keys are not one row; say aligned=False")
+    if not T or not S:
+        return jnp.zeros((B, T, H, v.shape[3]), q.dtype)
     rule = Rule(causal, window, scale, softcap, bias, aligned, 0.0 if key is None else dropout, key)
     reasons = {name: why(q, k, v, keys, rule) for name, (_, why) in IMPLEMENTATIONS.items()}
     name = choose("attention", implementation, reasons, BEST.get(platform(), ()))

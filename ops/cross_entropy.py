@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ops.placement import P, batch_axes, by_device, choose, free_axes
 
-LOGITS = 2**25  # logits that a device holds at a time
+TOKENS = 1024  # of a chunk on a device: fewer would mostly add up gradients of the table
+LOGITS = 2**24  # of a chunk on a device, where that is more tokens
 
 
 class CrossEntropy(NamedTuple):
@@ -170,10 +171,10 @@ def _columns(logits: Float[Array, "B T V"]) -> Int[Array, "1 1 V"]:
 
 
 def _count(hidden: Float[Array, "B T D"], table: Float[Array, "V D"]) -> int:
-    """Chunks: as few as keep a device's share of a chunk's logits under LOGITS."""
+    """How many chunks along T."""
     (B, T, _), sizes = hidden.shape, free_axes()
-    share = B * T * table.shape[0] / (sizes.get("context", 1) * sizes.get("model", 1))
-    return max(1, min(T, math.ceil(share / LOGITS)))
+    tokens, columns = B * T / sizes.get("context", 1), table.shape[0] / sizes.get("model", 1)
+    return max(1, min(T, math.ceil(tokens / max(TOKENS, LOGITS / columns))))
 
 
 def _split(x: Array, count: int, fill: float = 0) -> Array:
