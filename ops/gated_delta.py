@@ -1,0 +1,70 @@
+"""Gated delta rule: a decaying memory that forgets what a key held before it writes (Yang et al.,
+arXiv:2412.06464, equation 10, transposed to keys x values).
+
+    s[t] = exp(g[t]) (I - beta[t] k[t] k[t]^T) s[t-1] + beta[t] k[t] v[t]^T;   o[t] = s[t]^T q[t]
+
+B rows, T tokens, H heads with keys of width K and values of width V. With beta up to 2 a state can
+change its sign along a key (arXiv:2411.12537).
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from ops.placement import choose
+
+
+def gated_delta(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H V"],
+    g: Float[Array, "B T H"],
+    beta: Float[Array, "B T H"],
+    *,
+    reset: Bool[Array, "B T"] | None = None,
+    state: Float[Array, "B H K V"] | None = None,
+    chunk: int = 64,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
+    """o in the dtype of v, and the state after the last token in at least float32.
+
+    Keys come with length 1 and queries scaled; g <= 0 is the log of the decay, beta in [0, 2].
+    `reset` is True where a document begins: there the state before it is gone.
+    """
+    (B, T, H, K), V = q.shape, v.shape[-1]
+    if k.shape != q.shape or v.shape != (B, T, H, V) or not g.shape == beta.shape == (B, T, H):
+        shapes = f"q {q.shape}, k {k.shape}, v {v.shape}, g {g.shape}, beta {beta.shape}"
+        raise ValueError(f"gated_delta: shapes {shapes} do not fit [B T H K or V], [B T H]")
+    wide = jnp.promote_types(v.dtype, jnp.float32)
+    reset = jnp.zeros((B, T), bool) if reset is None else reset
+    state = jnp.zeros((B, H, K, V), wide) if state is None else state.astype(wide)
+    name = choose("gated_delta", implementation, dict.fromkeys(IMPLEMENTATIONS))
+    return IMPLEMENTATIONS[name](q, k, v, g, beta, reset, state, chunk)
+
+
+def reference(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H V"],
+    g: Float[Array, "B T H"],
+    beta: Float[Array, "B T H"],
+    reset: Bool[Array, "B T"],
+    state: Float[Array, "B H K V"],
+    chunk: int,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
+    """Token by token."""
+    wide = state.dtype
+
+    def step(s: Array, now: tuple[Array, ...]) -> tuple[Array, Array]:
+        (q, k, v, g, beta), begins = (x.astype(wide) for x in now[:5]), now[5]
+        s = jnp.where(begins[:, None, None, None], 0, s) * jnp.exp(g)[..., None, None]
+        write = beta[..., None] * (v - jnp.einsum("bhkv,bhk->bhv", s, k))
+        s = s + jnp.einsum("bhk,bhv->bhkv", k, write)
+        return s, jnp.einsum("bhkv,bhk->bhv", s, q)
+
+    rows = tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v, g, beta, reset))
+    state, o = jax.lax.scan(step, state, rows)
+    return jnp.moveaxis(o, 0, 1).astype(v.dtype), state
+
+
+IMPLEMENTATIONS = {"reference": reference, "xla": reference}
