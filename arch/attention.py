@@ -4,7 +4,7 @@ Left out on purpose: fused q/k/v weights (three matrices shard over heads withou
 """
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,15 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from arch.cache import Cache
+from arch.cache import Cache, Source
 from arch.ledger import Bill, Place, Work
 from arch.linear import linear
 from arch.norms import rms_norm
 from arch.positions import RopeConfig, alibi, rope
-from arch.sequence import Sequence
+from arch.sequence import EVERYWHERE, Sequence
 from arch.sharding import P, matrix, vector
 from errors import ConfigError
-from ops.attention import attention
+from ops.attention import Tokens, attention
 from schema import Count, Natural, NonNegative, Rate, config
 
 
@@ -30,7 +30,7 @@ class AttentionConfig:
     kv_heads: Natural = 0  # G; 0: as many as heads, 1: multi-query
     head_width: Natural = 0  # K; 0: D / H
     window: Natural = 0  # tokens seen, self included (both sides: |i - j| <= window / 2); 0: all
-    position: Literal["rope", "alibi", "none"] = "rope"
+    position: Literal["rope", "alibi", "relative", "none"] = "rope"  # relative: T5's, by the stack
     rope: RopeConfig = RopeConfig()
     scale: NonNegative = 0.0  # of scores; 0: K^-1/2
     softcap: NonNegative = 0.0  # c: scores become c tanh(score / c); 0: off
@@ -69,12 +69,14 @@ class AttentionConfig:
 
 
 class Attention(nnx.Module):
-    """A mixer (see `arch/model.py`); with `memory` it attends to an encoder's output instead."""
+    """A mixer (see `arch/model.py`); with `cross` it attends to `memory`, an encoder's output."""
 
-    views = {"causal": "full", "prefix": "full", "both": "full"}
+    views = staticmethod(lambda cfg: EVERYWHERE)
 
-    def __init__(self, D: int, cfg: AttentionConfig, *, key: Array, scale: float = 1.0):
-        self.cfg = cfg
+    def __init__(
+        self, D: int, cfg: AttentionConfig, *, key: Array, scale: float = 1.0, cross: bool = False
+    ):
+        self.cfg, self.cross = cfg, cross
         self.heads = H, G, K = cfg.shape(D)
         keys = jax.random.split(key, 4)
         self.w_q = matrix(keys[0], (D, H * K), P("data", "model"))
@@ -94,40 +96,74 @@ class Attention(nnx.Module):
         x: Float[Array, "B T D"],
         seq: Sequence,
         *,
-        state: Cache | None = None,
+        state: Any = None,
         memory: tuple[Float[Array, "B S D"], Sequence] | None = None,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        cfg, (H, _, K) = self.cfg, self.heads
-        source, there = (x, seq) if memory is None else memory
-        q, k, v = self._project(x, source)
-        if cfg.position == "rope" and memory is None:
-            q, k = rope(q, seq.positions, cfg.rope), rope(k, seq.positions, cfg.rope)
-        queries, keys, aligned = seq.tokens(), there.tokens(), memory is None
-        if state is not None and memory is None:
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        q = self._queries(x)
+        if self.cross:
+            k, v, keys, state = self._source(memory, state)
+            y = self._attend(q, k, v, seq.tokens(), keys, key, causal=False, aligned=False)
+            return y, state
+        k, v = self._keys(x)
+        if self.cfg.position == "rope":
+            q, k = rope(q, seq.positions, self.cfg.rope), rope(k, seq.positions, self.cfg.rope)
+        queries = keys = seq.tokens()
+        aligned = True
+        if state is not None:
             aligned, queries = state.empty, state.continued(queries)
             k, v, keys, state = state.extend(k, v, queries)
-        bias = functools.partial(alibi, heads=H, dtype=x.dtype)
+        bias, window = self._bias(seq, x.dtype), self._window(seq.causal)
+        y = self._attend(
+            *(q, k, v, queries, keys, key),
+            causal=seq.causal,
+            aligned=aligned,
+            bias=bias,
+            window=window,
+        )
+        return y, state
+
+    def start(self, batch: int, capacity: int, dtype: jnp.dtype) -> Any:
+        _, G, K = self.heads
+        if self.cross:
+            return Source.start(batch, capacity, G, K, dtype)
+        window = self.cfg.window
+        slots = min(window, capacity) if window else capacity
+        return Cache.start(batch, slots, G, K, dtype, ring=slots < capacity)
+
+    def _attend(
+        self, q, k, v, queries, keys, key, *, causal, aligned, bias=None, window=None
+    ) -> Float[Array, "B T D"]:
+        cfg = self.cfg
         y = attention(
             *(q, k, v, queries, keys),
-            causal=seq.causal and memory is None,
-            window=self._window(seq.causal) if memory is None else None,
-            scale=cfg.scale or K**-0.5,
+            causal=causal,
+            window=window,
+            scale=cfg.scale or q.shape[-1] ** -0.5,
             softcap=cfg.softcap,
-            bias=bias if cfg.position == "alibi" and memory is None else None,
+            bias=bias,
             aligned=aligned,
             dropout=cfg.dropout,
             key=key,
             implementation=None if cfg.implementation == "auto" else cfg.implementation,
         )
         y = rearrange(y, "b t h k -> b t (h k)")
-        return linear(y, self.w_o[...], self.b_o[...] if cfg.bias_out else None), state
+        return linear(y, self.w_o[...], self.b_o[...] if cfg.bias_out else None)
 
-    def start(self, batch: int, capacity: int, dtype: jnp.dtype) -> Cache:
-        _, G, K = self.heads
-        window = self.cfg.window
-        slots = min(window, capacity) if window else capacity
-        return Cache.start(batch, slots, G, K, dtype, ring=slots < capacity)
+    def _source(self, memory: Any, state: Any) -> tuple[Array, Array, Tokens, Any]:
+        """Keys and values of what was encoded, made once."""
+        if memory is not None:
+            k, v = self._keys(memory[0])
+            kept = Source(k, v, memory[1].tokens(), filled=True)
+            return k, v, kept.tokens, None if state is None else kept
+        if state is None or not state.filled:
+            raise ValueError("cross-attention needs the encoder's output, or a state that has it")
+        return state.k, state.v, state.tokens, state
+
+    def _bias(self, seq: Sequence, dtype: jnp.dtype) -> Any:
+        if self.cfg.position == "alibi":
+            return functools.partial(alibi, heads=self.heads[0], dtype=dtype)
+        return seq.bias if self.cfg.position == "relative" else None
 
     def _window(self, causal: bool) -> tuple[int, int] | None:
         W = self.cfg.window
@@ -135,45 +171,70 @@ class Attention(nnx.Module):
             return None
         return (W - 1, W - 1) if causal else (W // 2, W // 2)
 
-    def _project(self, x: Array, source: Array) -> tuple[Array, Array, Array]:
-        cfg, (H, G, _) = self.cfg, self.heads
-        bias = cfg.bias_qkv
-        q = linear(x, self.w_q[...], self.b_q[...] if bias else None)
-        k = linear(source, self.w_k[...], self.b_k[...] if bias else None)
-        v = linear(source, self.w_v[...], self.b_v[...] if bias else None)
+    def _queries(self, x: Array) -> Float[Array, "B T H K"]:
+        cfg, (H, _, _) = self.cfg, self.heads
+        q = linear(x, self.w_q[...], self.b_q[...] if cfg.bias_qkv else None)
         if cfg.qk_norm == "full":
             q = rms_norm(q, self.norm_q[...], cfg.qk_norm_eps)
+        q = jnp.clip(q, -cfg.clip, cfg.clip) if cfg.clip else q
+        q = rearrange(q, "b t (h k) -> b t h k", h=H)
+        return rms_norm(q, self.norm_q[...], cfg.qk_norm_eps) if cfg.qk_norm == "head" else q
+
+    def _keys(self, x: Array) -> tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]]:
+        cfg, (_, G, _) = self.cfg, self.heads
+        k = linear(x, self.w_k[...], self.b_k[...] if cfg.bias_qkv else None)
+        v = linear(x, self.w_v[...], self.b_v[...] if cfg.bias_qkv else None)
+        if cfg.qk_norm == "full":
             k = rms_norm(k, self.norm_k[...], cfg.qk_norm_eps)
         if cfg.clip:
-            q, k, v = (jnp.clip(y, -cfg.clip, cfg.clip) for y in (q, k, v))
-        q = rearrange(q, "b t (h k) -> b t h k", h=H)
+            k, v = (jnp.clip(y, -cfg.clip, cfg.clip) for y in (k, v))
         k, v = (rearrange(y, "b s (g k) -> b s g k", g=G) for y in (k, v))
-        if cfg.qk_norm == "head":
-            q = rms_norm(q, self.norm_q[...], cfg.qk_norm_eps)
-            k = rms_norm(k, self.norm_k[...], cfg.qk_norm_eps)
-        return q, k, v
+        return rms_norm(k, self.norm_k[...], cfg.qk_norm_eps) if cfg.qk_norm == "head" else k, v
 
     @staticmethod
     def cuts(D: int, cfg: AttentionConfig) -> dict[str, int]:
         H, G, _ = cfg.shape(D)
-        return {"attention.heads": H} | ({"attention.kv_heads": G} if G < H else {})
+        return {"heads": H} | ({"kv_heads": G} if G < H else {})
 
     @staticmethod
     def cost(D: int, cfg: AttentionConfig, place: Place) -> Bill:
         """Projections and core; `reference` executes the whole T x T."""
         H, G, K = cfg.shape(D)
-        matrices = 2 * D * (H + G) * K
-        biases = cfg.bias_qkv * (H + 2 * G) * K + cfg.bias_out * D
-        norms = {"none": 0, "head": 2 * K, "full": (H + G) * K}[cfg.qk_norm]
-        core = 4.0 * H * K * place.keys(cfg.window)
-        executed = 4.0 * H * K * place.length if cfg.implementation == "reference" else core
+        params, core = _params(D, cfg), 4.0 * H * K * place.keys(cfg.window)
+        whole = 4.0 * H * K * place.length
+        projections = 4.0 * D * (H + G) * K
         slots = min(place.length, cfg.window or place.length)
         return Bill(
-            params=matrices + biases + norms,
-            active=matrices + biases + norms,
+            params=params,
+            active=params,
             work={
-                "projections": Work(2.0 * matrices, 2.0 * matrices),
-                "core": Work(core, executed),
+                "projections": Work(projections, projections),
+                "core": Work(core, whole if cfg.implementation == "reference" else core),
             },
             state_bytes=2 * G * K * slots * place.itemsize,
         )
+
+    @staticmethod
+    def cross_cost(D: int, cfg: AttentionConfig, place: Place) -> Bill:
+        """Per token of the decoder, of which there are `length` to `source` encoded ones."""
+        H, G, K = cfg.shape(D)
+        params, share = _params(D, cfg), place.source / place.length if place.length else 0.0
+        queries, keys = 4.0 * D * H * K, 4.0 * D * G * K * share
+        core = 4.0 * H * K * place.source
+        return Bill(
+            params=params,
+            active=params,
+            work={
+                "projections": Work(queries + keys, queries + keys),
+                "core": Work(core, core),
+            },
+            state_bytes=2 * G * K * place.source * place.itemsize,
+        )
+
+
+def _params(D: int, cfg: AttentionConfig) -> int:
+    H, G, K = cfg.shape(D)
+    biases = cfg.bias_qkv * (H + 2 * G) * K + cfg.bias_out * D
+    return (
+        2 * D * (H + G) * K + biases + {"none": 0, "head": 2 * K, "full": (H + G) * K}[cfg.qk_norm]
+    )

@@ -76,3 +76,22 @@ class Cache:
         k, v, tokens = jax.tree.map(put, (self.k, self.v, self.tokens), new)
         count = self.count + jnp.sum(new[2].segments != 0, axis=1, dtype=jnp.int32)
         return Cache(k, v, tokens, self.slot + T, count, ring=self.ring, empty=False)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["k", "v", "tokens"], meta_fields=["filled"]
+)
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Keys and values of an encoder's output, which stay the same while decoding."""
+
+    k: Float[Array, "B S G K"]
+    v: Float[Array, "B S G K"]
+    tokens: Tokens
+    filled: bool  # the source has been seen
+
+    @classmethod
+    def start(cls, batch: int, slots: int, heads: int, width: int, dtype: jnp.dtype) -> "Source":
+        zeros = jnp.zeros((batch, slots), jnp.int32)
+        kv = jnp.zeros((batch, slots, heads, width), dtype)
+        return cls(kv, kv, Tokens(zeros, zeros, zeros, None), filled=False)

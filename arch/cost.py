@@ -7,11 +7,15 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from arch.attention import Attention
 from arch.block import Block
+from arch.config import CHANNELS, MIXERS, ModelConfig
+from arch.directions import BothWays
 from arch.embedding import Embedding, Head
 from arch.ledger import Bill, Place, Work
-from arch.model import CHANNELS, MIXERS, ModelConfig
 from arch.norms import Norm
+from arch.pattern import Plan
+from arch.positions import RelativePositions
 from arch.sequence import View
 
 OUTSIDE = ("embedding", "head")  # terms that body totals leave out
@@ -53,20 +57,26 @@ def cost(
     config: ModelConfig, length: int, *, view: View = "causal", source: int = 0, logits: float = 1.0
 ) -> Cost:
     """The cost of `config` on rows of `length` tokens; `logits` is the share that pays the head."""
-    place = Place(length, view, source, jnp.dtype(config.dtype).itemsize)
-    bills = _layers(config, place)
+    itemsize = jnp.dtype(config.dtype).itemsize
+    decodes = config.encoder.depth > 0
+    bills = _layers(config, config.plan(), Place(length, view, source, itemsize), decodes)
     D, V = config.width, config.rows
     embedding = Embedding.params(V, D, config.embed, config.positions, config.norm)
-    norms = config.depth * Block.params(D, config.block, config.norm)
-    norms += config.final_norm * Norm.params(D, config.norm)
+    norms = _norms(config, config.plan(), decodes)
+    heads = config.relative_heads()
+    relative = RelativePositions.params(heads, config.positions) if heads else 0
+    if decodes:
+        bills += _encoder(config, length, source, itemsize)
+        norms += _norms(config, config.encoder_plan(), False)
+        relative *= 2
     head = Head.params(V, D, config.head)
     terms = _added(bills)
     terms["head.logits"] = Work(2.0 * D * config.vocab * logits, 2.0 * D * V * logits)
     parts = {"embedding": embedding}
     for name, bill in bills:
         parts[name] = parts.get(name, 0) + bill.params
-    parts |= {"norms": norms, "head": head}
-    shared = embedding + norms + head
+    parts |= {"norms": norms, "head": head} | ({"relative": relative} if relative else {})
+    shared = embedding + norms + head + relative
     return Cost(
         params=sum(parts.values()),
         active_params=shared + sum(bill.active for _, bill in bills),
@@ -78,14 +88,43 @@ def cost(
     )
 
 
-def _layers(config: ModelConfig, place: Place) -> list[tuple[str, Bill]]:
-    first, layers, repeats, last = config.plan()
-    bills = []
-    for e in (*first, *layers * repeats, *last):
-        mixer, channel = config.part(*e[:2]), config.part(*e[2:])
-        bills.append((e.mixer, MIXERS[e.mixer].cost(config.width, mixer, place)))
-        bills.append((e.channel, CHANNELS[e.channel].cost(config.width, channel, place)))
+def _layers(config: ModelConfig, plan: Plan, place: Place, decodes: bool) -> list[tuple[str, Bill]]:
+    """A bill for each use of a part in a stack."""
+    bills, D = [], config.width
+    for e in plan.entries():
+        mixer, Mixer = config.part(*e[:2]), MIXERS[e.mixer]
+        bill = Mixer.cost(D, mixer, place)
+        if "both" not in Mixer.views(mixer) and config.directions.weights != "none":
+            bill = BothWays.cost(bill, D, config.directions, place)
+        bills.append((e.mixer, bill))
+        bills.append((e.channel, CHANNELS[e.channel].cost(D, config.part(*e[2:]), place)))
+        if decodes:
+            bills.append(("cross", Attention.cross_cost(D, config.cross, place)))
     return bills
+
+
+def _encoder(
+    config: ModelConfig, length: int, source: int, itemsize: int
+) -> list[tuple[str, Bill]]:
+    """What the encoder adds to each token of the decoder, of which there are `length`."""
+    share = source / length if length else 0.0
+    found = []
+    place = Place(source, "both", 0, itemsize)
+    for name, bill in _layers(config, config.encoder_plan(), place, False):
+        work = {
+            term: Work(share * one.model, share * one.executed, one.elementwise)
+            for term, one in bill.work.items()
+        }
+        found.append((f"encoder.{name}", Bill(bill.params, bill.active, work)))
+    return found
+
+
+def _norms(config: ModelConfig, plan: Plan, cross: bool) -> int:
+    own = sum(
+        Block.params(config.width, config.block, config.norm, e.channel, cross)
+        for e in plan.entries()
+    )
+    return own + config.final_norm * Norm.params(config.width, config.norm)
 
 
 def _added(bills: list[tuple[str, Bill]]) -> dict[str, Work]:

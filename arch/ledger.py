@@ -41,6 +41,8 @@ class Place:
     def keys(self, window: int = 0) -> float:
         """Mean number of tokens that a token sees: T both sides, (T + 1) / 2 causal."""
         T, W, P = self.length, window, min(self.source, self.length)
+        if not T:
+            return 0.0
         if self.view == "both":
             reach = min(W // 2, T) if W else T
             return sum(min(i, reach) + 1 + min(T - 1 - i, reach) for i in range(T)) / T

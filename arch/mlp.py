@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from arch.ledger import Bill, Place, Work
 from arch.linear import linear
-from arch.sequence import Sequence
+from arch.sequence import EVERYWHERE, Sequence
 from arch.sharding import P, matrix, vector
 from schema import Natural, config
 
@@ -42,6 +42,8 @@ class MlpConfig:
 class Mlp(nnx.Module):
     """w_out(act(w_in x)), or w_out(act(w_gate x) * w_in x) if gated."""
 
+    views = staticmethod(lambda cfg: EVERYWHERE)
+
     def __init__(self, D: int, cfg: MlpConfig, *, key: Array, scale: float = 1.0):
         F, keys = cfg.size(D), jax.random.split(key, 3)
         self.cfg = cfg
@@ -67,8 +69,12 @@ class Mlp(nnx.Module):
         return linear(h, self.w_out[...], self.b_out[...] if bias else None), {}
 
     @staticmethod
+    def losses(cfg: MlpConfig) -> dict[str, float]:
+        return {}
+
+    @staticmethod
     def cuts(D: int, cfg: MlpConfig) -> dict[str, int]:
-        return {"mlp.width": cfg.size(D)}
+        return {"width": cfg.size(D)}
 
     @staticmethod
     def cost(D: int, cfg: MlpConfig, place: Place) -> Bill:

@@ -6,7 +6,7 @@ or `prefix[j]`). Segment 0 is padding; positions restart with every document.
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,21 +16,28 @@ from ops.attention import Tokens
 
 View = Literal["causal", "prefix", "both"]
 VIEWS: tuple[View, ...] = ("causal", "prefix", "both")
+# What a part can do under each view: "full", or "causal" (it reads a prefix one way).
+EVERYWHERE: dict[View, str] = {"causal": "full", "prefix": "full", "both": "full"}
+ONE_WAY: dict[View, str] = {"causal": "full", "prefix": "causal"}
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["positions", "segments", "prefix"],
+    data_fields=["positions", "segments", "prefix", "bias"],
     meta_fields=["causal"],
 )
 @dataclasses.dataclass(frozen=True)
 class Sequence:
-    """A batch of rows; `prefix=None` says that no token is seen from before it (the fast path)."""
+    """A batch of rows; `prefix=None` says that no token is seen from before it (the fast path).
+
+    `bias` is what a stack shares among its attentions, `bias(queries, keys)` (T5's table).
+    """
 
     positions: Int[Array, "B T"]
     segments: Int[Array, "B T"]
     prefix: Bool[Array, "B T"] | None = None
     causal: bool = True
+    bias: Any = None
 
     @classmethod
     def plain(cls, batch: int, length: int, *, causal: bool = True, start: int = 0) -> "Sequence":
@@ -51,3 +58,14 @@ class Sequence:
         """As attention sees them; `order` leaves padding out, so that it changes nothing."""
         order = jnp.cumsum(self.segments != 0, axis=1, dtype=jnp.int32) - 1
         return Tokens(order, self.segments, self.positions, self.prefix)
+
+    def begins(self, last: Int[Array, " B"] | None = None) -> Bool[Array, "B T"]:
+        """Where a document begins, after a token of segment `last`: what is kept starts anew."""
+        B, T = self.segments.shape
+        last = jnp.zeros((B,), jnp.int32) if last is None else last
+        before = jnp.concatenate([last[:, None], self.segments], axis=1)[:, :T]
+        return self.segments != before
+
+    def flipped(self) -> "Sequence":
+        """The rows from their ends; positions and prefixes, which one-way mixers read not, stay."""
+        return dataclasses.replace(self, segments=jnp.flip(self.segments, 1))

@@ -11,13 +11,13 @@ from jaxtyping import Array, Float
 
 
 class Amount(NamedTuple):
-    """A quantity of which the mean matters."""
+    """A quantity of which the mean matters, or one of each layer."""
 
-    sum: Float[Array, ""]
-    weight: Float[Array, ""]
+    sum: Float[Array, "*layers"]
+    weight: Float[Array, "*layers"]
 
     @property
-    def mean(self) -> Float[Array, ""]:
+    def mean(self) -> Float[Array, "*layers"]:
         return self.sum / jnp.maximum(self.weight, 1)
 
 

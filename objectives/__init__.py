@@ -14,7 +14,7 @@ from jaxtyping import Array
 from arch import ModelConfig
 from arch.sequence import View
 from objectives.causal_lm import CausalLM
-from objectives.learner import Learner, Metrics, Term, tokens_of, totals
+from objectives.learner import Learner, Metrics, Term, auxiliary, tokens_of, totals
 
 Batch = dict[str, Array]
 
@@ -55,6 +55,7 @@ __all__ = [
     "Metrics",
     "Objective",
     "Term",
+    "auxiliary",
     "tokens_of",
     "totals",
 ]

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from arch import ModelConfig, Sequence
 from arch.sequence import View
 from arch.terms import Amount, Aux
-from objectives.learner import Learner, Metrics, Term
+from objectives.learner import Learner, Metrics, Term, auxiliary
 from ops.cross_entropy import CrossEntropy, cross_entropy
 from schema import NonNegative, config
 
@@ -68,8 +68,9 @@ class CausalLM:
             terms["z"] = Term(
                 masked_sum(jnp.square(out.scores.lse), weights), total["z"], self.z_loss
             )
+        added, metrics = auxiliary(learner, out.aux, batch)
         correct = masked_sum(out.scores.correct.astype(jnp.float32), weights)
-        return terms, {"accuracy": Amount(correct, total["nats"])}
+        return terms | added, metrics | {"accuracy": Amount(correct, total["nats"])}
 
 
 def score(learner: Learner, hidden: Float[Array, "B T D"], targets: Array) -> CrossEntropy:

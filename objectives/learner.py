@@ -6,9 +6,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from arch import Model
-from arch.terms import Amount
+from arch.terms import Amount, Aux
 
 Metrics = dict[str, Amount]
+ENCODER = "encoder/"  # before the names of what an encoder's channels report
 
 
 class Learner(NamedTuple):
@@ -26,6 +27,23 @@ class Term(NamedTuple):
     coefficient: float = 1.0
 
 
+def auxiliary(learner: Learner, aux: Aux, batch: dict[str, Array]) -> tuple[dict, Metrics]:
+    """What channels reported, [layers] by name, as loss terms (summed over layers) and metrics.
+
+    A term is the sum over layers of means over tokens: the encoder's over those of the source.
+    """
+    coefficients = learner.model.config.losses()
+    terms, metrics = {}, Metrics()
+    for name, amount in aux.items():
+        own = name.removeprefix(ENCODER)
+        if own in coefficients:
+            weight = _tokens_seen(name, batch)
+            terms[name] = Term(jnp.sum(amount.sum), weight, coefficients[own])
+        else:
+            metrics[name] = amount
+    return terms, metrics
+
+
 def tokens_of(batch: dict[str, Array]) -> Float[Array, ""]:
     """How many tokens of a batch are not padding: the weight of what a model adds to the loss."""
     return jnp.sum(batch["segments"] != 0, dtype=jnp.float32)
@@ -34,4 +52,10 @@ def tokens_of(batch: dict[str, Array]) -> Float[Array, ""]:
 def totals(objective: Any, batch: dict[str, Array], names: list[str]) -> dict[str, Array]:
     """The global weight of each term; a term that the objective does not name weighs by tokens."""
     known = objective.weights(batch)
-    return {name: known[name] if name in known else tokens_of(batch) for name in names}
+    return {name: known[name] if name in known else _tokens_seen(name, batch) for name in names}
+
+
+def _tokens_seen(name: str, batch: dict[str, Array]) -> Float[Array, ""]:
+    if name.startswith(ENCODER):
+        return jnp.sum(batch["source_segments"] != 0, dtype=jnp.float32)
+    return tokens_of(batch)

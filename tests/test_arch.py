@@ -59,10 +59,10 @@ def test_variants_of_a_part_interleave():
     layers = ("attention@local+mlp", "attention+mlp")
     cfg = tiny.config(layers=layers, depth=5, variants={"local": {"window": 2}})
     made = tiny.model(cfg)
-    assert [b.mixer.cfg.window for b in made.blocks] == [2, 0]
-    assert len(made.last) == 1 and made.last[0].mixer.cfg.window == 2
-    assert made.blocks[0].mixer.w_q.shape == (2, 16, 16)
-    assert tuple(made.blocks[0].mixer.w_q.get_metadata()["out_sharding"]) == (None, "data", "model")
+    assert [b.mixer.cfg.window for b in made.stack.blocks] == [2, 0]
+    assert len(made.stack.last) == 1 and made.stack.last[0].mixer.cfg.window == 2
+    assert made.stack.blocks[0].mixer.w_q.shape == (2, 16, 16)
+    assert tuple(made.stack.blocks[0].mixer.w_q.get_metadata()["out_sharding"]) == (None, "data", "model")
 
 
 def test_published_counts_and_pinned_flops():
@@ -134,7 +134,7 @@ def test_mean_keys_are_those_of_the_mask(view, window):
 @pytest.mark.parametrize("wiring", ["pre", "post", "sandwich", "parallel"])
 def test_wirings_follow_their_formulas(wiring):
     cfg = tiny.config(depth=1, block=BlockConfig(wiring=wiring))
-    block = jax.tree.map(lambda a: a[0], tiny.model(cfg).blocks[0])
+    block = jax.tree.map(lambda a: a[0], tiny.model(cfg).stack.blocks[0])
     x, seq = jax.random.normal(jax.random.key(0), (1, 5, 16)), Sequence.plain(1, 5)
 
     def mixer(x):

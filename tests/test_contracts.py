@@ -26,7 +26,7 @@ def test_views(mixer, part):
     """Causal: exactly no gradient from the future, and some from the past. Both: from both sides.
     Prefix: the prefix sees itself, the rest only the past. Segments never mix."""
     # covers C8
-    stack = tiny.model(tiny.config(mixer, part)).blocks[0]
+    stack = tiny.model(tiny.config(mixer, part)).stack.blocks[0]
     block = jax.tree.map(lambda a: a[0], stack)
     x = jax.random.normal(jax.random.key(2), (1, LENGTH, tiny.WIDTH))
     window = getattr(part, "window", 0) if part else 0
@@ -108,7 +108,7 @@ def test_scanned_unrolled_and_rematerialised_are_one_function(mixer, channel):
         return jax.jit(jax.value_and_grad(lambda m: jnp.sum(jnp.sin(m(ids, seq)[0]))))(made)
 
     value, grads = both(made)
-    assert len(made.last) == 1  # five layers hold two repeats and one block more
+    assert len(made.stack.last) == 1  # five layers hold two repeats and one block more
     for changes in ({"scan": False}, {"remat": "full"}, {"remat": "dots", "scan": False}):
         other, others = both(tiny.replaced(made, **changes))
         np.testing.assert_allclose(value, other, rtol=1e-5)

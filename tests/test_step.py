@@ -215,7 +215,7 @@ def test_stacked_and_unstacked_parameters_get_equal_updates(name):
 def test_muon_updates_are_orthogonal_and_tables_are_left_to_adam(learner):
     roles = declared(learner, "role")
     assert roles["model.embed.table"] == "table"
-    assert roles["model.blocks.0.mixer.w_q"] == "matrix"
+    assert roles["model.stack.blocks.0.mixer.w_q"] == "matrix"
     assert roles["model.norm.scale"] == "vector"
     g = np.random.default_rng(1).normal(size=(8, 4)).astype(np.float32)
     cfg = OptimizerConfig(name="muon", learning_rate=1.0, weight_decay=0.0, schedule="constant")
@@ -229,7 +229,7 @@ def test_muon_updates_are_orthogonal_and_tables_are_left_to_adam(learner):
 
 def test_decay_acts_on_what_parts_declare(learner):
     decays = declared(learner, "decay")
-    assert decays["model.blocks.0.mixer.w_q"] and not decays["model.norm.scale"]
+    assert decays["model.stack.blocks.0.mixer.w_q"] and not decays["model.stack.norm.scale"]
     assert not decays["model.embed.table"]
     params = {"a": jnp.ones(3), "b": jnp.ones(3)}
     tx = build(

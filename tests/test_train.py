@@ -164,7 +164,7 @@ def test_parameters_of_another_run_are_a_beginning(whole, text, tmp_path, capsys
     wrong = ["--config.model.width=32", f"--init_from={whole}"]
     assert run(*flags(text, tmp_path / "wide", *wrong)) == 66
     said = capsys.readouterr().err
-    assert "model.blocks.0.mixer.w_q float32[1,16,16] there, float32[1,32,32] here" in said
+    assert "model.stack.blocks.0.mixer.w_q float32[1,16,16] there, float32[1,32,32] here" in said
     grown = ["--config.model.vocab=400", f"--init_from={whole}"]
     assert run(*flags(text, tmp_path / "grown", *grown)) == 66
     assert (

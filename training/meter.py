@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from arch import Cost
 from data.loader import Batches
@@ -43,7 +44,7 @@ class Meter:
         yield
         self._paused += time.perf_counter() - began
 
-    def read(self, done: int, waited: float) -> dict[str, float]:
+    def read(self, done: int, waited: float) -> dict[str, Any]:
         """Means since the last reading after `done` steps; `waited`: seconds for data so far."""
         steps, values = len(self._pending), means(jax.device_get(self._pending))
         now = time.perf_counter()
@@ -65,11 +66,18 @@ class Meter:
         return values
 
 
-def means(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Sum of sums over sum of weights, by name."""
-    sums: dict[str, tuple[float, float]] = {}
+def means(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sum of sums over sum of weights, by name; what has one a layer, also as a list of these."""
+    sums: dict[str, tuple[Any, Any]] = {}
     for row in rows:
         for name, (amount, weight) in row.items():
             a, w = sums.get(name, (0.0, 0.0))
-            sums[name] = a + float(amount), w + float(weight)
-    return {n: a / max(w, 1.0) for n, (a, w) in sums.items() if n not in SWITCHES}
+            sums[name] = a + np.float64(amount), w + np.float64(weight)
+    found: dict[str, Any] = {}
+    for name, (a, w) in sums.items():
+        if name in SWITCHES:
+            continue
+        found[name] = float(np.sum(a) / max(np.sum(w), 1.0))
+        if np.ndim(a):
+            found[f"{name}/layers"] = (a / np.maximum(w, 1.0)).tolist()
+    return found

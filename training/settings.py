@@ -81,13 +81,16 @@ class Settings:
         return {"causal_lm": self.causal_lm}[self.objective]
 
     def _check_view(self, view: View) -> None:
-        for entry in self.model.pattern():
-            if view not in MIXERS[entry.mixer].views:
-                able = [n for n, m in MIXERS.items() if view in m.views]
-                raise ConfigError(
-                    f"objective {self.objective} reads the {view} view, which the mixer "
-                    f"{entry.mixer} cannot; use one of {', '.join(able)}"
-                )
+        for e in self.model.plan().entries():
+            if view in self.model.able(e):
+                continue
+            way = "use another part"
+            if view == "both" and view not in MIXERS[e.mixer].views(self.model.part(*e[:2])):
+                way = "set model.directions.weights=shared to run it both ways, or use attention"
+            raise ConfigError(
+                f"objective {self.objective} reads the {view} view, which {e.mixer}+{e.channel} "
+                f"cannot; {way}"
+            )
 
 
 def defaults() -> ConfigDict:
