@@ -10,7 +10,13 @@ from arch.attention import Attention, AttentionConfig
 from arch.block import BlockConfig
 from arch.directions import DirectionsConfig
 from arch.embedding import EmbedConfig, HeadConfig
+from arch.gated_conv import GatedConv, GatedConvConfig
+from arch.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
+from arch.lstm import Lstm, LstmConfig
+from arch.mamba1 import Mamba1, Mamba1Config
+from arch.mamba2 import Mamba2, Mamba2Config
 from arch.mlp import Mlp, MlpConfig
+from arch.moe import MoE, MoeConfig
 from arch.norms import NormConfig
 from arch.nothing import Nothing
 from arch.pattern import Entry, Plan, parse, plan
@@ -20,8 +26,16 @@ from errors import ConfigError
 from schema import Count, Natural, changed, config, nearest
 
 # To add a part: write its file, import it, name it here and (if it has settings) in ModelConfig.
-MIXERS: dict[str, Any] = {"attention": Attention, "local_attention": Attention}
-CHANNELS: dict[str, Any] = {"mlp": Mlp, "none": Nothing}
+MIXERS: dict[str, Any] = {
+    "attention": Attention,
+    "local_attention": Attention,
+    "mamba1": Mamba1,
+    "mamba2": Mamba2,
+    "gated_deltanet": GatedDeltaNet,
+    "lstm": Lstm,
+    "gated_conv": GatedConv,
+}
+CHANNELS: dict[str, Any] = {"mlp": Mlp, "moe": MoE, "none": Nothing}
 
 
 @config
@@ -55,7 +69,13 @@ class ModelConfig:
     attention: AttentionConfig = AttentionConfig()
     local_attention: AttentionConfig = AttentionConfig(window=256)
     cross: AttentionConfig = AttentionConfig(position="none")  # of a decoder to its encoder
+    mamba1: Mamba1Config = Mamba1Config()
+    mamba2: Mamba2Config = Mamba2Config()
+    gated_deltanet: GatedDeltaNetConfig = GatedDeltaNetConfig()
+    lstm: LstmConfig = LstmConfig()
+    gated_conv: GatedConvConfig = GatedConvConfig()
     mlp: MlpConfig = MlpConfig()
+    moe: MoeConfig = MoeConfig()
     variants: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)  # name: differences
 
     def check(self) -> None:

@@ -39,6 +39,11 @@ class Cost:
         return self.params - sum(self.parts.get(name, 0) for name in OUTSIDE)
 
     @property
+    def active_body_params(self) -> int:
+        """Parameters that one token meets without embedding and head."""
+        return self.active_params - (self.params - self.body_params)
+
+    @property
     def body_flops(self) -> float:
         """Model FLOPs without the head."""
         return self.model_flops - self.head_flops

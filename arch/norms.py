@@ -59,6 +59,20 @@ def rms_norm(
     return (wide if scale is None else wide * scale).astype(x.dtype)
 
 
+def gated_rms_norm(
+    x: Float[Array, "... C"],
+    gate: Float[Array, "... C"],
+    scale: Float[Array, " C"],
+    eps: float,
+    groups: int,
+) -> Float[Array, "... C"]:
+    """RMSNorm of x silu(gate) in `groups` groups of channels (Mamba-2, arXiv:2405.21060)."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    y = x.astype(wide) * jax.nn.silu(gate.astype(wide))
+    y = rms_norm(y.reshape(*y.shape[:-1], groups, -1), None, eps).reshape(x.shape)
+    return (y * scale).astype(x.dtype)
+
+
 def layer_norm(
     x: Float[Array, "... D"],
     scale: Float[Array, " D"] | None,

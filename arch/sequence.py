@@ -66,6 +66,10 @@ class Sequence:
         before = jnp.concatenate([last[:, None], self.segments], axis=1)[:, :T]
         return self.segments != before
 
+    def ends(self, last: Int[Array, " B"]) -> Int[Array, " B"]:
+        """The segment of each row's last token; `last` is that of the one before the first."""
+        return jnp.concatenate([last[:, None], self.segments], axis=1)[:, -1]
+
     def flipped(self) -> "Sequence":
         """The rows from their ends; positions and prefixes, which one-way mixers read not, stay."""
         return dataclasses.replace(self, segments=jnp.flip(self.segments, 1))

@@ -62,7 +62,11 @@ def test_variants_of_a_part_interleave():
     assert [b.mixer.cfg.window for b in made.stack.blocks] == [2, 0]
     assert len(made.stack.last) == 1 and made.stack.last[0].mixer.cfg.window == 2
     assert made.stack.blocks[0].mixer.w_q.shape == (2, 16, 16)
-    assert tuple(made.stack.blocks[0].mixer.w_q.get_metadata()["out_sharding"]) == (None, "data", "model")
+    assert tuple(made.stack.blocks[0].mixer.w_q.get_metadata()["out_sharding"]) == (
+        None,
+        "data",
+        "model",
+    )
 
 
 def test_published_counts_and_pinned_flops():

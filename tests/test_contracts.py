@@ -9,43 +9,40 @@ import numpy as np
 import pytest
 import tiny
 
-from arch import CHANNELS, MIXERS, Sequence, cost
-from arch.sequence import VIEWS
+from arch import CHANNELS, Model, Sequence, cost
 from training import mesh as meshes
 
-EVERY = pytest.mark.parametrize(("mixer", "part"), tiny.cases())
+EVERY = pytest.mark.parametrize(("mixer", "changes"), tiny.cases())
 LENGTH = 11
 
 
-def supported(mixer: str) -> list[str]:
-    return [view for view in VIEWS if view in MIXERS[mixer].views]
-
-
 @EVERY
-def test_views(mixer, part):
+def test_views(mixer, changes):
     """Causal: exactly no gradient from the future, and some from the past. Both: from both sides.
     Prefix: the prefix sees itself, the rest only the past. Segments never mix."""
     # covers C8
-    stack = tiny.model(tiny.config(mixer, part)).stack.blocks[0]
-    block = jax.tree.map(lambda a: a[0], stack)
+    cfg = tiny.config(mixer, **changes)
+    stack = tiny.model(cfg).stack
+    block = jax.tree.map(lambda a: a[0], stack.blocks[0])
     x = jax.random.normal(jax.random.key(2), (1, LENGTH, tiny.WIDTH))
-    window = getattr(part, "window", 0) if part else 0
     lengths = [7, 3]  # and one of padding
     document = np.repeat([1, 2, 0], [7, 3, 1])
-    for view in supported(mixer):
+    for view, ability in cfg.views().items():
         seq = tiny.packed(lengths, LENGTH, view)
+        if stack.relative is not None:
+            seq = dataclasses.replace(seq, bias=stack.relative.bias(seq.causal))
         flow = np.asarray(_influence(block, x, seq))  # [to, from]
         i, j = np.mgrid[:LENGTH, :LENGTH]
         same = (document[i] == document[j]) & (document[i] != 0)
         may = same if view == "both" else same & (j <= i)
-        if view == "prefix" and MIXERS[mixer].views[view] == "full":
+        if view == "prefix" and ability == "full":
             may |= same & np.asarray(seq.prefix)[0][j]
         real = document != 0
         inside = np.ix_(real, real)
         assert (flow[inside][~may[inside]] == 0).all(), view
         near = may & (abs(i - j) <= 1)  # every window holds its neighbours
         assert (flow[near] != 0).all(), view
-        if not window:
+        if tiny.reach(cfg, mixer) >= LENGTH:
             assert (flow[may] != 0).all(), view
 
 
@@ -61,12 +58,12 @@ def _influence(block, x, seq):
 
 
 @EVERY
-def test_packed_documents_are_as_if_alone_and_padding_changes_nothing(mixer, part):
+def test_packed_documents_are_as_if_alone_and_padding_changes_nothing(mixer, changes):
     # covers N8 N17
-    made = tiny.model(tiny.config(mixer, part))
+    made = tiny.model(tiny.config(mixer, **changes))
     run = jax.jit(lambda m, t, s: m(t, s)[0])
     ids = tiny.tokens(1, LENGTH)
-    for view in supported(mixer):
+    for view in made.config.views():
         whole = run(made, ids, tiny.packed([4, 1, 3], LENGTH, view))
         other = run(made, ids.at[:, 8:].set(7), tiny.packed([4, 1, 3], LENGTH, view))
         np.testing.assert_array_equal(whole[:, :8], other[:, :8])
@@ -78,9 +75,9 @@ def test_packed_documents_are_as_if_alone_and_padding_changes_nothing(mixer, par
 
 
 @EVERY
-def test_prefill_and_steps_are_the_parallel_form(mixer, part):
+def test_prefill_and_steps_are_the_parallel_form(mixer, changes):
     """Chunks of 4, 1, 1 and 3 tokens; the second row begins with padding."""
-    made = tiny.model(tiny.config(mixer, part, depth=3, layers=(f"{mixer}+mlp",) * 2))
+    made = tiny.model(tiny.config(mixer, depth=3, layers=(f"{mixer}+mlp",) * 2, **changes))
     ids, skip = tiny.tokens(2, 9), 2
     segments = jnp.ones((2, 9), jnp.int32).at[1, :skip].set(0)
     positions = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
@@ -101,7 +98,7 @@ def test_prefill_and_steps_are_the_parallel_form(mixer, part):
 
 @pytest.mark.parametrize(("mixer", "channel"), tiny.PAIRS)
 def test_scanned_unrolled_and_rematerialised_are_one_function(mixer, channel):
-    cfg = tiny.config(mixer, None, channel, depth=5, layers=(f"{mixer}+{channel}",) * 2)
+    cfg = tiny.config(mixer, channel, depth=5, layers=(f"{mixer}+{channel}",) * 2)
     made, ids, seq = tiny.model(cfg), tiny.tokens(1, 6), tiny.packed([6], 6)
 
     def both(made):
@@ -118,7 +115,7 @@ def test_scanned_unrolled_and_rematerialised_are_one_function(mixer, channel):
 
 @pytest.mark.parametrize(("mixer", "channel"), tiny.PAIRS)
 def test_every_mesh_computes_what_one_device_does(mixer, channel):
-    made = tiny.model(tiny.config(mixer, None, channel))
+    made = tiny.model(tiny.config(mixer, channel))
     ids, seq = tiny.tokens(8, 8), Sequence.plain(8, 8)
     run = jax.value_and_grad(lambda m, t, s: jnp.mean(m.logits(m(t, s)[0])[..., : tiny.VOCAB] ** 2))
     value, grads = jax.jit(run)(made, ids, seq)
@@ -133,21 +130,20 @@ def test_every_mesh_computes_what_one_device_does(mixer, channel):
 
 
 @EVERY
-def test_precision(mixer, part):
+def test_precision(mixer, changes):
     """float64 in gives float64 out; float32 agrees with it; bfloat16 computes in bfloat16 on
     float32 parameters, and the fast implementation agrees with the reference."""
     # covers N6
     with jax.enable_x64(True):
-        cfg = tiny.config(mixer, part, dtype="float64")
+        cfg = tiny.config(mixer, dtype="float64", **changes)
         exact = tiny.model(cfg)
         ids, seq = tiny.tokens(1, LENGTH), tiny.packed([6, 4], LENGTH)
         wide = jax.jit(lambda m: m(ids, seq)[0])(exact)
         assert wide.dtype == jnp.float64
         assert {leaf.dtype for leaf in jax.tree.leaves(exact)} == {jnp.dtype("float64")}
-        slow = dataclasses.replace(getattr(cfg, mixer), implementation="reference")
-        slow = jax.jit(lambda m: m(ids, seq)[0])(tiny.replaced(exact, **{mixer: slow}))
+        slow = jax.jit(lambda m: m(ids, seq)[0])(tiny.under(exact, tiny.slow(cfg)))
         np.testing.assert_allclose(wide[:, :10], slow[:, :10], rtol=1e-10, atol=1e-12)
-    made = tiny.model(tiny.config(mixer, part))
+    made = tiny.model(tiny.config(mixer, **changes))
     narrow = jax.jit(lambda m: m(ids, seq)[0])(made)
     assert narrow.dtype == jnp.float32
     np.testing.assert_allclose(narrow[:, :10], wide[:, :10], atol=5e-5)
@@ -160,9 +156,10 @@ def test_precision(mixer, part):
 
 @EVERY
 @pytest.mark.parametrize("length", [0, 1, 7])
-def test_values_and_gradients_are_finite_and_every_parameter_gets_one(mixer, part, length):
-    made = tiny.model(tiny.config(mixer, part))
-    ids, seq = tiny.tokens(2, length), Sequence.plain(2, length)
+def test_values_and_gradients_are_finite_and_every_parameter_gets_one(mixer, changes, length):
+    made = tiny.model(tiny.config(mixer, **changes))
+    view = "both" if "both" in made.config.views() else "causal"
+    ids, seq = tiny.tokens(2, length), Sequence.plain(2, length, causal=view == "causal")
 
     def loss(m):
         return jnp.sum(jnp.sin(m.logits(m(ids, seq)[0])[..., : tiny.VOCAB]))
@@ -176,18 +173,26 @@ def test_values_and_gradients_are_finite_and_every_parameter_gets_one(mixer, par
 
 
 @EVERY
+def test_cost_counts_every_leaf_and_every_multiply_add(mixer, changes):
+    """Of the reference implementations, and of those that run where they say what they execute."""
+    cfg = tiny.config(mixer, depth=3, layers=(f"{mixer}+mlp",) * 2, **changes, scan=False)
+    check_cost(tiny.slow(cfg))
+
+
 @pytest.mark.parametrize("channel", CHANNELS)
-def test_cost_counts_every_leaf_and_every_multiply_add(mixer, part, channel):
-    cfg = tiny.config(mixer, part, channel, depth=3, layers=(f"{mixer}+{channel}",) * 2)
-    slow = dataclasses.replace(getattr(cfg, mixer), implementation="reference")
-    made = tiny.replaced(tiny.model(cfg), scan=False, **{mixer: slow})
-    T = 6
-    bill = cost(made.config, T)
-    assert bill.params == sum(leaf.size for leaf in jax.tree.leaves(made))
-    ids, seq = tiny.tokens(1, T), Sequence.plain(1, T)
-    jaxpr = jax.make_jaxpr(lambda m: m.logits(m(ids, seq)[0]))(made)
-    matrix = sum(work.executed for work in bill.terms.values() if not work.elementwise)
-    assert multiply_adds(jaxpr.jaxpr) == T * matrix
+def test_cost_of_channels(channel):
+    check_cost(tiny.slow(tiny.config("attention", channel, depth=3, scan=False)))
+
+
+def check_cost(cfg, T=6):
+    made = jax.eval_shape(lambda: Model(cfg, key=jax.random.key(0)))
+    for view in cfg.views():
+        bill = cost(cfg, T, view=view)
+        assert bill.params == sum(leaf.size for leaf in jax.tree.leaves(made))
+        ids, seq = tiny.tokens(1, T), Sequence.plain(1, T, causal=view != "both")
+        jaxpr = jax.make_jaxpr(lambda m: m.logits(m(ids, seq)[0]))(made)  # noqa: B023
+        matrix = sum(work.executed for work in bill.terms.values() if not work.elementwise)
+        assert multiply_adds(jaxpr.jaxpr) == pytest.approx(T * matrix), view
 
 
 def multiply_adds(jaxpr) -> int:

@@ -7,41 +7,101 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from arch import CHANNELS, MIXERS, Model, ModelConfig, Sequence
 from arch.attention import AttentionConfig
-from arch.positions import RopeConfig
+from arch.directions import DirectionsConfig
+from arch.gated_conv import GatedConvConfig
+from arch.gated_deltanet import GatedDeltaNetConfig
+from arch.mamba1 import Mamba1Config
+from arch.mamba2 import Mamba2Config
+from arch.moe import MoeConfig
+from arch.positions import PositionsConfig, RopeConfig
 
 WIDTH, VOCAB = 16, 40
 
-# What a part is also tested as: options that change its mathematics.
-CASES: dict[str, dict[str, Any]] = {
+
+def attention(**settings: Any) -> dict[str, Any]:
+    return {"attention": AttentionConfig(**settings)}
+
+
+# Parts as small as the width, where their defaults are not.
+SMALL: dict[str, Any] = {
+    "mamba1": Mamba1Config(state=4),
+    "mamba2": Mamba2Config(state=6, head_width=8, chunk=4),
+    "gated_deltanet": GatedDeltaNetConfig(heads=2, chunk=4),
+    "moe": MoeConfig(experts=4, width=8),
+}
+BOTH = {"directions": DirectionsConfig(weights="shared")}
+
+# What a mixer is also tested as: settings of a model that change its mathematics.
+CASES: dict[str, dict[str, dict[str, Any]]] = {
     "attention": {
-        "default": AttentionConfig(),
-        "grouped": AttentionConfig(kv_heads=2, bias_qkv=True, bias_out=True, qk_norm="head"),
-        "multi-query window": AttentionConfig(kv_heads=1, window=3, softcap=2.0, qk_norm="full"),
-        "alibi": AttentionConfig(position="alibi", heads=2, head_width=6, scale=0.3, clip=1.5),
-        "partial rope": AttentionConfig(rope=RopeConfig(width=2, style="pairs", theta=100.0)),
+        "default": {},
+        "grouped": attention(kv_heads=2, bias_qkv=True, bias_out=True, qk_norm="head"),
+        "multi-query window": attention(kv_heads=1, window=3, softcap=2.0, qk_norm="full"),
+        "alibi": attention(position="alibi", heads=2, head_width=6, scale=0.3, clip=1.5),
+        "partial rope": attention(rope=RopeConfig(width=2, style="pairs", theta=100.0)),
+        "relative": attention(position="relative")
+        | {"positions": PositionsConfig(buckets=8, distance=8)},
     },
+    "local_attention": {"default": {"local_attention": AttentionConfig(window=3)}},
+    "mamba1": {
+        "default": {},
+        "both": BOTH | {"mamba1": Mamba1Config(state=4, rank=3, bias=True, norms=True)},
+    },
+    "mamba2": {
+        "default": {},
+        "both": {
+            "directions": DirectionsConfig(weights="separate", merge="gate"),
+            "mamba2": Mamba2Config(
+                state=6, head_width=8, groups=2, chunk=4, bias=True, dt_low=0.01, dt_high=0.1
+            ),
+        },
+    },
+    "gated_deltanet": {
+        "default": {},
+        "signed": {"gated_deltanet": GatedDeltaNetConfig(heads=1, signed=True, chunk=4)} | BOTH,
+    },
+    "lstm": {"default": BOTH},
+    "gated_conv": {"default": {"gated_conv": GatedConvConfig(conv_bias=True)} | BOTH},
 }
 
 
 def cases() -> list[Any]:
-    """(mixer, options) of every mixer, as pytest parameters."""
-    import pytest
-
+    """(mixer, settings of a model) of every mixer, as pytest parameters."""
     return [
-        pytest.param(name, cfg, id=f"{name}-{label}".replace("-default", "").replace(" ", "-"))
+        pytest.param(name, changes, id=f"{name}-{label}".removesuffix("-default"))
         for name in MIXERS
-        for label, cfg in CASES.get(name, {"default": getattr(ModelConfig(), name)}).items()
+        for label, changes in CASES.get(name, {"default": {}}).items()
     ]
 
 
-def config(mixer: str = "attention", part: Any = None, channel: str = "mlp", **changes: Any):
+def config(mixer: str = "attention", channel: str = "mlp", **changes: Any) -> ModelConfig:
     settings = {"width": WIDTH, "depth": 2, "vocab": VOCAB, "layers": (f"{mixer}+{channel}",)}
-    if part is not None:
-        settings[mixer] = part
-    return ModelConfig(**(settings | changes))
+    return ModelConfig(**(SMALL | settings | changes))
+
+
+def reach(cfg: ModelConfig, mixer: str) -> int:
+    """How many tokens a mixer sees, itself included."""
+    part = cfg.part(mixer)
+    if isinstance(part, AttentionConfig):
+        return part.window or 1000
+    return part.conv if isinstance(part, GatedConvConfig) else 1000
+
+
+def slow(cfg: ModelConfig) -> ModelConfig:
+    """With the reference implementation of every part that has several."""
+    parts = {name: cfg.part(name) for name in (*MIXERS, *CHANNELS)}
+    return dataclasses.replace(
+        cfg,
+        **{
+            name: dataclasses.replace(part, implementation="reference")
+            for name, part in parts.items()
+            if part is not None and hasattr(part, "implementation")
+        },
+    )
 
 
 def model(cfg: ModelConfig, seed: int = 0) -> Model:
@@ -78,8 +138,20 @@ def packed(lengths: list[int], length: int, view: str = "causal") -> Sequence:
 def replaced(made: Model, **changes: Any) -> Model:
     """The same parameters under a changed config."""
     cfg = dataclasses.replace(made.config, **changes)
+    return under(made, cfg)
+
+
+def under(made: Model, cfg: ModelConfig) -> Model:
+    """The same parameters under another config."""
     other = jax.eval_shape(lambda: Model(cfg, key=jax.random.key(0)))
     return jax.tree.unflatten(jax.tree.structure(other), jax.tree.leaves(made))
 
 
-PAIRS = [(mixer, channel) for mixer in MIXERS for channel in CHANNELS]
+# Every mixer with one channel and every channel with one mixer; the rest are slow.
+PAIRS = [
+    (mixer, channel)
+    if "mlp" in channel or mixer == "attention"
+    else pytest.param(mixer, channel, marks=pytest.mark.slow)
+    for mixer in MIXERS
+    for channel in CHANNELS
+]
