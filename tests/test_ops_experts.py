@@ -1,0 +1,185 @@
+"""Experts on routed tokens: every implementation against a loop in float64, on every mesh."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from errors import ConfigError
+from ops import expert_mlp
+from ops.experts import IMPLEMENTATIONS, Routes, Weights, experts
+from training import mesh as meshes
+
+B, T, D, F, E, K = 2, 5, 3, 4, 4, 2
+SLOTS = 3
+
+
+def arrays(seed: int = 0, gated: bool = True, rows: int = B) -> tuple:
+    """x, shares and the experts' weights."""
+    rng = np.random.default_rng(seed)
+    shapes = (E, D, F), (E, D, F) if gated else None, (E, F, D)
+    biases = (E, F), (E, F) if gated else None, (E, D)
+    own = [None if s is None else rng.normal(size=s) for s in (*shapes, *biases)]
+    return rng.normal(size=(rows, T, D)), rng.random((rows, T, K)), Weights(*own)
+
+
+def routed(kind: str, rows: int = B) -> np.ndarray:
+    """Different experts for each token; id E leads nowhere."""
+    rng = np.random.default_rng(3)
+    ids = np.array([[rng.permutation(E)[:K] for _ in range(T)] for _ in range(rows)])
+    if kind == "one idle":
+        ids = np.where(ids == 1, 3, ids)
+        ids[..., 1] = np.where(ids[..., 0] == ids[..., 1], E, ids[..., 1])
+    elif kind == "all to one":
+        ids[..., 0], ids[..., 1] = 2, E
+    elif kind == "some dropped":
+        ids[:, ::2, 1], ids[:, 1] = E, E
+    elif kind == "few slots":
+        for row in ids:
+            for e in range(E):
+                row[tuple(np.argwhere(row == e)[SLOTS:].T)] = E
+    elif kind == "nobody":
+        ids[...] = E
+    return ids.astype(np.int32)
+
+
+def by_hand(x, shares, w: Weights, ids):
+    y = np.zeros_like(x)
+    for b, t, k in np.ndindex(ids.shape):
+        if (e := ids[b, t, k]) < E:
+            h = x[b, t] @ w.w_in[e] + w.b_in[e]
+            gate = h if w.w_gate is None else x[b, t] @ w.w_gate[e] + w.b_gate[e]
+            act = gate / (1 + np.exp(-gate))
+            h = act if w.w_gate is None else h * act
+            y[b, t] += shares[b, t, k] * (h @ w.w_out[e] + w.b_out[e])
+    return y
+
+
+def slopes(function, arguments) -> list[np.ndarray]:
+    """Central differences for every leaf."""
+    leaves, tree = jax.tree.flatten(arguments)
+    found = []
+    for index, leaf in enumerate(leaves):
+        out = np.zeros_like(leaf)
+        for place in np.ndindex(leaf.shape):
+            ends = []
+            for step in (1e-6, -1e-6):
+                moved = [a.copy() if i == index else a for i, a in enumerate(leaves)]
+                moved[index][place] += step
+                ends.append(function(*jax.tree.unflatten(tree, moved)))
+            out[place] = (ends[0] - ends[1]) / 2e-6
+        found.append(out)
+    return found
+
+
+@functools.partial(jax.jit, static_argnames=("name", "slots"))
+def both(x, shares, w, ids, *, name, slots):
+    """Outputs, and the gradients of a sum of sines."""
+
+    def run(x, shares, w):
+        routes = Routes(ids, shares)
+        y = experts(x, routes, w, jax.nn.silu, slots=slots, implementation=name)
+        return jnp.sum(jnp.sin(y)), y
+
+    grads, y = jax.grad(run, (0, 1, 2), has_aux=True)(x, shares, w)
+    return y, grads
+
+
+@functools.cache
+def expected(kind: str, gated: bool):
+    made, ids = arrays(gated=gated), routed(kind)
+    grads = slopes(lambda *a: np.sin(by_hand(*a, ids)).sum(), made)
+    return by_hand(*made, ids), grads
+
+
+KINDS = ["even", "one idle", "all to one", "some dropped", "nobody", "few slots"]
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_values_and_gradients_are_those_of_a_loop_over_tokens(name, gated, monkeypatch):
+    # covers N11 N12 N14
+    monkeypatch.setattr(expert_mlp, "BLOCK", 2)
+    with jax.enable_x64(True):
+        for kind in KINDS:
+            y, grads = expected(kind, gated)
+            made, ids = arrays(gated=gated), routed(kind)
+            slots = SLOTS if kind == "few slots" else None
+            found, slope = both(*made, ids, name=name, slots=slots)
+            assert found.dtype == jnp.float64
+            np.testing.assert_allclose(found, y, rtol=1e-11, atol=1e-12, err_msg=kind)
+            for a, b in zip(jax.tree.leaves(slope), grads, strict=True):
+                np.testing.assert_allclose(a, b, atol=2e-8, err_msg=kind)
+            if kind == "one idle":
+                assert (slope[2].w_in[1] == 0).all() and (slope[2].b_out[1] == 0).all()
+
+
+MESHES = [
+    {"expert": 4, "data": 2},
+    {"expert": 2, "model": 2, "data": 2},
+    {"context": 2, "expert": 2, "model": 2},
+    {"replica": 2, "expert": 2, "data": 2},
+]
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+@pytest.mark.parametrize("name", ["blocks", "gather", "reference"])
+def test_every_mesh_computes_what_one_device_does(name, sizes):
+    """All tokens of a row to one expert too: nothing is lost where buffers have a fixed size."""
+    mesh = meshes.build(meshes.MeshConfig(**sizes))
+    rows, length = 8, 6
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(rows, length, D)), arrays()[2]
+    ids = np.array([[rng.permutation(E)[:K] for _ in range(length)] for _ in range(rows)])
+    ids[0], ids[1, :, 0], ids[1, :, 1] = (2, E), 0, 3
+    shares = rng.random(ids.shape)
+    made = jax.tree.map(jnp.float32, (x, shares, w))
+    y, grads = both(*made, jnp.int32(ids), name="reference", slots=None)
+    with jax.set_mesh(mesh):
+        place = meshes.rows(mesh)
+        made = (*jax.device_put(made[:2], place), made[2])
+        other, others = both(*made, jax.device_put(jnp.int32(ids), place), name=name, slots=None)
+    np.testing.assert_allclose(other, y, rtol=1e-4, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(others), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_no_token_is_lost_or_counted_twice(data):
+    """Experts that say e + 1, whatever they hear: a token gets the sum of what it asked for."""
+    ids = [
+        data.draw(st.permutations(range(E + K)).map(lambda order: order[:K])) for _ in range(B * T)
+    ]
+    ids = np.minimum(np.array(ids), E).reshape(B, T, K).astype(np.int32)
+    zeros = Weights(*(None if a is None else np.zeros_like(a) for a in arrays()[2]))
+    w = zeros._replace(b_out=np.repeat(np.arange(1.0, E + 1)[:, None], D, axis=1))
+    shares = np.ones(ids.shape)
+    want = np.where(ids < E, ids + 1.0, 0).sum(-1)
+    for name in ("blocks", "gather"):
+        y, _ = both(np.ones((B, T, D)), shares, w, ids, name=name, slots=None)
+        np.testing.assert_array_equal(y, np.repeat(want[..., None], D, axis=-1))
+
+
+def test_half_precision_and_rows_without_tokens():
+    x, shares, w = jax.tree.map(jnp.float32, arrays())
+    ids = routed("even")
+    y, _ = both(x, shares, w, ids, name="reference", slots=None)
+    for name in ("blocks", "gather", "ragged"):
+        half, _ = both(x.astype("bfloat16"), shares, w, ids, name=name, slots=None)
+        assert half.dtype == jnp.bfloat16
+        np.testing.assert_allclose(half.astype(float), y, atol=0.2)
+    for shape in ((0, T), (B, 0)):
+        none = np.zeros((*shape, K), np.int32)
+        y = experts(np.zeros((*shape, D)), Routes(none, none * 1.0), w, jax.nn.silu)
+        assert y.shape == (*shape, D)
+
+
+def test_an_unknown_implementation_is_refused():
+    x, shares, w = arrays()
+    with pytest.raises(ConfigError, match="'block'.*did you mean 'blocks'"):
+        experts(x, Routes(routed("even"), shares), w, jax.nn.silu, implementation="block")
