@@ -19,7 +19,7 @@ BATCH = ("replica", "data", "expert")
 ROWS = P(BATCH, "context")  # of arrays [B T ...]
 
 Initializer = Callable[..., Array]
-Role = Literal["matrix", "table", "vector"]
+Role = Literal["matrix", "table", "vector", "balance"]
 
 
 def weight(
@@ -30,14 +30,17 @@ def weight(
     *,
     role: Role = "table",
     decay: bool = True,
+    rate: float = 0.0,
 ) -> nnx.Param:
     """A float32 parameter with its layout beside it; nothing is placed, so building stays abstract.
 
-    Optimizers read `role` (only a "matrix" [.. in out] may be orthogonalised) and `decay` (whether
-    weight decay may act on it) here.
+    Optimizers read `role` (only a "matrix" [.. in out] may be orthogonalised), `decay` (whether
+    weight decay may act on it) and, of a "balance", its step `rate` here.
     """
     value = init(key, shape, jnp.float32)
-    return nnx.Param(value, out_sharding=spec, eager_sharding=False, role=role, decay=decay)
+    return nnx.Param(
+        value, out_sharding=spec, eager_sharding=False, role=role, decay=decay, rate=rate
+    )
 
 
 def matrix(key: Array, shape: tuple[int, ...], spec: P, scale: float = 1.0) -> nnx.Param:
