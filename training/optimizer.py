@@ -4,6 +4,7 @@ Parameters come as `{name: array}`. Stacked ones keep their layer axis, which no
 treats as part of a matrix, so that scanned and unrolled stacks get equal updates.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -64,19 +65,39 @@ def rate(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def build(
-    cfg: OptimizerConfig, steps: int, decays: dict[str, bool], roles: dict[str, str]
+    cfg: OptimizerConfig,
+    steps: int,
+    decays: dict[str, bool],
+    roles: dict[str, str],
+    rates: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
-    """The transformation from clipped gradients to updates."""
-    schedule = rate(cfg, steps)
-    decayed = optax.add_decayed_weights(cfg.weight_decay, mask=decays)
+    """The transformation from clipped gradients to updates.
+
+    A "balance" moves by its own of `rates` against the sign of its gradient, whatever the optimizer
+    and the schedule (arXiv:2408.15664).
+    """
+    parts = _by_kind(cfg, rate(cfg, steps), decays)
+    parts["balance"] = _signed(rates or {})
+    labels = {name: role if role in parts else "rest" for name, role in roles.items()}
+    kinds = sorted(set(labels.values()))
+    if kinds == ["rest"]:
+        return parts["rest"]
+    return optax.partition({kind: parts[kind] for kind in kinds}, labels)
+
+
+def _by_kind(
+    cfg: OptimizerConfig, schedule: optax.Schedule, decays: dict[str, bool]
+) -> dict[str, optax.GradientTransformation]:
+    """What acts on the "rest" and, if it is another, on a "matrix"."""
+    decayed = optax.add_decayed_weights(cfg.weight_decay, mask=_selected(decays))
     scale = optax.scale_by_learning_rate(schedule)
     if cfg.name == "adamw":
         adam = optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps, mu_dtype=None)
-        return optax.chain(adam, decayed, scale)
+        return {"rest": optax.chain(adam, decayed, scale)}
     if cfg.name == "lion":
-        return optax.chain(optax.scale_by_lion(cfg.beta1, cfg.beta2), decayed, scale)
+        return {"rest": optax.chain(optax.scale_by_lion(cfg.beta1, cfg.beta2), decayed, scale)}
     if cfg.name == "sgd":
-        return optax.chain(optax.trace(cfg.beta1), decayed, scale)
+        return {"rest": optax.chain(optax.trace(cfg.beta1), decayed, scale)}
     # A matrix is [.. in out]; axes before these are layers or experts, each a matrix of its own.
     shape = MuonDimensionNumbers(reduction_axis=(-2,), output_axis=(-1,))
     orthogonal = muon(
@@ -89,10 +110,16 @@ def build(
     )
     slower = optax.scale_by_learning_rate(lambda step: cfg.muon_rate * schedule(step))
     adam = optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps)
-    decayed = optax.add_decayed_weights(cfg.weight_decay, mask=_selected(decays))
-    rest = optax.chain(adam, decayed, slower)
-    labels = {name: "matrix" if role == "matrix" else "rest" for name, role in roles.items()}
-    return optax.partition({"matrix": orthogonal, "rest": rest}, labels)
+    return {"matrix": orthogonal, "rest": optax.chain(adam, decayed, slower)}
+
+
+def _signed(rates: Mapping[str, float]) -> optax.GradientTransformation:
+    """A step of a fixed size against the sign of the gradient, without a state."""
+
+    def step(path: Any, gradient: jax.Array) -> jax.Array:
+        return -rates[path[-1].key] * jnp.sign(gradient)
+
+    return optax.stateless(lambda grads, _: jax.tree_util.tree_map_with_path(step, grads))
 
 
 def _selected(decays: dict[str, bool]) -> Any:
@@ -102,7 +129,7 @@ def _selected(decays: dict[str, bool]) -> Any:
     }
 
 
-def declared(tree: Any, what: Literal["decay", "role"]) -> dict[str, Any]:
+def declared(tree: Any, what: Literal["decay", "role", "rate"]) -> dict[str, Any]:
     """What the parts declare of each parameter, by name."""
     variables = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     return dict(zip(leaf_names(tree), (v.get_metadata()[what] for v in variables), strict=True))

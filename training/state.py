@@ -65,7 +65,8 @@ def transformation(
 ) -> optax.GradientTransformation:
     """The optimizer for a model, built from shapes alone."""
     learner = jax.eval_shape(lambda: new_learner(model, objective, 0))
-    return build(cfg, steps, declared(learner, "decay"), declared(learner, "role"))
+    decays, roles, rates = (declared(learner, what) for what in ("decay", "role", "rate"))
+    return build(cfg, steps, decays, roles, rates)
 
 
 def placement(mesh: Mesh, state: State) -> Any:

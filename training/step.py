@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from arch.terms import Amount
 from objectives import Batch, Learner, Metrics, Objective, Term, totals
 from training.leaves import named_leaves
-from training.optimizer import OptimizerConfig, clipped, rate
+from training.optimizer import OptimizerConfig, Params, clipped, declared, rate
 from training.state import DROPOUT, Guard, State, purpose
 
 Step = Callable[[State, Batch], tuple[State, Metrics]]
@@ -35,13 +35,16 @@ def make_step(
             slopes, loss, metrics = gradients(objective, state.learner, batch, key, accumulate)
         with jax.named_scope("update"):
             params, grads = named_leaves(state.learner), named_leaves(slopes)
-            norm = optax.tree.norm(grads)
+            felt = _felt(state.learner, grads)
+            norm = optax.tree.norm(felt)
             taken, guard = admit(state.guard, loss, norm, cfg)
-            updates, optimizer = tx.update(clipped(grads, norm, cfg.clip), state.optimizer, params)
+            grads |= clipped(felt, norm, cfg.clip)
+            updates, optimizer = tx.update(grads, state.optimizer, params)
             params = optax.apply_updates(params, updates)
             kept = (params, optimizer), (named_leaves(state.learner), state.optimizer)
             params, optimizer = jax.tree.map(lambda new, old: jnp.where(taken, new, old), *kept)
-        learner = jax.tree.unflatten(jax.tree.structure(state.learner), list(params.values()))
+        leaves = [params[name] for name in grads]  # a dict that went through jax is sorted
+        learner = jax.tree.unflatten(jax.tree.structure(state.learner), leaves)
         said = {"loss": loss, "grad_norm": norm, "learning_rate": schedule(state.step)}
         said |= {"skipped": ~taken, "halted": guard.halted}
         one = jnp.ones(())
@@ -82,6 +85,12 @@ def gradients(
     (value, metrics), grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     start = grads, value, metrics
     return jax.lax.scan(body, start, (micros, jnp.arange(accumulate)))[0]
+
+
+def _felt(learner: Learner, grads: Params) -> Params:
+    """The gradients that have a size: those of a "balance" have only signs."""
+    roles = declared(learner, "role")
+    return {name: g for name, g in grads.items() if roles[name] != "balance"}
 
 
 def admit(guard: Guard, loss: Array, norm: Array, cfg: OptimizerConfig) -> tuple[Array, Guard]:
