@@ -17,6 +17,8 @@ from training.settings import Settings
 from training.state import State, initial, placement, transformation
 from training.step import make_step
 
+CUT_BY = {"experts": "expert"}  # the axis that cuts along a setting, if not "model"
+
 
 class Program(NamedTuple):
     settings: Settings
@@ -82,12 +84,13 @@ def _laid_out(shapes: Any, place: Any) -> Any:
 
 
 def _check_cuts(settings: Settings, mesh: Mesh) -> None:
-    """What tensor parallelism cuts must divide."""
-    ways = mesh.shape["model"]
+    """What an axis of the mesh cuts along it must divide."""
     for key, size in settings.model.cuts().items():
+        axis = CUT_BY.get(key.rpartition(".")[2], "model")
+        ways = mesh.shape[axis]
         if size % ways:
             near = [n for n in range(1, min(size, mesh.size) + 1) if size % n == 0]
             raise ConfigError(
-                f"mesh.model {ways} does not divide model.{key} {size}; "
+                f"mesh.{axis} {ways} does not divide model.{key} {size}; "
                 f"choose one of {', '.join(map(str, near))}"
             )
