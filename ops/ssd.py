@@ -6,11 +6,14 @@ arXiv:2405.21060).
 B rows, T tokens, H heads of width P, G groups of heads that share b and c, N numbers of state.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ops.placement import choose
+from ops.chunks import decays, forgetting, join, product, sizes, split
+from ops.placement import P, batch_axes, by_device, choose
 
 
 def ssd(
@@ -22,15 +25,15 @@ def ssd(
     *,
     reset: Bool[Array, "B T"] | None = None,
     state: Float[Array, "B H P N"] | None = None,
-    chunk: int = 64,
+    chunk: int | None = None,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "B T H P"], Float[Array, "B H P N"]]:
     """y in the dtype of x, and the state after the last token in at least float32.
 
     dt > 0 and a < 0; head i uses group i // (H / G). `reset` is True where a document begins: there
-    the state before it is gone.
+    the state before it is gone. `chunk` bounds the tokens of a chunk (by default by platform).
     """
-    (B, T, H, P), (G, N) = x.shape, b.shape[2:]
+    (B, T, H, W), (G, N) = x.shape, b.shape[2:]
     if dt.shape != (B, T, H) or a.shape != (H,) or b.shape != c.shape or b.shape[:2] != (B, T):
         shapes = f"x {x.shape}, dt {dt.shape}, a {a.shape}, b {b.shape}, c {c.shape}"
         raise ValueError(f"ssd: shapes {shapes} do not fit [B T H P], [B T H], [H], [B T G N]")
@@ -38,7 +41,7 @@ def ssd(
         raise ValueError(f"ssd: {H} heads do not divide into {G} groups; take a divisor of {H}")
     wide = jnp.promote_types(x.dtype, jnp.float32)
     reset = jnp.zeros((B, T), bool) if reset is None else reset
-    state = jnp.zeros((B, H, P, N), wide) if state is None else state.astype(wide)
+    state = jnp.zeros((B, H, W, N), wide) if state is None else state.astype(wide)
     name = choose("ssd", implementation, dict.fromkeys(IMPLEMENTATIONS))
     return IMPLEMENTATIONS[name](x, dt, a, b, c, reset, state, chunk)
 
@@ -51,7 +54,7 @@ def reference(
     c: Float[Array, "B T G N"],
     reset: Bool[Array, "B T"],
     state: Float[Array, "B H P N"],
-    chunk: int,
+    chunk: int | None,
 ) -> tuple[Float[Array, "B T H P"], Float[Array, "B H P N"]]:
     """Token by token."""
     wide, heads = state.dtype, x.shape[2] // b.shape[2]
@@ -69,4 +72,47 @@ def reference(
     return jnp.moveaxis(y, 0, 1).astype(x.dtype), state
 
 
-IMPLEMENTATIONS = {"reference": reference, "xla": reference}
+def chunked(
+    x: Float[Array, "B T H P"],
+    dt: Float[Array, "B T H"],
+    a: Float[Array, " H"],
+    b: Float[Array, "B T G N"],
+    c: Float[Array, "B T G N"],
+    reset: Bool[Array, "B T"],
+    state: Float[Array, "B H P N"],
+    chunk: int | None,
+) -> tuple[Float[Array, "B T H P"], Float[Array, "B H P N"]]:
+    """Chunk after chunk; the backward pass keeps the states in between and computes again."""
+    axes = batch_axes(x.shape[0])
+    rows, whole = P(axes or None), P()
+    run = by_device(
+        functools.partial(_scan, chunk), axes, (rows, rows, whole, rows, rows, rows, rows), rows
+    )
+    return run(x, dt, a, b, c, reset, state)
+
+
+def _scan(
+    chunk: int | None, x: Array, dt: Array, a: Array, b: Array, c: Array, reset: Array, state: Array
+) -> tuple[Array, Array]:
+    T, heads, wide = x.shape[1], x.shape[2] // b.shape[2], state.dtype
+    if not T:
+        return x, state
+    dot, dt = product(x.dtype, wide), dt.astype(wide)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def step(h: Float[Array, "B H N P"], part: tuple[Array, ...]) -> tuple[Array, Array]:
+        x, dt, g, b, c = part
+        b, c = (jnp.repeat(z.astype(wide), heads, axis=1) for z in (b, c))
+        b, left = b * dt[..., None], decays(g)
+        scores = dot("bhin,bhjn->bhij", c, b) * left.within
+        y = dot("bhij,bhjp->bhip", scores, x) + dot("bhin,bhnp->bhip", c * left.into[..., None], h)
+        h = left.through[..., None, None] * h
+        return h + dot("bhjn,bhjp->bhnp", b * left.out[..., None], x), y.astype(x.dtype)
+
+    rows = (x, dt, forgetting(dt * a.astype(wide), reset), b, c)
+    parts = tuple(split(z, *sizes(T, chunk)) for z in rows)
+    state, y = jax.lax.scan(step, jnp.swapaxes(state, 2, 3), parts)
+    return join(y, T), jnp.swapaxes(state, 2, 3)
+
+
+IMPLEMENTATIONS = {"reference": reference, "xla": chunked}
