@@ -7,11 +7,14 @@ B rows, T tokens, H heads with keys of width K and values of width V. With beta 
 change its sign along a key (arXiv:2411.12537).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ops.placement import choose
+from ops.chunks import decays, forgetting, join, product, sizes, split
+from ops.placement import P, batch_axes, by_device, choose
 
 
 def gated_delta(
@@ -23,13 +26,14 @@ def gated_delta(
     *,
     reset: Bool[Array, "B T"] | None = None,
     state: Float[Array, "B H K V"] | None = None,
-    chunk: int = 64,
+    chunk: int | None = None,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     """o in the dtype of v, and the state after the last token in at least float32.
 
     Keys come with length 1 and queries scaled; g <= 0 is the log of the decay, beta in [0, 2].
-    `reset` is True where a document begins: there the state before it is gone.
+    `reset` is True where a document begins: there the state before it is gone. `chunk` bounds the
+    tokens of a chunk (by default by platform).
     """
     (B, T, H, K), V = q.shape, v.shape[-1]
     if k.shape != q.shape or v.shape != (B, T, H, V) or not g.shape == beta.shape == (B, T, H):
@@ -50,7 +54,7 @@ def reference(
     beta: Float[Array, "B T H"],
     reset: Bool[Array, "B T"],
     state: Float[Array, "B H K V"],
-    chunk: int,
+    chunk: int | None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     """Token by token."""
     wide = state.dtype
@@ -67,4 +71,58 @@ def reference(
     return jnp.moveaxis(o, 0, 1).astype(v.dtype), state
 
 
-IMPLEMENTATIONS = {"reference": reference, "xla": reference}
+def chunked(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H V"],
+    g: Float[Array, "B T H"],
+    beta: Float[Array, "B T H"],
+    reset: Bool[Array, "B T"],
+    state: Float[Array, "B H K V"],
+    chunk: int | None,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
+    """Chunk after chunk (section 3.3); the backward pass keeps the states in between and computes
+    the rest again."""
+    axes = batch_axes(q.shape[0])
+    rows = P(axes or None)
+    run = by_device(functools.partial(_scan, chunk), axes, (rows,) * 7, rows)
+    return run(q, k, v, g, beta, reset, state)
+
+
+def _scan(
+    chunk: int | None,
+    q: Array,
+    k: Array,
+    v: Array,
+    g: Array,
+    beta: Array,
+    reset: Array,
+    state: Array,
+) -> tuple[Array, Array]:
+    T, wide = q.shape[1], state.dtype
+    if not T:
+        return v, state
+    dot = product(v.dtype, wide)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def step(s: Float[Array, "B H K V"], part: tuple[Array, ...]) -> tuple[Array, Array]:
+        q, k, v, g, beta = part
+        left, beta = decays(g), beta[..., None]
+        # Token i writes beta (v - what its key finds), and finds what tokens j < i wrote.
+        finds = jnp.tril(beta * dot("bhik,bhjk->bhij", k, k) * left.within, -1)
+        write = beta * (v - left.into[..., None] * dot("bhik,bhkv->bhiv", k, s))
+        write = jax.lax.linalg.triangular_solve(
+            finds, write, left_side=True, lower=True, unit_diagonal=True
+        )
+        scores = dot("bhik,bhjk->bhij", q, k) * left.within
+        o = dot("bhij,bhjv->bhiv", scores, write)
+        o = o + left.into[..., None] * dot("bhik,bhkv->bhiv", q, s)
+        s = left.through[..., None, None] * s
+        return s + dot("bhjk,bhjv->bhkv", k * left.out[..., None], write), o.astype(v.dtype)
+
+    parts = (q, k, v, forgetting(g.astype(wide), reset), beta.astype(wide))
+    state, o = jax.lax.scan(step, state, tuple(split(x, *sizes(T, chunk)) for x in parts))
+    return join(o, T), state
+
+
+IMPLEMENTATIONS = {"reference": reference, "xla": chunked}
