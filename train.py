@@ -33,7 +33,7 @@ def declare(values: flags.FlagValues) -> None:
 
 def run(argv: Sequence[str]) -> None:
     command = parse(argv, Settings, declare, about=__doc__ or "")
-    harness.known(command.settings.eval.tasks)
+    harness.chosen(command.settings)
     if command.flags.dry_run:
         launch.dry_run(command.settings, command.provenance)
         return

@@ -76,6 +76,8 @@ class Stack(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], Aux, State | None]:
         """Vectors after the last norm, what channels report by layer ([layers] each), the state."""
         keys = split(key, 3)
+        if state is not None:
+            self._check(state, x.shape[0])
         if self.relative is not None:
             seq = dataclasses.replace(seq, bias=self.relative.bias(seq.causal))
         none = State(*([None] * len(part) for part in (self.first, self.blocks, self.last)))
@@ -101,6 +103,25 @@ class Stack(nnx.Module):
             [repeated(b) for b in self.blocks],
             [empty(b) for b in self.last],
         )
+
+    def _check(self, state: State, batch: int) -> None:
+        """A state of another model or of other rows would broadcast, or fail far from here."""
+        own = jax.eval_shape(lambda: self.start(batch, 1, 1))
+        wanted, found = (
+            [(jax.tree_util.keystr(path[:2]), leaf) for path, leaf in _leaves(s)]
+            for s in (own, state)
+        )
+        if [(at, x.ndim) for at, x in wanted] != [(at, x.ndim) for at, x in found]:
+            raise ValueError(
+                "the state is of another architecture; make it by start(batch, capacity) of this"
+            )
+        for (at, a), (_, b) in zip(wanted, found, strict=True):
+            axis = int(".blocks" in at)
+            if a.ndim > axis and a.shape[axis] != b.shape[axis]:
+                raise ValueError(
+                    f"the state is of {b.shape[axis]} rows, there are {batch}; "
+                    f"make it by start({batch}, capacity)"
+                )
 
     def _each(self, blocks, x, seq, states, memory, key):
         auxes, new = [], []
@@ -153,6 +174,10 @@ def _block(config: ModelConfig, entry: Entry, key: Array, depth: int, decodes: b
         CHANNELS[entry.channel](D, channel, key=keys[1], scale=scale),
         Attention(D, config.cross, key=keys[2], scale=scale, cross=True) if decodes else None,
     )
+
+
+def _leaves(tree: Any) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
 
 
 def _run(block, x, seq, state, memory, key):

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from objectives import Blank
 from training import mesh as meshes
 from training import report
 from training.command import guarded
@@ -50,7 +51,8 @@ def run(argv: Sequence[str]) -> None:
     tokens = train.batch * train.length * STEPS
     rng = np.random.default_rng(0)
     pieces = [rng.integers(0, VOCAB, train.length + 1).astype(np.int32) for _ in range(train.batch)]
-    rows = [made.objective.example([piece], train.length, rng) for piece in pieces]
+    example = made.objective.host(made.settings.model, train.length, Blank())
+    rows = [example([piece], train.length, rng) for piece in pieces]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     compiled = made.compiled()
     peaks, speeds = [], []

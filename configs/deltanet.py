@@ -10,5 +10,6 @@ from training.settings import defaults
 def get_config(size="tiny"):
     c = defaults()
     c.model.layers = ("gated_deltanet+mlp",)
+    c.model.directions.weights = "shared"  # where an objective shows both sides
     resize(c, size)
     return c

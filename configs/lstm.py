@@ -10,5 +10,6 @@ from training.settings import defaults
 def get_config(size="tiny"):
     c = defaults()
     c.model.layers = ("lstm+mlp",)
+    c.model.directions.weights = "shared"  # where an objective shows both sides
     resize(c, size)
     return c

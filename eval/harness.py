@@ -5,29 +5,47 @@ is, so that evaluating twice changes nothing.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 
 from errors import ConfigError
-from eval.bits import BitsPerByte
+from eval.held_out import BitsPerByte, Denoised, Masked
 from eval.sample import Sample
 from eval.task import Subject, Task
 from objectives import Learner
 from schema import nearest
 from training.loop import Job, Judge
 from training.run import RunFolder
+from training.settings import Settings
 
 # To add a task: write its file, import it, name it here.
-TASKS: dict[str, Callable[[], Task]] = {"bits_per_byte": BitsPerByte, "sample": Sample}
+TASKS: dict[str, Any] = {
+    "bits_per_byte": BitsPerByte,
+    "masked": Masked,
+    "denoised": Denoised,
+    "sample": Sample,
+}
+# What a run judges itself by if `eval.tasks` says nothing; the first also during training.
+OWN: dict[str, tuple[str, ...]] = {
+    "causal_lm": ("bits_per_byte", "sample"),
+    "masked_lm": ("masked",),
+    "denoising": ("denoised",),
+}
 
 
-def known(names: Iterable[str]) -> None:
-    """ConfigError for a task that there is not."""
-    for name in names:
+def chosen(settings: Settings) -> tuple[str, ...]:
+    """The tasks of a run; ConfigError for one that there is not, or that cannot judge it."""
+    for name in settings.eval.tasks:
         if name not in TASKS:
             raise ConfigError(f"eval.tasks has {name!r}; {nearest(name, TASKS)}")
+        if TASKS[name].objective not in ("", settings.objective):
+            raise ConfigError(
+                f"eval.tasks has {name!r}, which judges {TASKS[name].objective}, not "
+                f"{settings.objective}; leave it out"
+            )
+    return settings.eval.tasks or OWN[settings.objective]
 
 
 def judge(subject: Subject, names: Iterable[str], run: RunFolder, step: int) -> dict[str, Any]:
@@ -57,16 +75,16 @@ def _record(name: str, task: Task, subject: Subject, step: int) -> dict[str, Any
 
 def judges(job: Job) -> tuple[Judge, Judge]:
     """What judges during a run, on the validation split, and at its end, by all its tasks."""
-    program = job.program
+    program, tasks = job.program, OWN[job.program.settings.objective]
 
     def subject(learner: Learner) -> Subject:
         return Subject(learner, program.mesh, program.settings, program.objective, job.data)
 
     def during(learner: Learner, step: int) -> dict[str, Any]:
-        scores = BitsPerByte(splits=("valid",))(subject(learner))
+        scores = TASKS[tasks[0]](splits=("valid",))(subject(learner))
         return {score.name: score.value for score in scores}
 
     def after(learner: Learner, step: int) -> dict[str, Any]:
-        return judge(subject(learner), program.settings.eval.tasks, job.run, step)
+        return judge(subject(learner), chosen(program.settings), job.run, step)
 
     return during, after

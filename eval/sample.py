@@ -1,6 +1,7 @@
 """A sample of what the model writes: not a measure, but the first thing a person wants to see."""
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -10,7 +11,8 @@ from eval.task import Score, Subject
 
 
 class Sample:
-    version = 1
+    version: ClassVar[int] = 1
+    objective: ClassVar[str] = "causal_lm"
 
     def __call__(self, subject: Subject) -> Iterator[Score]:
         cfg, tokenizer = subject.settings.eval, subject.data.tokenizer

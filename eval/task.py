@@ -1,7 +1,7 @@
 """What a task gets and gives."""
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from jax.sharding import Mesh
 
@@ -31,6 +31,7 @@ class Score(NamedTuple):
 class Task(Protocol):
     """A task is versioned: scores of different versions are never pooled."""
 
-    version: int
+    version: ClassVar[int]
+    objective: ClassVar[str]  # that it judges; "": any
 
     def __call__(self, subject: Subject) -> Iterator[Score]: ...

@@ -6,15 +6,25 @@ turns what came out into loss terms. The loss is the sum over terms of
 coefficient * (global sum / max(global weight, 1)).
 """
 
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
-import numpy as np
 from jaxtyping import Array
 
 from arch import ModelConfig
-from arch.sequence import View
 from objectives.causal_lm import CausalLM
-from objectives.learner import Learner, Metrics, Term, auxiliary, tokens_of, totals
+from objectives.denoising import Denoising
+from objectives.learner import (
+    Example,
+    Learner,
+    Metrics,
+    Rows,
+    Term,
+    auxiliary,
+    tokens_of,
+    totals,
+)
+from objectives.masked_lm import MaskedLM
+from objectives.vocabulary import Blank, Tokenizer
 
 Batch = dict[str, Array]
 
@@ -22,14 +32,14 @@ Batch = dict[str, Array]
 class Objective(Protocol):
     """What the loop asks of an objective. All are frozen dataclasses."""
 
-    view: ClassVar[View]  # how the model reads the batch
-    overlap: ClassVar[
-        int
-    ]  # framed tokens that a piece shares with the next one (see data/packing.py)
+    def rows(self, model: ModelConfig, length: int) -> Rows:
+        """What rows are made of; ConfigError if the model cannot take them."""
 
-    def example(
-        self, pieces: list[np.ndarray], length: int, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]: ...
+    def host(self, model: ModelConfig, length: int, tokenizer: Tokenizer) -> Example:
+        """The function that makes a row; no pieces give a row of padding."""
+
+    def judged(self) -> "Objective":
+        """Itself as it is evaluated, which does not depend on how it was trained."""
 
     def head(self, model: ModelConfig, key: Array) -> Any:
         """The objective's own weights, or None."""
@@ -45,16 +55,26 @@ class Objective(Protocol):
 
 
 # To add an objective: write its file, import it, name it here and in training/settings.py.
-OBJECTIVES: dict[str, type] = {"causal_lm": CausalLM}
+OBJECTIVES: dict[str, type] = {
+    "causal_lm": CausalLM,
+    "masked_lm": MaskedLM,
+    "denoising": Denoising,
+}
 
 __all__ = [
     "OBJECTIVES",
     "Batch",
+    "Blank",
     "CausalLM",
+    "Denoising",
+    "Example",
     "Learner",
+    "MaskedLM",
     "Metrics",
     "Objective",
+    "Rows",
     "Term",
+    "Tokenizer",
     "auxiliary",
     "tokens_of",
     "totals",

@@ -5,17 +5,18 @@ token of the text and its end are predicted once. A document that a row cuts goe
 without its past.
 """
 
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from arch import ModelConfig, Sequence
-from arch.sequence import View
 from arch.terms import Amount, Aux
-from objectives.learner import Learner, Metrics, Term, auxiliary
-from ops.cross_entropy import CrossEntropy, cross_entropy
+from objectives.learner import Example, Learner, Metrics, Rows, Term, auxiliary
+from objectives.scoring import masked_sum, score
+from objectives.vocabulary import Tokenizer, no_source
+from ops.cross_entropy import CrossEntropy
 from schema import NonNegative, config
 
 
@@ -28,8 +29,16 @@ class Predicted(NamedTuple):
 class CausalLM:
     z_loss: NonNegative = 0.0  # weight of mean(logsumexp(logits)^2) (PaLM, arXiv:2204.02311)
 
-    view: ClassVar[View] = "causal"
-    overlap: ClassVar[int] = 1
+    def rows(self, model: ModelConfig, length: int) -> Rows:
+        no_source("causal_lm", model.encoder.depth)
+        return Rows(text=length, overlap=1, view="causal")
+
+    def judged(self) -> "CausalLM":
+        """As it is evaluated."""
+        return self
+
+    def host(self, model: ModelConfig, length: int, tokenizer: Tokenizer) -> Example:
+        return self.example
 
     def example(
         self, pieces: list[np.ndarray], length: int, rng: np.random.Generator
@@ -71,21 +80,3 @@ class CausalLM:
         added, metrics = auxiliary(learner, out.aux, batch)
         correct = masked_sum(out.scores.correct.astype(jnp.float32), weights)
         return terms | added, metrics | {"accuracy": Amount(correct, total["nats"])}
-
-
-def score(learner: Learner, hidden: Float[Array, "B T D"], targets: Array) -> CrossEntropy:
-    """Cross-entropy of a model's head on `targets`, without building the logits."""
-    head = learner.model.head_weights()
-    return cross_entropy(
-        *(hidden, head.table, targets),
-        bias=head.bias,
-        vocab=head.vocab,
-        scale=head.scale,
-        cap=head.cap,
-    )
-
-
-def masked_sum(x: Float[Array, "B T"], weights: Float[Array, "B T"]) -> Float[Array, ""]:
-    """sum(x * weights) in at least float32; where the weight is 0, x may be anything."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    return jnp.sum(jnp.where(weights == 0, 0, x.astype(wide) * weights))

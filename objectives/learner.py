@@ -1,15 +1,33 @@
 """What is trained, and how its loss adds up."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from arch import Model
+from arch.sequence import View
 from arch.terms import Amount, Aux
 
 Metrics = dict[str, Amount]
 ENCODER = "encoder/"  # before the names of what an encoder's channels report
+
+
+# (pieces of documents, positions of text in a row, random numbers) -> arrays of the row by name.
+Example = Callable[[list[np.ndarray], int, np.random.Generator], dict[str, np.ndarray]]
+
+
+class Rows(NamedTuple):
+    """What a row of a batch is made of, and how a model reads it."""
+
+    text: int  # positions of documents that it takes
+    overlap: int  # framed tokens that a piece shares with the next one (see data/packing.py)
+    view: View
+    source: int = 0  # tokens of the encoder's row, or of the prefix
+    tokens: int = 0  # of the row that is scored; 0: as many as of text
+    targets: int = 0  # at most so many of these are scored; 0: all
 
 
 class Learner(NamedTuple):

@@ -62,16 +62,20 @@ def test_packed_documents_are_as_if_alone_and_padding_changes_nothing(mixer, cha
     # covers N8 N17
     made = tiny.model(tiny.config(mixer, **changes))
     run = jax.jit(lambda m, t, s: m(t, s)[0])
-    ids = tiny.tokens(1, LENGTH)
+    ids, sizes = tiny.tokens(1, LENGTH)[0], (4, 1, 3)
+    starts = np.cumsum([0, *sizes])
+    rows = [ids, ids.at[8:].set(7)]
+    rows += [
+        jnp.roll(ids, -start).at[size:].set(9) for start, size in zip(starts, sizes, strict=False)
+    ]
     for view in made.config.views():
-        whole = run(made, ids, tiny.packed([4, 1, 3], LENGTH, view))
-        other = run(made, ids.at[:, 8:].set(7), tiny.packed([4, 1, 3], LENGTH, view))
-        np.testing.assert_array_equal(whole[:, :8], other[:, :8])
-        at = 0
-        for size in (4, 1, 3):
-            alone = run(made, ids[:, at : at + size], tiny.packed([size], size, view))
-            np.testing.assert_allclose(whole[:, at : at + size], alone, atol=2e-5)
-            at += size
+        kinds = [sizes, sizes, *((size,) for size in sizes)]
+        seqs = [tiny.packed(list(kind), LENGTH, view) for kind in kinds]
+        seq = jax.tree.map(lambda *a: jnp.concatenate(a), *seqs)
+        whole, other, *alone = run(made, jnp.stack(rows), seq)
+        np.testing.assert_array_equal(whole[:8], other[:8])
+        for start, size, one in zip(starts, sizes, alone, strict=False):
+            np.testing.assert_allclose(whole[start : start + size], one[:size], atol=2e-5)
 
 
 @EVERY

@@ -1,6 +1,7 @@
 """Judging: bits per byte against a sum by hand, generation against the whole forward pass."""
 
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,11 @@ import tiny
 
 from arch import Sequence
 from errors import ConfigError
-from eval.bits import bits_per_byte, total_nats
 from eval.generate import Sampling, choose, generate
-from eval.harness import TASKS, known
+from eval.harness import OWN, TASKS, chosen
+from eval.held_out import bits_per_byte, sums
 from eval.task import Subject
-from objectives import CausalLM, Learner
+from objectives import OBJECTIVES, Blank, CausalLM, Learner
 from training import mesh as meshes
 from training.settings import EvalConfig, Settings, TrainConfig
 
@@ -28,8 +29,9 @@ def test_bits_per_byte_counts_every_token_and_byte_once(monkeypatch):
     settings = Settings(train=TrainConfig(length=6), eval=EvalConfig(batch=2))
     mesh = meshes.build(meshes.MeshConfig())
     placed = jax.device_put(made, meshes.layouts(mesh, made))
-    subject = Subject(Learner(placed), mesh, settings, CausalLM(), None)
-    nats, predicted = total_nats(subject, store)
+    data = types.SimpleNamespace(tokenizer=Blank())
+    subject = Subject(Learner(placed), mesh, settings, CausalLM(), data)
+    nats, predicted = sums(subject, store)["nats"]
     assert predicted == sum(n + 1 for n in (5, 0, 9, 1, 3))
     expected, batches = 0.0, windows(store, 2, 6, 1, CausalLM().example)
     for index in range(len(batches)):
@@ -86,6 +88,12 @@ def test_generation_stops_and_samples_from_the_likeliest():
 
 
 def test_tasks_by_name():
-    known(TASKS)
+    # covers C14
+    assert set(OWN) == set(OBJECTIVES)
+    for objective, tasks in OWN.items():
+        assert chosen(Settings(objective=objective)) == tasks
+        assert all(TASKS[name].objective == objective for name in tasks)
     with pytest.raises(ConfigError, match="'sampel'; did you mean 'sample'"):
-        known(["sampel"])
+        chosen(Settings(eval=EvalConfig(tasks=("sampel",))))
+    with pytest.raises(ConfigError, match="'bits_per_byte', which judges causal_lm, not masked_lm"):
+        chosen(Settings(objective="masked_lm", eval=EvalConfig(tasks=("bits_per_byte",))))

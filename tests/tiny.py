@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from arch import CHANNELS, MIXERS, Model, ModelConfig, Sequence
 from arch.attention import AttentionConfig
@@ -104,18 +105,21 @@ def slow(cfg: ModelConfig) -> ModelConfig:
     )
 
 
-def model(cfg: ModelConfig, seed: int = 0) -> Model:
-    """With every parameter moved off its start, so that no scale is 1 and no bias 0."""
-    made = _made(cfg, seed)
-    leaves, tree = jax.tree.flatten(made)
-    noise = np.random.default_rng(seed)
-    leaves = [x + 0.1 * jnp.asarray(noise.normal(size=x.shape), x.dtype) for x in leaves]
-    return jax.tree.unflatten(tree, leaves)
-
-
 @functools.cache
-def _made(cfg: ModelConfig, seed: int) -> Model:
-    return jax.jit(lambda: Model(cfg, key=jax.random.key(seed)))()
+def model(cfg: ModelConfig, seed: int = 0) -> Model:
+    """Every parameter at random, none where it would start: no scale is 1, no bias 0."""
+    shapes = jax.eval_shape(lambda: Model(cfg, key=jax.random.key(0)))
+    variables = jax.tree.leaves(shapes, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    noise, leaves = np.random.default_rng(seed), []
+    for variable, shape in zip(variables, jax.tree.leaves(shapes), strict=True):
+        value = noise.normal(size=shape.shape)
+        role = variable.get_metadata()["role"]
+        if role == "matrix":
+            value *= shape.shape[-2] ** -0.5
+        else:
+            value = 0.1 * value + (role == "vector")
+        leaves.append(jnp.asarray(value, shape.dtype))
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
 def tokens(batch: int, length: int, seed: int = 1) -> jax.Array:

@@ -86,8 +86,10 @@ def make_batches(job: Job) -> Batches:
     """Training batches: rows for ever, reshuffled every epoch, a function of (seed, step)."""
     settings, objective = job.program.settings, job.program.objective
     train, seed = settings.train, settings.seed
-    packed = Packed(job.data.train, train.length, objective.overlap, seed)
-    return Batches(packed, train.batch, objective.example, seed)
+    rows = settings.rows
+    packed = Packed(job.data.train, rows.text, rows.overlap, seed)
+    example = objective.host(settings.model, train.length, job.data.tokenizer)
+    return Batches(packed, train.batch, example, seed)
 
 
 def begin(job: Job, initial: Any) -> tuple[State, int, str]:

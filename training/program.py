@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
+from arch.sharding import fitting
 from errors import ConfigError
-from objectives import Objective
+from objectives import Blank, Objective
 from training import mesh as meshes
 from training.settings import Settings
 from training.state import State, initial, placement, transformation
@@ -59,20 +60,24 @@ def program(settings: Settings, mesh: Mesh) -> Program:
         mesh,
         objective,
         _laid_out(shapes, place),
-        batch_shapes(objective, mesh, train.batch, train.length),
+        batch_shapes(settings, mesh),
         jax.jit(init, out_shardings=place),
         jax.jit(step, donate_argnums=0, out_shardings=(place, alone)),
     )
 
 
-def batch_shapes(
-    objective: Objective, mesh: Mesh, batch: int, length: int
-) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(settings: Settings, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of a batch, known from what the objective makes of an empty row."""
-    row = objective.example([], length, np.random.default_rng(0))
+    train, rows = settings.train, settings.rows
+    example = settings.chosen().host(settings.model, train.length, Blank())
+    row = example([], rows.text, np.random.default_rng(0))
     place = meshes.rows(mesh)
     return {
-        name: jax.ShapeDtypeStruct((batch, *a.shape), a.dtype, sharding=place)
+        name: jax.ShapeDtypeStruct(
+            (train.batch, *a.shape),
+            a.dtype,
+            sharding=NamedSharding(mesh, fitting(place.spec, (train.batch, *a.shape), mesh.shape)),
+        )
         for name, a in row.items()
     }
 

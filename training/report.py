@@ -21,7 +21,10 @@ UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 def priced(settings: Settings) -> Cost:
     """The cost of the model of `settings` on the rows it trains on."""
-    return cost(settings.model, settings.train.length, view=settings.chosen().view)
+    rows = settings.rows
+    length = rows.tokens or settings.train.length
+    share = (rows.targets or length) / length
+    return cost(settings.model, length, view=rows.view, source=rows.source, logits=share)
 
 
 def tables(program: Program, origins: dict[str, str], memory: dict[str, int]) -> list[Table]:

@@ -13,7 +13,7 @@ from arch import MIXERS, ModelConfig
 from arch.sequence import View
 from data import DataConfig
 from errors import ConfigError
-from objectives import CausalLM, Objective
+from objectives import CausalLM, Denoising, MaskedLM, Objective, Rows
 from schema import Count, Natural, config
 from training.checkpoint import CheckpointConfig
 from training.flags import editable
@@ -35,7 +35,7 @@ class TrainConfig:
 class EvalConfig:
     every: Natural = 0  # steps between judgements on valid; 0: only at the end
     batch: Count = 32  # rows at a time
-    tasks: tuple[str, ...] = ("bits_per_byte", "sample")  # at the end
+    tasks: tuple[str, ...] = ()  # at the end; (): those of the objective
     prompt: str = "The "  # what the sample continues
     sample: Natural = 200  # tokens of the sample
 
@@ -50,8 +50,10 @@ class DebugConfig:
 class Settings:
     seed: Natural = 0
     model: ModelConfig = ModelConfig()
-    objective: Literal["causal_lm"] = "causal_lm"
+    objective: Literal["causal_lm", "masked_lm", "denoising"] = "causal_lm"
     causal_lm: CausalLM = CausalLM()
+    masked_lm: MaskedLM = MaskedLM()
+    denoising: Denoising = Denoising()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -74,11 +76,21 @@ class Settings:
                 f"train.batch {self.train.batch} is not a multiple of train.accumulate "
                 f"{self.train.accumulate}; nearest: {near}"
             )
-        self._check_view(self.chosen().view)
+        self._check_view(self.rows.view)
 
     def chosen(self) -> Objective:
         """The objective's own section."""
-        return {"causal_lm": self.causal_lm}[self.objective]
+        sections: dict[str, Objective] = {
+            "causal_lm": self.causal_lm,
+            "masked_lm": self.masked_lm,
+            "denoising": self.denoising,
+        }
+        return sections[self.objective]
+
+    @property
+    def rows(self) -> Rows:
+        """What a row is made of."""
+        return self.chosen().rows(self.model, self.train.length)
 
     def _check_view(self, view: View) -> None:
         for e in self.model.plan().entries():
