@@ -1,18 +1,22 @@
 """Operations along time: against goldens, float64 loops, and documents on their own."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import golden
 
+from errors import ConfigError
 from ops import causal_conv, gated_delta, selective_scan, ssd
 
-MODULES = {
-    "causal_conv": causal_conv,
-    "selective_scan": selective_scan,
-    "ssd": ssd,
-    "gated_delta": gated_delta,
+P = jax.P
+OPS = {
+    "causal_conv": causal_conv.causal_conv,
+    "selective_scan": selective_scan.selective_scan,
+    "ssd": functools.partial(ssd.ssd, chunk=5),
+    "gated_delta": functools.partial(gated_delta.gated_delta, chunk=5),
 }
 TOLERANCE = {"float64": (1e-10, 1e-10), "float32": (2e-5, 1e-4)}  # of values, of gradients
 
@@ -64,12 +68,16 @@ GOLDENS = {"selective_scan": scan_golden, "ssd": ssd_golden}
 CASES = [(file, *case) for file in GOLDENS for case in golden(file)]
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), [("reference", "float64"), ("xla", "float64"), ("xla", "float32")]
-)
-@pytest.mark.parametrize(
-    ("file", "case", "options", "tensors"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES]
-)
+NARROW = {"packed", "with_state", "long_memory", "strong_decay", "not_chunk_multiple"}
+RUNS = [
+    pytest.param(*case, name, dtype, id=f"{case[0]}-{case[1]}-{name}-{dtype}")
+    for case in CASES
+    for name, dtype in [("reference", "float64"), ("xla", "float64"), ("xla", "float32")]
+    if dtype == "float64" or case[1] in NARROW
+]
+
+
+@pytest.mark.parametrize(("file", "case", "options", "tensors", "name", "dtype"), RUNS)
 def test_goldens(file, case, options, tensors, name, dtype):
     reset = begins(tensors)
     moved = [key.removeprefix("grad_") for key in tensors if key.startswith("grad_")]
@@ -106,3 +114,223 @@ def test_causal_conv_goldens(name):
         near(y, tensors["y"], 1e-10)
         if case != "packed" and "state_last" in tensors:  # the goldens' state crosses documents
             near(state, tensors["state_last"], 1e-10)
+
+
+def normal(rng, *shape):
+    return rng.normal(size=shape)
+
+
+def example(op: str, B: int = 2, T: int = 24, seed: int = 0):
+    """(arrays along T, other arrays, state) of an operation, in its order of arguments."""
+    rng, C, S, H, G, W, N = np.random.default_rng(seed), 4, 3, 4, 2, 3, 5
+    if op == "causal_conv":
+        return [normal(rng, B, T, C)], [normal(rng, 4, C), normal(rng, C)], normal(rng, B, 3, C)
+    if op == "selective_scan":
+        rows = [normal(rng, B, T, C), rng.random((B, T, C)), *normal(rng, 2, B, T, S)]
+        return rows, [-2 * rng.random((C, S))], normal(rng, B, C, S)
+    if op == "ssd":
+        rows = [normal(rng, B, T, H, W), rng.random((B, T, H)), *normal(rng, 2, B, T, G, N)]
+        return rows, [-2 * rng.random(H)], normal(rng, B, H, W, N)
+    q, k = normal(rng, 2, B, T, H, W)
+    rows = [q, k / np.linalg.norm(k, axis=-1, keepdims=True), normal(rng, B, T, H, N)]
+    rows += [-rng.random((B, T, H)), 2 * rng.random((B, T, H))]
+    return rows, [], normal(rng, B, H, W, N)
+
+
+def run(op: str, rows, others, reset=None, state=None, name: str | None = None):
+    """`a` stands third among the arguments of the scans."""
+    place = 1 if op == "causal_conv" else 2
+    arrays = [*rows[:place], *others, *rows[place:]]
+    return OPS[op](*arrays, reset=reset, state=state, implementation=name)
+
+
+def narrow(arrays, dtype=jnp.float32):
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), arrays)
+
+
+def resets(T: int, *places: int) -> np.ndarray:
+    return np.broadcast_to(np.isin(np.arange(T), places), (2, T))
+
+
+@pytest.fixture(autouse=True)
+def short_chunks(monkeypatch):
+    monkeypatch.setattr(selective_scan, "CHUNK", 5)
+
+
+def values_and_gradients(op, rows, others, reset, state, name):
+    """With cotangents that differ everywhere."""
+
+    @jax.jit
+    def both(rows, others, state):
+        out, pull = jax.vjp(lambda *z: run(op, *z[:2], reset, z[2], name), rows, others, state)
+        cots = [jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape) for x in out]
+        return out, pull(tuple(cots))
+
+    return jax.tree.leaves(both(rows, others, state))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_fast_equals_reference_in_float64(op):
+    case, reset = example(op), resets(24, 7, 8, 21)
+    with jax.enable_x64(True):
+        expected = values_and_gradients(op, *case[:2], reset, case[2], "reference")
+        found = values_and_gradients(op, *case[:2], reset, case[2], "xla")
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == jnp.float64
+        near(a, b, 1e-11)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_halves_make_a_whole_and_documents_stand_alone(op):
+    rows, others, _ = example(op)
+    reset, alone = resets(24, 5, 11, 23), resets(12, 0)
+    with jax.enable_x64(True):
+        part = jax.jit(functools.partial(run, op))
+        y, state = part(rows, others, reset)
+        first, middle = part([x[:, :12] for x in rows], others, reset[:, :12])
+        second, last = part([x[:, 12:] for x in rows], others, reset[:, 12:], middle)
+        own, _ = part([x[:, 11:23] for x in rows], others, alone, 1e3 * middle)
+    near(np.concatenate([first, second], axis=1), y, 1e-12)
+    near(last, state, 1e-12)
+    near(own, y[:, 11:23], 1e-12)
+
+
+@pytest.mark.parametrize("name", ["reference", "xla"])
+@pytest.mark.parametrize("op", OPS)
+def test_no_tokens_leave_the_state(op, name):
+    rows, others, state = narrow(example(op, T=0))
+    y, after = run(op, rows, others, np.zeros((2, 0), bool), state, name)
+    assert y.shape == rows[2 if op == "gated_delta" else 0].shape
+    assert (after == state).all()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_bfloat16_rows_keep_a_float32_state(op):
+    rows, others, _ = example(op)
+    rows, others = narrow(rows, jnp.bfloat16), narrow(others)
+    y, state = jax.jit(functools.partial(run, op))(rows, others, resets(24, 7))
+    assert y.dtype == jnp.bfloat16
+    assert state.dtype == (jnp.bfloat16 if op == "causal_conv" else jnp.float32)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: np.asarray(x, np.float64), (rows, others))
+        expected, last = run(op, *wide, resets(24, 7), name="reference")
+    for found, sure in [(y, expected), (state, last)]:
+        found, sure = np.asarray(found, np.float64), np.asarray(sure)
+        assert np.sqrt(np.mean((found - sure) ** 2) / np.mean(sure**2)) < 2e-2
+
+
+def delta_by_hand(q, k, v, g, beta, reset, state):
+    """Equation 10 as it is written, one head after the other."""
+    o, last = np.zeros_like(v), state.copy()
+    for b, h in np.ndindex(state.shape[:2]):
+        for t in range(q.shape[1]):
+            s = np.zeros_like(state[b, h]) if reset[b, t] else last[b, h]
+            key, size = k[b, t, h], beta[b, t, h]
+            s = np.exp(g[b, t, h]) * (s - size * np.outer(key, key @ s))
+            last[b, h] = s + size * np.outer(key, v[b, t, h])
+            o[b, t, h] = last[b, h].T @ q[b, t, h]
+    return o, last
+
+
+@pytest.mark.parametrize("name", gated_delta.IMPLEMENTATIONS)
+@pytest.mark.parametrize("places", [(), (0, 4, 9)])
+def test_gated_delta_by_hand(name, places):
+    rows, _, state = example("gated_delta", T=12)
+    reset, rng = resets(12, *places), np.random.default_rng(1)
+    arrays = [*rows, state]
+    ways = [0.3 * normal(rng, *x.shape) for x in arrays]
+    expected = delta_by_hand(*rows, reset, state)
+    with jax.enable_x64(True):
+        found = values_and_gradients("gated_delta", rows, [], reset, state, name)
+    near(found[0], expected[0], 1e-12)
+    near(found[1], expected[1], 1e-12)
+
+    def loss(step, place):
+        moved = [
+            x + step * w * (i == place) for i, (x, w) in enumerate(zip(arrays, ways, strict=True))
+        ]
+        out = delta_by_hand(*moved[:5], reset, moved[5])
+        return sum((np.cos(np.arange(x.size)).reshape(x.shape) * x).sum() for x in out)
+
+    for place, (grad, way) in enumerate(zip(found[2:], ways, strict=True)):
+        slope = (loss(1e-5, place) - loss(-1e-5, place)) / 2e-5
+        np.testing.assert_allclose((np.asarray(grad) * way).sum(), slope, rtol=1e-6, atol=1e-7)
+
+
+DECAYS = {"selective_scan": 1, "ssd": 1, "gated_delta": 3}  # which row holds dt or g
+
+
+@pytest.mark.parametrize("op", DECAYS)
+def test_32k_tokens_stay_finite(op, monkeypatch):  # covers N18
+    """Steps so long that all is forgotten, and so short that nothing is."""
+    monkeypatch.setattr(selective_scan, "CHUNK", 32)
+    rows, others, _ = example(op, B=1, T=32768)
+    scale = np.where(np.arange(32768) % 100 == 50, 1e4, 1e-6)
+    rows[DECAYS[op]] = rows[DECAYS[op]] * scale[:, None]
+    rows, others = narrow((rows, others))
+    found = jax.jit(jax.value_and_grad(lambda z: jnp.square(run(op, *z)[0]).mean()))((rows, others))
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(found))
+    assert all(bool((x != 0).any()) for x in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize("op", DECAYS)
+def test_a_long_step_does_not_blur_the_short_ones_after_it(op):  # covers N18
+    """Float32 sums of all logs so far would be off by 1e-3 here."""
+    rows, others, state = example(op, T=20)
+    rows[DECAYS[op]][:, 3] *= 1e4
+    with jax.enable_x64(True):
+        expected = values_and_gradients(op, rows, others, None, state, "reference")
+    rows, others, state = narrow((rows, others, state))
+    for a, b in zip(
+        values_and_gradients(op, rows, others, None, state, "xla"), expected, strict=True
+    ):
+        near(a, b, 2e-5)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_sharded_equals_single_device(op):
+    """Batch over data, tokens over context, channels or heads over model."""
+    rows, others, state = narrow(example(op))
+    reset = resets(24, 7, 8, 21)
+    expected = values_and_gradients(op, rows, others, reset, state, "xla")
+    mesh = jax.make_mesh(
+        *((1, 2, 2, 1, 2), ("replica", "data", "context", "expert", "model")),
+        axis_types=(jax.sharding.AxisType.Auto,) * 5,
+    )
+    wide = [
+        P("data", "context", "model") if x.shape[2] == 4 else P("data", "context") for x in rows
+    ]
+    with jax.set_mesh(mesh):
+        rows = [
+            jax.device_put(x, jax.NamedSharding(mesh, s)) for x, s in zip(rows, wide, strict=True)
+        ]
+        found = values_and_gradients(op, rows, others, reset, state, "xla")
+    for a, b in zip(found, expected, strict=True):
+        near(a, b, 1e-5)
+
+
+def test_selective_scan_never_holds_all_states(monkeypatch):
+    monkeypatch.setattr(selective_scan, "CHUNK", 32)
+    B, T, C, S = 2, 1024, 32, 16
+
+    def temporary(name):
+        rows = [jax.ShapeDtypeStruct((B, T, n), "float32") for n in (C, C, S, S)]
+        a = [jax.ShapeDtypeStruct((C, S), "float32")]
+        loss = jax.grad(lambda *z: run("selective_scan", *z, name=name)[0].sum(), (0, 1))
+        return jax.jit(loss).lower(rows, a).compile().memory_analysis().temp_size_in_bytes
+
+    whole = 4 * B * T * C * S
+    assert temporary("reference") >= whole
+    assert temporary("xla") < whole / 3
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_what_does_not_fit_is_refused(op):
+    rows, others, state = narrow(example(op))
+    with pytest.raises(ConfigError, match="'xal'.*did you mean 'xla'"):
+        run(op, rows, others, name="xal")
+    with pytest.raises(ValueError, match="fit"):
+        run(op, [x[..., :2] for x in rows], [x[..., :3] for x in others])
+    if op == "ssd":
+        with pytest.raises(ValueError, match="4 heads do not divide into 3 groups"):
+            run(op, [x[:, :, [0, 1, 1]] if i > 1 else x for i, x in enumerate(rows)], others)
