@@ -1,0 +1,98 @@
+"""What a run logged, as the board uses it: its curve, and columns that are one number a run."""
+
+import math
+import statistics
+
+from errors import DataError
+from protocol.untrusted import Fields, rows
+
+POINTS = 100  # of a curve
+CURVES = ("bits_per_byte", "nats", "loss")  # the first that a run logs is its curve
+LAST = {  # metric, as the last row has it: column
+    "tokens": "tokens",
+    "unique_tokens": "unique_tokens",
+    "epochs": "epochs",
+    "peak_memory": "peak_memory",
+    "moe.load_entropy": "load_entropy",
+    "moe.dead": "dead_experts",
+    "moe.dropped": "dropped",
+}
+AMOUNTS = (  # columns
+    *("params", "active_params", "training_flops", "executed_flops", "head_share", "tokens"),
+    *("unique_tokens", "epochs", "seconds", "tokens_per_second", "mfu", "peak_memory"),
+    *("prefill_tokens_per_second", "decode_ms", "state_bytes"),
+    *("load_entropy", "dead_experts", "dropped"),
+)
+Scores = dict[str, tuple[float, int]]  # value and version of the task, by name
+
+
+def rising(data: bytes) -> list[Fields]:
+    """Metrics by step, rising: a row at an earlier step takes back what was beyond it."""
+    series: list[tuple[int, Fields]] = []
+    for row in rows(data, "metrics.jsonl"):
+        step = row.count("step")
+        if step is None:
+            raise DataError(f"{row.name} has no step")
+        while series and series[-1][0] > step:
+            series.pop()
+        if row.flag("resumed"):
+            continue
+        if series and series[-1][0] == step:
+            same = series[-1][1].tree.get("attempt") == row.tree.get("attempt")
+            old = series.pop()[1].tree if same else {}
+            row = Fields(old | row.tree, row.name)
+        series.append((step, row))
+    return [row for _, row in series]
+
+
+def amounts(cost: Fields, train: Fields, series: list[Fields], scores: Scores) -> dict[str, float]:
+    """Columns that are one number a run; what is not known is left out."""
+    size = math.prod(train.amount(name) or 0.0 for name in ("steps", "batch", "length"))
+    last = {k: row.amount(k) for row in series for k in LAST if row.tree.get(k) is not None}
+    tokens = last.get("tokens") or size or None
+    head = cost.section("terms").section("head.logits").amount("model")
+    token, step = cost.amount("training_flops"), _median(series, "step_seconds")
+    executed, forward = cost.amount("executed_flops"), cost.amount("model_flops")
+    found = {name: cost.amount(name) for name in ("params", "active_params", "state_bytes")}
+    found |= {LAST[name]: value for name, value in last.items()} | {"tokens": tokens}
+    found |= {
+        "training_flops": None if token is None or tokens is None else token * tokens,
+        "executed_flops": None if executed is None or tokens is None else 3 * executed * tokens,
+        "head_share": head / forward if head is not None and forward else None,
+        "seconds": None if step is None else step * (train.amount("steps") or 0),
+        "tokens_per_second": _median(series, "tokens_per_second"),
+        "mfu": _median(series, "mfu"),
+    }
+    found |= {name: _longest(scores, name) for name in ("prefill_tokens_per_second", "decode_ms")}
+    return {k: v for k, v in found.items() if v is not None and math.isfinite(v)}
+
+
+def _median(series: list[Fields], name: str) -> float | None:
+    values = [v for row in series if (v := row.amount(name)) is not None]
+    return statistics.median(values) if values else None
+
+
+def _longest(scores: Scores, name: str) -> float | None:
+    """The score `name@CONTEXT` of the longest context, or `name` itself."""
+    found = {0: scores[name][0]} if name in scores else {}
+    for key, (value, _) in scores.items():
+        base, _, context = key.partition("@")
+        if base == name and context.isascii() and context.isdigit() and len(context) < 12:
+            found[int(context)] = value
+    return found[max(found)] if found else None
+
+
+def curve_name(series: list[Fields]) -> str:
+    logged = {name for row in series for name in CURVES if name in row.tree}
+    return next((name for name in CURVES if name in logged), "")
+
+
+def curve(series: list[Fields]) -> tuple[tuple[float, float], ...]:
+    name = curve_name(series)
+    points = []
+    for row in series:
+        x, y = row.amount("tokens"), row.number(name) if name else None
+        if x is not None and y is not None and math.isfinite(y):
+            points.append((x, y))
+    every = max(1, math.ceil(len(points) / POINTS))
+    return tuple(points[::-1][::every][::-1])
