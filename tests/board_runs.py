@@ -1,0 +1,109 @@
+"""Run folders as a training run leaves them, made up: for tests and the benchmark of the board."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+DATA, TOKENIZER = "d" * 64, "7" * 64
+FLOPS = 6.0e6  # of training, a token
+STUDY = {"axis": "training_flops", "value": FLOPS * 100 * 4 * 64, "trials": 5, "plan": "p" * 64}
+
+
+def write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def settings(seed: int, changes: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "model": {
+            "width": 128,
+            "depth": 5,
+            "layers": ["attention+mlp"],
+            "first": [],
+            "dtype": "float32",
+            "mlp": {"width": 512, "gated": True},
+        }
+        | changes.get("model", {}),
+        "objective": "causal_lm",
+        "causal_lm": {"z_loss": 0.0},
+        "data": {"source": "corpus", "tokenizer": "bytes", "cache": "~/.cache"},
+        "train": {"steps": 100, "batch": 4, "length": 64, "accumulate": 1}
+        | changes.get("train", {}),
+        "optimizer": {"name": "adamw", "learning_rate": 0.004} | changes.get("optimizer", {}),
+        "debug": {"fault": ""},
+        "log": {"every": 10},
+    }
+
+
+def run_json(name: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
+    token = changes.get("flops", FLOPS)
+    return {
+        "format": 1,
+        "run_id": hashlib.sha256(f"{name} {seed} {changes}".encode()).hexdigest()[:16],
+        "command": ["train.py", f"--config=configs/{name}.py:tiny", f"--config.seed={seed}"],
+        "flags": {"config": f"configs/{name}.py:tiny", "init_from": ""},
+        "settings": settings(seed, changes),
+        "fingerprints": {"data": DATA, "tokenizer": TOKENIZER},
+        "cost": {
+            "params": changes.get("params", 1_000_000),
+            "active_params": 1_000_000,
+            "model_flops": token / 3,
+            "executed_flops": token / 3,
+            "training_flops": token,
+            "terms": {"head.logits": {"model": token / 30, "executed": token / 30}},
+            "state_bytes": changes.get("state_bytes", 327_680),
+        },
+        "code": {"commit": "c" * 40, "dirty": False, "changes": ""},
+        "devices": {"kind": "cpu", "count": 1},
+        "study": {"candidate": name, **STUDY, **changes.get("study", {})},
+    }
+
+
+def run(
+    folder: Path,
+    name: str = "dense",
+    seed: int = 0,
+    value: Any = 2.0,
+    *,
+    state: str = "finished",
+    code: int = 0,
+    rows: int = 10,
+    scores: Sequence[tuple[str, Any]] = (),
+    data: str = "",
+    **changes: Any,
+) -> Path:
+    """A run folder whose test bits per byte is `value`; `changes` go into run.json's sections."""
+    record = run_json(name, seed, changes)
+    write(folder / "run.json", record)
+    write(folder / "status.json", {"state": state, "step": 100, "code": code, "message": ""})
+    (folder / "events.jsonl").write_text('{"event": "start", "step": 0}\n')
+    lines, rolling = [], ""
+    for index in range(1, rows + 1):
+        step = index * 100 // rows
+        rolling = hashlib.sha256(f"{rolling} {data} {seed} {index}".encode()).hexdigest()
+        loss = (value if isinstance(value, float) else 2.0) + 4 / (1 + step / 8)
+        row = {"step": step, "attempt": 1, "seconds": step / 10, "loss": loss, "nats": loss}
+        row |= {"bits_per_byte": loss, "tokens": step * 256, "unique_tokens": step * 200}
+        row |= {"epochs": step / 1000, "tokens_per_second": 2560.0, "step_seconds": 0.1}
+        lines.append(json.dumps(row | {"data_hash": rolling}))
+    (folder / "metrics.jsonl").write_text("\n".join([*lines, ""]))
+    found = [("test/bits_per_byte", value), ("valid/bits_per_byte", value), *scores]
+    write(
+        folder / "eval/100/bits_per_byte.json",
+        {
+            **{"task": "bits_per_byte", "version": 1, "step": 100, "length": 64, "data": DATA},
+            "scores": [{"name": n, "value": v, "weight": 1} for n, v in found],
+        },
+    )
+    write(folder / "checkpoints/100/MANIFEST.json", {"format": 1, "run_id": record["run_id"]})
+    return folder
+
+
+def candidate(root: Path, name: str, values: Sequence[Any], **changes: Any) -> None:
+    """A run for each value, with seeds from 0 on."""
+    for seed, value in enumerate(values):
+        run(root / f"{name}-{seed}", name, seed, value, **changes)
