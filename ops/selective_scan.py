@@ -147,7 +147,8 @@ def _backward(kept: tuple, grads: tuple[Array, Array]) -> tuple[Tokens, Array, A
         dh = dh + c[..., None] * dy[:, None]
         dlog = dh * decay * before
         dx = _dot("bsc,bs->bc", dh, b)
-        d_dt = _dot("bsc,sc->bc", dlog, a) + dx * u
+        # One fused loop: XLA:CPU takes twice as long for a reduction here.
+        d_dt = sum((dlog[:, s] * a[s] for s in range(a.shape[0])), dx * u)
         d_b, d_c = _dot("bsc,bc->bs", dh, x), _dot("bsc,bc->bs", h, dy)
         dh = jnp.where(token.reset[:, None, None], 0, decay * dh)
         return (dh, da + dlog * dt[:, None]), (dx * dt, d_dt, d_b, d_c)
