@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from arch.terms import Amount
+from ops.expert_layout import picked, ranks
 from ops.experts import Routes
 
 
@@ -60,7 +61,7 @@ def by_token(
     scale: float = 1.0,
 ) -> Routes:
     """Weights of the chosen: their scores, summing to 1 if `normalize`d, times `scale`."""
-    weights = jnp.take_along_axis(score, experts, axis=2)
+    weights = picked(score, experts)
     if normalize:
         weights = weights / (jnp.sum(weights, axis=2, keepdims=True) + 1e-20)
     return _only(Routes(experts, weights * scale), real[..., None], score.shape[2])
@@ -77,10 +78,7 @@ def within(routes: Routes, slots: int, experts: int) -> Routes:
 
     A token names an expert once, so the order of its own choices plays no part.
     """
-    taken = jnp.any(routes.experts[..., None] == jnp.arange(experts), axis=2)
-    rank = jnp.cumsum(taken, axis=1, dtype=jnp.int32) - 1
-    at = jnp.take_along_axis(rank, jnp.minimum(routes.experts, experts - 1), axis=2)
-    return _only(routes, at < slots, experts)
+    return _only(routes, ranks(routes.experts, experts) < slots, experts)
 
 
 def by_expert(

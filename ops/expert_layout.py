@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 
 class Layout(NamedTuple):
@@ -41,15 +41,23 @@ def by_slot(experts: Int[Array, "B T K"], count: int, slots: int) -> Layout:
     """
     B, T, K = experts.shape
     places = count * B * slots
-    taken = jnp.any(experts[..., None] == jnp.arange(count), axis=2)
-    rank = jnp.cumsum(taken, axis=1, dtype=jnp.int32) - 1
-    known = jnp.minimum(experts, count - 1)
-    slot = jnp.take_along_axis(rank, known, axis=2)
-    place = (known * B + jnp.arange(B)[:, None, None]) * slots + slot
+    place = (experts * B + jnp.arange(B)[:, None, None]) * slots + ranks(experts, count)
     place = jnp.where(experts < count, place, places).reshape(B * T, K)
     tokens = jnp.broadcast_to(jnp.arange(B * T)[:, None], place.shape)
     token = jnp.full((places,), B * T).at[place].set(tokens, mode="drop")
     return Layout(token, place)
+
+
+def ranks(experts: Int[Array, "B T K"], count: int) -> Int[Array, "B T K"]:
+    """How many tokens before it in its row an assignment's expert has; -1 without an expert."""
+    taken = jnp.any(experts[..., None] == jnp.arange(count), axis=2)
+    return picked(jnp.cumsum(taken, axis=1, dtype=jnp.int32), experts) - 1
+
+
+def picked(table: Shaped[Array, "B T E"], experts: Int[Array, "B T K"]) -> Shaped[Array, "B T K"]:
+    """Each token's entries for its experts, 0 for none: a sum, whose gradient scatters nothing."""
+    hits = experts[..., None] == jnp.arange(table.shape[2])
+    return jnp.sum(jnp.where(hits, table[:, :, None], 0), axis=3)
 
 
 @jax.custom_vjp

@@ -79,7 +79,7 @@ def _blocks_forward(activation: Activation, x: Array, sizes: Array, w: Weights) 
 
         def block(i: Array, kept: Any) -> Any:
             at, real = _where(start, size, i, M)
-            inside = _inside(_cut(padded, at, M), own)
+            inside = _inside(jnp.where(real, _cut(padded, at, M), 0), own)
             y = _plus(_hidden(activation, inside) @ own.w_out, own.b_out)
             new = jnp.where(real, y, 0), inside
             return jax.tree.map(lambda all, part: _put(all, part, at), kept, new)
@@ -104,9 +104,9 @@ def _blocks_backward(activation: Activation, kept: tuple, d_y: Array) -> tuple:
         def block(i: Array, carry: tuple[Array, Weights]) -> tuple[Array, Weights]:
             d_x, sums = carry
             at, real = _where(start, size, i, M)
-            d = jnp.where(real, _cut(d_y, at, M), 0)
             here = jax.tree.map(lambda a: _cut(a, at, M), inside)
-            d_part, d_own = _slopes(activation, _cut(x, at, M), here, d, own)
+            rows, d = (jnp.where(real, _cut(a, at, M), 0) for a in (x, d_y))
+            d_part, d_own = _slopes(activation, rows, here, d, own)
             return _put(d_x, d_part, at), jax.tree.map(jnp.add, sums, d_own)
 
         wide = jnp.promote_types(x.dtype, jnp.float32)

@@ -148,6 +148,28 @@ def test_every_mesh_computes_what_one_device_does(name, sizes):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("grouped", [expert_mlp.blocks, expert_mlp.ragged])
+def test_rows_of_no_expert_are_neither_read_nor_left_open(grouped, monkeypatch):
+    # covers N14
+    monkeypatch.setattr(expert_mlp, "BLOCK", 4)
+    w = jax.tree.map(jnp.float32, arrays()[2])
+    x = np.random.default_rng(0).normal(size=(9, D)).astype(np.float32)
+    sizes = jnp.array([2, 0, 3, 0])
+
+    def run(x, w):
+        y = grouped(jax.nn.silu, x, sizes, w)
+        return jnp.sum(jnp.sin(y)), y
+
+    run = jax.jit(jax.grad(run, (0, 1), has_aux=True))
+    grads, y = run(x, w)
+    assert (y[5:] == 0).all() and (y[:5] != 0).all()
+    x[5:] = np.nan
+    others, z = run(x, w)
+    np.testing.assert_array_equal(y, z)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(others), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_no_token_is_lost_or_counted_twice(data):
