@@ -139,14 +139,10 @@ class GatedDeltaNet(nnx.Module):
             work["core"] = Work(core, core, elementwise=True)
         else:
             Q = min(cfg.chunk, max(place.length, 1))
-            work["core"] = Work(core, H * _chunked(Q, K, V))
+            work["core"] = Work(core, H * (6.0 * K * V + 4.0 * Q * K + 2.0 * Q * V))
+            work["solve"] = Work(0.0, 1.0 * H * Q * V, elementwise=True)
         state = 4 * H * K * V + place.itemsize * (taps - 1) * wide
         return Bill(params, params, work, state)
-
-
-def _chunked(Q: int, K: int, V: int) -> float:
-    """FLOPs a token and head of the chunked form."""
-    return 6.0 * K * V + 2.0 * Q * (3 * K + 2 * V)
 
 
 def _unit(x: Float[Array, "B T H K"]) -> Float[Array, "B T H K"]:

@@ -18,6 +18,10 @@ from arch import Model, Sequence
 class Sampling(NamedTuple):
     temperature: float = 1.0  # 0: the likeliest token
     top_k: int = 0  # of the likeliest tokens; 0: all
+    top_p: float = 1.0  # of the likeliest tokens that hold this share (arXiv:1904.09751)
+    min_p: float = (
+        0.0  # of tokens at least this share as likely as the likeliest (arXiv:2407.01082)
+    )
 
 
 GREEDY = Sampling(temperature=0.0)
@@ -29,17 +33,18 @@ def generate(
     steps: int,
     *,
     key: Array,
-    stop: int = -1,
+    stop: int | tuple[int, ...] = -1,
     sampling: Sampling = GREEDY,
 ) -> list[np.ndarray]:
-    """Continue each prompt by at most `steps` tokens, up to and without `stop`."""
+    """Continue each prompt by at most `steps` tokens, up to and without one of `stop`."""
     length = max(map(len, prompts))
     tokens = np.zeros((len(prompts), length), np.int32)
     valid = np.zeros((len(prompts), length), bool)
     for row, prompt in enumerate(prompts):
         tokens[row, length - len(prompt) :], valid[row, length - len(prompt) :] = prompt, True
     out = np.asarray(_generate(model, tokens, valid, key, steps, sampling))
-    return [_until(row, stop) for row in out]
+    stops = np.atleast_1d(stop)
+    return [_until(row, stops) for row in out]
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "sampling"))
@@ -78,9 +83,20 @@ def choose(logits: Float[Array, "B V"], key: Array, sampling: Sampling) -> Int[A
     if sampling.top_k:
         least = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
         logits = jnp.where(logits < least, jnp.finfo(logits.dtype).min, logits)
+    if sampling.top_p < 1:
+        ranked = jnp.sort(logits, axis=-1, descending=True)
+        chance = jax.nn.softmax(ranked, axis=-1)
+        before = jnp.cumsum(chance, axis=-1) - chance  # the likeliest token always stays
+        count = jnp.sum(before < sampling.top_p, axis=-1, keepdims=True)
+        least = jnp.take_along_axis(ranked, count - 1, axis=-1)
+        logits = jnp.where(logits < least, jnp.finfo(logits.dtype).min, logits)
+    if sampling.min_p:
+        top = jnp.max(logits, axis=-1, keepdims=True)
+        least = top + jnp.log(sampling.min_p)
+        logits = jnp.where(logits < least, jnp.finfo(logits.dtype).min, logits)
     return jax.random.categorical(key, logits).astype(jnp.int32)
 
 
-def _until(row: np.ndarray, stop: int) -> np.ndarray:
-    found = np.flatnonzero(row == stop)
+def _until(row: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    found = np.flatnonzero(np.isin(row, stops))
     return row[: found[0]] if len(found) else row

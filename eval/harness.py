@@ -12,6 +12,8 @@ import jax
 
 from errors import ConfigError
 from eval.held_out import BitsPerByte, Denoised, Masked
+from eval.inference import Inference
+from eval.positions import Positions
 from eval.sample import Sample
 from eval.task import Subject, Task
 from objectives import Learner
@@ -25,6 +27,8 @@ TASKS: dict[str, Any] = {
     "bits_per_byte": BitsPerByte,
     "masked": Masked,
     "denoised": Denoised,
+    "positions": Positions,
+    "inference": Inference,
     "sample": Sample,
 }
 # What a run judges itself by if `eval.tasks` says nothing; the first also during training.
@@ -35,9 +39,10 @@ OWN: dict[str, tuple[str, ...]] = {
 }
 
 
-def chosen(settings: Settings) -> tuple[str, ...]:
-    """The tasks of a run; ConfigError for one that there is not, or that cannot judge it."""
-    for name in settings.eval.tasks:
+def chosen(settings: Settings, asked: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The tasks asked for, else those of a run; ConfigError for one that cannot judge it."""
+    names = asked or settings.eval.tasks or OWN[settings.objective]
+    for name in names:
         if name not in TASKS:
             raise ConfigError(f"eval.tasks has {name!r}; {nearest(name, TASKS)}")
         if TASKS[name].objective not in ("", settings.objective):
@@ -45,7 +50,7 @@ def chosen(settings: Settings) -> tuple[str, ...]:
                 f"eval.tasks has {name!r}, which judges {TASKS[name].objective}, not "
                 f"{settings.objective}; leave it out"
             )
-    return settings.eval.tasks or OWN[settings.objective]
+    return names
 
 
 def judge(subject: Subject, names: Iterable[str], run: RunFolder, step: int) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def reference(
         x, begins = now
         seen = jnp.where(begins[:, None, None], 0, state)
         seen = jnp.concatenate([seen, x[:, None].astype(state.dtype)], axis=1)
-        y = jnp.einsum("bkc,kc->bc", seen.astype(wide), w.astype(wide))
+        y = jnp.sum(seen.astype(wide) * w.astype(wide), axis=1)
         return seen[:, 1:], y if bias is None else y + bias.astype(wide)
 
     state, y = jax.lax.scan(step, state, (jnp.moveaxis(x, 1, 0), begins.T))

@@ -3,11 +3,9 @@
 B rows, T tokens, N chunks of Q tokens, H heads. What a state loses is given as logs g <= 0.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Float
@@ -52,13 +50,12 @@ def forgetting(g: Float[Array, "B T H"], reset: Bool[Array, "B T"]) -> Float[Arr
 
 
 def decays(g: Float[Array, "B H Q"]) -> Decays:
-    """Logs of one sign are added up, by products with 0 and 1: differences of cumulative sums would
-    lose what is small beside what came before it."""
-    i, j, k = np.ogrid[: g.shape[2], : g.shape[2], : g.shape[2]]
-    between, until = ((k <= i) & (k > j)).astype(g.dtype), np.tri(g.shape[2], dtype=g.dtype)
-    add = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    within = jnp.exp(add("ijk,bhk->bhij", between, g)) * until
-    into = jnp.exp(add("ik,bhk->bhi", until, g))
+    """Logs of one sign are added up: differences of cumulative sums would lose what is small beside
+    what came before it."""
+    i, j = np.ogrid[: g.shape[2], : g.shape[2]]
+    between = jnp.cumsum(jnp.where(i > j, g[..., None], 0), axis=-2)  # of tokens j + 1 .. i
+    within = jnp.exp(between) * (i >= j)
+    into = jnp.exp(jnp.cumsum(g, axis=-1))
     return Decays(within, into, within[..., -1, :], into[..., -1])
 
 

@@ -62,9 +62,9 @@ def reference(
     def step(s: Array, now: tuple[Array, ...]) -> tuple[Array, Array]:
         (q, k, v, g, beta), begins = (x.astype(wide) for x in now[:5]), now[5]
         s = jnp.where(begins[:, None, None, None], 0, s) * jnp.exp(g)[..., None, None]
-        write = beta[..., None] * (v - jnp.einsum("bhkv,bhk->bhv", s, k))
-        s = s + jnp.einsum("bhk,bhv->bhkv", k, write)
-        return s, jnp.einsum("bhkv,bhk->bhv", s, q)
+        write = beta[..., None] * (v - jnp.sum(s * k[..., None], axis=-2))
+        s = s + k[..., None] * write[..., None, :]
+        return s, jnp.sum(s * q[..., None], axis=-2)
 
     rows = tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v, g, beta, reset))
     state, o = jax.lax.scan(step, state, rows)

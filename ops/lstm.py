@@ -6,7 +6,6 @@ B rows, T tokens, C channels; x are the inputs' part of the four gates, side by 
 Token by token, as its mixing of the whole hidden vector demands.
 """
 
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float

@@ -61,7 +61,7 @@ def reference(
         (u, dt, b, c), begins = (x.astype(wide) for x in now[:4]), now[4]
         h = jnp.where(begins[:, None, None], 0, h)
         h = jnp.exp(dt[..., None] * a.astype(wide)) * h + (dt * u)[..., None] * b[:, None]
-        return h, jnp.einsum("bcs,bs->bc", h, c)
+        return h, jnp.sum(h * c[:, None], axis=-1)
 
     rows = tuple(jnp.moveaxis(x, 1, 0) for x in (u, dt, b, c, reset))
     state, y = jax.lax.scan(step, state, rows)

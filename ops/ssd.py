@@ -64,8 +64,8 @@ def reference(
         b, c = (jnp.repeat(z, heads, axis=1) for z in (b, c))
         h = jnp.where(begins[:, None, None, None], 0, h)
         h = jnp.exp(dt * a.astype(wide))[..., None, None] * h
-        h = h + jnp.einsum("bhp,bhn->bhpn", dt[..., None] * x, b)
-        return h, jnp.einsum("bhpn,bhn->bhp", h, c)
+        h = h + (dt[..., None] * x)[..., None] * b[..., None, :]
+        return h, jnp.sum(h * c[..., None, :], axis=-1)
 
     rows = tuple(jnp.moveaxis(z, 1, 0) for z in (x, dt, b, c, reset))
     state, y = jax.lax.scan(step, state, rows)
@@ -94,25 +94,29 @@ def chunked(
 def _scan(
     chunk: int | None, x: Array, dt: Array, a: Array, b: Array, c: Array, reset: Array, state: Array
 ) -> tuple[Array, Array]:
-    T, heads, wide = x.shape[1], x.shape[2] // b.shape[2], state.dtype
+    (T, H), G, wide = x.shape[1:3], b.shape[2], state.dtype
     if not T:
         return x, state
     dot, dt = product(x.dtype, wide), dt.astype(wide)
 
+    def grouped(z: Float[Array, "B H *rest"]) -> Float[Array, "B G R *rest"]:
+        return z.reshape(z.shape[0], G, H // G, *z.shape[2:])
+
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def step(h: Float[Array, "B H N P"], part: tuple[Array, ...]) -> tuple[Array, Array]:
+    def step(h: Float[Array, "B G R N P"], part: tuple[Array, ...]) -> tuple[Array, Array]:
         x, dt, g, b, c = part
-        b, c = (jnp.repeat(z.astype(wide), heads, axis=1) for z in (b, c))
-        b, left = b * dt[..., None], decays(g)
-        scores = dot("bhin,bhjn->bhij", c, b) * left.within
-        y = dot("bhij,bhjp->bhip", scores, x) + dot("bhin,bhnp->bhip", c * left.into[..., None], h)
+        left, x, dt = jax.tree.map(grouped, decays(g)), grouped(x), grouped(dt)
+        weights = dot("bgin,bgjn->bgij", c, b)[:, :, None] * left.within * dt[..., None, :]
+        y = dot("bgrij,bgrjp->bgrip", weights, x)
+        y = y + left.into[..., None] * dot("bgin,bgrnp->bgrip", c, h)
         h = left.through[..., None, None] * h
-        return h + dot("bhjn,bhjp->bhnp", b * left.out[..., None], x), y.astype(x.dtype)
+        h = h + dot("bgjn,bgrjp->bgrnp", b, x.astype(wide) * (left.out * dt)[..., None])
+        return h, y.reshape(y.shape[0], H, *y.shape[3:]).astype(x.dtype)
 
     rows = (x, dt, forgetting(dt * a.astype(wide), reset), b, c)
     parts = tuple(split(z, *sizes(T, chunk)) for z in rows)
-    state, y = jax.lax.scan(step, jnp.swapaxes(state, 2, 3), parts)
-    return join(y, T), jnp.swapaxes(state, 2, 3)
+    state, y = jax.lax.scan(step, grouped(jnp.swapaxes(state, 2, 3)), parts)
+    return join(y, T), jnp.swapaxes(state.reshape(state.shape[0], H, *state.shape[3:]), 2, 3)
 
 
 IMPLEMENTATIONS = {"reference": reference, "xla": chunked}

@@ -8,14 +8,20 @@ import numpy as np
 import pytest
 import tiny
 from golden import golden
+from test_contracts import multiply_adds
 
-from arch import ModelConfig, Sequence, cost
+from arch import Model, ModelConfig, Sequence, cost
 from arch.attention import Attention, AttentionConfig
 from arch.block import BlockConfig
+from arch.directions import DirectionsConfig
 from arch.embedding import EmbedConfig, HeadConfig
+from arch.gated_deltanet import GatedDeltaNetConfig
 from arch.ledger import Place
+from arch.mamba1 import Mamba1, Mamba1Config
+from arch.mamba2 import Mamba2, Mamba2Config
 from arch.mlp import ACTIVATIONS, Mlp, MlpConfig
-from arch.norms import NormConfig, layer_norm, rms_norm
+from arch.moe import MoeConfig
+from arch.norms import NormConfig, gated_rms_norm, layer_norm, rms_norm
 from arch.positions import PositionsConfig, RopeConfig, alibi_slopes, rope, rotate
 from errors import ConfigError
 
@@ -31,6 +37,18 @@ from errors import ConfigError
         ({"layers": ("attention@far+mlp",)}, ["attention@far", "variants"]),
         ({"depth": 1, "layers": ("attention+mlp",) * 2}, ["depth 1", "nearest: 2"]),
         ({"dtype": "float16"}, ["'float16'", "float"]),
+        (
+            {"layers": ("mamba2+none",), "mamba2": Mamba2Config(head_width=60)},
+            ["head_width 60", "512", "nearest: 64"],
+        ),
+        (
+            {"layers": ("mamba2+none",), "mamba2": Mamba2Config(groups=3)},
+            ["groups 3", "8 heads", "nearest: 2"],
+        ),
+        (
+            {"layers": ("gated_deltanet+mlp",), "gated_deltanet": GatedDeltaNetConfig(heads=5)},
+            ["256", "heads 5", "key_width", "nearest: 38"],
+        ),
         ({"dtype": "float64"}, ["jax_enable_x64"]),
     ],
 )
@@ -86,6 +104,66 @@ def test_published_counts_and_pinned_flops():
     assert cost(model, 2048, logits=0.25).head_flops == 16_384_000
 
 
+def test_pinned_flops_of_state_space_models():
+    """reference figures: d=1024, T=2048; Mamba-1 N=16, Mamba-2 N=128 P=64 G=1 at chunks of 256."""
+    place = Place(2048)
+
+    def total(bill, ledger):
+        return sum(dataclasses.asdict(work)[ledger] for work in bill.work.values())
+
+    one = Mamba1.cost(1024, Mamba1Config(), place)
+    assert {name: work.executed for name, work in one.work.items()} == {
+        "in": 8_388_608,
+        "conv": 16_384,
+        "select": 393_216,
+        "dt": 262_144,
+        "scan": 229_376,
+        "out": 4_194_304,
+    }
+    assert total(one, "executed") == 13_484_032
+    two = Mamba2.cost(1024, Mamba2Config(chunk=256), place)
+    assert {name: work.executed for name, work in two.work.items()} == {
+        "in": 8_978_432,
+        "conv": 18_432,
+        "cb": 65_536,
+        "yx": 1_048_576,
+        "states": 524_288,
+        "inter_chunk": 2_048,
+        "off_diagonal": 524_288,
+        "out": 4_194_304,
+    }
+    assert total(two, "executed") == 15_355_904
+    assert total(two, "model") == 14_387_200
+    assert Mamba2.cost(1024, Mamba2Config(chunk=64), place).work["cb"].model == two.work["cb"].model
+    # Numbers kept while decoding: C N + C (K - 1), and H P N + (C + 2 G N) (K - 1).
+    assert one.state_bytes == 4 * (2048 * 16 + 2048 * 3)
+    assert two.state_bytes == 4 * (2048 * 128 + (2048 + 256) * 3)
+
+
+@pytest.mark.parametrize("mixer", ["mamba2", "gated_deltanet"])
+def test_chunked_recurrences_execute_what_they_say(mixer):
+    cfg = tiny.config(mixer, depth=1, scan=False)
+    made, T = jax.eval_shape(lambda: Model(cfg, key=jax.random.key(0))), 8
+    ids, seq = tiny.tokens(1, T), Sequence.plain(1, T)
+    jaxpr = jax.make_jaxpr(lambda m: m.logits(m(ids, seq)[0]))(made)
+    matrix = sum(w.executed for w in cost(cfg, T).terms.values() if not w.elementwise)
+    assert multiply_adds(jaxpr.jaxpr) == pytest.approx(T * matrix)
+
+
+def test_the_second_direction_costs_what_the_first_does():
+    shared, separate = (
+        tiny.config("mamba1", directions=DirectionsConfig(weights=w))
+        for w in ("shared", "separate")
+    )
+    once, twice = cost(shared, 8), cost(shared, 8, view="both")
+    assert once.params == twice.params
+    assert twice.terms["mamba1.in"].model == 2 * once.terms["mamba1.in"].model
+    assert twice.terms["mlp.mlp"] == once.terms["mlp.mlp"]
+    apart = cost(separate, 8, view="both")
+    assert apart.parts["mamba1"] == 2 * once.parts["mamba1"]
+    assert cost(separate, 8).active_params == once.active_params
+
+
 GPT2 = ModelConfig(
     width=768,
     depth=12,
@@ -111,13 +189,26 @@ MISTRAL_7B = dataclasses.replace(
 )
 
 
+MIXTRAL = dataclasses.replace(
+    MISTRAL_7B,
+    layers=("attention+moe",),
+    attention=AttentionConfig(heads=32, kv_heads=8),
+    moe=MoeConfig(width=14336),
+)
+MAMBA = ModelConfig(width=2560, depth=64, vocab=50277, vocab_multiple=8, layers=("mamba1+none",))
+
+
 @pytest.mark.parametrize(
     ("model", "published"),
-    [(GPT2, 124_439_808), (LLAMA2_7B, 6_738_415_616), (MISTRAL_7B, 7_241_732_096)],
+    [
+        (GPT2, 124_439_808),
+        (LLAMA2_7B, 6_738_415_616),
+        (MISTRAL_7B, 7_241_732_096),
+        (MIXTRAL, 46_702_792_704),
+        (MAMBA, 2_768_345_600),
+    ],
 )
 def test_published_models_have_their_published_parameters(model, published):
-    from arch import Model
-
     shapes = jax.eval_shape(lambda: Model(model, key=jax.random.key(0)))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == published
     assert cost(model, 1024).params == published
@@ -199,7 +290,7 @@ def test_a_state_of_too_few_tokens_is_refused():
         made(tiny.tokens(1, 5), Sequence.plain(1, 5), state=made.start(1, 3))
 
 
-@pytest.mark.parametrize("name", ["norms", "activations", "rope"])
+@pytest.mark.parametrize("name", ["norms", "activations", "rope", "gated_rmsnorm"])
 def test_goldens(name):
     """float64 references made by other implementations (tests/goldens/ops)."""
     # covers N7
@@ -236,7 +327,13 @@ def _rope(case, options, t):
     return rotate(x, factor * jnp.cos(angle), factor * jnp.sin(angle), style)[0]
 
 
-CHECKS = {"norms": _norm, "activations": _activation, "rope": _rope}
+def _gated(case, options, t):
+    if options.get("norm_before_gate"):
+        return None
+    return gated_rms_norm(t["x"], t["z"], t["w"], options["eps"], options["groups"])
+
+
+CHECKS = {"norms": _norm, "activations": _activation, "rope": _rope, "gated_rmsnorm": _gated}
 
 
 def test_alibi_slopes_golden():

@@ -14,6 +14,8 @@ from errors import ConfigError
 from eval.generate import Sampling, choose, generate
 from eval.harness import OWN, TASKS, chosen
 from eval.held_out import bits_per_byte, sums
+from eval.inference import measured
+from eval.positions import Positions
 from eval.task import Subject
 from objectives import OBJECTIVES, Blank, CausalLM, Learner
 from training import mesh as meshes
@@ -87,9 +89,51 @@ def test_generation_stops_and_samples_from_the_likeliest():
     assert (drawn == 1).mean() == pytest.approx(share, abs=0.03)
 
 
+def test_sampling_keeps_what_it_is_told_to():
+    logits = jnp.tile(jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05])), (4000, 1))
+
+    def kept(**how):
+        drawn = np.asarray(choose(logits, jax.random.key(2), Sampling(**how)))
+        return [round(float((drawn == i).mean()), 1) for i in range(4)]
+
+    assert kept() == [0.5, 0.3, 0.1, 0.1] or kept() == [0.5, 0.3, 0.2, 0.1]
+    assert kept(top_p=0.6) == [0.6, 0.4, 0, 0]  # .5 alone is below .6
+    assert kept(top_p=0.01) == [1, 0, 0, 0]
+    assert kept(min_p=0.5) == [0.6, 0.4, 0, 0]
+    assert kept(min_p=0.2, top_k=3) == [0.5, 0.3, 0.2, 0]
+
+
+def test_loss_by_place_adds_up_to_the_loss():
+    store = FakeStore([5, 40, 9, 70, 3])
+    made = tiny.model(tiny.config("mamba1", depth=1))
+    settings = Settings(model=made.config, train=TrainConfig(length=8), eval=EvalConfig(batch=2))
+    mesh = meshes.build(meshes.MeshConfig())
+    placed = jax.device_put(made, meshes.layouts(mesh, made))
+    data = types.SimpleNamespace(tokenizer=Blank(), test=store)
+    subject = Subject(Learner(placed), mesh, settings, CausalLM(), data)
+    scores = {score.name: score for score in Positions()(subject)}
+    nats, predicted = sums(subject, store)["nats"]
+    assert scores["test/bits_per_byte@1x"].value == pytest.approx(nats / math.log(2) / 100)
+    longest = [scores[f"test/nats@{n}"] for n in (0, 2, 4, 8, 16, 32)]
+    total = sum(score.value * score.weight for score in longest)
+    bits = total / math.log(2) / 100
+    assert scores["test/bits_per_byte@8x"].value == pytest.approx(bits, rel=1e-5)
+
+
+def test_inference_counts_the_state_that_is_there():
+    made = tiny.model(tiny.config("attention", depth=1))
+    scores = {score.name: score.value for score in measured(made, 24)}
+    heads = 4 * 4 * 2 * 4  # heads x width x (keys and values) x bytes
+    assert scores["state_bytes_counted@24"] == heads * (24 + 16)
+    assert 1 < scores["state_bytes@24"] / scores["state_bytes_counted@24"] < 1.3  # and its mask
+    assert scores["prefill_tokens_per_second@24"] > 0 and scores["decode_ms_per_token@24"] > 0
+
+
 def test_tasks_by_name():
     # covers C14
     assert set(OWN) == set(OBJECTIVES)
+    for name, task in TASKS.items():
+        assert task.objective in ("", *OBJECTIVES) and task.version >= 1, name
     for objective, tasks in OWN.items():
         assert chosen(Settings(objective=objective)) == tasks
         assert all(TASKS[name].objective == objective for name in tasks)

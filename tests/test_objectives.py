@@ -49,7 +49,7 @@ def batch_of(objective, model, step: int, length: int = LENGTH) -> dict[str, np.
 
 @pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_loss_falls_below_the_unigram(mixer, name):
+def test_the_loss_falls_below_the_unigram(name, mixer):
     learns(OBJECTIVES[name](), dataclasses.replace(tiny.config(mixer, **tiny.BOTH), width=32))
 
 
