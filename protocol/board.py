@@ -8,53 +8,17 @@ axis was declared, rows whose training FLOPs agree within 1 % form a group, call
 import dataclasses
 import itertools
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from protocol.columns import COLUMNS, FRONTS, scientific
-from protocol.records import Record, Unreadable, higher_is_better
-from protocol.statistics import Interval
-from protocol.untrusted import clean
+from protocol.columns import FRONTS
+from protocol.records import UNSCORED, Record, Unreadable, higher_is_better
+from protocol.rows import TOLERANCE, Row, names, pooled
 from protocol.verdict import RANKED_RUNS, Metric, Sample, Verdict, judged, ranks
 
 Better = Literal["lower", "higher"]
-TOLERANCE = 0.01  # of what is matched
 MOST_RANKED = 40  # candidates of a group; among more nobody has declared the comparisons
-NAMES_APART = 3  # settings in a name that another row has too
 FOUND = "training_flops"  # the axis where none is declared
-AXES = {"wall_clock": "seconds", "time": "seconds"}  # axes that a column names otherwise
-STATES = {"diverged": 0, "finished": 1, "failed": 2, "unfinished": 3}
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A candidate: runs that differ in nothing but the seed."""
-
-    name: str
-    runs: tuple[Record, ...]
-    sample: Sample
-    amounts: Mapping[str, float]  # means over runs
-    scores: Mapping[str, float]
-    barred: tuple[str, ...]  # why it is compared with nothing
-    few: str = ""  # why it is compared, but not ranked
-    notes: tuple[str, ...] = ()
-    rank: int | None = None
-    fronts: tuple[str, ...] = ()  # costs at which nothing here is both better and cheaper
-    same_data: str = ""
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """Why it is not ranked."""
-        return (*self.barred, self.few) if self.few else self.barred
-
-    @property
-    def first(self) -> Record:
-        return self.runs[0]
-
-    @property
-    def interval(self) -> Interval | None:
-        return self.sample.interval
 
 
 class Group(NamedTuple):
@@ -89,7 +53,7 @@ class Board(NamedTuple):
 def board(records: Iterable[Record], unreadable: Iterable[Unreadable] = ()) -> Board:
     """The board of `records`; their order does not matter."""
     every = sorted(records, key=lambda r: (r.folder, r.run_id))
-    reported = [r for r in every if r.study.role != "tuning"]
+    reported = _judged_as_others([r for r in every if r.study.role != "tuning"])
     families: dict[tuple[str, ...], list[Record]] = {}
     for record in reported:
         families.setdefault((*record.keys.values(), record.study.axis), []).append(record)
@@ -97,6 +61,25 @@ def board(records: Iterable[Record], unreadable: Iterable[Unreadable] = ()) -> B
     found.sort(key=lambda family: (-len(family.rows), list(family.keys.values())))
     apart = tuple(_apart(found))
     return Board(tuple(found), apart, len(every) - len(reported), tuple(sorted(unreadable)))
+
+
+def _judged_as_others(records: Sequence[Record]) -> list[Record]:
+    """A run without a score belongs to the runs that it is a replicate of."""
+    known: dict[tuple[str, ...], str] = {}
+    for record in records:
+        if record.keys["evaluation"] != UNSCORED:
+            known.setdefault(_replicate(record), record.keys["evaluation"])
+    return [
+        dataclasses.replace(r, keys={**r.keys, "evaluation": known[_replicate(r)]})
+        if r.keys["evaluation"] == UNSCORED and _replicate(r) in known
+        else r
+        for r in records
+    ]
+
+
+def _replicate(record: Record) -> tuple[str, ...]:
+    keys = (text for key, text in record.keys.items() if key != "evaluation")
+    return (record.identity, record.name, *keys)
 
 
 def _family(records: Sequence[Record]) -> Family:
@@ -131,9 +114,8 @@ def _group(value: float | None, records: Sequence[Record], metric: Metric) -> Gr
     candidates: dict[tuple[str, str], list[Record]] = {}
     for record in sorted(records, key=lambda r: (r.folder, r.run_id)):
         candidates.setdefault((record.identity, record.name), []).append(record)
-    names = _names(list(candidates.values()))
-    members = zip(names, candidates.values(), strict=True)
-    rows = [_row(name, runs, value if axis else None) for name, runs in members]
+    members = zip(names(list(candidates.values())), candidates.values(), strict=True)
+    rows = [pooled(name, runs, value if axis else None) for name, runs in members]
     verdicts, places, refusals = _judged(rows, metric)
     rows = [dataclasses.replace(row, rank=places.get(row.name)) for row in rows]
     refusals += [f"{row.name}: {problem}" for row in rows for problem in row.problems]
@@ -170,93 +152,6 @@ def _order(sample: Sample, metric: Metric) -> tuple[float, str]:
     if sample.mean is None:
         return math.inf, sample.name
     return sample.mean if metric.better == "lower" else -sample.mean, sample.name
-
-
-def _row(name: str, records: Sequence[Record], value: float | None) -> Row:
-    runs, notes = _one_a_seed(records)
-    counted = [r for r in runs if r.state in ("finished", "diverged")]
-    values = tuple(r.value for r in counted if r.value is not None and r.state == "finished")
-    diverged = sum(r.state == "diverged" for r in counted)
-    sample = Sample(name, values, diverged, runs[0].identity)
-    amounts = _means((r.amounts for r in runs if r.state == "finished"), COLUMNS)
-    for state in ("failed", "unfinished"):
-        if found := [r for r in runs if r.state == state]:
-            why = next((f": {r.message}" for r in found if r.message), "")
-            notes.append(f"{_runs(len(found))} {state}{why}")
-    if unscored := len(counted) - sample.runs:
-        notes.append(f"{_runs(unscored)} without a score of {runs[0].metric or 'any metric'}")
-    notes += _differing(runs, "code", "versions of the code")
-    notes += _differing(runs, "hardware", "kinds of hardware")
-    if runs[0].study.refutes:
-        notes.append(f"refutes: {runs[0].study.refutes}")
-    names = sorted({key for r in runs for key in r.scores})
-    kept = [key for key in names if len({r.scores[key][1] for r in runs if key in r.scores}) == 1]
-    notes += [f"{key} was judged by several versions" for key in names if key not in kept]
-    scores = _means(({k: v for k, (v, _) in r.scores.items()} for r in runs), kept)
-    return Row(
-        *(name, tuple(runs), sample, amounts, scores),
-        barred=tuple(_barred(runs, sample, amounts, value)),
-        few=_few(sample),
-        notes=tuple(notes),
-    )
-
-
-def _one_a_seed(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
-    """A seed run twice is one run; if it diverged once, it diverged."""
-    chosen: dict[object, Record] = {}
-    for record in sorted(records, key=lambda r: (STATES[r.state], r.folder)):
-        chosen.setdefault(record.run_id if record.seed is None else record.seed, record)
-    twice = len(records) - len(chosen)
-    notes = [f"{_runs(twice)} of a seed that is there already, not counted"] if twice else []
-    return sorted(chosen.values(), key=lambda r: (r.seed or 0, r.folder, r.run_id)), notes
-
-
-def _barred(
-    runs: Sequence[Record], sample: Sample, amounts: Mapping[str, float], value: float | None
-) -> list[str]:
-    if runs[0].source:
-        return [f"self-reported ({runs[0].source}): nothing here can check it"]
-    found = list(dict.fromkeys(flag for run in runs for flag in run.flags))
-    if not runs[0].metric:
-        found.append("no metric is known for its objective, and its study declares none")
-    elif not sample.runs:
-        found.append("no run of it has ended")
-    axis = runs[0].study.axis
-    actual = amounts.get(AXES.get(axis, axis))
-    if value and actual is not None and abs(actual / value - 1) > TOLERANCE:
-        found.append(
-            f"not comparable: its {axis} are {scientific(actual)}, {actual / value:.3g} of the "
-            f"declared {scientific(value)}"
-        )
-    return found
-
-
-def _few(sample: Sample) -> str:
-    if sample.diverged:
-        return f"{sample.diverged} of {sample.runs} runs diverged: it has a rate, no mean"
-    return f"n={sample.runs}, and a rank takes {RANKED_RUNS} runs" * (0 < sample.runs < RANKED_RUNS)
-
-
-def _names(candidates: Sequence[Sequence[Record]]) -> list[str]:
-    """Names that tell candidates apart: by the settings in which those of one name differ."""
-    records = [runs[0] for runs in candidates]
-    names: list[str] = []
-    apart_by: dict[str, list[str]] = {}
-    for name in {record.name for record in records}:
-        twins = [r.settings for r in records if r.name == name]
-        keys = sorted({key for settings in twins for key in settings} if len(twins) > 1 else ())
-        apart_by[name] = [k for k in keys if len({s.get(k) for s in twins}) > 1][:NAMES_APART]
-    for record in records:
-        apart = [
-            f"{key.split('.')[-1]}={record.settings.get(key)}" for key in apart_by[record.name]
-        ]
-        name = wanted = clean(" ".join([record.name, *apart]), 100)
-        number = 1
-        while name in names:
-            number += 1
-            name = f"{wanted} #{number}"
-        names.append(name)
-    return names
 
 
 def _same_data(row: Row, other: Row) -> str:
@@ -316,26 +211,6 @@ def _apart(families: Sequence[Family]) -> Iterable[str]:
         keys = families[0].keys
         differ = [key for key in keys if keys[key] != family.keys[key]] or ["what is matched"]
         yield f"family {number} differs from family 1 in {', '.join(differ)}"
-
-
-def _means(tables: Iterable[Mapping[str, float]], names: Iterable[str]) -> dict[str, float]:
-    """Of what is there; infinite numbers are left out."""
-    every = list(tables)
-    found = {}
-    for name in names:
-        values = [t[name] for t in every if name in t and math.isfinite(t[name])]
-        if values:
-            found[name] = statistics.fmean(values)
-    return found
-
-
-def _differing(runs: Sequence[Record], field: str, what: str) -> list[str]:
-    values = {{"code": run.code, "hardware": run.hardware}[field] for run in runs}
-    return [f"{len(values)} {what}"] if len(values) > 1 else []
-
-
-def _runs(count: int) -> str:
-    return "1 run" if count == 1 else f"{count} runs"
 
 
 def _unit(metric: str) -> str:

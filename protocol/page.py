@@ -15,8 +15,9 @@ import jinja2
 from markupsafe import Markup
 
 from protocol import words
-from protocol.board import Board, Family, Group, Row
+from protocol.board import Board, Family, Group
 from protocol.columns import COLUMNS, FRONTS, shown
+from protocol.rows import Row
 
 HERE = Path(__file__).parent
 COLOURS = 8

@@ -34,6 +34,7 @@ KEYS = (  # protocol, item 14: rows that differ in one of these are not ranked t
     *("objective", "data", "tokenizer", "length", "batch", "precision", "optimiser", "start"),
     *("metric", "evaluation", "tuning trials"),
 )
+UNSCORED = "none"  # instead of what judged a run
 State = Literal["finished", "diverged", "unfinished", "failed"]
 
 
@@ -247,7 +248,7 @@ def _keys(
         "optimiser": settings.section("optimizer").text("name", 40),
         "start": run.section("flags").text("init_from") or "from scratch",
         "metric": metric or "none",
-        "evaluation": versions.get(metric, "none"),
+        "evaluation": versions.get(metric, UNSCORED),
         "tuning trials": trials,
     }
 

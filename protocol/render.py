@@ -17,10 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from protocol import words
-from protocol.board import Board, Family, Group, Row
+from protocol.board import Board, Family, Group
 from protocol.columns import COLUMNS, shown
 from protocol.page import page
 from protocol.records import Record
+from protocol.rows import Row
 from training.files import disk
 
 FORMAT = 1  # of leaderboard.json
@@ -34,7 +35,7 @@ def write(board: Board, folder: Path) -> list[Path]:
     texts = {
         "leaderboard.md": markdown(board),
         "leaderboard.csv": spreadsheet(board),
-        "leaderboard.json": json.dumps(tree(board), indent=1, allow_nan=False) + "\n",
+        "leaderboard.json": json.dumps(tree(board), allow_nan=False) + "\n",
         "leaderboard.html": page(board),
     }
     with disk(folder):

@@ -48,16 +48,17 @@ def rising(data: bytes) -> list[Fields]:
 def amounts(cost: Fields, train: Fields, series: list[Fields], scores: Scores) -> dict[str, float]:
     """Columns that are one number a run; what is not known is left out."""
     size = math.prod(train.amount(name) or 0.0 for name in ("steps", "batch", "length"))
-    last = {k: row.amount(k) for row in series for k in LAST if row.tree.get(k) is not None}
+    last = {name: _last(series, name) for name in LAST}
     tokens = last.get("tokens") or size or None
+    planned = size or tokens  # a run that stopped early belongs to those that did not
     head = cost.section("terms").section("head.logits").amount("model")
     token, step = cost.amount("training_flops"), _median(series, "step_seconds")
     executed, forward = cost.amount("executed_flops"), cost.amount("model_flops")
     found = {name: cost.amount(name) for name in ("params", "active_params", "state_bytes")}
     found |= {LAST[name]: value for name, value in last.items()} | {"tokens": tokens}
     found |= {
-        "training_flops": None if token is None or tokens is None else token * tokens,
-        "executed_flops": None if executed is None or tokens is None else 3 * executed * tokens,
+        "training_flops": None if token is None or planned is None else token * planned,
+        "executed_flops": None if executed is None or planned is None else 3 * executed * planned,
         "head_share": head / forward if head is not None and forward else None,
         "seconds": None if step is None else step * (train.amount("steps") or 0),
         "tokens_per_second": _median(series, "tokens_per_second"),
@@ -67,8 +68,12 @@ def amounts(cost: Fields, train: Fields, series: list[Fields], scores: Scores) -
     return {k: v for k, v in found.items() if v is not None and math.isfinite(v)}
 
 
+def _last(series: list[Fields], name: str) -> float | None:
+    return next((row.amount(name) for row in reversed(series) if name in row.tree), None)
+
+
 def _median(series: list[Fields], name: str) -> float | None:
-    values = [v for row in series if (v := row.amount(name)) is not None]
+    values = [v for row in series if name in row.tree and (v := row.amount(name)) is not None]
     return statistics.median(values) if values else None
 
 
@@ -83,8 +88,7 @@ def _longest(scores: Scores, name: str) -> float | None:
 
 
 def curve_name(series: list[Fields]) -> str:
-    logged = {name for row in series for name in CURVES if name in row.tree}
-    return next((name for name in CURVES if name in logged), "")
+    return next((name for name in CURVES if any(name in row.tree for row in series)), "")
 
 
 def curve(series: list[Fields]) -> tuple[tuple[float, float], ...]:

@@ -4,10 +4,11 @@ A run folder may come from anywhere. What is wrong in it is a `DataError` that n
 the key, so that the board can say why a row is not there; nothing is executed.
 """
 
+import contextlib
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +57,25 @@ def parsed(data: bytes, name: str) -> "Fields":
     return Fields(value, name)
 
 
-def rows(data: bytes, name: str) -> Iterator["Fields"]:
+def rows(data: bytes, name: str) -> list["Fields"]:
     """The objects of a file of one a line; a torn last line is left out."""
     *lines, torn = data.split(b"\n")
-    for number, line in enumerate(lines, 1):
-        yield parsed(line, f"{name} line {number}")
     try:
-        last = parsed(torn, "")
-    except DataError:
-        return
-    yield last
+        found = _whole(lines, name)
+    except DataError:  # to say which line it is
+        found = [parsed(line, f"{name} line {number}") for number, line in enumerate(lines, 1)]
+    with contextlib.suppress(DataError):
+        found.append(parsed(torn, name))
+    return found
+
+
+def _whole(lines: list[bytes], name: str) -> list["Fields"]:
+    """All lines at once, which is four times faster than one by one."""
+    top = parsed(b'{"rows":[' + b",".join(lines) + b"]}", name)
+    found = top.objects("rows")
+    if len(found) != len(lines):
+        raise DataError(f"{name} is damaged: a line is not one object")
+    return found
 
 
 class Fields:
@@ -103,10 +113,10 @@ class Fields:
     def number(self, key: str) -> float | None:
         """May be infinite or not a number where the file says so in the form that JSON has."""
         value = self.tree.get(key)
+        if value is None or type(value) is float and abs(value) <= LARGEST:
+            return value
         if isinstance(value, str) and value in SPECIAL:
             return float(value)
-        if value is None:
-            return None
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self._wrong(key, "a number")
         try:
@@ -172,6 +182,8 @@ def shown(value: Any) -> str:
 
 def clean(text: str, most: int = LONGEST) -> str:
     """`text` in one line of at most `most` characters, none of which a screen would obey."""
+    if len(text) <= most and text.isprintable():
+        return text
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[: most + 1])
     return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
 

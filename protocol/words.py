@@ -7,8 +7,9 @@ import math
 import re
 from typing import NamedTuple
 
-from protocol.board import AXES, Board, Family, Group, Row
+from protocol.board import Board, Family, Group
 from protocol.columns import COLUMNS, scientific, score, shown
+from protocol.rows import AXES, Row
 
 OBJECTIVES = {
     "causal_lm": "Causal language modelling",

@@ -1,0 +1,421 @@
+"""The board: what is ranked with what, what is said of it, and what stays blank."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import board_runs as runs
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from errors import ConfigError
+from protocol import render, series, words
+from protocol.board import board
+from protocol.collect import collect
+from protocol.records import KEYS
+from protocol.verify import changed
+
+ROOT = Path(__file__).parents[1]
+
+
+def boarded(*paths):
+    return board(*collect(paths))
+
+
+def only(found):
+    """Rows by name of the only group."""
+    (family,) = found.families
+    (group,) = family.groups
+    return {row.name: row for row in group.rows}, group, family
+
+
+def test_means_intervals_and_ranks(tmp_path):
+    values = {"a": [2.00, 2.01, 2.02], "b": [2.30, 2.31, 2.35], "c": [2.31, 2.30, 2.36]}
+    for name, found in values.items():
+        runs.candidate(tmp_path, name, found, model={"layers": [f"{name}+mlp"]})
+    rows, group, family = only(boarded(tmp_path))
+    for name, found in values.items():
+        low, high = stats.t.interval(0.95, 2, np.mean(found), stats.sem(found))
+        assert rows[name].interval == pytest.approx((low, high))
+        assert rows[name].sample.mean == pytest.approx(np.mean(found))
+    assert [row.name for row in group.rows][0] == "a"
+    assert (rows["a"].rank, rows["b"].rank, rows["c"].rank) == (1, 2, 2)  # covers E4
+    head = words.head(group, family)
+    assert head.short == "a has the lowest bits per byte on test; b and c are shown to be worse."
+    sentences = " ".join(verdict.sentence for verdict in group.verdicts)
+    assert "b and c are not distinguishable at n=3" in sentences
+    assert "model.layers" in head.differs
+
+
+def test_few_runs_have_no_rank(tmp_path):
+    """covers E3"""
+    runs.candidate(tmp_path, "one", [2.0])
+    runs.candidate(tmp_path, "two", [2.1, 2.2], model={"depth": 6})
+    rows, group, family = only(boarded(tmp_path))
+    assert rows["one"].interval is None and rows["one"].rank is rows["two"].rank is None
+    assert words.quality(rows["one"]) == "2.0000"
+    assert words.head(group, family).short == "Nothing is ranked here."
+    assert any("n=1, and a rank takes 3 runs" in text for text in words.head(group, family).sure)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"value": "NaN"}, {"state": "failed", "code": 70}, {"value": "Infinity"}]
+)
+def test_a_diverged_run_stays_in_n(tmp_path, bad):
+    runs.candidate(tmp_path, "sound", [2.0, 2.01, 2.02])
+    runs.candidate(tmp_path, "wild", [1.0, 1.01], model={"depth": 6})
+    runs.run(tmp_path / "wild-2", "wild", 2, **({"value": 1.0} | bad), model={"depth": 6})
+    rows, _, _ = only(boarded(tmp_path))
+    assert (rows["wild"].sample.runs, rows["wild"].sample.diverged) == (3, 1)
+    assert rows["wild"].sample.mean is None and rows["wild"].rank is None
+    assert words.quality(rows["wild"]) == "1 of 3 diverged"
+
+
+def test_what_is_missing_stays_blank(tmp_path):
+    """covers E5, E8"""
+    runs.candidate(tmp_path, "a", [2.0, 2.01, 2.02])
+    runs.run(tmp_path / "a-3", "a", 3, state="failed", code=74)
+    (tmp_path / "a-3/status.json").write_text(
+        json.dumps({"state": "failed", "code": 74, "step": 10, "message": "disk full"})
+    )
+    (tmp_path / "a-2/eval/100/bits_per_byte.json").unlink()
+    rows, _, _ = only(boarded(tmp_path))
+    assert rows["a"].sample.values == (2.0, 2.01) and rows["a"].sample.diverged == 0
+    assert "1 run failed: disk full" in rows["a"].notes
+    assert "1 run without a score of test/bits_per_byte" in rows["a"].notes
+    assert "mfu" not in rows["a"].amounts
+    line = render.spreadsheet(boarded(tmp_path)).splitlines()
+    assert dict(zip(line[0].split(","), line[1].split(","), strict=False))["mfu"] == ""
+
+
+def test_a_score_of_another_step_does_not_count(tmp_path):
+    """covers E7"""
+    runs.run(tmp_path / "a", "a", 0, 2.0)
+    better = json.loads((tmp_path / "a/eval/100/bits_per_byte.json").read_text())
+    for score in better["scores"]:
+        score["value"] = 1.0
+    runs.write(tmp_path / "a/eval/50/bits_per_byte.json", better | {"step": 50})
+    rows, _, _ = only(boarded(tmp_path))
+    assert rows["a"].sample.values == (2.0,)
+
+
+OTHER = {  # what makes a run unlike another: (changes of run.json's settings, of the score's file)
+    "objective": ({"causal_lm": {"z_loss": 0.1}}, {}),
+    "length": ({"train": {"length": 128, "steps": 100, "batch": 4}}, {}),
+    "batch": ({"train": {"length": 64, "steps": 100, "batch": 8}}, {}),
+    "precision": ({"model": {"dtype": "bfloat16"}}, {}),
+    "optimiser": ({"optimizer": {"name": "muon"}}, {}),
+    "evaluation": ({}, {"version": 2}),  # covers E6
+}
+
+
+@pytest.mark.parametrize("key", OTHER)
+def test_unlike_rows_are_not_ranked_together(tmp_path, key):
+    settings, score = OTHER[key]
+    runs.candidate(tmp_path, "a", [2.0, 2.01, 2.02])
+    runs.candidate(tmp_path, "b", [1.0, 1.01, 1.02])
+    for seed in range(3):
+        edit(tmp_path / f"b-{seed}/run.json", settings=settings)
+        edit(tmp_path / f"b-{seed}/eval/100/bits_per_byte.json", **score)
+    found = boarded(tmp_path)
+    assert len(found.families) == 2
+    assert found.apart == (f"family 2 differs from family 1 in {key}",)
+    assert all(row.rank is None for family in found.families for row in family.rows)
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("data", {"fingerprints": {"data": "e" * 64}}),
+        ("tokenizer", {"fingerprints": {"tokenizer": "8" * 64}}),
+        ("start", {"flags": {"init_from": "runs/other"}}),
+        ("tuning trials", {"study": {"trials": 9}}),
+        ("metric", {"study": {"metric": "valid/bits_per_byte"}}),
+        ("what is matched", {"study": {"axis": "tokens"}}),
+    ],
+)
+def test_runs_of_another_kind_are_not_ranked_together(tmp_path, key, changes):
+    runs.candidate(tmp_path, "a", [2.0, 2.01, 2.02])
+    runs.candidate(tmp_path, "b", [1.0, 1.01, 1.02])
+    for seed in range(3):
+        edit(tmp_path / f"b-{seed}/run.json", **changes)
+    (text,) = boarded(tmp_path).apart
+    assert key in text
+    assert set(KEYS) >= set(OTHER)
+
+
+def edit(path, **changes):
+    """Change sections of a JSON file, one level down."""
+    tree = json.loads(path.read_text())
+    for name, value in changes.items():
+        if isinstance(value, dict) and name in tree:
+            value = tree[name] | {
+                k: tree[name][k] | v if isinstance(v, dict) else v for k, v in value.items()
+            }
+        tree[name] = value
+    path.write_text(json.dumps(tree))
+
+
+def test_a_row_off_the_declared_axis_is_refused(tmp_path):
+    """covers C17"""
+    runs.candidate(tmp_path, "a", [2.0, 2.01, 2.02])
+    runs.candidate(tmp_path, "b", [1.0, 1.01, 1.02], flops=1.02 * runs.FLOPS)
+    rows, group, _ = only(boarded(tmp_path))
+    assert rows["b"].rank is None and not group.verdicts
+    assert "not comparable: its training_flops are 1.57e11, 1.02 of the declared 1.54e11" in str(
+        group.refusals
+    )
+
+
+def test_without_a_declared_axis_equal_flops_make_a_group(tmp_path):
+    """covers C17"""
+    none = {"axis": None, "value": None, "plan": None}
+    for name, flops in (("a", 1.0), ("b", 1.005), ("c", 1.02)):
+        values = [2.0 + flops / 10, 2.01 + flops, 2.02]
+        more = {"layers": [name]}
+        runs.candidate(tmp_path, name, values, flops=flops * runs.FLOPS, study=none, model=more)
+    (family,) = boarded(tmp_path).families
+    assert [[row.name for row in g.rows] for g in family.groups] == [["a", "b"], ["c"]]
+    assert "exploratory" in words.subtitle(family.groups[0])
+    assert "Exploratory" in words.head(family.groups[0], family).sure[0]
+
+
+def test_a_run_counts_once(tmp_path):
+    """covers K20: a copy of a folder, and a seed that was run twice, are no more evidence."""
+    runs.candidate(tmp_path, "a", [2.0, 2.1, 2.2])
+    runs.run(tmp_path / "copy", "a", 0, 2.0)
+    runs.run(tmp_path / "again", "a", 1, 1.0, flags={}, rerun=True)
+    edit(tmp_path / "again/run.json", run_id="another")
+    found = boarded(tmp_path)
+    rows, _, _ = only(found)
+    assert rows["a"].sample.runs == 3
+    assert "1 run of a seed that is there already, not counted" in rows["a"].notes
+    assert [u.folder for u in found.unreadable] == [f"{tmp_path.name}/copy"]
+    edit(tmp_path / "a-1/status.json", state="failed", code=70)
+    rows, _, _ = only(boarded(tmp_path))
+    assert rows["a"].sample.diverged == 1  # running a diverged seed again does not mend it
+
+
+def test_tuning_runs_are_not_shown(tmp_path):
+    runs.candidate(tmp_path, "a", [2.0, 2.1, 2.2])
+    runs.run(tmp_path / "t", "a", 7, 1.0, study={"role": "tuning"})
+    found = boarded(tmp_path)
+    rows, _, _ = only(found)
+    assert found.tuning == 1 and rows["a"].sample.runs == 3
+
+
+def test_data_is_the_same_up_to_a_step(tmp_path):
+    for seed in range(3):
+        runs.run(tmp_path / f"a-{seed}", "a", seed, 2.0 + seed / 100)
+        runs.run(tmp_path / f"b-{seed}", "b", seed, 2.5 + seed / 100, model={"depth": 6})
+        runs.run(tmp_path / f"c-{seed}", "c", seed, 2.7, data="other", model={"depth": 7})
+    metrics = tmp_path / "b-1/metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rest = (tmp_path / "c-1/metrics.jsonl").read_text().splitlines()
+    hashes = [json.loads(line)["data_hash"] for line in rest]
+    for line, other in list(zip(lines, hashes, strict=True))[6:]:
+        line["data_hash"] = other
+    metrics.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    rows, _, _ = only(boarded(tmp_path))
+    found = [rows[name].same_data for name in "abc"]
+    assert found == ["reference", "60 of 100 steps", "0 of 100 steps"]
+    lines[2]["data_hash"] = "f" * 64  # differs inside a common prefix
+    metrics.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    rows, _, _ = only(boarded(tmp_path))
+    assert rows["b"].same_data == "broken: hashes differ, then agree"
+
+
+def test_the_front_is_what_nothing_beats_at_both(tmp_path):
+    rng = np.random.default_rng(0)
+    points = {f"r{i}": (rng.random() + 1, int(rng.integers(1, 9)) * 1000) for i in range(20)}
+    for name, (value, state) in points.items():
+        runs.candidate(tmp_path, name, [value], state_bytes=state, model={"layers": [name]})
+    rows, _, _ = only(boarded(tmp_path))
+    for name, (value, state) in points.items():
+        beaten = any(
+            v <= value and s <= state and (v, s) != (value, state) for v, s in points.values()
+        )
+        assert ("state" in rows[name].fronts) == (not beaten), name
+
+
+def test_a_heavy_head_is_part_of_the_conclusion(tmp_path):
+    runs.candidate(tmp_path, "a", [2.0, 2.1, 2.2])
+    runs.candidate(tmp_path, "b", [2.0, 2.1, 2.2], model={"depth": 6}, params=2_500_000)
+    for seed in range(3):
+        edit(
+            tmp_path / f"a-{seed}/run.json",
+            cost={"terms": {"head.logits": {"model": 0.3 * runs.FLOPS / 3}}},
+        )
+    _, group, family = only(boarded(tmp_path))
+    cost = " ".join(words.head(group, family).cost)
+    assert "The output head is 30 % of the FLOPs of a" in cost
+    assert "b against a: 2.50 x params" in cost and "All have the same training FLOPs." in cost
+
+
+def test_versions_of_a_score_are_not_pooled(tmp_path):
+    """covers E6"""
+    runs.candidate(tmp_path, "a", [2.0, 2.1, 2.2])
+    for seed, version in enumerate((1, 1, 2)):
+        scores = [{"name": "probe/era", "value": 0.5}, {"name": "probe/genre", "value": 0.4}]
+        kept = scores if seed < 2 else scores[:1]
+        task = {"task": "probes", "version": version, "step": 100, "scores": kept}
+        runs.write(tmp_path / f"a-{seed}/eval/100/probes.json", task)
+    rows, _, _ = only(boarded(tmp_path))
+    assert "probe/era" not in rows["a"].scores and rows["a"].scores["probe/genre"] == 0.4
+    assert "probe/era was judged by several versions" in rows["a"].notes
+
+
+def test_copies_of_a_candidate_are_never_ranked(tmp_path):
+    runs.candidate(tmp_path, "a", [2.0, 2.01, 2.02])
+    runs.candidate(tmp_path, "renamed", [3.0, 3.01, 3.02])
+    rows, group, _ = only(boarded(tmp_path))
+    assert [v.kind for v in group.verdicts] == ["copy"]
+    assert {row.rank for row in rows.values()} == {1}
+
+
+def test_names_tell_rows_apart(tmp_path):
+    for i, rate in enumerate((0.001, 0.002)):
+        study = {"candidate": "dense"}
+        more = {"optimizer": {"learning_rate": rate}, "study": study}
+        runs.candidate(tmp_path / str(i), "dense", [2.0, 2.1, 2.2], **more)
+    rows, _, _ = only(boarded(tmp_path))
+    assert set(rows) == {"dense learning_rate=0.001", "dense learning_rate=0.002"}
+
+
+def test_refutations_are_rows(tmp_path):
+    runs.candidate(tmp_path, "a", [2.0, 2.01, 2.02])
+    claim = {"refutes": "b beats a"}
+    runs.candidate(tmp_path, "b", [2.3, 2.31, 2.32], model={"depth": 6}, study=claim)
+    rows, _, _ = only(boarded(tmp_path))
+    assert rows["b"].rank == 2 and "refutes: b beats a" in rows["b"].notes
+    assert 'title="b beats a">refutation<' in render.page(boarded(tmp_path))
+
+
+def test_the_same_folders_give_the_same_bytes(tmp_path):
+    for place in ("here/runs", "there/runs"):
+        runs.candidate(tmp_path / place, "a", [2.0, 2.01, 2.02])
+        runs.candidate(tmp_path / place, "b", [2.3, 2.31, "NaN"], model={"depth": 6})
+    one = render.write(boarded(tmp_path / "here/runs"), tmp_path / "one")
+    again = sorted((tmp_path / "there/runs").iterdir(), reverse=True)
+    two = render.write(board(*collect([tmp_path / "there/runs"])), tmp_path / "two")
+    assert [p.name for p in one] == [f"leaderboard.{x}" for x in ("md", "csv", "json", "html")]
+    for a, b in zip(one, two, strict=True):
+        assert a.read_bytes() == b.read_bytes()
+    records, _ = collect(again)
+    assert board(records[::-1]) == board(records)
+
+
+def test_json_has_the_keys_of_lm_eval(tmp_path):
+    runs.candidate(tmp_path, "a", [2.0, 2.1, 2.2], scores=[("probe/era", 0.25)])
+    tree = json.loads(json.dumps(render.tree(boarded(tmp_path))))
+    (row,) = tree["families"][0]["groups"][0]["rows"]
+    assert row["results"]["test"]["bits_per_byte,none"] == pytest.approx(2.1)
+    assert row["results"]["probe"] == {"alias": "probe", "era,none": 0.25}
+    assert row["versions"]["test"] == 1
+    assert row["higher_is_better"] == {"test": {"bits_per_byte": False}}
+    assert row["config"]["model"] == "a" and row["git_hash"] == "c" * 40
+
+
+def test_a_published_board_is_verified(tmp_path):
+    """covers S9"""
+    runs.candidate(tmp_path / "runs", "a", [2.0, 2.1, 2.2])
+    render.write(boarded(tmp_path / "runs"), tmp_path)
+    published = tmp_path / "leaderboard.json"
+    assert changed(published, boarded(tmp_path / "runs")) == []
+    score = tmp_path / "runs/a-1/eval/100/bits_per_byte.json"
+    score.write_text(score.read_text().replace("2.1", "2.0"))
+    lines = changed(published, boarded(tmp_path / "runs"))
+    assert lines == ["runs/a-1: its files are not those that were published"]
+    score.write_text(score.read_text().replace("2.0", "2.1"))
+    published.write_text(published.read_text().replace('"value": 2.2', '"value": 1.2'))
+    lines = changed(published, boarded(tmp_path / "runs"))
+    assert lines == ["runs/a-2: 1.2 was published, it shows 2.2"]
+
+
+def test_many_candidates_are_not_ranked(tmp_path):
+    for i in range(41):
+        runs.candidate(tmp_path, f"c{i}", [2.0 + i, 2.1 + i, 2.2 + i], model={"depth": i}, rows=1)
+    _, group, _ = only(boarded(tmp_path))
+    assert not group.verdicts and "820 comparisons" in group.refusals[0]
+
+
+def test_the_command(tmp_path):
+    """Prints, writes, and needs no jax."""
+    runs.candidate(tmp_path / "runs", "a", [2.0, 2.1, 2.2])
+    code = (
+        "import sys, leaderboard; code = leaderboard.main(sys.argv[1:]); "
+        "sys.exit(99 if 'jax' in sys.modules else code)"
+    )
+
+    def call(*arguments):
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+    done = call(tmp_path / "runs", f"--out={tmp_path / 'board'}")
+    assert done.returncode == 0, done.stderr
+    assert "3 runs of 1 candidate in 1 group" in done.stdout
+    assert (tmp_path / "board/leaderboard.html").is_file()
+    missing = call(tmp_path / "nothing")
+    assert missing.returncode == 2 and missing.stderr.count("\n") == 1
+    assert "is not there" in missing.stderr
+
+
+def test_a_folder_without_runs_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="holds no run folder"):
+        collect([tmp_path])
+
+
+def test_the_series_is_the_one_that_training_reads(tmp_path):
+    from training.run import read_metrics
+
+    rows = [(1, 1, 5.0), (2, 1, 4.0), (3, 1, 9.0), (2, 2, 3.0), (2, 2, 2.5), (4, 2, 1.0)]
+    lines = [json.dumps({"step": s, "attempt": a, "loss": x}) for s, a, x in rows]
+    lines.insert(3, json.dumps({"step": 1, "attempt": 2, "resumed": True}))
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\n".join(lines) + '\n{"step": 5, "lo')
+    found = [row.tree for row in series.rising(path.read_bytes())]
+    assert found == read_metrics(path) and [row["loss"] for row in found] == [5.0, 2.5, 1.0]
+
+
+def test_what_training_records_is_what_the_board_reads(tmp_path):
+    from training import environment, report
+    from training.settings import Settings, resolved
+    from training.tree import as_json
+
+    settings = resolved(Settings(), 365)
+    record = environment.describe(
+        settings=as_json(settings),
+        fingerprints={"data": runs.DATA, "tokenizer": runs.TOKENIZER},
+        cost=report.summary(report.priced(settings)),
+        mesh={"data": 1},
+        flags={"config": "configs/dense.py:tiny", "init_from": ""},
+        command=["train.py"],
+    )
+    runs.run(tmp_path / "a", "dense", 0, 2.0)
+    runs.write(tmp_path / "a/run.json", record)
+    (row,) = boarded(tmp_path).families[0].rows
+    keys = row.first.keys
+    assert keys["length"] == "256 tokens" and keys["batch"] == "16 sequences"
+    assert keys["precision"] == "float32" and keys["optimiser"] == "adamw"
+    assert row.name == "dense:tiny" and row.first.architecture.startswith("attention+mlp, depth")
+    wanted = {"params", "active_params", "training_flops", "executed_flops", "head_share"}
+    assert row.amounts.keys() >= wanted | {"state_bytes", "tokens"}
+    assert row.amounts["training_flops"] == 4_096_000 * record["cost"]["training_flops"]
+
+
+def test_terminal_and_markdown_hold_every_row(tmp_path):
+    for name, value in zip("ab", (2.0, 2.5), strict=True):
+        values = [value, value + 0.01, value + 0.02]
+        runs.candidate(tmp_path, name * 3, values, model={"layers": [name]})
+    found = boarded(tmp_path)
+    with open(os.devnull, "w") as nowhere:
+        console = Console(file=nowhere, record=True, width=200)
+        render.terminal(found, console)
+    text = console.export_text()
+    for shown, name in itertools.product((text, render.markdown(found)), ("aaa", "bbb")):
+        assert name in shown and "2.0100" in shown
