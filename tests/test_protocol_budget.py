@@ -1,0 +1,196 @@
+"""The budget solver on every shipped architecture, against counts made by hand."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from errors import ConfigError
+from protocol.budget import by_size, by_steps, isoflop, measured
+from training.flags import load
+from training.settings import Settings, resolved
+from training.tree import frozen
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+NAMES = ("dense", "moe", "mamba1", "mamba2", "deltanet", "lstm", "gated_conv", "hybrid")
+VOCAB = 365
+
+
+def read(name, size="tiny"):
+    return resolved(frozen(Settings, load(f"{CONFIGS}/{name}.py:{size}", Settings)), VOCAB)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return {name: read(name) for name in NAMES}
+
+
+def dense_flops(D, L, F, T):
+    """Forward, per token: projections, causal core, gated MLP; head."""
+    return L * (8 * D * D + 4 * D * (T + 1) / 2 + 6 * D * F) + 2 * D * VOCAB
+
+
+def test_measures_are_those_of_a_whole_run(tiny):
+    found = measured(tiny["dense"], seconds=0.5)
+    tokens = 1000 * 16 * 256
+    assert found.tokens == tokens
+    assert found.training_flops == 3 * tokens * dense_flops(128, 5, 384, 256)
+    assert found.body_flops == found.training_flops - 3 * tokens * 2 * 128 * VOCAB
+    assert found.wall_clock == 500
+    assert found.head_share == pytest.approx(2 * 128 * VOCAB / dense_flops(128, 5, 384, 256))
+    assert found.state_bytes == 5 * 2 * 128 * 256 * 4
+
+
+def test_all_architectures_meet_the_flops_of_the_coarsest(tiny):
+    """Mamba-2 without an MLP has no fine knob, so the others come to it."""
+    found = {m.name: m for m in by_size(tiny, reference="mamba2")}
+    assert set(found) == set(NAMES)
+    goal = measured(tiny["mamba2"]).training_flops
+    for name, m in found.items():
+        assert abs(measured(m.settings).training_flops / goal - 1) <= 0.01
+        assert m.ratios["training_flops"] == pytest.approx(1 + m.residual)
+        assert m.ratios["tokens"] == 1
+        assert m.settings.train == tiny[name].train
+        assert m.settings.model.layers == tiny[name].model.layers
+    assert found["mamba2"].settings == tiny["mamba2"] and not found["mamba2"].changed
+    F = found["dense"].settings.model.mlp.width
+    assert F % 8 == 0 and found["dense"].changed == {"model.mlp.width": (0, F)}
+    assert dense_flops(128, 5, F, 256) * 3 * 4_096_000 == pytest.approx(goal, rel=0.01)
+    assert found["moe"].ratios["params"] > 2 * found["moe"].ratios["active_params"]
+    assert found["hybrid"].ratios["state_bytes"] < 1
+
+
+@pytest.mark.parametrize("axis", ["params", "active_params"])
+def test_parameters_are_an_axis_too(tiny, axis):
+    names = ("dense", "deltanet", "lstm", "gated_conv", "hybrid")
+    some = {name: tiny[name] for name in names}
+    for m in by_size(some, axis, reference="dense"):
+        assert abs(m.ratios[axis] - 1) <= 0.01
+        assert m.settings.model.depth == tiny[m.name].model.depth
+    goal = measured(tiny["dense"]).active_params
+    moe = by_size(
+        {"dense": tiny["dense"], "moe": tiny["moe"]}, axis, reference="dense", shapes=("aspect",)
+    )[1]
+    assert moe.measures._asdict()[axis] == pytest.approx(goal, rel=0.01)
+
+
+def test_state_moves_width_and_depth(tiny):
+    some = {"dense": tiny["dense"], "mamba1": tiny["mamba1"]}
+    found = by_size(some, "state_bytes", reference="dense")[1]
+    model = found.settings.model
+    state = model.depth * (4 * 2 * model.width * 16 + 4 * 3 * 2 * model.width)
+    assert state == pytest.approx(measured(tiny["dense"]).state_bytes, rel=0.01)
+    assert 0.5 <= (model.width / model.depth) / (128 / 9) <= 2
+
+
+def test_a_size_out_of_reach_is_refused_with_the_nearest(tiny):
+    some = {"dense": tiny["dense"], "mamba2": tiny["mamba2"]}
+    with pytest.raises(ConfigError, match=r"^mamba2: .*within 1.00%; nearest: .*\+2.70%, width 96"):
+        by_size(some, reference="dense")
+    assert abs(by_size(some, reference="dense", tolerance=0.03)[1].residual - 0.027) < 1e-3
+    double = {"dense": tiny["dense"], "big": read("dense", "small")}
+    double["big"] = replace(double["big"], train=tiny["dense"].train)
+    with pytest.raises(ConfigError, match="let width and depth move"):
+        by_size(double, reference="dense", shapes=("fixed",))
+
+
+def test_the_aspect_rule_moves_to_another_scale(tiny):
+    small = read("dense", "small")
+    some = {"dense": replace(small, train=tiny["dense"].train), "hybrid": tiny["hybrid"]}
+    found = by_size(some, reference="dense", shapes=("aspect",))[1]
+    model = found.settings.model
+    assert abs(found.residual) <= 0.01
+    assert model.depth % 4 == 0  # three Mamba-2 blocks to one of attention
+    assert model.width / model.attention.heads == 32  # heads keep their width
+    assert 0.5 <= (model.width / model.depth) / (128 / 4) <= 2
+    assert model.mlp.width % 8 == 0 and 1.5 < model.mlp.width / model.width < 6
+
+
+def test_larger_widths_come_in_larger_multiples():
+    dense = read("dense", "base")
+    wide = replace(dense, model=replace(dense.model, mlp=replace(dense.model.mlp, width=2240)))
+    found = by_size({"wide": wide, "dense": dense}, reference="wide")[1]
+    assert found.settings.model.mlp.width in (2176, 2240, 2304)  # of 64
+
+
+def test_steps_are_solved_at_the_same_size(tiny):
+    found = {m.name: m for m in by_steps(tiny, reference="dense")}
+    goal = measured(tiny["dense"]).training_flops
+    for name, m in found.items():
+        assert m.settings.model == tiny[name].model
+        assert abs(m.measures.training_flops / goal - 1) <= 0.01
+        assert m.settings.optimizer.warmup == round(20 * m.settings.train.steps / 1000)
+    ratio = measured(tiny["mamba2"]).training_flops / goal
+    assert found["mamba2"].settings.train.steps == round(1000 / ratio)
+    assert found["mamba2"].ratios["tokens"] == pytest.approx(1 / ratio, rel=1e-3)
+
+
+def test_tokens_and_seconds_are_axes_of_steps(tiny):
+    some = {name: tiny[name] for name in ("dense", "moe")}
+    some["moe"] = replace(some["moe"], train=replace(some["moe"].train, batch=8))
+    assert by_steps(some, "tokens", reference="dense")[1].settings.train.steps == 2000
+    found = by_steps(some, "wall_clock", reference="dense", seconds={"dense": 0.1, "moe": 0.4})[1]
+    assert found.settings.train.steps == 250
+    assert found.measures.wall_clock == 100 and found.ratios["wall_clock"] == 1
+
+
+def test_isoflop_runs_spread_around_the_likely_best(tiny):
+    some = {name: tiny[name] for name in ("dense", "mamba1")}
+    budgets = [1e14, 3e14, 1e15]
+    found = isoflop(some, budgets)
+    assert len(found) == 2 * 3 * 5
+    for m in found:
+        assert abs(m.measures.training_flops / m.budget - 1) <= 0.01
+        assert m.settings.optimizer.warmup < m.settings.train.steps
+    for name in some:
+        for budget in budgets:
+            runs = [m for m in found if m.name == name and m.budget == budget]
+            bodies = [m.measures.body_params for m in runs]
+            assert bodies == sorted(set(bodies))
+            best = math.sqrt(budget / 120)
+            assert bodies[0] == pytest.approx(best / 4, rel=0.16)
+            assert bodies[2] == pytest.approx(best, rel=0.16)
+            assert bodies[4] == pytest.approx(best * 4, rel=0.16)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda c: by_size(c, "tokens", reference="dense"), "'tokens' is not matched by size"),
+        (lambda c: by_size(c, reference="dens"), "did you mean 'dense'"),
+        (lambda c: by_steps(c, "params", reference="dense"), "'params' is not matched by steps"),
+        (
+            lambda c: by_steps(c, "wall_clock", reference="dense", seconds={"dense": 1.0}),
+            "measured seconds per step of moe",
+        ),
+        (lambda c: isoflop(c, [1e15, 2e15]), "2 budgets of 5 sizes"),
+        (lambda c: isoflop(c, [1e15, 2e15, 3e15], sizes=4), "3 budgets of 4 sizes"),
+        (
+            lambda c: by_steps(
+                {
+                    n: replace(s, train=replace(s.train, steps=4 + 9 * (n == "moe")))
+                    for n, s in c.items()
+                },
+                "wall_clock",
+                reference="dense",
+                seconds={"dense": 1.0, "moe": 0.77},
+            ),
+            "moe: wall_clock 4 is not reached within 1.00% by whole steps; nearest: 3.85",
+        ),
+        (
+            lambda c: by_size(
+                c | {"moe": replace(c["moe"], train=replace(c["moe"].train, batch=8))},
+                reference="dense",
+            ),
+            "train.batch differs",
+        ),
+    ],
+)
+def test_what_cannot_be_matched_is_refused(tiny, call, message):
+    settings = {
+        name: replace(tiny[name], optimizer=replace(tiny[name].optimizer, warmup=0))
+        for name in ("dense", "moe")
+    }
+    with pytest.raises(ConfigError, match=message):
+        call(settings)
