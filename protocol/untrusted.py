@@ -35,9 +35,10 @@ def read(root: Path, *parts: str, limit: int = WHOLE) -> bytes | None:
         return None
     except OSError as error:
         raise DataError(f"{clean(name)} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise DataError(f"{clean(name)} is no regular file")
     with os.fdopen(file, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise DataError(f"{clean(name)} is no regular file")
         data = stream.read(limit + 1)
     if len(data) > limit:
         raise DataError(
