@@ -21,6 +21,7 @@ class NoiseFloor(NamedTuple):
     sigma: float  # standard deviation over runs, in the unit of the metric
     runs: int
     source: str = ""  # where the runs are recorded
+    flops: float = 0.0  # of the training of one of them: the scale that it speaks for; 0: unknown
 
     def upper(self, level: float = 0.8) -> float:
         """What sigma is below with this confidence."""
@@ -28,14 +29,14 @@ class NoiseFloor(NamedTuple):
         return self.sigma * math.sqrt(df / special.chdtri(df, level))
 
 
-def noise_floor(values: tuple[float, ...], source: str = "") -> NoiseFloor:
+def noise_floor(values: tuple[float, ...], source: str = "", flops: float = 0.0) -> NoiseFloor:
     """From runs that differ in their seed alone; sigma is measured, never borrowed."""
     if len(values) < FLOOR_RUNS:
         raise DataError(f"a noise floor of {len(values)} runs; give {FLOOR_RUNS} or more")
     sigma = float(np.std(values, ddof=1))
     if not math.isfinite(sigma) or sigma <= 1e-13 * max(map(abs, values)):
         raise DataError(f"a noise floor of {sigma:g}; give finite values of runs that differ")
-    return NoiseFloor(sigma, len(values), source)
+    return NoiseFloor(sigma, len(values), source, flops)
 
 
 def smallest_claim(sigma: float, runs: int, comparisons: int = 1, alpha: float = 0.05) -> float:

@@ -116,21 +116,27 @@ def judged(
     *,
     level: float = 0.95,
     where: str = "at this N and D",
+    beside: int = 0,
 ) -> list[Verdict]:
-    """A verdict for each declared comparison; all of them count in the adjustment."""
+    """A verdict for each declared comparison; all of them count in the adjustment.
+
+    So do comparisons `beside` these, which the same plan declares of other samples.
+    """
     known = _by_name(samples, declared)
     pairs = [(known[a], known[b]) for a, b in declared]
     found = _differences(pairs, samples)
     ones = [1.0 if d is None else float(d.p) for d in found]
     ties = [1.0 if d is None or not metric.margin else float(d.tie(metric.margin)) for d in found]
-    adjusted, adjusted_ties = holm(np.array(ones)), holm(np.array(ties))
+    padding = [1.0] * beside
+    adjusted, adjusted_ties = (holm(np.array([*p, *padding])) for p in (ones, ties))
+    count = len(declared)
     return [
         Verdict(
             *(a, b, _kind(a, b, d, p, tie, 1 - level), metric, where, level, d, p, tie),
-            math.inf if d is None else float(d.claimable(len(declared), 1 - level)),
+            math.inf if d is None else float(d.claimable(count + beside, 1 - level)),
         )
         for (a, b), d, p, tie in zip(
-            pairs, found, adjusted.tolist(), adjusted_ties.tolist(), strict=True
+            pairs, found, adjusted[:count].tolist(), adjusted_ties[:count].tolist(), strict=True
         )
     ]
 

@@ -307,6 +307,9 @@ def test_all_declared_comparisons_count():
     family = judged([GOOD, BAD, broken], [("A", "B"), ("M", "A"), ("B", "M")], Metric())
     assert family[0].p == pytest.approx(3 * alone)
     assert family[0].claimable == pytest.approx(smallest_claim(0.01, 3, 3))
+    beside = judged([GOOD, BAD], [("A", "B")], Metric(), beside=4)[0]
+    assert beside.p == pytest.approx(5 * alone)
+    assert beside.claimable == pytest.approx(smallest_claim(0.01, 3, 5))
 
 
 def test_ranks_know_ties():
