@@ -93,19 +93,17 @@ def _family(records: Sequence[Record]) -> Family:
 
 
 def _by_value(records: Sequence[Record]) -> list[tuple[float | None, list[Record]]]:
-    """Records by the declared value, else by training FLOPs that agree."""
-    if records[0].study.axis:
-        values = sorted({r.study.value for r in records if r.study.value is not None})
-        found = [(v, [r for r in records if r.study.value == v]) for v in (*values, None)]
-        return [(value, members) for value, members in found if members]
-    priced = [(r.amounts[FOUND], r) for r in records if FOUND in r.amounts]
+    """Records whose declared values agree, else whose training FLOPs do."""
+    declared = bool(records[0].study.axis)
+    costs = [r.study.value if declared else r.amounts.get(FOUND) for r in records]
+    priced = [(c, r) for c, r in zip(costs, records, strict=True) if c is not None]
     clusters: list[tuple[float | None, list[Record]]] = []
     for cost, record in sorted(priced, key=lambda item: item[0]):
         if clusters and cost <= (clusters[-1][0] or 0.0) * (1 + TOLERANCE):
             clusters[-1][1].append(record)
         else:
             clusters.append((cost, [record]))
-    rest = [r for r in records if FOUND not in r.amounts]
+    rest = [r for c, r in zip(costs, records, strict=True) if c is None]
     return clusters + ([(None, rest)] if rest else [])
 
 
@@ -115,7 +113,7 @@ def _group(value: float | None, records: Sequence[Record], metric: Metric) -> Gr
     for record in sorted(records, key=lambda r: (r.folder, r.run_id)):
         candidates.setdefault((record.identity, record.name), []).append(record)
     members = zip(names(list(candidates.values())), candidates.values(), strict=True)
-    rows = [pooled(name, runs, value if axis else None) for name, runs in members]
+    rows = [pooled(name, runs) for name, runs in members]
     verdicts, places, refusals = _judged(rows, metric)
     rows = [dataclasses.replace(row, rank=places.get(row.name)) for row in rows]
     refusals += [f"{row.name}: {problem}" for row in rows for problem in row.problems]
@@ -127,7 +125,7 @@ def _group(value: float | None, records: Sequence[Record], metric: Metric) -> Gr
 def _judged(
     rows: Sequence[Row], metric: Metric
 ) -> tuple[list[Verdict], dict[str, int | None], list[str]]:
-    """All comparisons of a group, and the ranks that follow.
+    """The declared comparisons of a group, else all, and the ranks that follow.
 
     Rows of too few runs are compared with the first one only, for the sentence: they must not make
     the adjustment of the others stricter.
@@ -135,17 +133,32 @@ def _judged(
     samples = sorted((r.sample for r in rows if not r.barred), key=lambda s: _order(s, metric))
     sound = [s.name for s in samples if s.runs >= RANKED_RUNS and not s.diverged]
     if len(sound) > MOST_RANKED:
-        pairs = math.comb(len(sound), 2)
-        most = f"of at most {MOST_RANKED} candidates: nobody declares {pairs:,} comparisons"
+        count = math.comb(len(sound), 2)
+        most = f"of at most {MOST_RANKED} candidates: nobody declares {count:,} comparisons"
         return [], {}, [f"{len(sound)} candidates are not ranked, which takes a study {most}"]
     verdicts: list[Verdict] = []
-    if len(sound) > 1:
-        verdicts = judged(samples, list(itertools.combinations(sound, 2)), metric)
-    places = ranks(samples, verdicts) if len(sound) > 1 else {}
+    refusals = []
+    places: dict[str, int | None] = {}
+    every = list(itertools.combinations(sound, 2))
+    if pairs := _declared(rows, sound) or every:
+        verdicts = judged(samples, pairs, metric)
+        compared = {name for pair in pairs for name in pair}
+        places = {k: v for k, v in ranks(samples, verdicts).items() if k in compared}
+    if 0 < len(pairs) < len(every):
+        refusals = [f"{len(pairs)} of {len(every)} pairs were declared, and only those are judged"]
     first = sound[0] if sound else samples[0].name if samples else ""
     if rest := [(first, s.name) for s in samples if s.name not in {*sound, first}]:
         verdicts += judged(samples, rest, metric)
-    return verdicts, places, []
+    return verdicts, places, refusals
+
+
+def _declared(rows: Sequence[Row], sound: Sequence[str]) -> list[tuple[str, str]]:
+    """The comparisons that the studies of the rows agree on, as far as their rows are here."""
+    studies = {row.first.study.comparisons for row in rows if row.name in sound}
+    if len(studies) != 1:
+        return []
+    pairs = {frozenset(pair): pair for pair in next(iter(studies)) if {*pair} <= {*sound}}
+    return [pair for both, pair in pairs.items() if len(both) == 2]
 
 
 def _order(sample: Sample, metric: Metric) -> tuple[float, str]:

@@ -64,8 +64,11 @@ COLUMNS: Mapping[str, Column] = {
     "mfu": Column("MFU", "Executed FLOPs per second over the device's peak.", share),
     "peak_memory": Column("memory", "Most bytes that a device held while training.", size),
     "prefill_tokens_per_second": Column("prefill", "Tokens read per second at inference.", human),
-    "decode_ms": Column("decode", "Milliseconds for one generated token.", lambda x: f"{x:.3g} ms"),
+    "decode_ms_per_token": Column(
+        "decode", "Milliseconds for one generated token.", lambda x: f"{x:.3g} ms"
+    ),
     "state_bytes": Column("state", "Bytes kept for one sequence while generating.", size),
+    "state_measured": Column("held", "The same, measured in the arrays at the context.", size),
     "load_entropy": Column(
         "load", "Evenness of the experts' load: 1 is even (MoE).", lambda x: f"{x:.3f}"
     ),

@@ -29,6 +29,7 @@ METRICS = {  # what a run is judged by where its study declares nothing
     "masked_lm": "test/masked_nats",
     "denoising": "test/denoised_nats",
 }
+WHOLE_ROWS = ("causal_lm", "masked_lm")  # objectives whose rows have train.length positions
 HIGHER = ("accuracy", "recall", "mrr", "spearman", "f1")  # words of metrics of which more is better
 KEYS = (  # protocol, item 14: rows that differ in one of these are not ranked together
     *("objective", "data", "tokenizer", "length", "batch", "precision", "optimiser", "start"),
@@ -55,6 +56,7 @@ class Study(NamedTuple):
     trials: int | None = None  # of tuning
     role: str = ""  # "tuning": chosen from, never reported
     refutes: str = ""
+    comparisons: tuple[tuple[str, str], ...] = ()  # pairs of candidates; (): all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +135,13 @@ def read_run(path: Path, folder: str) -> Record:
         state=state,
         value=scores[metric][0] if state == "finished" and metric in scores else None,
         scores=scores if state == "finished" else {},
-        amounts=series.amounts(run.section("cost"), settings.section("train"), metrics, scores),
+        amounts=series.amounts(
+            run.section("cost"),
+            settings.section("train"),
+            _positions(run, objective),
+            metrics,
+            scores,
+        ),
         flags=_flags(settings, events),
         steps=steps,
         curve=series.curve(metrics),
@@ -159,6 +167,7 @@ def study_of(study: Fields) -> Study:
         trials=study.count("trials"),
         role=study.text("role", 20),
         refutes=study.text("refutes"),
+        comparisons=tuple(study.pairs("comparisons", 80)),
     )
 
 
@@ -251,6 +260,14 @@ def _keys(
         "evaluation": versions.get(metric, UNSCORED),
         "tuning trials": trials,
     }
+
+
+def _positions(run: Fields, objective: str) -> float | None:
+    """Positions of the whole run that cost what run.json says one costs."""
+    train = run.section("settings").section("train")
+    size = math.prod(train.amount(name) or 0.0 for name in ("steps", "batch", "length"))
+    known = run.section("cost").amount("run_positions")
+    return known or (size or None if objective in WHOLE_ROWS else None)
 
 
 def _flags(settings: Fields, events: list[str]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from protocol.untrusted import clean
 from protocol.verdict import RANKED_RUNS, Sample
 
 TOLERANCE = 0.01  # of what is matched
+TIMING = 0.05  # where that is time
 NAMES_APART = 3  # settings in a name that another row has too
 AXES = {"wall_clock": "seconds", "time": "seconds"}  # axes that a column names otherwise
 STATES = {"diverged": 0, "finished": 1, "failed": 2, "unfinished": 3}
@@ -47,7 +48,7 @@ class Row:
         return self.sample.interval
 
 
-def pooled(name: str, records: Sequence[Record], value: float | None) -> Row:
+def pooled(name: str, records: Sequence[Record]) -> Row:
     runs, notes = _one_a_seed(records)
     counted = [r for r in runs if r.state in ("finished", "diverged")]
     values = tuple(r.value for r in counted if r.value is not None and r.state == "finished")
@@ -70,7 +71,7 @@ def pooled(name: str, records: Sequence[Record], value: float | None) -> Row:
     scores = _means(({k: v for k, (v, _) in r.scores.items()} for r in runs), kept)
     return Row(
         *(name, tuple(runs), sample, amounts, scores),
-        barred=tuple(_barred(runs, sample, amounts, value)),
+        barred=tuple(_barred(runs, sample, amounts)),
         few=_few(sample),
         notes=tuple(notes),
     )
@@ -86,9 +87,7 @@ def _one_a_seed(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
     return sorted(chosen.values(), key=lambda r: (r.seed or 0, r.folder, r.run_id)), notes
 
 
-def _barred(
-    runs: Sequence[Record], sample: Sample, amounts: Mapping[str, float], value: float | None
-) -> list[str]:
+def _barred(runs: Sequence[Record], sample: Sample, amounts: Mapping[str, float]) -> list[str]:
     if runs[0].source:
         return [f"self-reported ({runs[0].source}): nothing here can check it"]
     found = list(dict.fromkeys(flag for run in runs for flag in run.flags))
@@ -96,9 +95,10 @@ def _barred(
         found.append("no metric is known for its objective, and its study declares none")
     elif not sample.runs:
         found.append("no run of it has ended")
-    axis = runs[0].study.axis
+    axis, value = runs[0].study.axis, runs[0].study.value
+    tolerance = TIMING if AXES.get(axis) == "seconds" else TOLERANCE
     actual = amounts.get(AXES.get(axis, axis))
-    if value and actual is not None and abs(actual / value - 1) > TOLERANCE:
+    if value and actual is not None and abs(actual / value - 1) > tolerance:
         found.append(
             f"not comparable: its {axis} are {scientific(actual)}, {actual / value:.3g} of the "
             f"declared {scientific(value)}"

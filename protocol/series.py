@@ -20,7 +20,7 @@ LAST = {  # metric, as the last row has it: column
 AMOUNTS = (  # columns
     *("params", "active_params", "training_flops", "executed_flops", "head_share", "tokens"),
     *("unique_tokens", "epochs", "seconds", "tokens_per_second", "mfu", "peak_memory"),
-    *("prefill_tokens_per_second", "decode_ms", "state_bytes"),
+    *("prefill_tokens_per_second", "decode_ms_per_token", "state_bytes", "state_measured"),
     *("load_entropy", "dead_experts", "dropped"),
 )
 Scores = dict[str, tuple[float, int]]  # value and version of the task, by name
@@ -45,26 +45,32 @@ def rising(data: bytes) -> list[Fields]:
     return [row for _, row in series]
 
 
-def amounts(cost: Fields, train: Fields, series: list[Fields], scores: Scores) -> dict[str, float]:
-    """Columns that are one number a run; what is not known is left out."""
-    size = math.prod(train.amount(name) or 0.0 for name in ("steps", "batch", "length"))
+def amounts(
+    cost: Fields, train: Fields, positions: float | None, series: list[Fields], scores: Scores
+) -> dict[str, float]:
+    """Columns that are one number a run; what is not known is left out.
+
+    `positions` are those of the whole run, which cost what `cost` says of one.
+    """
     last = {name: _last(series, name) for name in LAST}
-    tokens = last.get("tokens") or size or None
-    planned = size or tokens  # a run that stopped early belongs to those that did not
     head = cost.section("terms").section("head.logits").amount("model")
     token, step = cost.amount("training_flops"), _median(series, "step_seconds")
     executed, forward = cost.amount("executed_flops"), cost.amount("model_flops")
     found = {name: cost.amount(name) for name in ("params", "active_params", "state_bytes")}
-    found |= {LAST[name]: value for name, value in last.items()} | {"tokens": tokens}
+    found |= {LAST[name]: value for name, value in last.items()}
     found |= {
-        "training_flops": None if token is None or planned is None else token * planned,
-        "executed_flops": None if executed is None or planned is None else 3 * executed * planned,
+        "training_flops": None if token is None or positions is None else token * positions,
+        "executed_flops": None
+        if executed is None or positions is None
+        else 3 * executed * positions,
         "head_share": head / forward if head is not None and forward else None,
         "seconds": None if step is None else step * (train.amount("steps") or 0),
         "tokens_per_second": _median(series, "tokens_per_second"),
         "mfu": _median(series, "mfu"),
     }
-    found |= {name: _longest(scores, name) for name in ("prefill_tokens_per_second", "decode_ms")}
+    for name in ("prefill_tokens_per_second", "decode_ms_per_token"):
+        found[name] = _longest(scores, name)
+    found["state_measured"] = _longest(scores, "state_bytes")
     return {k: v for k, v in found.items() if v is not None and math.isfinite(v)}
 
 

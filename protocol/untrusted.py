@@ -150,6 +150,13 @@ class Fields:
             raise self._wrong(key, "a list of texts")
         return [clean(item, most) for item in items]
 
+    def pairs(self, key: str, most: int = LONGEST) -> list[tuple[str, str]]:
+        items = self._list(key)
+        for item in items:
+            if not isinstance(item, list) or list(map(type, item)) != [str, str]:
+                raise self._wrong(key, "a list of pairs of texts")
+        return [(clean(a, most), clean(b, most)) for a, b in items]
+
     def _list(self, key: str) -> list[Any]:
         value = self.tree.get(key)
         if value is not None and not isinstance(value, list):

@@ -201,6 +201,50 @@ def test_a_run_counts_once(tmp_path):
     assert rows["a"].sample.diverged == 1  # running a diverged seed again does not mend it
 
 
+def test_declared_values_that_agree_are_one_group(tmp_path):
+    for name, factor in (("a", 1.0), ("b", 1.004), ("c", 1.02)):
+        study = {"value": factor * runs.STUDY["value"]}
+        more = {"flops": factor * runs.FLOPS, "model": {"layers": [name]}, "study": study}
+        runs.candidate(tmp_path, name, [2.0, 2.01, 2.02], **more)
+    (family,) = boarded(tmp_path).families
+    assert [[row.name for row in g.rows] for g in family.groups] == [["a", "b"], ["c"]]
+
+
+def test_declared_comparisons_are_those_that_count(tmp_path):
+    study = {"comparisons": [["b", "a"], ["a", "c"], ["c", "a"], ["a", "absent"]]}
+    for i, name in enumerate("abcd"):
+        values = [2.0 + i, 2.01 + i, 2.02 + i]
+        runs.candidate(tmp_path, name, values, model={"layers": [name]}, study=study)
+    rows, group, _ = only(boarded(tmp_path))
+    assert [(v.a.name, v.b.name) for v in group.verdicts] == [("b", "a"), ("c", "a")]
+    near, far = (
+        stats.ttest_ind([2.0, 2.01, 2.02], [2.0 + i, 2.01 + i, 2.02 + i]).pvalue for i in (1, 2)
+    )
+    assert [v.p for v in group.verdicts] == pytest.approx([near, 2 * far], rel=1e-4)  # Holm of 2
+    assert [rows[name].rank for name in "abcd"] == [1, 2, 2, None]
+    assert group.refusals == ("2 of 6 pairs were declared, and only those are judged",)
+
+
+def test_costs_of_other_objectives_are_blank_unless_recorded(tmp_path):
+    runs.run(tmp_path / "a", "a", 0, 2.0)
+    edit(tmp_path / "a/run.json", settings={"objective": "denoising"}, study={"axis": None})
+    (row,) = boarded(tmp_path).families[0].rows
+    assert "training_flops" not in row.amounts
+    edit(tmp_path / "a/run.json", cost={"run_positions": 1000})
+    (row,) = boarded(tmp_path).families[0].rows
+    assert row.amounts["training_flops"] == 1000 * runs.FLOPS
+
+
+def test_inference_is_shown_at_the_longest_context(tmp_path):
+    scores = [("decode_ms_per_token@256", 1.0), ("decode_ms_per_token@1024", 3.0)]
+    scores += [("prefill_tokens_per_second@64", 100.0), ("state_bytes@1024", 5000)]
+    runs.run(tmp_path / "a", "a", 0, 2.0, scores=scores)
+    rows, _, _ = only(boarded(tmp_path))
+    found = rows["a"].amounts
+    assert found["decode_ms_per_token"] == 3.0 and found["prefill_tokens_per_second"] == 100.0
+    assert found["state_measured"] == 5000 and found["state_bytes"] == 327_680
+
+
 def test_tuning_runs_are_not_shown(tmp_path):
     runs.candidate(tmp_path, "a", [2.0, 2.1, 2.2])
     runs.run(tmp_path / "t", "a", 7, 1.0, study={"role": "tuning"})
