@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from errors import ConfigError
-from protocol.budget import Axis, measured
+from protocol.budget import TOLERANCE, Axis, measured
 from protocol.power import NoiseFloor, smallest_claim
 from protocol.tuning import NO_TRIAL, RATES, Better, Trial, grid
 from schema import changed, nearest
@@ -30,7 +30,7 @@ class Cell(NamedTuple):
     objective: str
     size: str  # what the study calls it
     settings: Settings  # its learning rate is the middle of the grid
-    budget: float = 0.0  # the value of the axis; 0: what the settings come to
+    budget: float = 0.0  # the value of the axis; 0: what the first of its group comes to
 
     @property
     def key(self) -> "Key":
@@ -102,6 +102,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         _check(self)
+        _check_axis(self)
 
     @property
     def digest(self) -> str:
@@ -147,6 +148,14 @@ def crossed(sizes: Mapping[str, Mapping[str, Settings]], objectives: Sequence[st
         for name, settings in candidates.items()
         for objective in objectives
     ]
+
+
+def value(plan: Plan, cell: Cell) -> float:
+    """Of the axis, one for all candidates of an objective and size."""
+    if cell.budget:
+        return cell.budget
+    first = next(c for c in plan.cells if c.key[1:] == cell.key[1:])
+    return first.budget or measured(first.settings)._asdict()[plan.declaration.axis]
 
 
 def sweep(plan: Plan, rates: Mapping[Key, Sequence[float]] | None = None) -> list[Run]:
@@ -254,7 +263,7 @@ def _run(
         "plan": plan.digest,
         "candidate": cell.candidate,
         "axis": declared.axis,
-        "value": cell.budget or own._asdict()[declared.axis],
+        "value": value(plan, cell),
         "metric": declared.metric,
         "margin": declared.margin,
         "role": role,
@@ -298,6 +307,21 @@ def _check(plan: Plan) -> None:
             f"seeds {plan.seeds} and those of tuning {tuned} must be distinct, one or more: what "
             "was tuned on is never reported"
         )
+
+
+def _check_axis(plan: Plan) -> None:
+    """ConfigError for a cell that does not cost what its group does."""
+    axis = plan.declaration.axis
+    for cell in plan.cells:
+        target, own = value(plan, cell), measured(cell.settings)._asdict()[axis]
+        if axis == "wall_clock" and not cell.budget:
+            raise ConfigError(f"{'/'.join(cell.key)} has no seconds as its budget; measure a step")
+        if axis != "wall_clock" and abs(own / target - 1) > TOLERANCE:
+            raise ConfigError(
+                f"{'/'.join(cell.key)} has {axis} {own:.6g}, {own / target - 1:+.2%} from the "
+                f"{target:.6g} of its group, must be within {TOLERANCE:.0%}; solve it by "
+                "protocol/budget.py"
+            )
 
 
 def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -136,6 +136,7 @@ def test_reported_runs_say_what_was_declared(plan):
     assert [run.seed for run in runs] == [0, 1, 2] * 2
     run = runs[0]
     assert from_json(Settings, run.settings).optimizer.weight_decay == 0.2
+    assert runs[3].study["value"] == run.flops < runs[3].flops  # one value for both
     assert run.flops == 3 * 4_096_000 * 2_552_320  # counted by hand in test_protocol_budget.py
     assert run.study == {
         "plan": plan.digest,
@@ -170,10 +171,26 @@ def test_the_hash_is_of_what_was_declared(plan, cells):
         Plan(cells, DECLARED, (0, 1, 2), replace(TUNING, rates=7)),
         Plan(cells, DECLARED, (0, 1, 2), replace(TUNING, trials=TRIALS[:1])),
         Plan((cells[0], cells[1]._replace(settings=other)), DECLARED, (0, 1, 2), TUNING),
-        Plan((cells[0], cells[1]._replace(budget=1e13)), DECLARED, (0, 1, 2), TUNING),
+        Plan((cells[0], cells[1]._replace(budget=3.14e13)), DECLARED, (0, 1, 2), TUNING),
         Plan(cells, DECLARED, (0, 1, 2)),
     ]
     assert len({plan.digest, *(p.digest for p in changed)}) == len(changed) + 1
+
+
+def test_cells_of_a_group_cost_the_same(plan, cells):
+    # covers C17
+    short = replace(cells[1].settings, train=replace(cells[1].settings.train, steps=900))
+    unequal = (cells[0], cells[1]._replace(settings=short))
+    with pytest.raises(ConfigError, match=r"moe/causal_lm/tiny has training_flops .* -9.64% from"):
+        replace(plan, cells=unequal)
+    with pytest.raises(ConfigError, match=r"has tokens .* -10.00% from"):
+        replace(plan, cells=unequal, declaration=replace(DECLARED, axis="tokens"))
+    replace(plan, cells=(cells[0], unequal[1]._replace(size="other")))
+    timed = replace(DECLARED, axis="wall_clock")
+    with pytest.raises(ConfigError, match="no seconds as its budget"):
+        replace(plan, declaration=timed)
+    measured = tuple(cell._replace(budget=60.0) for cell in cells)
+    assert plans.sweep(replace(plan, cells=measured, declaration=timed))[0].study["value"] == 60
 
 
 def test_copies_are_found_whatever_their_seed_and_name(cells):
