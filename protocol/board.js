@@ -276,6 +276,11 @@
   for (const family of data.families) {
     const select = document.querySelector(`[data-costs="${family.id}"]`);
     for (const [key, label] of Object.entries(family.costs)) select.append(new Option(label.split(":")[0], key));
+    const spread = (key) => {
+      const values = rowsOf(family).map((row) => row.amounts[key]).filter((v) => v > 0);
+      return values.length > 1 && Math.max(...values) > 1.02 * Math.min(...values);
+    };
+    select.value = Object.keys(family.costs).find(spread) || select.value;
     select.addEventListener("change", () => pareto(family));
   }
   document.getElementById("filter").addEventListener("input", (event) => filter(event.target.value));

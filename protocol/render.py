@@ -27,7 +27,7 @@ from training.files import disk
 FORMAT = 1  # of leaderboard.json
 FORMULA = tuple("=+-@＝＋－＠")  # what a spreadsheet would compute
 MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~&$])")
-TERMINAL = ("params", "active_params", "training_flops", "seconds", "state_bytes")
+TERMINAL = ("params", "training_flops", "seconds", "state_bytes")
 
 
 def write(board: Board, folder: Path) -> list[Path]:

@@ -114,6 +114,9 @@ def _short(group: Group, family: Family) -> str:
         parts.append(f"{_enumerated(others['equivalent'])} as good, inside the declared margin")
     if others["open"]:
         parts.append(f"{_enumerated(others['open'])} cannot be told apart from it by these runs")
+    met = {name for names in others.values() for name in names} | {first.name}
+    if apart := [row.name for row in group.rows if row.rank is not None and row.name not in met]:
+        parts.append(f"no comparison of {_enumerated(apart)} with it was declared")
     unranked = [row.name for row in group.rows if row.rank is None]
     if unranked:
         parts.append(f"{_enumerated(unranked)} {_is(unranked)} not ranked")

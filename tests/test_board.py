@@ -215,8 +215,10 @@ def test_declared_comparisons_are_those_that_count(tmp_path):
     for i, name in enumerate("abcd"):
         values = [2.0 + i, 2.01 + i, 2.02 + i]
         runs.candidate(tmp_path, name, values, model={"layers": [name]}, study=study)
-    rows, group, _ = only(boarded(tmp_path))
+    rows, group, family = only(boarded(tmp_path))
     assert [(v.a.name, v.b.name) for v in group.verdicts] == [("b", "a"), ("c", "a")]
+    short = words.head(group, family).short
+    assert short.endswith("b and c are shown to be worse; d is not ranked.")
     near, far = (
         stats.ttest_ind([2.0, 2.01, 2.02], [2.0 + i, 2.01 + i, 2.02 + i]).pvalue for i in (1, 2)
     )
