@@ -98,6 +98,7 @@ def _check_page(text, shown):
     assert not {"img", "iframe", "link", "svg", "object"} & set(reader.tags)
     assert not {name for name in reader.attributes if name.startswith("on") or name == "src"}
     assert "http" not in text.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
+    assert "<" not in reader.data and "&" not in reader.data
     data = json.loads(reader.data)
     names = [row["name"] for group in data["families"][0]["groups"] for row in group["rows"]]
     assert shown in names and shown in reader.texts
