@@ -183,6 +183,20 @@ def test_intervals_of_minima_under_noise():
     assert 0.91 < losses / studies < 0.985
 
 
+def test_a_curvature_that_may_be_zero_bounds_nothing():
+    """No interval exactly where the ordinary t test of the square term does not reject."""
+    budget, rng, seen = BUDGETS[0], np.random.default_rng(6), set()
+    clean = [p for p in points(reach=3.0, sizes=5) if p.budget == budget]
+    x = np.log([p.params for p in clean])
+    for _ in range(200):
+        noisy = [p._replace(loss=p.loss + 0.02 * rng.normal()) for p in clean]
+        fit, covariance = np.polyfit(x - x.mean(), [p.loss for p in noisy], 2, cov=True)
+        rejects = fit[0] / math.sqrt(covariance[0, 0]) > 4.302653  # t(.975, 2)
+        assert (frontier.minima(noisy)[0].interval is not None) == rejects
+        seen.add(bool(rejects))
+    assert seen == {True, False}
+
+
 def test_a_noisy_frontier_holds_the_exponent():
     found = frontier.isoflop(points(noise=0.002, seed=1), resamples=60)
     assert found.exponent.low < EXPONENT < found.exponent.high
