@@ -119,7 +119,8 @@ class ModelConfig:
         for e in sorted(self.entries()):
             for table, name, variant in ((MIXERS, *e[:2]), (CHANNELS, *e[2:])):
                 own = table[name].cuts(self.width, self.part(name, variant))
-                found |= {f"{name}.{key}": size for key, size in own.items()}
+                kind = f"{name}@{variant}" if variant else name
+                found |= {f"{kind}.{key}": size for key, size in own.items()}
         if self.encoder.depth:
             own = Attention.cuts(self.width, self.cross)
             found |= {f"cross.{key}": size for key, size in own.items()}

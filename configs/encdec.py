@@ -1,5 +1,5 @@
-"""An encoder-decoder that writes what was taken out (T5, arXiv:1910.10683): relative positions, gated
-GELU as in its version 1.1, a decoder as deep as its encoder, on the embedded corpus.
+"""An encoder-decoder that writes what was taken out (T5, arXiv:1910.10683): relative positions, the
+gated GELU of its version 1.1, a decoder as deep as its encoder, on the embedded corpus.
 
 train.py --config=configs/encdec.py:tiny
 

@@ -1,5 +1,5 @@
-"""A bidirectional encoder that recovers hidden tokens (BERT, arXiv:1810.04805), with rotary positions
-and GeGLU as ModernBERT has them (arXiv:2412.13663), on the embedded corpus.
+"""A bidirectional encoder that recovers hidden tokens (BERT, arXiv:1810.04805), with the rotary
+positions and GeGLU of ModernBERT (arXiv:2412.13663), on the embedded corpus.
 
 train.py --config=configs/encoder.py:tiny
 """

@@ -56,14 +56,19 @@ def chosen(settings: Settings, asked: tuple[str, ...] = ()) -> tuple[str, ...]:
 def judge(subject: Subject, names: Iterable[str], run: RunFolder, step: int) -> dict[str, Any]:
     """Scores of all tasks by name; numbers are floats, samples text."""
     scores: dict[str, Any] = {}
+    splits = subject.settings.eval.splits
     for name in names:
-        task = TASKS[name]()
+        task = TASKS[name](splits=splits)
         record = run.read_eval(step, name)
-        if record is None or record["version"] != task.version:
+        if record is None or not _serves(record, task.version, splits):
             record = _record(name, task, subject, step)
             run.write_eval(step, name, record)
         scores |= {score["name"]: score["value"] for score in record["scores"]}
     return scores
+
+
+def _serves(record: dict[str, Any], version: int, splits: tuple[str, ...]) -> bool:
+    return record["version"] == version and {*splits} <= {*record.get("splits", ())}
 
 
 def _record(name: str, task: Task, subject: Subject, step: int) -> dict[str, Any]:
@@ -74,6 +79,7 @@ def _record(name: str, task: Task, subject: Subject, step: int) -> dict[str, Any
     return {"task": name, "version": task.version, "step": step, "seconds": seconds} | {
         "length": subject.settings.train.length,
         "data": subject.data.fingerprint,
+        "splits": list(subject.settings.eval.splits),
         "scores": scores,
     }
 

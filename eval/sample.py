@@ -14,6 +14,9 @@ class Sample:
     version: ClassVar[int] = 1
     objective: ClassVar[str] = "causal_lm"
 
+    def __init__(self, splits: tuple[str, ...] = ()):
+        """It reads no split."""
+
     def __call__(self, subject: Subject) -> Iterator[Score]:
         cfg, tokenizer = subject.settings.eval, subject.data.tokenizer
         specials = tokenizer.specials

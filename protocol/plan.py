@@ -266,6 +266,7 @@ def _run(
         "value": value(plan, cell),
         "metric": declared.metric,
         "margin": declared.margin,
+        "comparisons": [list(pair) for pair in declared.comparisons],
         "role": role,
     }
     if count is not None:

@@ -1,10 +1,15 @@
 """Eight CPU devices for every test, and tiny models to share."""
 
+import importlib.metadata
 import os
 
 # Tests compile much and compute little: leave out what makes code fast.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true"
-)
+FLAGS = [
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+]
+if importlib.metadata.version("jax").startswith("0.10."):
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")  # gone in later versions
+os.environ["XLA_FLAGS"] = " ".join(FLAGS)
 os.environ["JAX_PLATFORMS"] = "cpu"

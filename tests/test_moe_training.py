@@ -98,7 +98,7 @@ def test_biases_move_by_the_sign_of_the_excess_and_even_the_load():
     state = skewed(state)
     assert not any("balance_bias" in name for name in leaf_names(state.optimizer))
     assert any("w_router" in name for name in leaf_names(state.optimizer))
-    step = jax.jit(make_step(OBJECTIVE, tx, SLOW, steps=10, accumulate=1, seed=0))
+    step = jax.jit(make_step(OBJECTIVE, tx, SLOW, steps=10, accumulate=1))
     grads, _, metrics = jax.jit(gradients, static_argnums=(0, 4))(
         *(OBJECTIVE, state.learner, rows(), None, 1)
     )

@@ -63,7 +63,7 @@ def learns(objective, model):
     cfg = OptimizerConfig(learning_rate=2e-2, warmup=5, weight_decay=0.0)
     tx = transformation(cfg, STEPS, model, objective)
     state = jax.jit(lambda: initial(model, objective, tx, 4, 0))()
-    step = jax.jit(make_step(objective, tx, cfg, steps=STEPS, accumulate=1, seed=0))
+    step = jax.jit(make_step(objective, tx, cfg, steps=STEPS, accumulate=1))
     losses = []
     for i in range(STEPS):
         state, metrics = step(state, batch_of(objective, model, i))

@@ -70,14 +70,15 @@ def train(
     resume: str = "auto",
     init_from: str = "",
     flags: dict[str, Any] | None = None,
+    study: dict[str, Any] | None = None,
 ) -> None:
-    """Train in `folder`, or go on there; then judge."""
+    """Train in `folder`, or go on there; then judge. `study` is what a comparison declared."""
     data, made = prepared(settings)
     with (
         GracefulStop() as stop,
         open_run(
             folder,
-            _record(made, data, flags or {}),
+            _record(made, data, flags or {}, study or {}),
             resumable=RESUMABLE,
             allow_changed=settings.data.allow_changed,
         ) as run,
@@ -97,15 +98,18 @@ def train(
         report.tell(scores, run.path)
 
 
-def _record(made: Program, data: Data, flags: dict[str, Any]) -> dict[str, Any]:
+def _record(
+    made: Program, data: Data, flags: dict[str, Any], study: dict[str, Any]
+) -> dict[str, Any]:
     bill = report.priced(made.settings)
-    return environment.describe(
+    record = environment.describe(
         settings=as_json(made.settings),
         fingerprints={"data": data.fingerprint, "tokenizer": data.tokenizer.fingerprint},
         cost=report.summary(bill),
         mesh=dict(made.mesh.shape),
         flags=flags,
     )
+    return record | ({"study": study} if study else {})
 
 
 def _parameters(source: str, made: Program) -> Learner:

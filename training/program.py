@@ -4,6 +4,7 @@ Everything here is abstract: shapes and layouts, no arrays, so that the same cod
 dry run on a laptop, and compilation for a machine that is not here.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ class Program(NamedTuple):
     objective: Objective
     state: State  # shapes with their layout
     batch: dict[str, jax.ShapeDtypeStruct]
-    init: Any  # jitted: () -> state
+    init: Any  # () -> state
     step: Any  # jitted: (state, batch) -> (state, metrics); the state is donated
 
     def compiled(self) -> Any:
@@ -43,16 +44,16 @@ def program(settings: Settings, mesh: Mesh) -> Program:
     _check_cuts(settings, mesh)
     tx = transformation(settings.optimizer, train.steps, model, objective)
 
-    def init() -> State:
-        return initial(model, objective, tx, settings.optimizer.window, settings.seed)
+    def init(seed: Any) -> State:
+        return initial(model, objective, tx, settings.optimizer.window, seed)
 
-    shapes = jax.eval_shape(init)
+    seed = np.uint32(settings.seed % 2**32)
+    shapes = jax.eval_shape(init, seed)
     place = placement(mesh, shapes)
     step = make_step(
         *(objective, tx, settings.optimizer),
         steps=train.steps,
         accumulate=train.accumulate,
-        seed=settings.seed,
     )
     alone = meshes.everywhere(mesh)
     return Program(
@@ -61,7 +62,7 @@ def program(settings: Settings, mesh: Mesh) -> Program:
         objective,
         _laid_out(shapes, place),
         batch_shapes(settings, mesh),
-        jax.jit(init, out_shardings=place),
+        functools.partial(jax.jit(init, out_shardings=place), seed),
         jax.jit(step, donate_argnums=0, out_shardings=(place, alone)),
     )
 

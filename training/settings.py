@@ -36,6 +36,7 @@ class EvalConfig:
     every: Natural = 0  # steps between judgements on valid; 0: only at the end
     batch: Count = 32  # rows at a time
     tasks: tuple[str, ...] = ()  # at the end; (): those of the objective
+    splits: tuple[Literal["valid", "test"], ...] = ("valid", "test")  # that tasks read
     prompt: str = "The "  # what the sample continues
     sample: Natural = 200  # tokens of the sample
 

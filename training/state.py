@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from arch import Model, ModelConfig
 from arch.sharding import fitting
@@ -29,6 +29,7 @@ class Guard(NamedTuple):
 
 
 class State(NamedTuple):
+    seed: UInt32[Array, ""]  # data, so that runs that differ in it share a compiled step
     step: Int[Array, ""]
     learner: Learner
     optimizer: Any
@@ -47,7 +48,8 @@ def initial(
     zero = jnp.zeros((), jnp.int32)
     losses = jnp.zeros((max(window, 1),), jnp.float32)
     guard = Guard(jnp.zeros((), bool), zero, zero, losses, zero)
-    return State(zero, learner, tx.init(named_leaves(learner)), guard)
+    seed = jnp.asarray(seed, jnp.uint32)
+    return State(seed, zero, learner, tx.init(named_leaves(learner)), guard)
 
 
 def new_learner(model: ModelConfig, objective: Objective, seed: Any) -> Learner:
@@ -86,7 +88,7 @@ def placement(mesh: Mesh, state: State) -> Any:
 
     optimizer = jax.tree_util.tree_map_with_path(moment, state.optimizer)
     guard = jax.tree.map(lambda _: alone, state.guard)
-    return State(alone, learner, optimizer, guard)  # type: ignore[arg-type]
+    return State(alone, alone, learner, optimizer, guard)  # type: ignore[arg-type]
 
 
 def _pairs(learner: Learner, places: Learner) -> list:

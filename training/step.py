@@ -24,13 +24,12 @@ def make_step(
     *,
     steps: int,
     accumulate: int,
-    seed: int,
 ) -> Step:
     """`step(state, batch) -> (state, metrics)`, a pure function to be jitted."""
     schedule = rate(cfg, steps)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        key = purpose(seed, state.step, DROPOUT)
+        key = purpose(state.seed, state.step, DROPOUT)
         with jax.named_scope("gradients"):
             slopes, loss, metrics = gradients(objective, state.learner, batch, key, accumulate)
         with jax.named_scope("update"):
@@ -49,7 +48,7 @@ def make_step(
         said |= {"skipped": ~taken, "halted": guard.halted}
         one = jnp.ones(())
         metrics |= {name: Amount(jnp.asarray(x, jnp.float32), one) for name, x in said.items()}
-        return State(state.step + 1, learner, optimizer, guard), metrics
+        return State(state.seed, state.step + 1, learner, optimizer, guard), metrics
 
     return step
 

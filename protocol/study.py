@@ -1,0 +1,172 @@
+"""A study: what is compared, declared in a config before anything runs, and how it becomes a plan.
+
+A config of `compare.py` has two functions: `get_config()`, the settings that all candidates share,
+open to flags like any other; and `study()`, what they differ in and what will be claimed.
+"""
+
+import hashlib
+import json
+import runpy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from errors import ConfigError, DataError
+from protocol.budget import Axis, Matched, by_size, by_steps, isoflop
+from protocol.plan import Cell, Declaration, Key, Pick, Plan, Tuning
+from protocol.power import NoiseFloor, noise_floor
+from protocol.tuning import NO_TRIAL, Better, Trial
+from schema import changed
+from training.files import read_json
+from training.settings import Settings, resolved
+
+FORMAT = 1  # of recorded sweeps and noise floors
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that is declared. `recorded` is a folder with sweep.json and noise.json of runs at
+    this very setting, from which rates and the noise floor are taken."""
+
+    candidates: Mapping[str, Mapping[str, Any]]  # changes of the shared settings, by dotted key
+    reference: str  # whose cost the others are given
+    comparisons: tuple[tuple[str, str], ...]
+    margin: float  # of practical equivalence
+    metric: str = "test/bits_per_byte"
+    unit: str = "bits per byte"
+    better: Better = "lower"
+    axis: Axis = "training_flops"
+    rule: Literal["size", "steps", "isoflop", "given"] = "size"  # given: they cost the same already
+    objectives: tuple[str, ...] = ("causal_lm",)
+    sizes: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"only": {}})
+    budgets: tuple[float, ...] = ()  # training FLOPs of an isoFLOP study
+    seeds: tuple[int, ...] = (0, 1, 2)
+    tuning_metric: str = "valid/bits_per_byte"
+    tuning_seeds: tuple[int, ...] = (1000,)
+    trials: tuple[Trial, ...] = ()
+    noise_seeds: tuple[int, ...] = tuple(range(2000, 2008))
+    recorded: str = ""
+
+
+class Recorded(NamedTuple):
+    """What earlier runs of a study settled, with the hash of the file that says so."""
+
+    picks: dict[Key, Pick]
+    floor: NoiseFloor | None
+    sources: tuple[str, ...]  # "results/x/sweep.json sha256:..."
+
+
+class Made(NamedTuple):
+    """A plan, and how its cells were made equal."""
+
+    plan: Plan
+    matched: dict[Key, Matched]
+
+
+def load(path: str) -> Study:
+    """The study that a config declares."""
+    declare = runpy.run_path(path).get("study")
+    if not callable(declare):
+        raise ConfigError(f"{path} has no study(); define it, returning a Study")
+    found = declare()
+    if not isinstance(found, Study):
+        raise ConfigError(f"study() of {path} returned {found!r}, must be a protocol.study.Study")
+    return found
+
+
+def planned(study: Study, shared: Settings, vocab: int, floor: NoiseFloor | None) -> Made:
+    """The plan of `study` on `shared` settings; `vocab` ids has the tokenizer."""
+    cells: list[Cell] = []
+    matched: dict[Key, Matched] = {}
+    for size, own in study.sizes.items():
+        for objective in study.objectives:
+            candidates = {
+                name: _with(shared, {"objective": objective} | dict(own) | dict(changes), vocab)
+                for name, changes in study.candidates.items()
+            }
+            for one in _equal(study, candidates):
+                label = f"{size}-{one.budget:.3g}" if one.budget else size
+                label += f"-{one.settings.model.width}" if one.budget else ""
+                cell = Cell(one.name, objective, label, one.settings, one.budget)
+                cells.append(cell)
+                matched[cell.key] = one
+    declaration = Declaration(
+        *(study.axis, study.metric, study.margin, study.comparisons, study.unit, study.better)
+    )
+    tuning = Tuning(study.tuning_metric, seeds=study.tuning_seeds, trials=study.trials)
+    return Made(Plan(tuple(cells), declaration, study.seeds, tuning, floor), matched)
+
+
+def unmatched(made: Made) -> list[str]:
+    """For each cell the residual of the axis and the ratios of what is not equal."""
+    found = []
+    for key, one in made.matched.items():
+        ratios = ", ".join(
+            f"{name} {ratio:.2f}x" for name, ratio in one.ratios.items() if abs(ratio - 1) > 0.005
+        )
+        model = one.settings.model
+        shape = f"width {model.width}, depth {model.depth}, {' '.join(model.layers)}"
+        found.append(
+            f"{key.candidate} ({shape}): residual {one.residual:+.2%}; {ratios or 'equal'}"
+        )
+    return found
+
+
+def recorded(folder: str, plan_cells: Mapping[Key, str]) -> Recorded:
+    """Rates and noise floor from `folder`; those of a cell that has changed since are refused.
+
+    `plan_cells` gives each cell's digest.
+    """
+    root, picks, floor, sources = Path(folder), dict[Key, Pick](), None, []
+    sweep, noise = root / "sweep.json", root / "noise.json"
+    if (tree := _read(sweep)) is not None:
+        for cell in tree["cells"]:
+            key = Key(cell["candidate"], cell["objective"], cell["size"])
+            if plan_cells.get(key) == cell["digest"]:
+                trial = Trial(cell["trial"], cell["changes"]) if cell["trial"] else NO_TRIAL
+                picks[key] = Pick(cell["rate"], cell["trials"], trial)
+        sources.append(cited(sweep))
+    if (tree := _read(noise)) is not None and tree["digest"] in plan_cells.values():
+        floor = noise_floor(tuple(tree["values"]), cited(noise), tree["flops"])
+        sources.append(cited(noise))
+    return Recorded(picks, floor, tuple(sources))
+
+
+def cited(path: Path) -> str:
+    """A file by its name and hash."""
+    return f"{path} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        return None
+    tree = read_json(path)
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+        raise DataError(f"{path} is no record of format {FORMAT}; make it again, or leave it out")
+    return tree
+
+
+def _equal(study: Study, candidates: Mapping[str, Settings]) -> list[Matched]:
+    if study.rule == "size":
+        return by_size(candidates, study.axis, reference=study.reference)
+    if study.rule == "isoflop":
+        return isoflop(candidates, study.budgets)
+    if study.rule == "steps":
+        return by_steps(candidates, study.axis, reference=study.reference)
+    return by_steps(candidates, "tokens", reference=study.reference)
+
+
+def _with(shared: Settings, changes: Mapping[str, Any], vocab: int) -> Settings:
+    tree: dict[str, Any] = {}
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+    return resolved(replace(changed(shared, tree, "candidates")), vocab)
+
+
+def dumped(tree: Mapping[str, Any]) -> str:
+    return json.dumps({"format": FORMAT} | dict(tree), indent=1, sort_keys=True) + "\n"
