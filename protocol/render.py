@@ -27,6 +27,7 @@ from training.files import disk
 FORMAT = 1  # of leaderboard.json
 FORMULA = tuple("=+-@＝＋－＠")  # what a spreadsheet would compute
 MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~&$])")
+SCREEN_GROUPS, SCREEN_ROWS = 8, 20
 TERMINAL = ("params", "training_flops", "seconds", "state_bytes")
 
 
@@ -46,21 +47,26 @@ def write(board: Board, folder: Path) -> list[Path]:
 
 
 def terminal(board: Board, console: Console) -> None:
-    """A table for each group, and in words what it shows."""
-    for family, group in _groups(board):
+    """A table for each group, and in words what it shows; of a large board, its beginning."""
+    groups = list(_groups(board))
+    for family, group in groups[:SCREEN_GROUPS]:
         table = Table(title=Text(_title(family, group)))
         for label in ("rank", "candidate", words.named(family.name), "n"):
             table.add_column(label, overflow="fold")
         for key in TERMINAL:
             table.add_column(COLUMNS[key].label, justify="right")
-        for row in group.rows:
+        for row in group.rows[:SCREEN_ROWS]:
             cells = [_rank(row), row.name, words.quality(row), str(row.sample.runs)]
             cells += [shown(key, row.amounts.get(key)) for key in TERMINAL]
             table.add_row(*map(Text, cells))
         console.print(table)
+        if len(group.rows) > SCREEN_ROWS:
+            console.print(Text(f"and {len(group.rows) - SCREEN_ROWS} more rows"))
         head = words.head(group, family)
         for text in (head.short, *head.by, *head.sure):
             console.print(Text(text))
+    if len(groups) > SCREEN_GROUPS:
+        console.print(Text(f"and {len(groups) - SCREEN_GROUPS} more groups: --out=DIR has them"))
     for item in board.unreadable:
         console.print(Text(f"not readable: {item.folder}: {item.reason}", style="yellow"))
     console.print(Text(words.counts(board)))
