@@ -145,6 +145,7 @@ def test_reported_runs_say_what_was_declared(plan):
         "value": run.flops,
         "metric": "test/bits_per_byte",
         "margin": 0.01,
+        "comparisons": [["dense", "moe"]],
         "role": "",
         "trials": 14,
     }
