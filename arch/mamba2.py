@@ -99,7 +99,7 @@ class Mamba2(nnx.Module):
         memory: Any = None,
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Mamba2State | None]:
-        cfg, (_, H, G, _) = self.cfg, self.sizes
+        cfg, (_, H, G, N) = self.cfg, self.sizes
         implementation = None if cfg.implementation == "auto" else cfg.implementation
         old = Mamba2State(None, None, None, None) if state is None else state  # type: ignore
         reset, bias = seq.begins(old.last), cfg.bias
@@ -110,7 +110,7 @@ class Mamba2(nnx.Module):
         u, conv = self.conv(u, reset, old.conv, implementation)
         bc, conv_bc = self.conv_bc(bc, reset, old.conv_bc, implementation)
         u = rearrange(jax.nn.silu(u), "b t (h p) -> b t h p", h=H)
-        b, c = rearrange(jax.nn.silu(bc), "b t (two g n) -> two b t g n", two=2, g=G)
+        b, c = (z.reshape(*z.shape[:2], G, N) for z in jnp.split(jax.nn.silu(bc), 2, axis=-1))
         y, ssm = ssd(
             *(u, step_size(dt, self.b_dt[...], cfg.dt_low, cfg.dt_high)),
             *(-jnp.exp(self.log_a[...]), b, c),

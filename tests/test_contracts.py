@@ -110,7 +110,7 @@ def test_scanned_unrolled_and_rematerialised_are_one_function(mixer, channel):
 
     value, grads = both(made)
     assert len(made.stack.last) == 1  # five layers hold two repeats and one block more
-    for changes in ({"scan": False}, {"remat": "full"}, {"remat": "dots", "scan": False}):
+    for changes in ({"remat": "full"}, {"remat": "dots", "scan": False}):
         other, others = both(tiny.replaced(made, **changes))
         np.testing.assert_allclose(value, other, rtol=1e-5)
         check_gradients(grads, others)
@@ -122,7 +122,7 @@ def test_every_mesh_computes_what_one_device_does(mixer, channel):
     ids, seq = tiny.tokens(8, 8), Sequence.plain(8, 8)
     run = jax.value_and_grad(lambda m, t, s: jnp.mean(m.logits(m(t, s)[0])[..., : tiny.VOCAB] ** 2))
     value, grads = jax.jit(run)(made, ids, seq)
-    for sizes in ({}, {"model": 4}, {"replica": 2, "context": 2}, {"expert": 2, "data": 4}):
+    for sizes in ({}, {"model": 4}, {"replica": 2, "context": 2, "expert": 2}):
         mesh = meshes.build(meshes.MeshConfig(**sizes))
         with jax.set_mesh(mesh):
             placed = jax.device_put(made, meshes.layouts(mesh, made))

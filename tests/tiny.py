@@ -57,7 +57,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "both": {
             "directions": DirectionsConfig(weights="separate", merge="gate"),
             "mamba2": Mamba2Config(
-                state=6, head_width=8, groups=2, chunk=4, bias=True, dt_low=0.01, dt_high=0.1
+                state=6, head_width=8, groups=2, chunk=4, bias=True, dt_low=0.01, dt_high=9.0
             ),
         },
     },
