@@ -141,7 +141,8 @@ def _judged(
     places: dict[str, int | None] = {}
     every = list(itertools.combinations(sound, 2))
     if pairs := _declared(rows, sound) or every:
-        verdicts = judged(samples, pairs, metric)
+        declared = max(row.first.study.declared for row in rows if row.name in sound)
+        verdicts = judged(samples, pairs, metric, beside=max(declared - len(pairs), 0))
         compared = {name for pair in pairs for name in pair}
         places = {k: v for k, v in ranks(samples, verdicts).items() if k in compared}
     if 0 < len(pairs) < len(every):

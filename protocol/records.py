@@ -20,6 +20,7 @@ from protocol.series import Scores
 from protocol.untrusted import ROWS, Fields, clean, leaves, parsed, read, rows
 
 FORMAT = 1  # of run.json
+MOST_DECLARED = 10_000  # comparisons of a plan
 FILES = 200  # at most so many results of a step
 NONFINITE = 70  # exit code of a run whose loss was no number
 ELSEWHERE = ("log", "checkpoint", "debug", "eval", "mesh", "data", "seed")  # settings with no say
@@ -57,6 +58,7 @@ class Study(NamedTuple):
     role: str = ""  # "tuning": chosen from, never reported
     refutes: str = ""
     comparisons: tuple[tuple[str, str], ...] = ()  # pairs of candidates; (): all
+    declared: int = 0  # comparisons of the whole plan, other sizes and objectives included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +170,7 @@ def study_of(study: Fields) -> Study:
         role=study.text("role", 20),
         refutes=study.text("refutes"),
         comparisons=tuple(study.pairs("comparisons", 80)),
+        declared=min(study.count("declared") or 0, MOST_DECLARED),
     )
 
 

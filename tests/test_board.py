@@ -227,6 +227,17 @@ def test_declared_comparisons_are_those_that_count(tmp_path):
     assert group.refusals == ("2 of 6 pairs were declared, and only those are judged",)
 
 
+def test_comparisons_elsewhere_in_the_plan_count(tmp_path):
+    study = {"comparisons": [["b", "a"]], "declared": 5}
+    for i, name in enumerate("ab"):
+        values = [2.0 + i / 50, 2.01 + i / 50, 2.02 + i / 50]
+        runs.candidate(tmp_path, name, values, model={"layers": [name]}, study=study)
+    rows, group, _ = only(boarded(tmp_path))
+    alone = stats.ttest_ind([2.0, 2.01, 2.02], [2.02, 2.03, 2.04]).pvalue
+    assert group.verdicts[0].p == pytest.approx(5 * alone)
+    assert group.verdicts[0].kind == "open"
+
+
 def test_costs_of_other_objectives_are_blank_unless_recorded(tmp_path):
     runs.run(tmp_path / "a", "a", 0, 2.0)
     edit(tmp_path / "a/run.json", settings={"objective": "denoising"}, study={"axis": None})
