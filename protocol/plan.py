@@ -267,6 +267,7 @@ def _run(
         "metric": declared.metric,
         "margin": declared.margin,
         "comparisons": [list(pair) for pair in declared.comparisons],
+        "declared": plan.comparisons,
         "role": role,
     }
     if count is not None:

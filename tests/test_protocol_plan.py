@@ -139,6 +139,7 @@ def test_reported_runs_say_what_was_declared(plan):
     assert runs[3].study["value"] == run.flops < runs[3].flops  # one value for both
     assert run.flops == 3 * 4_096_000 * 2_552_320  # counted by hand in test_protocol_budget.py
     assert run.study == {
+        "declared": 1,
         "plan": plan.digest,
         "candidate": "dense",
         "axis": "training_flops",

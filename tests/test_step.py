@@ -216,7 +216,7 @@ def test_muon_updates_are_orthogonal_and_tables_are_left_to_adam(learner):
     roles = declared(learner, "role")
     assert roles["model.embed.table"] == "table"
     assert roles["model.stack.blocks.0.mixer.w_q"] == "matrix"
-    assert roles["model.norm.scale"] == "vector"
+    assert roles["model.stack.norm.scale"] == "vector"
     g = np.random.default_rng(1).normal(size=(8, 4)).astype(np.float32)
     cfg = OptimizerConfig(name="muon", learning_rate=1.0, weight_decay=0.0, schedule="constant")
     params = {"m": jnp.zeros((8, 4)), "t": jnp.zeros((8, 4))}

@@ -4,6 +4,9 @@ Dense bfloat16 peaks from the makers' data sheets (NVIDIA A100, H100 SXM, H200; 
 for v4 to v6e). A CPU has no known peak: utilisation is left out rather than guessed.
 """
 
+import resource
+import sys
+
 import jax
 
 PEAKS = {
@@ -29,3 +32,12 @@ def memory(device: jax.Device) -> int | None:
     """Bytes of device memory, or None where the platform does not say."""
     stats = device.memory_stats()
     return stats.get("bytes_limit") if stats else None
+
+
+def peak_memory(device: jax.Device) -> int:
+    """The most bytes that were in use at a time: of the device, or of this process on a CPU."""
+    stats = device.memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most

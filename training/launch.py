@@ -105,7 +105,7 @@ def _record(
     record = environment.describe(
         settings=as_json(made.settings),
         fingerprints={"data": data.fingerprint, "tokenizer": data.tokenizer.fingerprint},
-        cost=report.summary(bill),
+        cost=report.summary(bill, made.settings),
         mesh=dict(made.mesh.shape),
         flags=flags,
     )

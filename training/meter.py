@@ -27,7 +27,8 @@ class Meter:
         self._batches = batches
         self._flops = 3 * bill.executed_flops
         self._tokens = train.batch * train.length
-        peak = device.peak(program.mesh.devices.flat[0])
+        self._device = program.mesh.local_devices[0]
+        peak = device.peak(self._device)
         self._peak = peak * program.mesh.size if peak else None
         # Of the training split: an end of document a document, over the bytes of its text.
         self._per_byte = (store.tokens + store.documents) / store.text_bytes / math.log(2)
@@ -57,6 +58,7 @@ class Meter:
             "tokens": self._batches.tokens(done),
             "unique_tokens": self._batches.unique_tokens(done),
             "epochs": self._batches.epoch_of(done),
+            "peak_memory": device.peak_memory(self._device),
         }
         if "nats" in values:
             values["bits_per_byte"] = values["nats"] * self._per_byte

@@ -65,9 +65,11 @@ def mebibytes(count: float) -> str:
     return f"{count / 2**20:,.1f} MiB"
 
 
-def summary(cost: Cost) -> dict[str, Any]:
-    """The cost as run.json records it."""
+def summary(cost: Cost, settings: Settings) -> dict[str, Any]:
+    """The cost as run.json records it; FLOPs are of each of `run_positions` tokens."""
+    train = settings.train
     return {
+        "run_positions": train.steps * train.batch * (settings.rows.tokens or train.length),
         "params": cost.params,
         "active_params": cost.active_params,
         "body_params": cost.body_params,
