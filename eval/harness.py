@@ -11,10 +11,13 @@ from typing import Any
 import jax
 
 from errors import ConfigError
+from eval import answers
 from eval.held_out import BitsPerByte, Denoised, Masked
 from eval.inference import Inference
 from eval.positions import Positions
+from eval.probe import Probe
 from eval.sample import Sample
+from eval.similarity import Similarity
 from eval.task import Subject, Task
 from objectives import Learner
 from schema import nearest
@@ -30,6 +33,9 @@ TASKS: dict[str, Any] = {
     "positions": Positions,
     "inference": Inference,
     "sample": Sample,
+    "probe": Probe,
+    "similarity": Similarity,
+    **answers.TASKS,
 }
 # What a run judges itself by if `eval.tasks` says nothing; the first also during training.
 OWN: dict[str, tuple[str, ...]] = {
