@@ -35,9 +35,13 @@ def generate(
     key: Array,
     stop: int | tuple[int, ...] = -1,
     sampling: Sampling = GREEDY,
+    pad: int = 0,
 ) -> list[np.ndarray]:
-    """Continue each prompt by at most `steps` tokens, up to and without one of `stop`."""
-    length = max(map(len, prompts))
+    """Continue each prompt by at most `steps` tokens, up to and without one of `stop`.
+
+    Prompts are padded to the longest, or to `pad` tokens: each new length is a new program.
+    """
+    length = max(pad, *map(len, prompts))
     tokens = np.zeros((len(prompts), length), np.int32)
     valid = np.zeros((len(prompts), length), bool)
     for row, prompt in enumerate(prompts):
