@@ -11,8 +11,11 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # before this folder's ops.py
 
 from training import mesh as meshes
 from training.command import guarded

@@ -11,10 +11,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # before this folder's ops.py
 
 from objectives import Blank
 from training import mesh as meshes

@@ -33,12 +33,16 @@ def conduct(runs: Sequence[Run], folder: Path, say: Say, metric: str) -> list[Re
     found = []
     for place, run in enumerate(runs, start=1):
         say(f"[{place}/{len(runs)}] {run.name}")
-        found.append(one(run, folder / run.name, say, metric))
+        found.append(one(run, folder, say, metric))
     return found
 
 
-def one(run: Run, folder: Path, say: Say, metric: str) -> Result:
-    settings = judged_by(from_json(Settings, run.settings), metric)
+def one(run: Run, root: Path, say: Say, metric: str) -> Result:
+    """Seeds share what is compiled: they differ in data alone."""
+    settings, folder = judged_by(from_json(Settings, run.settings), metric), root / run.name
+    if not settings.train.compile_cache:
+        cache = str((root / "compiled").absolute())
+        settings = replace(settings, train=replace(settings.train, compile_cache=cache))
     command = {"study": run.name}
     try:
         launch.train(settings, folder, harness.judges, flags=command, study=run.study)

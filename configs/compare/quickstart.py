@@ -18,9 +18,10 @@ def get_config():
     c.model.attention.heads, c.model.mamba2.head_width = 4, 16
     c.model.mamba2.state, c.model.mamba2.chunk = 32, 32
     c.model.mlp.width = 256
+    c.model.remat = "full"
     c.model.moe.experts, c.model.moe.width = 4, 128
-    c.train.batch, c.train.length, c.train.steps = 8, 256, 100
-    c.optimizer.learning_rate, c.optimizer.warmup = 8e-3, 10
+    c.train.batch, c.train.length, c.train.steps = 8, 256, 70
+    c.optimizer.learning_rate, c.optimizer.warmup = 8e-3, 7
     c.optimizer.schedule, c.optimizer.decay, c.optimizer.final = "wsd", 0.4, 0.0
     c.checkpoint.every = 1000
     c.eval.tasks = ("bits_per_byte",)
