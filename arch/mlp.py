@@ -43,6 +43,7 @@ class Mlp(nnx.Module):
     """w_out(act(w_in x)), or w_out(act(w_gate x) * w_in x) if gated."""
 
     views = staticmethod(lambda cfg: EVERYWHERE)
+    remedy = "use another channel"  # where a view is refused
 
     def __init__(self, D: int, cfg: MlpConfig, *, key: Array, scale: float = 1.0):
         F, keys = cfg.size(D), jax.random.split(key, 3)

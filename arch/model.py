@@ -5,7 +5,8 @@ with `mixer.start(batch, capacity, dtype)` the empty state to decode from. A **c
 token by itself: `channel(x, seq, *, key=None) -> (y, aux)`, with `losses(cfg)` the coefficients of
 what in `aux` is a loss. Both are built as `Part(D, cfg, key=key, scale=scale)` (`scale` of the
 matrix that writes to the residual stream), say what they can do under each view, `views(cfg)`, bill
-themselves, `cost(D, cfg, place)`, and say what tensor parallelism cuts along, `cuts(D, cfg)`.
+themselves, `cost(D, cfg, place)`, and say what tensor parallelism cuts along, `cuts(D, cfg)`. A
+channel's `remedy` is the way out where a view is refused.
 
 Left out on purpose: losses, data, devices.
 """

@@ -115,6 +115,8 @@ class MoeConfig:
 class MoE(nnx.Module):
     """A channel (see `arch/model.py`); padding goes to no expert and fills no capacity."""
 
+    remedy = "set model.moe.choice=token: experts that choose have seen all tokens"
+
     def __init__(self, D: int, cfg: MoeConfig, *, key: Array, scale: float = 1.0):
         E, F, keys = cfg.experts, cfg.size(D), jax.random.split(key, 5)
         self.cfg = cfg

@@ -69,7 +69,9 @@ def gated_rms_norm(
     """RMSNorm of x silu(gate) in `groups` groups of channels (Mamba-2, arXiv:2405.21060)."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     y = x.astype(wide) * jax.nn.silu(gate.astype(wide))
-    y = rms_norm(y.reshape(*y.shape[:-1], groups, x.shape[-1] // groups), None, eps).reshape(x.shape)
+    y = rms_norm(y.reshape(*y.shape[:-1], groups, x.shape[-1] // groups), None, eps).reshape(
+        x.shape
+    )
     return (y * scale).astype(x.dtype)
 
 

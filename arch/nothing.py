@@ -14,6 +14,7 @@ class Nothing(nnx.Module):
     """Adds nothing; a block leaves out its norm too."""
 
     views = staticmethod(lambda cfg: EVERYWHERE)
+    remedy = "use another channel"  # where a view is refused
 
     def __init__(self, D: int, cfg: None, *, key: Array, scale: float = 1.0):
         pass

@@ -87,6 +87,27 @@ def test_variants_of_a_part_interleave():
     )
 
 
+def test_a_hybrid_is_scanned_and_decoded():
+    """Mixers with different states, channels with and without reports, windows that interleave."""
+    cfg = tiny.config(
+        layers=("mamba2+none", "attention@local+moe"),
+        first=("gated_deltanet+none",),
+        depth=6,
+        variants={"local": {"window": 3}},
+    )
+    made, ids, seq = tiny.model(cfg), tiny.tokens(1, 7), tiny.packed([5, 2], 7)
+    assert made.stack.repeats == 2 and len(made.stack.last) == 1  # mamba2 once more
+    run = jax.jit(lambda m, t, s, state: m(t, s, state=state))
+    whole, aux, _ = run(made, ids, seq, None)
+    assert aux["moe.balance"].sum.shape == (2,)
+    state, parts = made.start(1, 7), []
+    for low, high in ((0, 4), (4, 7)):
+        cut = jax.tree.map(lambda a: a[:, low:high], seq)  # noqa: B023
+        hidden, _, state = run(made, ids[:, low:high], cut, state)
+        parts.append(hidden)
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, atol=3e-5)
+
+
 def test_published_counts_and_pinned_flops():
     """reference figures: d=1024, T=2048, 16 heads of 64; V=32000; f=2816."""
     place = Place(2048)

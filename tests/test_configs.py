@@ -11,6 +11,8 @@ import pytest
 from arch import cost
 from configs import SIZES
 from errors import ConfigError
+from objectives import OBJECTIVES
+from schema import changed
 from training.flags import as_json, from_json, load
 from training.settings import Settings, resolved
 from training.tree import differences, frozen
@@ -67,6 +69,43 @@ def test_sizes_are_what_they_are_called(name):
         settings = resolved(frozen(Settings, load(f"{ROOT}/{name}:{size}", Settings)), 365)
         body = cost(settings.model, settings.train.length).active_body_params / 1e6
         assert 0.75 < body / wanted < 1.25, (size, body)
+
+
+# architecture: what it cannot do as it is configured, and the words that say why
+REFUSED = {
+    "encdec": {"causal_lm": "no source", "masked_lm": "no source"},
+    "a plain mamba1": {"masked_lm": "mamba1.*model.directions.weights=shared"},
+    "a plain gated_conv": {"masked_lm": "gated_conv.*model.directions.weights=shared"},
+    "experts that choose": {
+        "causal_lm": "moe.*model.moe.choice=token",
+        "denoising": "moe.*model.moe.choice=token",
+    },
+}
+PLAIN = {
+    "a plain mamba1": {"layers": ("mamba1+mlp",)},
+    "a plain gated_conv": {"layers": ("gated_conv+none",)},
+    "experts that choose": {"layers": ("attention+moe",), "moe": {"choice": "expert"}},
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("name", [*sorted({Path(f).stem for f in FAMILIES}), *PLAIN])
+def test_every_architecture_takes_every_objective_that_it_can(name, objective):
+    """The whole matrix; what cannot be is refused before anything is compiled, with a way out."""
+    # covers C7 C8
+    if name in PLAIN:
+        able = "masked_lm" if "causal_lm" in REFUSED[name] else "causal_lm"
+        base = changed(Settings(), {"model": PLAIN[name], "objective": able}, "config")
+    else:
+        folder = ROOT / "configs" / ("data" if name == "fineweb_edu" else "")
+        base = frozen(Settings, load(f"{folder}/{name}.py:tiny", Settings))
+    why = REFUSED.get(name, {}).get(objective)
+    if why is None:
+        assert changed(base, {"objective": objective}, "config").rows.text > 0
+        return
+    with pytest.raises(ConfigError, match=why) as error:
+        changed(base, {"objective": objective}, "config")
+    assert objective in str(error.value)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ml_collections import ConfigDict
 
-from arch import MIXERS, ModelConfig
+from arch import CHANNELS, ModelConfig
 from arch.sequence import View
 from data import DataConfig
 from errors import ConfigError
@@ -97,8 +97,9 @@ class Settings:
         for e in self.model.plan().entries():
             if view in self.model.able(e):
                 continue
-            way = "use another part"
-            if view == "both" and view not in MIXERS[e.mixer].views(self.model.part(*e[:2])):
+            if view not in CHANNELS[e.channel].views(self.model.part(*e[2:])):
+                way = CHANNELS[e.channel].remedy
+            else:
                 way = "set model.directions.weights=shared to run it both ways, or use attention"
             raise ConfigError(
                 f"objective {self.objective} reads the {view} view, which {e.mixer}+{e.channel} "
