@@ -1,0 +1,174 @@
+"""Studies: from a config to a plan, conducted run by run; what was recorded is taken or refused."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+import compare
+from errors import ConfigError, DataError, NonFiniteError, Preempted
+from protocol import conduct, study
+from protocol.plan import Key
+from protocol.study import Study
+from training.files import write_json
+from training.settings import EvalConfig, Settings, TrainConfig
+
+VOCAB = 300
+SHARED = Settings(
+    model=dataclasses.replace(Settings().model, width=64, depth=2),
+    train=TrainConfig(steps=10, batch=2, length=32),
+    eval=EvalConfig(tasks=("bits_per_byte",)),
+)
+STUDY = Study(
+    candidates={
+        "dense": {},
+        "wide": {"model.attention.heads": 2, "model.mlp.width": 512},
+        "moe": {"model.layers": ("attention+moe",), "model.moe.width": 64},
+    },
+    reference="dense",
+    comparisons=(("wide", "dense"), ("moe", "dense")),
+    margin=0.01,
+)
+
+
+@pytest.fixture
+def made():
+    return study.planned(STUDY, SHARED, VOCAB, None)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Stands in for training: writes what a run is judged by, or fails as it is told to."""
+    calls = []
+
+    def train(settings, folder, judges_of, *, flags, study, **rest):
+        calls.append((folder.name, settings, study))
+        what = train.failures.get(study["candidate"])
+        if what is not None:
+            raise what
+        score = train.scores(settings)
+        split = settings.eval.splits[0]
+        scores = [{"name": f"{split}/bits_per_byte", "value": score, "weight": None}]
+        path = folder / "eval" / str(settings.train.steps) / "bits_per_byte.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"version": 1, "scores": scores})
+
+    train.failures, train.calls = {}, calls
+    train.scores = lambda settings: 2.0 + 0.01 * settings.seed
+    monkeypatch.setattr(conduct.launch, "train", train)
+    return train
+
+
+def silent(text, **how):
+    pass
+
+
+def test_candidates_are_made_equal_and_the_rest_is_told(made):
+    flops = [one.measures.training_flops for one in made.matched.values()]
+    assert max(flops) / min(flops) < 1.01
+    told = study.unmatched(made)
+    assert len(told) == 3 and "params" in told[2] and "residual" in told[2]
+
+
+def test_runs_are_conducted_and_one_failure_stops_no_other(made, trained, tmp_path):
+    trained.failures = {"wide": ConfigError("no"), "moe": NonFiniteError("nan")}
+    runs = conduct.reported(made.plan, conduct.untuned(made.plan))
+    found = conduct.conduct(runs, tmp_path, silent, STUDY.metric)
+    assert len(found) == 9 and len(trained.calls) == 9
+    by_name = {}
+    for result in found:
+        by_name.setdefault(result.run.key.candidate, []).append(result)
+    assert [r.score for r in by_name["dense"]] == [2.0, 2.01, 2.02]
+    assert all(math.isnan(r.score) and r.failed for r in by_name["wide"])
+    assert all(math.isnan(r.score) and not r.failed for r in by_name["moe"])  # diverged: in n
+    assert {study["plan"] for _, _, study in trained.calls} == {made.plan.digest}
+    assert {s.eval.splits for _, s, _ in trained.calls} == {("test",)}
+    assert len({s.train.compile_cache for _, s, _ in trained.calls}) == 1
+
+
+def test_a_stop_ends_the_study(made, trained, tmp_path):
+    trained.failures = {"dense": Preempted("asked to")}
+    with pytest.raises(Preempted):
+        conduct.conduct(
+            conduct.reported(made.plan, conduct.untuned(made.plan)), tmp_path, silent, STUDY.metric
+        )
+
+
+def test_tuning_chooses_on_valid_and_is_taken_for_these_settings_alone(made, trained, tmp_path):
+    def valley(settings):
+        """The best rate is twice the middle of the grid."""
+        return 3 + abs(math.log2(settings.optimizer.learning_rate / 6e-3))
+
+    trained.scores = valley
+    tree = conduct.tuned(made.plan, tmp_path / "runs", silent)
+    assert {s.eval.splits for _, s, _ in trained.calls} == {("valid",)}
+    assert {s.seed for _, s, _ in trained.calls} == {1000}
+    assert [cell["rate"] for cell in tree["cells"]] == pytest.approx([6e-3] * 3)
+    conduct.write(tree, tmp_path / "sweep.json")
+    digests = {cell.key: cell.digest for cell in made.plan.cells}
+    known = study.recorded(str(tmp_path), digests)
+    assert {key.candidate for key in known.picks} == set(STUDY.candidates)
+    assert known.sources[0].startswith(f"{tmp_path}/sweep.json sha256:")
+    other = study.planned(
+        STUDY,
+        dataclasses.replace(SHARED, train=TrainConfig(steps=11, batch=2, length=32)),
+        VOCAB,
+        None,
+    )
+    changed = {cell.key: cell.digest for cell in other.plan.cells}
+    assert not study.recorded(str(tmp_path), changed).picks
+
+
+def test_an_optimum_at_the_edge_extends_all_grids(made, trained, tmp_path):
+    trained.scores = lambda settings: 3 - math.log2(settings.optimizer.learning_rate)
+    tree = conduct.tuned(made.plan, tmp_path, silent)
+    assert {len(cell["curve"]["rates"]) for cell in tree["cells"]} == {11}
+    assert {cell["curve"]["edge"] for cell in tree["cells"]} == {"high"}  # and it is published
+
+
+def test_the_noise_floor_is_that_of_the_reference(made, trained, tmp_path):
+    runs = conduct.repeats(STUDY, made.plan, conduct.untuned(made.plan))
+    assert [run.seed for run in runs] == list(STUDY.noise_seeds)
+    assert {run.study["role"] for run in runs} == {"tuning"}  # never reported
+    results = conduct.conduct(runs, tmp_path / "runs", silent, STUDY.metric)
+    conduct.write(conduct.noise(results, made.plan), tmp_path / "noise.json")
+    digests = {cell.key: cell.digest for cell in made.plan.cells}
+    floor = study.recorded(str(tmp_path), digests).floor
+    assert floor.runs == 8
+    assert floor.sigma == pytest.approx(0.01 * math.sqrt(6))  # of eight seeds one apart
+    plan = study.planned(STUDY, SHARED, VOCAB, floor).plan
+    assert plan.claimable > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1", "no study()"),
+        ("def study():\n    return 3", "must be a protocol.study.Study"),
+    ],
+)
+def test_a_config_without_a_study_is_refused(tmp_path, text, said):
+    path = tmp_path / "x.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        study.load(str(path))
+    assert said in str(error.value)
+
+
+def test_what_is_missing_is_told(made, tmp_path):
+    with pytest.raises(ConfigError, match="the plan has 9 runs: 0 to 8"):
+        conduct.only(conduct.reported(made.plan, conduct.untuned(made.plan)), 9)
+    with pytest.raises(DataError, match="has no test/x; name the task"):
+        conduct.score(tmp_path, 3, "test/x")
+    (tmp_path / "sweep.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(DataError, match="no record of format 1"):
+        study.recorded(str(tmp_path), {})
+    with pytest.raises(ConfigError, match="give --config=FILE of a study"):
+        compare.run([])
+
+
+def test_keys_of_records_are_those_of_cells(made):
+    assert {cell.key for cell in made.plan.cells} == {
+        Key(name, "causal_lm", "only") for name in STUDY.candidates
+    }
