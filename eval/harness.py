@@ -12,6 +12,7 @@ import jax
 
 from errors import ConfigError
 from eval import answers
+from eval.capability.tasks import TASKS as CAPABILITIES
 from eval.held_out import BitsPerByte, Denoised, Masked
 from eval.inference import Inference
 from eval.positions import Positions
@@ -36,6 +37,7 @@ TASKS: dict[str, Any] = {
     "probe": Probe,
     "similarity": Similarity,
     **answers.TASKS,
+    **CAPABILITIES,
 }
 # What a run judges itself by if `eval.tasks` says nothing; the first also during training.
 OWN: dict[str, tuple[str, ...]] = {
