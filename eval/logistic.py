@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import optimize, special
 
-STEPS = 300  # of L-BFGS; what has not converged by then is as good as done
+STEPS = 200  # of L-BFGS; what has not converged by then is as good as done
 
 
 class Logistic(NamedTuple):
@@ -43,7 +43,7 @@ def fit(
         return nats, _flat(gradient)
 
     first = np.zeros(K * (D + 1)) if start is None else _flat(start)
-    options = {"maxiter": STEPS, "maxcor": 20, "gtol": 1e-6, "ftol": 1e-12}
+    options = {"maxiter": STEPS, "maxcor": 20, "gtol": 1e-5, "ftol": 1e-9}
     found = optimize.minimize(loss, first, jac=True, method="L-BFGS-B", options=options)
     return _unflat(found.x, K, D)
 

@@ -24,6 +24,7 @@ from eval.task import Score, Subject
 LABELS = ("source", "genre", "era", "book")
 COMMON = 32  # the width common to all models
 L2 = (1.0, 0.1, 0.01, 0.001, 0.0001)
+MIDDLING = 0.01
 WORDS = 2000  # the commonest of the probe's train part
 MARGIN = 0.03  # a bag of words so close to the best leaves nothing to conclude
 
@@ -96,19 +97,25 @@ def probed(
     task: Labelled,
     reduced: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda x, train: x,
 ) -> Found:
-    """The test score of the layer and penalty with the least loss on valid."""
+    """The test score of the layer and penalty with the least loss on valid: first the layer, under
+    a middling penalty, then the penalty."""
     train, valid, test = (task.parts[p] for p in ("train", "valid", "test"))
-    best, found = np.inf, Found(np.nan, np.nan, -1, np.nan)
-    for layer in range(x.shape[1]):
-        features = reduced(standardised(x[:, layer], train), train)
-        made: Logistic | None = None
-        for l2 in L2:
-            made = fit(features[train], task.y[train], task.classes, l2, made)
-            nats = _scored(made, features[valid], task.y[valid])[1]
-            if nats < best:
-                best = nats
-                found = Found(*_scored(made, features[test], task.y[test]), layer, l2)
-    return found
+
+    def tried(features: np.ndarray, l2: float, start: Logistic | None) -> tuple[float, Logistic]:
+        made = fit(features[train], task.y[train], task.classes, l2, start)
+        return _scored(made, features[valid], task.y[valid])[1], made
+
+    def seen(layer: int) -> np.ndarray:
+        return reduced(standardised(x[:, layer], train), train)
+
+    layers = range(x.shape[1])
+    layer = min(layers, key=lambda i: tried(seen(i), MIDDLING, None)[0]) if len(layers) > 1 else 0
+    features, path, made = seen(layer), list[tuple[float, float, Logistic]](), None
+    for l2 in L2:  # each starts where the one before it ended
+        nats, made = tried(features, l2, made)
+        path.append((nats, l2, made))
+    _, l2, made = min(path, key=lambda one: one[:2])
+    return Found(*_scored(made, features[test], task.y[test]), layer, l2)
 
 
 def _scored(

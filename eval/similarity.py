@@ -44,7 +44,8 @@ class Similarity:
 
     def __call__(self, subject: Subject) -> Iterator[Score]:
         cache, begun = subject.settings.data.cache, untrained(subject)
-        lee = texts(fetch.read("sts", TEXTS, cache), fetch.read("sts", JUDGED, cache))
+        said = fetch.read("sts", TEXTS, cache, "latin-1")
+        lee = texts(said, fetch.read("sts", JUDGED, cache))
         yield from scores("lee50", lee, vectors(subject, lee.things), _by_text)
         yield _score("lee50/untrained_spearman", lee, vectors(begun, lee.things))
         bag = bag_of_words(lee.things, range(len(lee.things)), WORDS)
