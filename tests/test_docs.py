@@ -28,6 +28,7 @@ def running_mean(monkeypatch):
     tiny.model.cache_clear()
 
 
+@pytest.mark.slow
 def test_the_mixer_of_the_recipe_keeps_every_contract(running_mean):
     changes = tiny.BOTH
     test_contracts.test_views(running_mean, changes)

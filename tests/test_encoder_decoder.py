@@ -31,7 +31,7 @@ ENCODERS = {
         "block": BlockConfig(wiring="sandwich"),
     },
 }
-EVERY = pytest.mark.parametrize("name", ENCODERS)
+EVERY = pytest.mark.parametrize("name", ["relative", pytest.param("mamba", marks=pytest.mark.slow)])
 S, T = 7, 6
 
 

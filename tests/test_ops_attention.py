@@ -199,6 +199,7 @@ CASES = {  # options of attention; "local": each chunk gets keys of its own
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_chunks_equal_reference(name, monkeypatch):
     # covers N8: rows end in padding, and a window may hold no key
@@ -361,6 +362,7 @@ def test_dropout_keeps_the_mean_and_its_gradient(monkeypatch):
     assert jnp.allclose(moved, jnp.vdot(gradients[0], nudge), rtol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["reference", "xla"])
 @pytest.mark.parametrize(("T", "S"), [(0, 0), (1, 1), (3, 0), (0, 3), (7, 3), (139, 17)])
 def test_any_length(implementation, T, S):
@@ -382,6 +384,7 @@ def test_any_length(implementation, T, S):
     assert S > 0 or (o == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape", [(1, 8, 1, 1, 1), (1, 2, 1, 2, 2), (2, 1, 2, 1, 2), (1, 1, 1, 1, 8)]
 )

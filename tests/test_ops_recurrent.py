@@ -180,6 +180,7 @@ def test_fast_equals_reference_in_float64(op):
         near(a, b, 1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", OPS)
 def test_halves_make_a_whole_and_documents_stand_alone(op):
     rows, others, _ = example(op)
@@ -195,6 +196,7 @@ def test_halves_make_a_whole_and_documents_stand_alone(op):
     near(own, y[:, 11:23], 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reference", "xla"])
 @pytest.mark.parametrize("op", OPS)
 def test_no_tokens_leave_the_state(op, name):
@@ -260,6 +262,7 @@ def test_gated_delta_by_hand(name, places):
 DECAYS = {"selective_scan": 1, "ssd": 1, "gated_delta": 3}  # which row holds dt or g
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", DECAYS)
 def test_32k_tokens_stay_finite(op, monkeypatch):  # covers N18
     """Steps so long that all is forgotten, and so short that nothing is."""
@@ -287,6 +290,7 @@ def test_a_long_step_does_not_blur_the_short_ones_after_it(op):  # covers N18
         near(a, b, 2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", OPS)
 def test_sharded_equals_single_device(op):
     """Batch over data, tokens over context, channels or heads over model."""

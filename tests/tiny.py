@@ -71,9 +71,13 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def cases() -> list[Any]:
-    """(mixer, settings of a model) of every mixer, as pytest parameters."""
+    """(mixer, settings of a model) of every mixer, as pytest parameters; options are slow."""
     return [
-        pytest.param(name, changes, id=f"{name}-{label}".removesuffix("-default"))
+        pytest.param(
+            *(name, changes),
+            id=f"{name}-{label}".removesuffix("-default"),
+            marks=[] if label == "default" else pytest.mark.slow,
+        )
         for name in MIXERS
         for label, changes in CASES.get(name, {"default": {}}).items()
     ]
@@ -151,10 +155,10 @@ def under(made: Model, cfg: ModelConfig) -> Model:
     return jax.tree.unflatten(jax.tree.structure(other), jax.tree.leaves(made))
 
 
-# Every mixer with one channel and every channel with one mixer; the rest are slow.
+# Attention, a recurrence and experts; the rest of the product is slow.
 PAIRS = [
     (mixer, channel)
-    if "mlp" in channel or mixer == "attention"
+    if (mixer, channel) in (("attention", "mlp"), ("attention", "moe"), ("mamba2", "mlp"))
     else pytest.param(mixer, channel, marks=pytest.mark.slow)
     for mixer in MIXERS
     for channel in CHANNELS
