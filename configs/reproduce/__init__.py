@@ -1,0 +1,1 @@
+"""Published results, reproduced small: claim, command, the numbers that a run gave."""
