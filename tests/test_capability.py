@@ -1,5 +1,7 @@
 """Synthetic probes: their rows against solvers that know only the rule; what learning reports."""
 
+import runpy
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ from arch.moe import MoeConfig
 from arch.positions import PositionsConfig
 from errors import ConfigError
 from eval.capability import PROBES
+from eval.capability import __main__ as command
 from eval.capability.copying import Copying, SelectiveCopying
 from eval.capability.examples import PAD, asked
 from eval.capability.learning import TEST, VALID, Budget, Judged, arrays, fitted, judged, learn
@@ -23,7 +26,9 @@ from eval.capability.tasks import BUDGETS, TASKS
 from eval.capability.tracking import Modular, Parity
 from eval.harness import TASKS as ALL
 from objectives import Learner
+from training.flags import load
 from training.settings import Settings
+from training.tree import frozen
 
 ROWS, LENGTH = 64, 32
 
@@ -262,3 +267,69 @@ def test_the_rate_of_least_loss_is_taken_and_the_architecture_learns():
 def test_every_probe_is_a_task_of_the_harness():
     assert {*PROBES} == {*TASKS} == {*BUDGETS}
     assert all(ALL[name] is TASKS[name] for name in PROBES)
+
+
+FILE = """
+from training.settings import defaults
+
+def get_config():
+    c = defaults()
+    c.model.width, c.model.depth, c.model.attention.heads = 8, 1, 1
+    c.model.layers = ("local_attention+none",)
+    c.model.local_attention.heads = 1
+    return c
+
+def trial():
+    return {
+        "name": "parity",
+        "budget": {"steps": 2, "batch": 2, "length": 3, "tests": (4,), "rates": (0.01,), "rows": 8},
+        "candidates": {"near": {"local_attention": {"window": 1}}, "far": {}},
+    }
+"""
+
+
+def test_the_command_prints_a_line_for_each_length_of_each_candidate(tmp_path, capsys):
+    (tmp_path / "some.py").write_text(FILE)
+    command.run([f"--config={tmp_path / 'some.py'}", "--only=near"])
+    out = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in out if line.startswith("near")]
+    name, rate, seed, length, accuracy, low, high, chance, nats = line.split()
+    assert (name, float(rate), seed, length, float(chance)) == ("near", 0.01, "0", "4", 0.5)
+    shares = float(low.strip("[,")), float(accuracy), float(high.strip("]"))
+    assert 0 <= shares[0] < shares[1] < shares[2] <= 1 and float(nats) > 0
+    assert not any(line.startswith("far") for line in out)
+
+
+@pytest.mark.parametrize(
+    ("argv", "word"),
+    [
+        (["--probe=party"], "did you mean 'parity'"),
+        ([], "--probe= names no probe"),
+        (["--probe=parity", "--only=far"], "--only=far"),
+    ],
+)
+def test_the_command_refuses_names_it_does_not_know(argv, word):
+    with pytest.raises(ConfigError, match=word):
+        command.run(argv)
+
+
+def test_a_trial_refuses_sections_and_keys_it_does_not_know():
+    with pytest.raises(ConfigError, match="trial.. has 'budgets'"):
+        command.trial("parity", {"budgets": {}}, tiny.config())
+    with pytest.raises(ConfigError, match="unknown key budget.step"):
+        command.trial("parity", {"budget": {"step": 3}}, tiny.config())
+
+
+TRIALS = sorted((Path(__file__).parents[1] / "configs" / "reproduce").glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize("path", TRIALS, ids=lambda path: path.stem)
+def test_every_reproduction_declares_a_trial_that_can_be_made(path):
+    declared = runpy.run_path(str(path))["trial"]()
+    model = frozen(Settings, load(str(path), Settings)).model
+    made = command.trial(declared["name"], declared, model)
+    for candidate in made.candidates.values():
+        longest = max(made.budget.length, *made.budget.tests)
+        assert fitted(candidate, made.probe, longest).plan()
+    for length in (made.budget.length, *made.budget.tests):
+        made.probe.examples(np.random.default_rng(0), 1, length)

@@ -37,6 +37,8 @@ def trial(name: str, declared: Mapping[str, Any], model: ModelConfig) -> Trial:
     for key in declared:
         if key not in ("name", "probe", "budget", "candidates"):
             raise ConfigError(f"trial() has {key!r}; known: name, probe, budget, candidates")
+    if not name:
+        raise ConfigError(f"--probe= names no probe, nor does the config; {', '.join(PROBES)}")
     if name not in PROBES:
         raise ConfigError(f"--probe={name}: {nearest(name, PROBES)}")
     candidates = declared.get("candidates", {"model": {}})
@@ -83,9 +85,8 @@ def run(argv: Sequence[str]) -> None:
         found = learn(asked.candidates[key], asked.probe, asked.budget)
         print("\n".join(lines(key, asked.probe, found)))
         tried = ", ".join(f"{rate:.1e}: {nats:.3f}" for rate, nats in found.tried.items())
-        print(
-            f"    {time.perf_counter() - start:.0f} s; nats on valid by rate: {tried}", flush=True
-        )
+        choice = f"; nats on valid by rate: {tried}" if tried else ""
+        print(f"    {time.perf_counter() - start:.0f} s{choice}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """An architecture trained from scratch on a probe, by the project's own step, at a declared budget.
 
-Each learning rate is tried once with a seed of its own; the one with the least loss on validation
-rows, of the length of lessons, is what reported seeds train with. Validation, test and lessons come
-from different streams of random numbers; all architectures see the same rows.
+Where there is a choice of learning rates, each is tried once with a seed of its own; the one with
+the least loss on validation rows, of the length of lessons, is what reported seeds train with.
+Validation, test and lessons come from different streams of random numbers; all architectures see
+the same rows.
 
 The causal stack is what is trained: of an encoder-decoder, the decoder alone.
 """
@@ -77,7 +78,7 @@ class Learned(NamedTuple):
     """What became of an architecture: its runs, each judged at all lengths."""
 
     rate: float
-    tried: dict[float, float]  # nats on validation rows by learning rate
+    tried: dict[float, float]  # nats on validation rows by learning rate, if there was a choice
     runs: tuple[tuple[Judged, ...], ...]  # by seed
 
 
@@ -116,11 +117,11 @@ def learn(model: ModelConfig, probe: Capability, budget: Budget) -> Learned:
     """Choose a rate, then train and judge every seed."""
     longest, tried = max(budget.length, *budget.tests), {}
     model = fitted(model, probe, longest)
-    for rate in budget.rates:
+    for rate in budget.rates if len(budget.rates) > 1 else ():
         learner = trained(model, probe, budget, rate, TUNING)
         nats = judged(learner, probe, budget.length, budget.rows, VALID, longest).nats
         tried[rate] = nats if math.isfinite(nats) else math.inf
-    rate = min(tried, key=lambda rate: tried[rate])
+    rate = min(budget.rates, key=lambda rate: tried.get(rate, 0.0))
     runs = []
     for seed in range(budget.seeds):
         learner = trained(model, probe, budget, rate, seed)
