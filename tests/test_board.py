@@ -448,7 +448,7 @@ def test_what_training_records_is_what_the_board_reads(tmp_path):
     record = environment.describe(
         settings=as_json(settings),
         fingerprints={"data": runs.DATA, "tokenizer": runs.TOKENIZER},
-        cost=report.summary(report.priced(settings)),
+        cost=report.summary(report.priced(settings), settings),
         mesh={"data": 1},
         flags={"config": "configs/dense.py:tiny", "init_from": ""},
         command=["train.py"],
