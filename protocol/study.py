@@ -85,10 +85,13 @@ def planned(study: Study, shared: Settings, vocab: int, floor: NoiseFloor | None
                 name: _with(shared, {"objective": objective} | dict(own) | dict(changes), vocab)
                 for name, changes in study.candidates.items()
             }
-            for one in _equal(study, candidates):
+            found = _equal(study, candidates)
+            goal = next(one for one in found if one.name == study.reference).measures
+            for one in found:
                 label = f"{size}-{one.budget:.3g}" if one.budget else size
                 label += f"-{one.settings.model.width}" if one.budget else ""
-                cell = Cell(one.name, objective, label, one.settings, one.budget)
+                budget = one.budget or goal._asdict()[study.axis]
+                cell = Cell(one.name, objective, label, one.settings, budget)
                 cells.append(cell)
                 matched[cell.key] = one
     declaration = Declaration(

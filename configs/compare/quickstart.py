@@ -15,13 +15,13 @@ def get_config():
     c = defaults()
     c.data.tokenizer = "bpe:1024"
     c.model.width, c.model.depth = 96, 4
-    c.model.attention.heads, c.model.mamba2.head_width = 4, 16
-    c.model.mamba2.state, c.model.mamba2.chunk = 32, 32
+    c.model.attention.heads, c.model.mamba2.head_width = 4, 64
+    c.model.mamba2.state, c.model.mamba2.chunk = 40, 32
     c.model.mlp.width = 256
     c.model.remat = "full"
     c.model.moe.experts, c.model.moe.width = 4, 128
-    c.train.batch, c.train.length, c.train.steps = 8, 256, 70
-    c.optimizer.learning_rate, c.optimizer.warmup = 8e-3, 7
+    c.train.batch, c.train.length, c.train.steps = 8, 256, 60
+    c.optimizer.learning_rate, c.optimizer.warmup = 4e-3, 6
     c.optimizer.schedule, c.optimizer.decay, c.optimizer.final = "wsd", 0.4, 0.0
     c.checkpoint.every = 1000
     c.eval.tasks = ("bits_per_byte",)
