@@ -21,7 +21,7 @@ def get_config():
     c.model.remat = "full"
     c.model.moe.experts, c.model.moe.width = 4, 128
     c.train.batch, c.train.length, c.train.steps = 8, 256, 60
-    c.optimizer.learning_rate, c.optimizer.warmup = 4e-3, 6
+    c.optimizer.learning_rate, c.optimizer.warmup = 8e-3, 6
     c.optimizer.schedule, c.optimizer.decay, c.optimizer.final = "wsd", 0.4, 0.0
     c.checkpoint.every = 1000
     c.eval.tasks = ("bits_per_byte",)
