@@ -6,6 +6,7 @@ stopped; shared settings are flags, --config.train.steps=50.
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from absl import flags
@@ -41,16 +42,17 @@ def run(argv: Sequence[str]) -> None:
     say = Console(highlight=False, soft_wrap=True).print
     asked = study.load(command.flags.config)
     vocab = open_data(command.settings.data).tokenizer.vocab
-    made = study.planned(asked, command.settings, vocab, None)
+    made = study.planned(asked, command.settings, vocab)
     known = study.recorded(asked.recorded, {c.key: c.digest for c in made.plan.cells})
-    made = study.planned(asked, command.settings, vocab, known.floor)
+    made = made._replace(plan=replace(made.plan, floor=known.floor))
     folder = Path(command.flags.workdir or f"runs/compare/{Path(command.flags.config).stem}")
     picks = known.picks or conduct.untuned(made.plan)
-    runs = plan.reported(made.plan, picks)
     if command.flags.stage == "tune":
         runs = plan.sweep(made.plan)
-    if command.flags.stage == "noise":
+    elif command.flags.stage == "noise":
         runs = conduct.repeats(asked, made.plan, picks)
+    else:
+        runs = plan.reported(made.plan, picks)
     for line in (*plan.lines(made.plan, runs, {}), *study.unmatched(made), *known.sources):
         say(line, markup=False)
     if not known.picks:

@@ -145,7 +145,7 @@ class Attention(nnx.Module):
             aligned=aligned,
             dropout=cfg.dropout,
             key=key,
-            implementation=None if cfg.implementation == "auto" else cfg.implementation,
+            implementation=cfg.implementation,
         )
         y = rearrange(y, "b t h k -> b t (h k)")
         return linear(y, self.w_o[...], self.b_o[...] if cfg.bias_out else None)

@@ -58,10 +58,11 @@ class GatedConv(nnx.Module):
         memory: Any = None,
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], GatedConvState | None]:
-        implementation = None if self.cfg.implementation == "auto" else self.cfg.implementation
         reset = seq.begins(None if state is None else state.last)
         u = linear(x, self.w_before[...]) * linear(x, self.w_in[...])
-        u, conv = self.conv(u, reset, None if state is None else state.conv, implementation)
+        u, conv = self.conv(
+            u, reset, None if state is None else state.conv, self.cfg.implementation
+        )
         y = linear(linear(x, self.w_after[...]) * u, self.w_out[...])
         return y, None if state is None else GatedConvState(conv, seq.ends(state.last))
 

@@ -18,7 +18,7 @@ from arch.linear import linear
 from arch.norms import rms_norm
 from arch.sequence import ONE_WAY, Sequence
 from arch.sharding import P, matrix, vector, weight
-from arch.step_size import StepConfig, step_bias, step_size
+from arch.step_size import StepConfig, log_rates, step_bias, step_size
 from arch.taps import Taps
 from errors import ConfigError
 from ops.gated_delta import gated_delta
@@ -75,7 +75,9 @@ class GatedDeltaNet(nnx.Module):
             for width, k in zip((K, K, V), keys[6:9], strict=True)
         )
         self.b_dt = step_bias(keys[9], H, cfg.step)
-        self.log_a = weight(keys[10], (H,), P("model"), _decays, role="vector", decay=False)
+        self.log_a = weight(
+            keys[10], (H,), P("model"), log_rates(1e-3, 16.0), role="vector", decay=False
+        )
         self.norm = vector(V, 1.0)
         self.w_out = matrix(keys[11], (H * V, D), P("model", "data"), scale)
 
@@ -89,12 +91,11 @@ class GatedDeltaNet(nnx.Module):
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], GatedDeltaNetState | None]:
         cfg, (H, K, _) = self.cfg, self.sizes
-        implementation = None if cfg.implementation == "auto" else cfg.implementation
         reset = seq.begins(None if state is None else state.last)
         before = (None,) * 3 if state is None else state.convs
         heads, convs = [], []
         for w, taps, old in zip((self.w_q, self.w_k, self.w_v), self.convs, before, strict=True):
-            y, kept = taps(linear(x, w[...]), reset, old, implementation)
+            y, kept = taps(linear(x, w[...]), reset, old, cfg.implementation)
             heads.append(rearrange(jax.nn.silu(y), "b t (h k) -> b t h k", h=H))
             convs.append(kept)
         q, k, v = heads
@@ -106,7 +107,7 @@ class GatedDeltaNet(nnx.Module):
             reset=reset,
             state=None if state is None else state.memory,
             chunk=cfg.chunk,
-            implementation=implementation,
+            implementation=cfg.implementation,
         )
         y = rearrange(rms_norm(y, self.norm[...], cfg.norm_eps), "b t h v -> b t (h v)")
         y = linear(y * jax.nn.silu(linear(x, self.w_gate[...])), self.w_out[...])
@@ -150,8 +151,3 @@ def _unit(x: Float[Array, "B T H K"]) -> Float[Array, "B T H K"]:
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     square = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
     return (wide * jax.lax.rsqrt(square + 1e-6)).astype(x.dtype)
-
-
-def _decays(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    """log of the rate of forgetting, which is uniform in [0, 16]."""
-    return jnp.log(jax.random.uniform(key, shape, dtype, 1e-3, 16.0))

@@ -57,7 +57,7 @@ class Lstm(nnx.Module):
             *(linear(x, self.w_in[...], self.b[...]), self.w_h[...]),
             reset=seq.begins(None if state is None else state.last),
             state=None if state is None else (state.h, state.c),
-            implementation=None if self.cfg.implementation == "auto" else self.cfg.implementation,
+            implementation=self.cfg.implementation,
         )
         y = linear(h, self.w_out[...])
         return y, None if state is None else LstmState(last, cell, seq.ends(state.last))

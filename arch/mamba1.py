@@ -87,18 +87,17 @@ class Mamba1(nnx.Module):
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Mamba1State | None]:
         cfg = self.cfg
-        implementation = None if cfg.implementation == "auto" else cfg.implementation
         reset = seq.begins(None if state is None else state.last)
         u = linear(x, self.w_in[...], self.b_in[...] if cfg.bias else None)
         z = linear(x, self.w_gate[...], self.b_gate[...] if cfg.bias else None)
-        u, conv = self.conv(u, reset, None if state is None else state.conv, implementation)
+        u, conv = self.conv(u, reset, None if state is None else state.conv, cfg.implementation)
         u = jax.nn.silu(u)
         dt, b, c = self._selection(u)
         y, ssm = selective_scan(
             *(u, dt, -jnp.exp(self.log_a[...]), b, c),
             reset=reset,
             state=None if state is None else state.ssm,
-            implementation=implementation,
+            implementation=cfg.implementation,
         )
         y = (y + self.skip[...].astype(y.dtype) * u) * jax.nn.silu(z)
         y = linear(y, self.w_out[...], self.b_out[...] if cfg.bias else None)

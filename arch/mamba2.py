@@ -17,7 +17,7 @@ from arch.linear import linear
 from arch.norms import gated_rms_norm
 from arch.sequence import ONE_WAY, Sequence
 from arch.sharding import P, matrix, vector, weight
-from arch.step_size import StepConfig, step_bias, step_size
+from arch.step_size import StepConfig, log_rates, step_bias, step_size
 from arch.taps import Taps
 from errors import ConfigError
 from ops.ssd import ssd
@@ -81,7 +81,9 @@ class Mamba2(nnx.Module):
         self.conv = Taps(cfg.conv, C, bias=cfg.conv_bias, key=keys[4])
         self.conv_bc = Taps(cfg.conv, 2 * G * N, bias=cfg.conv_bias, key=keys[5])
         self.b_dt = step_bias(keys[6], H, cfg.step)
-        self.log_a = weight(keys[7], (H,), P("model"), _decays, role="vector", decay=False)
+        self.log_a = weight(
+            keys[7], (H,), P("model"), log_rates(1.0, 16.0), role="vector", decay=False
+        )
         self.skip = vector(H, 1.0)
         self.norm = vector(C, 1.0)
         self.w_out = matrix(keys[8], (C, D), P("model", "data"), scale)
@@ -100,15 +102,14 @@ class Mamba2(nnx.Module):
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Mamba2State | None]:
         cfg, (_, H, G, N) = self.cfg, self.sizes
-        implementation = None if cfg.implementation == "auto" else cfg.implementation
         old = Mamba2State(None, None, None, None) if state is None else state  # type: ignore
         reset, bias = seq.begins(old.last), cfg.bias
         u = linear(x, self.w_in[...], self.b_in[...] if bias else None)
         bc = linear(x, self.w_bc[...], self.b_bc[...] if bias else None)
         z = linear(x, self.w_gate[...], self.b_gate[...] if bias else None)
         dt = linear(x, self.w_dt[...], self.b_head[...] if bias else None)
-        u, conv = self.conv(u, reset, old.conv, implementation)
-        bc, conv_bc = self.conv_bc(bc, reset, old.conv_bc, implementation)
+        u, conv = self.conv(u, reset, old.conv, cfg.implementation)
+        bc, conv_bc = self.conv_bc(bc, reset, old.conv_bc, cfg.implementation)
         u = rearrange(jax.nn.silu(u), "b t (h p) -> b t h p", h=H)
         b, c = (z.reshape(*z.shape[:2], G, N) for z in jnp.split(jax.nn.silu(bc), 2, axis=-1))
         y, ssm = ssd(
@@ -117,7 +118,7 @@ class Mamba2(nnx.Module):
             reset=reset,
             state=old.ssm,
             chunk=cfg.chunk,
-            implementation=implementation,
+            implementation=cfg.implementation,
         )
         y = rearrange(y + self.skip[...].astype(y.dtype)[:, None] * u, "b t h p -> b t (h p)")
         y = gated_rms_norm(y, z, self.norm[...], cfg.norm_eps, G)
@@ -159,8 +160,3 @@ class Mamba2(nnx.Module):
             work["recurrence"] = Work(0.0, 7.0 * N * C, elementwise=True)
         state = 4 * C * N + place.itemsize * (K - 1) * taps
         return Bill(params, params, work, state)
-
-
-def _decays(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    """log of -A, uniform in [1, 16]."""
-    return jnp.log(jax.random.uniform(key, shape, dtype, 1.0, 16.0))

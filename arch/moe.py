@@ -148,7 +148,7 @@ class MoE(nnx.Module):
             y = experts(
                 *(x, routes, self._weights(), ACTIVATIONS[cfg.activation]),
                 slots=most,
-                implementation=None if cfg.implementation == "auto" else cfg.implementation,
+                implementation=cfg.implementation,
             )
         if cfg.shared:
             y = y + self.shared(x, seq)[0]

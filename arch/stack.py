@@ -194,17 +194,16 @@ def _unrolled(body, x, xs, repeats: int):
 
 def _by_layer(first: list[Aux], blocks: list[Aux], last: list[Aux]) -> Aux:
     """Reports in the order of the layers that make them, [layers] by name; `blocks` are [R]."""
+
+    def single(auxes: list[Aux]) -> list[list[Aux]]:
+        return [[jax.tree.map(lambda a: a[None], aux)] for aux in auxes]
+
     found: dict[str, list[Amount]] = {}
-    for aux in first:
-        for name, amount in aux.items():
-            found.setdefault(name, []).append(jax.tree.map(lambda a: a[None], amount))
-    for name in dict.fromkeys(name for aux in blocks for name in aux):
-        own = [aux[name] for aux in blocks if name in aux]
-        tiled = jax.tree.map(lambda *a: jnp.stack(a, axis=1).reshape(-1), *own)
-        found.setdefault(name, []).append(tiled)
-    for aux in last:
-        for name, amount in aux.items():
-            found.setdefault(name, []).append(jax.tree.map(lambda a: a[None], amount))
+    for group in (*single(first), blocks, *single(last)):
+        for name in dict.fromkeys(name for aux in group for name in aux):
+            own = [aux[name] for aux in group if name in aux]
+            tiled = jax.tree.map(lambda *a: jnp.stack(a, axis=1).reshape(-1), *own)
+            found.setdefault(name, []).append(tiled)
     return {
         name: jax.tree.map(lambda *a: jnp.concatenate(a), *amounts)
         for name, amounts in found.items()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from arch.sharding import P, weight
+from arch.sharding import Initializer, P, weight
 from errors import ConfigError
 from schema import Positive, config
 
@@ -47,3 +47,12 @@ def step_size(
     """softplus(x + bias) in at least float32, within [low, high] (high 0: no bound)."""
     dt = jax.nn.softplus(x.astype(bias.dtype) + bias)
     return jnp.clip(dt, low, high or None) if low or high else dt
+
+
+def log_rates(low: float, high: float) -> Initializer:
+    """An initializer of the log of rates of forgetting, which are uniform in [low, high]."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+        return jnp.log(jax.random.uniform(key, shape, dtype, low, high))
+
+    return init

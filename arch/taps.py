@@ -27,7 +27,7 @@ class Taps(nnx.Module):
         x: Float[Array, "B T C"],
         reset: Bool[Array, "B T"],
         state: Float[Array, "B K-1 C"] | None,
-        implementation: str | None,
+        implementation: str,
     ) -> tuple[Float[Array, "B T C"], Float[Array, "B K-1 C"]]:
         bias = None if self.b is None else self.b[...]
         return causal_conv(

@@ -26,11 +26,12 @@ def choose(
     reasons: Mapping[str, str | None],
     preferred: Sequence[str] = (),
 ) -> str:
-    """The implementation asked for, else the first of `preferred` that can run, else "xla".
+    """The implementation asked for; by None or "auto" the first of `preferred` that can run, else
+    "xla".
 
     `reasons` says of each implementation why it cannot run here, None if it can.
     """
-    if asked is None:
+    if asked in (None, "auto"):
         return next((name for name in preferred if reasons[name] is None), "xla")
     if asked not in reasons:
         raise ConfigError(

@@ -253,7 +253,7 @@ def _run(
     optimizer = replace(cell.settings.optimizer, learning_rate=rate)
     settings = replace(cell.settings, seed=seed, optimizer=optimizer)
     if trial.changes:
-        settings = changed(settings, _nested(trial.changes), "config")
+        settings = changed(settings, nested(trial.changes), "config")
     own, declared = measured(settings), plan.declaration
     parts = (*cell.key, f"lr{rate:.4g}", trial.name, f"seed{seed}", role)
     name = "_".join(filter(None, parts))
@@ -326,7 +326,7 @@ def _check_axis(plan: Plan) -> None:
             )
 
 
-def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:
+def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys as sections."""
     tree: dict[str, Any] = {}
     for key, value in changes.items():

@@ -8,13 +8,13 @@ import hashlib
 import json
 import runpy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from errors import ConfigError, DataError
 from protocol.budget import Axis, Matched, by_size, by_steps, isoflop
-from protocol.plan import Cell, Declaration, Key, Pick, Plan, Tuning
+from protocol.plan import Cell, Declaration, Key, Pick, Plan, Tuning, nested
 from protocol.power import NoiseFloor, noise_floor
 from protocol.tuning import NO_TRIAL, Better, Trial
 from schema import changed
@@ -75,7 +75,7 @@ def load(path: str) -> Study:
     return found
 
 
-def planned(study: Study, shared: Settings, vocab: int, floor: NoiseFloor | None) -> Made:
+def planned(study: Study, shared: Settings, vocab: int) -> Made:
     """The plan of `study` on `shared` settings; `vocab` ids has the tokenizer."""
     cells: list[Cell] = []
     matched: dict[Key, Matched] = {}
@@ -98,7 +98,7 @@ def planned(study: Study, shared: Settings, vocab: int, floor: NoiseFloor | None
         *(study.axis, study.metric, study.margin, study.comparisons, study.unit, study.better)
     )
     tuning = Tuning(study.tuning_metric, seeds=study.tuning_seeds, trials=study.trials)
-    return Made(Plan(tuple(cells), declaration, study.seeds, tuning, floor), matched)
+    return Made(Plan(tuple(cells), declaration, study.seeds, tuning), matched)
 
 
 def unmatched(made: Made) -> list[str]:
@@ -161,14 +161,7 @@ def _equal(study: Study, candidates: Mapping[str, Settings]) -> list[Matched]:
 
 
 def _with(shared: Settings, changes: Mapping[str, Any], vocab: int) -> Settings:
-    tree: dict[str, Any] = {}
-    for key, value in changes.items():
-        *sections, name = key.split(".")
-        place = tree
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[name] = value
-    return resolved(replace(changed(shared, tree, "candidates")), vocab)
+    return resolved(changed(shared, nested(changes), "candidates"), vocab)
 
 
 def dumped(tree: Mapping[str, Any]) -> str:

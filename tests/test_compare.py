@@ -34,7 +34,7 @@ STUDY = Study(
 
 @pytest.fixture
 def made():
-    return study.planned(STUDY, SHARED, VOCAB, None)
+    return study.planned(STUDY, SHARED, VOCAB)
 
 
 @pytest.fixture
@@ -114,7 +114,6 @@ def test_tuning_chooses_on_valid_and_is_taken_for_these_settings_alone(made, tra
         STUDY,
         dataclasses.replace(SHARED, train=TrainConfig(steps=11, batch=2, length=32)),
         VOCAB,
-        None,
     )
     changed = {cell.key: cell.digest for cell in other.plan.cells}
     assert not study.recorded(str(tmp_path), changed).picks
@@ -137,7 +136,7 @@ def test_the_noise_floor_is_that_of_the_reference(made, trained, tmp_path):
     floor = study.recorded(str(tmp_path), digests).floor
     assert floor.runs == 8
     assert floor.sigma == pytest.approx(0.01 * math.sqrt(6))  # of eight seeds one apart
-    plan = study.planned(STUDY, SHARED, VOCAB, floor).plan
+    plan = dataclasses.replace(made.plan, floor=floor)
     assert plan.claimable > 0
 
 
