@@ -106,13 +106,13 @@ def test_scanned_unrolled_and_rematerialised_are_one_function(mixer, channel):
     made, ids, seq = tiny.model(cfg), tiny.tokens(1, 6), tiny.packed([6], 6)
 
     def both(made):
-        return jax.jit(jax.value_and_grad(lambda m: jnp.sum(jnp.sin(m(ids, seq)[0]))))(made)
+        return jax.jit(jax.value_and_grad(lambda m: jnp.mean(jnp.sin(m(ids, seq)[0]))))(made)
 
     value, grads = both(made)
     assert len(made.stack.last) == 1  # five layers hold two repeats and one block more
     for changes in ({"remat": "full"}, {"remat": "dots", "scan": False}):
         other, others = both(tiny.replaced(made, **changes))
-        np.testing.assert_allclose(value, other, rtol=1e-5)
+        np.testing.assert_allclose(value, other, atol=1e-6)  # a mean of sines: at most 1
         check_gradients(grads, others)
 
 
