@@ -4,8 +4,9 @@ B rows, T tokens, N chunks of Q tokens, H heads. What a state loses is given as 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Float
@@ -19,10 +20,10 @@ GONE = -1e30  # the log of nothing that can still be added up
 class Decays(NamedTuple):
     """What is left of a state in a chunk; 0 where a document begins in between."""
 
-    within: Float[Array, "B H Q Q"]  # from the end of token j to the end of token i >= j, else 0
-    into: Float[Array, "B H Q"]  # from before the chunk to the end of token i
-    out: Float[Array, "B H Q"]  # from the end of token j to the end of the chunk
-    through: Float[Array, "B H"]
+    within: Float[Array, "*rest Q Q"]  # from the end of token j to the end of token i >= j, else 0
+    into: Float[Array, "*rest Q"]  # from before the chunk to the end of token i
+    out: Float[Array, "*rest Q"]  # from the end of token j to the end of the chunk
+    through: Float[Array, "*rest"]
 
 
 def sizes(length: int, chunk: int | None) -> tuple[int, int]:
@@ -31,17 +32,22 @@ def sizes(length: int, chunk: int | None) -> tuple[int, int]:
     return count, -(-length // count)
 
 
-def split(x: Float[Array, "B T H *rest"], count: int, size: int) -> Float[Array, "N B H Q *rest"]:
+def split(x: Float[Array, "B T *rest"], count: int, size: int) -> Float[Array, "N B Q *rest"]:
     """Zeros complete the last chunk."""
     B, T, *rest = x.shape
     x = jnp.pad(x, [(0, 0), (0, count * size - T), *[(0, 0)] * len(rest)])
-    return jnp.moveaxis(x.reshape(B, count, size, *rest), (1, 2), (0, 3))
+    return jnp.moveaxis(x.reshape(B, count, size, *rest), 1, 0)
 
 
-def join(x: Float[Array, "N B H Q *rest"], length: int) -> Float[Array, "B T H *rest"]:
+def join(x: Float[Array, "N B Q *rest"], length: int) -> Float[Array, "B T *rest"]:
     """The inverse of `split`."""
-    x = jnp.moveaxis(x, (0, 3), (1, 2))
+    x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+
+
+def by_head(x: Any) -> Any:
+    """[B Q H ..] to [B H Q ..] and back, in every array: of one chunk this costs nearly nothing."""
+    return jax.tree.map(lambda z: jnp.swapaxes(z, 1, 2), x)
 
 
 def forgetting(g: Float[Array, "B T H"], reset: Bool[Array, "B T"]) -> Float[Array, "B T H"]:
@@ -49,14 +55,35 @@ def forgetting(g: Float[Array, "B T H"], reset: Bool[Array, "B T"]) -> Float[Arr
     return jnp.where(reset[..., None], GONE, g)
 
 
-def decays(g: Float[Array, "B H Q"]) -> Decays:
-    """Logs of one sign are added up: differences of cumulative sums would lose what is small beside
-    what came before it."""
-    i, j = np.ogrid[: g.shape[2], : g.shape[2]]
-    between = jnp.cumsum(jnp.where(i > j, g[..., None], 0), axis=-2)  # of tokens j + 1 .. i
+def decays(g: Float[Array, "*rest Q"]) -> Decays:
+    """Logs of one sign are added up, by a matrix product: differences of cumulative sums would lose
+    what is small beside what came before it."""
+    i, j = np.ogrid[: g.shape[-1], : g.shape[-1]]
+    later = (i >= j).astype(g.dtype)
+    # Of token i, as j sees it; a product with ones, because its gradient is `total` then.
+    after = jnp.einsum("...i,j->...ij", g, jnp.ones(g.shape[-1:], g.dtype), precision="highest")
+    between = jnp.einsum("ik,...kj->...ij", later, jnp.where(i > j, after, 0), precision="highest")
     within = jnp.exp(between) * (i >= j)
     into = jnp.exp(jnp.cumsum(g, axis=-1))
     return Decays(within, into, within[..., -1, :], into[..., -1])
+
+
+def total(x: Float[Array, "*rest Q P"], axis: int = -1) -> Float[Array, "*rest Q"]:
+    """Sum over one of the last two axes as a product with ones: XLA:CPU takes four times as long
+    for a reduction, which it makes one loop with whatever x is computed from."""
+    ones = jnp.ones(x.shape[axis], x.dtype)
+    spec = "...ij,i->...j" if axis == -2 else "...ij,j->...i"
+    return jnp.einsum(spec, x, ones, precision="highest")
+
+
+def halved(x: Float[Array, "*rest R Q P"]) -> Float[Array, "*rest Q P"]:
+    """Sum over the third axis from the end, by adding halves, for the same reason."""
+    R = x.shape[-3]
+    if R == 1:
+        return x[..., 0, :, :]
+    odd = x[..., 2 * (R // 2) :, :, :]
+    both = x[..., : R // 2, :, :] + x[..., R // 2 : 2 * (R // 2), :, :]
+    return halved(jnp.concatenate([both, odd], axis=-3) if R % 2 else both)
 
 
 def product(dtype: DTypeLike, wide: DTypeLike) -> Callable[[str, Array, Array], Array]:

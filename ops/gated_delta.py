@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ops.chunks import decays, forgetting, join, product, sizes, split
+from ops.chunks import by_head, decays, forgetting, join, product, sizes, split
 from ops.placement import P, batch_axes, by_device, choose
 
 
@@ -106,7 +106,7 @@ def _scan(
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def step(s: Float[Array, "B H K V"], part: tuple[Array, ...]) -> tuple[Array, Array]:
-        q, k, v, g, beta = part
+        q, k, v, g, beta = by_head(part)
         left, beta = decays(g), beta[..., None]
         # Token i writes beta (v - what its key finds), and finds what tokens j < i wrote.
         finds = jnp.tril(beta * dot("bhik,bhjk->bhij", k, k) * left.within, -1)
@@ -118,7 +118,9 @@ def _scan(
         o = dot("bhij,bhjv->bhiv", scores, write)
         o = o + left.into[..., None] * dot("bhik,bhkv->bhiv", q, s)
         s = left.through[..., None, None] * s
-        return s + dot("bhjk,bhjv->bhkv", k * left.out[..., None], write), o.astype(v.dtype)
+        return s + dot("bhjk,bhjv->bhkv", k * left.out[..., None], write), by_head(
+            o.astype(v.dtype)
+        )
 
     parts = (q, k, v, forgetting(g.astype(wide), reset), beta.astype(wide))
     state, o = jax.lax.scan(step, state, tuple(split(x, *sizes(T, chunk)) for x in parts))
