@@ -14,14 +14,11 @@ import os
 import secrets
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
 from data.files import Tally
+from data.progress import progress
 from data.sources import SOURCES, DataConfig, Source
 from data.store import FORMAT, Writer
 from data.tokenizers import Tokenizer, bpe_size, open_tokenizer, train_bpe
@@ -83,7 +80,7 @@ def _build(cfg: DataConfig, source: Source, folder: Path) -> None:
 def _write(cfg: DataConfig, source: Source, tokenizer: Tokenizer, partial: Path) -> None:
     tally = Tally()
     writers = {split: Writer(partial / split, tokenizer) for split in SPLITS}
-    with _progress(source.size) as show:
+    with progress("building the token store", source.size) as show:
         block: list[tuple[str, str]] = []
         waiting = 0
         for split, text in source.read(tally):
@@ -91,10 +88,10 @@ def _write(cfg: DataConfig, source: Source, tokenizer: Tokenizer, partial: Path)
             waiting += len(text)
             if waiting >= BLOCK or len(block) >= BLOCK >> 8:
                 _add(writers, tokenizer, block)
-                show(tally.read, writers)
+                show(tally.read, _counted(writers))
                 block, waiting = [], 0
         _add(writers, tokenizer, block)
-        show(tally.read, writers)
+        show(tally.read, _counted(writers))
     for split, writer in writers.items():
         if not writer.tokens:
             counts = ", ".join(f"{w.documents} {name}" for name, w in writers.items())
@@ -109,35 +106,15 @@ def _write(cfg: DataConfig, source: Source, tokenizer: Tokenizer, partial: Path)
             LOG.warning("%s: %s of the %s split", cfg.path, counted, split)
 
 
+def _counted(writers: dict[str, Writer]) -> str:
+    return f"{sum(w.tokens for w in writers.values()):,} tokens"
+
+
 def _add(writers: dict[str, Writer], tokenizer: Tokenizer, block: list[tuple[str, str]]) -> None:
     ids = tokenizer.encode([text for _, text in block])
     for split, writer in writers.items():
         mine = [i for i, (name, _) in enumerate(block) if name == split]
         writer.add([ids[i] for i in mine], [len(block[i][1].encode()) for i in mine])
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int, dict[str, Writer]], None]]:
-    """Show how far the source is read: a bar on a terminal, else a line now and then."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[tokens]}"))
-    with Progress(
-        *columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("building the token store", total=total or None, tokens="")
-        shown = began = time.monotonic()
-
-        def show(read: int, writers: dict[str, Writer]) -> None:
-            nonlocal shown
-            tokens = f"{sum(w.tokens for w in writers.values()):,} tokens"
-            bar.update(task, completed=read, tokens=tokens)
-            if not console.is_terminal and time.monotonic() - shown > 10:
-                shown = time.monotonic()
-                share = f"{read / total:.0%} of the source" if total else "the source goes on"
-                took = f"{shown - began:.0f} s"
-                print(f"building the token store: {tokens}, {share}, {took}", file=sys.stderr)
-
-        yield show
 
 
 @contextlib.contextmanager

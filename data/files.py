@@ -8,6 +8,7 @@ import bz2
 import functools
 import glob
 import gzip
+import json
 import lzma
 import os
 import zlib
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import zstandard
 
@@ -41,6 +42,7 @@ class Policy:
     errors: str  # strict, replace, skip
     split: str
     tally: Tally
+    prefix: str = "data."  # of the settings that messages name
 
     def refuse(self, message: str) -> None:
         """Raise under every policy but skip, under which the document is counted and left out."""
@@ -57,7 +59,8 @@ class Policy:
                 self.tally.replaced[self.split] += 1
                 return raw.decode(errors="replace")
             utf16 = offset == 0 and raw[:2] in (b"\xff\xfe", b"\xfe\xff")
-            way = "it looks like UTF-16: convert it" if utf16 else "or set data.errors to replace"
+            way = f"set {self.prefix}errors to replace"
+            way = "it looks like UTF-16: convert it" if utf16 else f"or {way}"
             self.refuse(
                 f"{path}: byte {offset + error.start} is not UTF-8 "
                 f"(0x{raw[error.start]:02x}: {error.reason}); {way}, or to skip"
@@ -74,10 +77,42 @@ class Policy:
                 return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
             self.refuse(
                 f"{where}: character {error.start} is the lone surrogate "
-                f"{ascii(text[error.start])}; set data.errors to replace or skip"
+                f"{ascii(text[error.start])}; set {self.prefix}errors to replace or skip"
             )
             return None
         return text
+
+
+class Line(NamedTuple):
+    """A line of JSON: where it begins, how it is written, what it holds, and its text."""
+
+    offset: int
+    raw: str
+    record: dict[str, Any]
+    text: str
+
+
+def texts(path: Path, separator: bytes, policy: Policy) -> Iterator[tuple[int, str]]:
+    """The documents of a text file, each with its offset; no separator: the whole as one."""
+    for offset, raw in cut(chunks(path, policy.tally), separator):
+        if offset == 0 and raw.startswith(BOM):
+            offset, raw = len(BOM), raw.removeprefix(BOM)
+        text = policy.decode(raw, path, offset)
+        if text is not None:
+            yield offset, text
+
+
+def lines(path: Path, name: str, policy: Policy) -> Iterator[Line]:
+    """The lines of a file of JSON lines that hold a text under `name`."""
+    for offset, raw in cut(chunks(path, policy.tally), b"\n"):
+        if not raw.strip():
+            continue
+        line = policy.decode(raw, path, offset)
+        where = f"{path}: the line at byte {offset}"
+        record = None if line is None else _record(line, name, where, policy)
+        text = None if record is None else policy.wellformed(record[name], where)
+        if line is not None and record is not None and text is not None:
+            yield Line(offset, line, record, text)
 
 
 def expand(patterns: str) -> list[Path]:
@@ -128,6 +163,21 @@ def cut(blocks: Iterable[bytes], separator: bytes) -> Iterator[tuple[int, bytes]
         scanned = max(0, len(rest) - len(separator) + 1)
     if rest:
         yield offset, bytes(rest)
+
+
+def _record(line: str, name: str, where: str, policy: Policy) -> dict[str, Any] | None:
+    """What a JSON line with a text under `name` holds; None: skipped."""
+    prefix = policy.prefix
+    try:
+        record = json.loads(line.removeprefix("\ufeff"))
+    except (ValueError, RecursionError) as error:
+        policy.refuse(f"{where} is not JSON ({error}); mend it or set {prefix}errors to skip")
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get(name), str):
+        held = ", ".join(list(record)[:8]) if isinstance(record, dict) else type(record).__name__
+        policy.refuse(f"{where}: no text under {name!r}; set {prefix}field; the line holds: {held}")
+        return None
+    return record
 
 
 def _within(path: Path) -> Iterator[Path]:

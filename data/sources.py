@@ -6,7 +6,6 @@ their bytes, so that it stays the same when files are renamed, added or put in a
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -85,42 +84,16 @@ def _text(cfg: DataConfig) -> Source:
     separator = cfg.separator.replace("\\n", "\n").encode()
 
     def texts(path: Path, policy: files.Policy) -> Iterator[str]:
-        for offset, raw in files.cut(files.chunks(path, policy.tally), separator):
-            if offset == 0 and raw.startswith(files.BOM):
-                offset, raw = len(files.BOM), raw.removeprefix(files.BOM)
-            text = policy.decode(raw, path, offset)
-            if text is not None:
-                yield text
+        return (text for _, text in files.texts(path, separator, policy))
 
     return _local(cfg, {"separator": separator.decode()}, texts)
 
 
 def _jsonl(cfg: DataConfig) -> Source:
     def texts(path: Path, policy: files.Policy) -> Iterator[str]:
-        for offset, raw in files.cut(files.chunks(path, policy.tally), b"\n"):
-            if not raw.strip():
-                continue
-            line = policy.decode(raw, path, offset)
-            where = f"{path}: the line at byte {offset}"
-            text = None if line is None else _member(line, cfg.field, where, policy)
-            if text is not None:
-                yield text
+        return (line.text for line in files.lines(path, cfg.field, policy))
 
     return _local(cfg, {"field": cfg.field}, texts)
-
-
-def _member(line: str, name: str, where: str, policy: files.Policy) -> str | None:
-    """The text that a JSON line holds under `name`; None: skipped."""
-    try:
-        record = json.loads(line.removeprefix("\ufeff"))
-    except (ValueError, RecursionError) as error:
-        policy.refuse(f"{where} is not JSON ({error}); mend it or set data.errors to skip")
-        return None
-    if not isinstance(record, dict) or not isinstance(record.get(name), str):
-        held = ", ".join(list(record)[:8]) if isinstance(record, dict) else type(record).__name__
-        policy.refuse(f"{where}: no text under {name!r}; set data.field; the line holds: {held}")
-        return None
-    return policy.wellformed(record[name], where)
 
 
 def _local(cfg: DataConfig, options: dict[str, Any], texts: Callable) -> Source:
