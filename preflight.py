@@ -1,7 +1,10 @@
-"""Compile a run without starting it: `preflight.py --config=configs/dense.py:small --devices=8`.
+"""Compile a run for a machine that need not be here.
 
-Prints what `train.py --dry_run` prints, then compiles the real step for so many devices (CPU ones,
-made for the purpose) and sets the compiler's memory beside the estimate.
+    preflight.py --config=configs/scale/dense8b.py --topology=v5p:8x8x4
+    preflight.py --config=configs/dense.py:small --devices=8      CPU devices, made for the purpose
+
+Prints what `train.py --dry_run` prints, compiles the real step, and says what it takes of each
+device, what it sends between them, and whether it fits (exit code 0), or what would (77).
 """
 
 import os
@@ -14,6 +17,8 @@ from absl import flags
 def declare(values: flags.FlagValues) -> None:
     what = "CPU devices to compile for; 0: the devices of this machine"
     flags.DEFINE_integer("devices", 0, what, lower_bound=0, flag_values=values)
+    what = "machine to compile for: v5e:2x2, v5p:8x8x4, v6e:16x16, tpu7x:2x2x1, h100:8, cpu:8 ..."
+    flags.DEFINE_string("topology", "", what, flag_values=values)
     flags.DEFINE_bool("debug", False, "print tracebacks", flag_values=values)
 
 
@@ -23,15 +28,19 @@ def run(argv: Sequence[str]) -> None:
     from training.settings import Settings
 
     command = parse(argv, Settings, declare, about=__doc__ or "")
-    launch.preflight(command.settings, command.provenance)
+    launch.preflight(command.settings, command.provenance, command.flags.topology)
 
 
 def pretend(argv: Sequence[str]) -> None:
-    """Make the devices that --devices asks for; JAX reads this when it is first imported."""
-    asked = [a.partition("=")[2] for a in argv if a.startswith("--devices=")]
-    if asked and asked[-1].isdigit() and int(asked[-1]):
+    """Keep to the CPU what is compiled for elsewhere, and make the CPU devices that are asked for;
+    JAX reads this when it is first imported."""
+    counts = [a.partition("=")[2] for a in argv if a.startswith("--devices=")]
+    counts += [a.rpartition(":")[2] for a in argv if a.startswith("--topology=cpu:")]
+    if any(a.startswith("--topology=") for a in argv) or counts:
         os.environ["JAX_PLATFORMS"] = "cpu"
-        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={asked[-1]}"
+        os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # libtpu would ask the cloud where it is
+    if counts and counts[-1].isdigit() and int(counts[-1]):
+        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={counts[-1]}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """From settings to a run: data, mesh, program, run folder, loop; or only a dry run's report."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ import jax
 from data import Data, open_data
 from errors import ConfigError
 from objectives import Learner
-from training import environment, loop, memory, report, restore
+from training import environment, loop, memory, report, restore, targets
 from training import mesh as meshes
+from training import preflight as preflights
 from training.checkpoint import Checkpoints
 from training.faults import Faults
 from training.flags import as_json
@@ -35,14 +35,14 @@ RESUMABLE = (
 )
 
 
-def prepared(settings: Settings) -> tuple[Data, Program]:
+def prepared(settings: Settings, devices: list[jax.Device] | None = None) -> tuple[Data, Program]:
     """Data and program, everything checked; nothing is compiled yet."""
     if settings.train.compile_cache:
         jax.config.update("jax_compilation_cache_dir", settings.train.compile_cache)
     jax.config.update("jax_debug_nans", settings.debug.nans)
     data = open_data(settings.data)
     settings = resolved(settings, data.tokenizer.vocab)
-    return data, program(settings, meshes.build(settings.mesh))
+    return data, program(settings, meshes.build(settings.mesh, devices))
 
 
 def dry_run(settings: Settings, origins: dict[str, str]) -> None:
@@ -51,15 +51,12 @@ def dry_run(settings: Settings, origins: dict[str, str]) -> None:
     report.show(report.tables(made, origins, memory.estimate(made)))
 
 
-def preflight(settings: Settings, origins: dict[str, str]) -> None:
-    """What a dry run prints, then the compiler's own memory, and how long it took."""
-    _, made = prepared(settings)
-    estimate = memory.estimate(made)
-    report.show(report.tables(made, origins, estimate))
-    began = time.perf_counter()
-    compiled = made.compiled()
-    seconds = time.perf_counter() - began
-    report.show([report.compared(sum(estimate.values()), memory.measured(compiled), seconds)])
+def preflight(settings: Settings, origins: dict[str, str], topology: str) -> None:
+    """What a dry run prints, then what the compiler says for `topology` ("": this machine)."""
+    where = targets.target(topology) if topology else targets.here()
+    _, made = prepared(settings, where.devices)
+    report.show(report.tables(made, origins, memory.estimate(made)))
+    preflights.check(made, where)
 
 
 def train(

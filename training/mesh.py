@@ -9,8 +9,8 @@ import math
 from typing import Annotated, Any
 
 import jax
-import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from arch.sharding import AXES, BATCH, P, fitting
@@ -54,10 +54,9 @@ def build(cfg: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """The mesh over `devices` (all of them by default)."""
     devices = jax.devices() if devices is None else devices
     shape = cfg.shape(len(devices))
-    types = (AxisType.Auto,) * len(AXES)
-    if devices == jax.devices():
-        return jax.make_mesh(shape, AXES, axis_types=types)
-    return Mesh(np.array(devices).reshape(shape), AXES, axis_types=types)
+    # Neighbours along an axis are near each other on a torus, even where that has to be cut.
+    near = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(near, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def check_batch(mesh: Mesh, batch: int, accumulate: int, length: int) -> None:

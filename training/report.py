@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from rich.console import Console
@@ -15,8 +15,12 @@ from training.flags import rows
 from training.mesh import AXES
 from training.program import Program
 from training.settings import Settings
+from training.targets import Target
 
-UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+if TYPE_CHECKING:  # it shows its outcome by what stands here
+    from training.preflight import Outcome
+
+UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def priced(settings: Settings) -> Cost:
@@ -122,15 +126,50 @@ def _memory(memory: dict[str, int], program: Program) -> Table:
     return table
 
 
-def compared(estimate: int, measured: dict[str, int], seconds: float) -> Table:
-    """The compiler's memory beside the estimate."""
-    table = Table("component", "per device", title=f"Compiled in {seconds:.1f} s")
-    for name, count in measured.items():
-        table.add_row(name, mebibytes(count))
-    total = sum(measured.values())
-    table.add_row("all", mebibytes(total), style="bold")
-    table.add_row("estimate", f"{mebibytes(estimate)} ({estimate / total:.0%})")
+def outcome(found: "Outcome", program: Program, where: Target, estimate: int) -> list[Table]:
+    """What compiling a step for `where` gave: memory by component, and what is sent."""
+    return [_held(found, program, where, estimate), _sent(found, program)]
+
+
+def _held(found: "Outcome", program: Program, where: Target, estimate: int) -> Table:
+    word = "Compiled" if found.memory else "Refused by the compiler"
+    count = len(where.devices)
+    title = f"{word} in {found.seconds:.1f} s for {where.name} ({count} devices)"
+    table = Table("component", "per device", title=title)
+    if found.memory:
+        state = program.state
+        parts = {
+            "parameters": bytes_per_device(state.learner),
+            "optimizer": bytes_per_device((state.optimizer, state.guard)),
+            "batch": bytes_per_device(program.batch),
+        }
+        rest = {name: size for name, size in found.memory.items() if name != "arguments"}
+        for name, size in (parts | rest).items():
+            table.add_row(name, mebibytes(size))
+    table.add_row("all", mebibytes(found.needed), style="bold")
+    if found.needed:
+        table.add_row("estimate", f"{mebibytes(estimate)} ({estimate / found.needed:.0%})")
+    if where.chip.memory:
+        share = f" ({found.needed / where.chip.memory:.0%} taken)" if found.needed else ""
+        table.add_row("memory of the device", f"{mebibytes(where.chip.memory)}{share}")
+        table.add_row("fits" if found.fits else "does not fit", "", style="bold")
     return table
+
+
+def _sent(found: "Outcome", program: Program) -> Table:
+    train, bill = program.settings.train, priced(program.settings)
+    work = short(3 * bill.model_flops * train.batch * train.length)
+    title = f"Sent in a step of {work}FLOP (model, forward and backward)"
+    table = Table("collective", "times", "bytes per device", title=title)
+    for kind, traffic in found.traffic.items():
+        table.add_row(kind, f"{traffic.times:,}", mebibytes(traffic.bytes))
+    if not found.traffic:
+        table.add_row("none", "", "")
+    return table
+
+
+def gibibytes(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"
 
 
 def bytes_per_device(tree: Any) -> int:

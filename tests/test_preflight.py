@@ -1,0 +1,219 @@
+"""Compiling for machines that are not here: what is read from HLO, which targets, what would fit."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from errors import ConfigError, DeviceMemoryError
+from training import mesh as meshes
+from training import preflight, targets
+from training.collectives import Traffic, collectives
+from training.program import program
+from training.settings import Settings, defaults, resolved
+from training.tree import frozen
+
+ROOT = Path(__file__).parents[1]
+WITHOUT_LIBTPU = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (--extra tpu)"
+)
+
+HLO = """HloModule jit_step
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%body (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %w = bf16[4,8]{1,0} get-tuple-element(%p), index=1
+  %ag = bf16[16,8]{1,0} all-gather(%w), dimensions={0}
+  %rs = (f32[2,8]{1,0}, f32[8,8]{1,0}) reduce-scatter-start(%x, %y), to_apply=%add
+  ROOT %t = (s32[], bf16[4,8]) tuple(%i, %w)
+}
+
+%cond (p: (s32[], bf16[4,8])) -> pred[] {
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+%unnoted (p: (s32[], bf16[4,8])) -> pred[] {
+  %n = s32[]{:T(128)} constant(3)
+  ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT, metadata={op_name="cond/lt"}
+}
+
+%fused.1 (p: f32[2,4]) -> (f32[2,4], f32[8,4]) {
+  %ag.1 = f32[8,4]{1,0:T(8,128)} all-gather(%p), frontend_attributes={chain_id="7"}
+  ROOT %go = (f32[2,4], f32[8,4]) custom-call(%ag.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%fused.2 (p: f32[2,4]) -> f32[8,4] {
+  %ag.2 = f32[8,4]{1,0:T(8,128)} all-gather(%p), frontend_attributes={chain_id="7"}
+  ROOT %end = f32[8,4] custom-call(%p, %ag.2), custom_call_target="AsyncCollectiveDone"
+}
+
+%all-reduce-scatter.9 (p: f32[8,4]) -> f32[2,4] {
+  %ar.9 = f32[8,4]{1,0} all-reduce(%p), to_apply=%add
+  ROOT %cut = f32[2,4]{1,0} dynamic-slice(%ar.9, %i), dynamic_slice_sizes={2,4}
+}
+
+%fusions (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %a = (f32[2,4], f32[8,4]) fusion(%q), kind=kCustom, calls=%fused.1
+  %b = f32[8,4] fusion(%a), kind=kCustom, calls=%fused.2
+  ROOT %c = f32[2,4] fusion(%b), kind=kCustom, calls=%all-reduce-scatter.9
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %loop = (s32[], bf16[4,8]) while(%init), condition=%cond, body=%body, \
+backend_config={"known_trip_count":{"n":"5"}}
+  %more = (s32[], bf16[4,8]) while(%loop), condition=%unnoted, body=%fusions
+  %start = (f32[8]{0}, f32[32]{0}) all-gather-start(%x), dimensions={0}
+  %done = f32[32]{0} all-gather-done(%start)
+  ROOT %out = f32[8]{0} all-reduce(%x), to_apply=%add
+}
+"""
+
+
+def test_collectives_are_counted_with_the_loops_that_run_them():
+    assert collectives(HLO) == {
+        "all-gather": Traffic(5 + 1 + 3, 5 * 16 * 8 * 2 + 32 * 4 + 3 * 8 * 4 * 4),
+        "all-reduce": Traffic(1, 8 * 4),
+        "reduce-scatter": Traffic(5 + 3, 5 * 8 * 8 * 4 + 3 * 8 * 4 * 4),
+    }
+
+
+def test_collectives_of_a_compiled_function():
+    """A matrix product whose contracted axis lies on eight devices, three times over."""
+    mesh = meshes.build(meshes.MeshConfig(data=1, model=8))
+    x = jax.ShapeDtypeStruct((16, 32), "float32", sharding=place(mesh, None, "model"))
+    w = jax.ShapeDtypeStruct((32, 32), "float32", sharding=place(mesh, "model", None))
+
+    def thrice(x, w):
+        def body(x, _):
+            return jax.lax.with_sharding_constraint(x @ w, place(mesh, None, "model")), None
+
+        return jax.lax.scan(body, x, None, length=3)[0]
+
+    found = collectives(jax.jit(thrice).lower(x, w).compile().as_text())
+    assert sum(traffic.times for traffic in found.values()) == 3
+    assert sum(traffic.bytes for traffic in found.values()) == 3 * 16 * 32 * 4
+
+
+def place(mesh, *axes):
+    return jax.sharding.NamedSharding(mesh, jax.P(*axes))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("v9z:2x2", "known, for example: v5e:2x2, v5p:8x8x4"),
+        ("v5q:2x2", "did you mean 'v5p'"),
+        ("v5e", "no shape such as v5e:2x2"),
+        ("v5e:2xx2", "no shape"),
+        ("cpu:512", "wants 512 CPU devices"),
+    ],
+)
+def test_an_unknown_machine_is_refused_with_those_that_are_known(name, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        targets.target(name)
+
+
+def test_an_absent_compiler_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
+    with pytest.raises(ConfigError, match="--extra tpu"):
+        targets.target("v5e:2x2")
+    with pytest.raises(ConfigError, match="pip install jax-cuda13-plugin=="):
+        targets.target("h100:8")
+
+
+def made(devices, **changes):
+    c = defaults()
+    c.model.width, c.model.depth, c.train.batch, c.train.length = 32, 2, 64, 64
+    for key, value in changes.items():
+        section, name = key.split("__")
+        c[section][name] = value
+    settings = resolved(frozen(Settings, c), 365)
+    return program(settings, meshes.build(settings.mesh, devices))
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_told_what_would(capsys):
+    """Beside a device that has not even room for the arguments' double."""
+    # covers P8
+    one = made(jax.devices())
+    needed = preflight.compiled(one, targets.CHIPS["cpu"]).needed
+    small = targets.CHIPS["h100"]._replace(memory=int(0.6 * needed))
+    where = targets.Target("a small machine", small, jax.devices())
+    with pytest.raises(DeviceMemoryError, match="this fits: --config") as caught:
+        preflight.check(one, where)
+    flags = re.findall(r"--config\.([a-z_.]+)=(\S+)", str(caught.value))
+    changes = tuple((key, int(v) if v.lstrip("-").isdigit() else v) for key, v in flags)
+    other = preflight.applied(one.settings, changes)
+    again = program(other, meshes.build(other.mesh, jax.devices()))
+    assert preflight.compiled(again, small).fits
+    assert "does not fit" in capsys.readouterr().out
+    none = where._replace(chip=small._replace(memory=1))
+    with pytest.raises(DeviceMemoryError, match="no mesh, remat or batch"):
+        preflight.check(one, none)
+
+
+def test_mild_remedies_come_before_those_that_change_the_run():
+    settings = made(jax.devices(), train__accumulate=1, mesh__replica=8).settings
+    ladder = list(preflight.candidates(settings, 8))
+    assert ladder[0] == (("mesh.replica", 1), ("mesh.data", -1))
+    assert ladder[1:3] == [(("model.remat", "dots"),), (("model.remat", "full"),)]
+    batches = [i for i, changes in enumerate(ladder) if "train.batch" in dict(changes)]
+    assert batches and batches == list(range(batches[0], len(ladder)))
+    for changes in ladder:
+        preflight.applied(settings, changes)
+
+
+def preflighted(*flags, timeout=280):
+    """The command in a process of its own; what it printed, and its exit code."""
+    command = [sys.executable, "preflight.py", *flags]
+    variables = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout
+    )
+    return done.stdout + done.stderr, done.returncode
+
+
+TINY = ("--config=configs/dense.py:tiny", "--config.train.batch=8")
+
+
+@pytest.mark.slow
+def test_devices_and_topology_are_commands():
+    said, code = preflighted(*TINY, "--topology=cpu:4", "--config.mesh.model=2")
+    assert code == 0 and "for cpu:4 (4 devices)" in said and "all-gather" in said
+    said, code = preflighted(*TINY, "--topology=v5z:2x2")
+    assert code == 2 and said.count("\n") == 1 and "did you mean" in said
+
+
+@pytest.mark.slow
+@WITHOUT_LIBTPU
+def test_a_tiny_step_compiles_for_a_tpu_that_is_not_here():
+    said, code = preflighted(*TINY, "--topology=v5e:2x2")
+    assert code == 0 and "fits" in said and "16,128.0 MiB" in said and "all-gather" in said
+    said, code = preflighted(*TINY, "--topology=v5p:3x3x3")
+    assert code == 2 and "known, for example" in said
+
+
+@pytest.mark.slow
+def test_a_tiny_step_compiles_for_gpus_that_are_not_here():
+    try:
+        targets.target("h100:8")
+    except ConfigError as error:
+        pytest.skip(str(error))
+    said, code = preflighted(*TINY, "--topology=h100:8")
+    assert code == 0 and "for h100:8 (8 devices)" in said and "all-gather" in said
+
+
+@pytest.mark.slow
+@WITHOUT_LIBTPU
+def test_a_model_that_is_too_large_is_refused_by_the_compiler():
+    big = ("--config=configs/scale/dense8b.py", "--config.train.batch=8")
+    said, code = preflighted(*big, "--topology=v5e:2x2")
+    assert code == 77 and "Refused by the compiler" in said and "of 15.8 GiB" in said
