@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from errors import ConfigError, DataError, IsoflopError, NonFiniteError, Preempted
 from eval import harness
-from protocol.plan import Cell, Declaration, Key, Pick, Plan, Run, further, reported, sweep
+from protocol.cells import Cell, Key
+from protocol.plan import Declaration, Pick, Plan, Run, further, reported, sweep
 from protocol.study import Study, dumped
 from protocol.tuning import Curve, curve, extension, pick
 from training import launch
@@ -108,7 +109,7 @@ def tuned(plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
         cells.append(
             {
                 **cell.key._asdict(),
-                "digest": cell.digest,
+                "settings": cell.matters,
                 "rate": sound[cell.key],
                 "trials": len(found.rates) + len(changes),
                 "trial": name,
@@ -137,11 +138,11 @@ def noise(results: Sequence[Result], plan: Plan) -> dict[str, Any]:
     if failed := [r.run.name for r in results if not math.isfinite(r.score)]:
         raise DataError(f"{failed[0]} has no score, so that there is no noise floor; run it again")
     first = results[0].run
-    (digest,) = {c.digest for c in plan.cells if c.key == first.key}
+    (cell,) = (c for c in plan.cells if c.key == first.key)
     return {
         "metric": plan.declaration.metric,
         "candidate": first.key.candidate,
-        "digest": digest,
+        "settings": cell.matters,
         "rate": first.rate,
         "seeds": [r.run.seed for r in results],
         "values": [r.score for r in results],

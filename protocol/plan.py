@@ -5,9 +5,7 @@ rates times seeds give runs, each with all of its settings. The hash covers what
 metric, margin, comparisons, cells, tuning and seeds, but no outcome; it stands in each run.json.
 """
 
-import hashlib
 import itertools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,37 +13,14 @@ from typing import Any, Literal, NamedTuple
 
 from errors import ConfigError
 from protocol.budget import TOLERANCE, Axis, measured
+from protocol.cells import Cell, Key, hashed
 from protocol.power import NoiseFloor, smallest_claim
 from protocol.tuning import NO_TRIAL, RATES, Better, Trial, grid
 from schema import changed, nearest
 from training.settings import Settings
 from training.tree import as_json
 
-ASIDE = ("seed", "log", "checkpoint", "debug", "eval")  # settings that make no other candidate
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-
-
-class Cell(NamedTuple):
-    candidate: str
-    objective: str
-    size: str  # what the study calls it
-    settings: Settings  # its learning rate is the middle of the grid
-    budget: float = 0.0  # the value of the axis; 0: what the first of its group comes to
-
-    @property
-    def key(self) -> "Key":
-        return Key(self.candidate, self.objective, self.size)
-
-    @property
-    def digest(self) -> str:
-        """Equal for candidates that differ in name and seed alone."""
-        return _hashed({k: v for k, v in as_json(self.settings).items() if k not in ASIDE})
-
-
-class Key(NamedTuple):
-    candidate: str
-    objective: str
-    size: str
 
 
 @dataclass(frozen=True)
@@ -109,7 +84,7 @@ class Plan:
         """The hash of what was declared."""
         cells = [[*c.key, c.budget, c.digest] for c in self.cells]
         tuning = self.tuning and [*vars(self.tuning).values()]
-        return _hashed([cells, vars(self.declaration), self.seeds, tuning])
+        return hashed([cells, vars(self.declaration), self.seeds, tuning])
 
     @property
     def comparisons(self) -> int:
@@ -336,8 +311,3 @@ def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
             place = place.setdefault(section, {})
         place[name] = value
     return tree
-
-
-def _hashed(what: Any) -> str:
-    text = json.dumps(what, sort_keys=True, default=dict, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -7,14 +7,15 @@ open to flags like any other; and `study()`, what they differ in and what will b
 import hashlib
 import json
 import runpy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from errors import ConfigError, DataError
 from protocol.budget import Axis, Matched, by_size, by_steps, isoflop
-from protocol.plan import Cell, Declaration, Key, Pick, Plan, Tuning, nested
+from protocol.cells import Cell, Key
+from protocol.plan import Declaration, Pick, Plan, Tuning, nested
 from protocol.power import NoiseFloor, noise_floor
 from protocol.tuning import NO_TRIAL, Better, Trial
 from schema import changed
@@ -116,21 +117,19 @@ def unmatched(made: Made) -> list[str]:
     return found
 
 
-def recorded(folder: str, plan_cells: Mapping[Key, str]) -> Recorded:
-    """Rates and noise floor from `folder`; those of a cell that has changed since are refused.
-
-    `plan_cells` gives each cell's digest.
-    """
+def recorded(folder: str, cells: Sequence[Cell]) -> Recorded:
+    """Rates and noise floor from `folder`; those of a cell that has changed since are refused."""
     root, picks, floor, sources = Path(folder), dict[Key, Pick](), None, []
     sweep, noise = root / "sweep.json", root / "noise.json"
+    known = {cell.key: cell for cell in cells}
     if (tree := _read(sweep)) is not None:
-        for cell in tree["cells"]:
-            key = Key(cell["candidate"], cell["objective"], cell["size"])
-            if plan_cells.get(key) == cell["digest"]:
-                trial = Trial(cell["trial"], cell["changes"]) if cell["trial"] else NO_TRIAL
-                picks[key] = Pick(cell["rate"], cell["trials"], trial)
+        for found in tree["cells"]:
+            key = Key(found["candidate"], found["objective"], found["size"])
+            if key in known and known[key].restored(found["settings"]):
+                trial = Trial(found["trial"], found["changes"]) if found["trial"] else NO_TRIAL
+                picks[key] = Pick(found["rate"], found["trials"], trial)
         sources.append(cited(sweep))
-    if (tree := _read(noise)) is not None and tree["digest"] in plan_cells.values():
+    if (tree := _read(noise)) is not None and any(c.restored(tree["settings"]) for c in cells):
         floor = noise_floor(tuple(tree["values"]), cited(noise), tree["flops"])
         sources.append(cited(noise))
     return Recorded(picks, floor, tuple(sources))

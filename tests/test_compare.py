@@ -9,7 +9,7 @@ import pytest
 import compare
 from errors import ConfigError, DataError, NonFiniteError, Preempted
 from protocol import conduct, study
-from protocol.plan import Key
+from protocol.cells import Key
 from protocol.study import Study
 from training.files import write_json
 from training.settings import EvalConfig, Settings, TrainConfig
@@ -106,8 +106,7 @@ def test_tuning_chooses_on_valid_and_is_taken_for_these_settings_alone(made, tra
     assert {s.seed for _, s, _ in trained.calls} == {1000}
     assert [cell["rate"] for cell in tree["cells"]] == pytest.approx([6e-3] * 3)
     conduct.write(tree, tmp_path / "sweep.json")
-    digests = {cell.key: cell.digest for cell in made.plan.cells}
-    known = study.recorded(str(tmp_path), digests)
+    known = study.recorded(str(tmp_path), made.plan.cells)
     assert {key.candidate for key in known.picks} == set(STUDY.candidates)
     assert known.sources[0].startswith(f"{tmp_path}/sweep.json sha256:")
     other = study.planned(
@@ -115,8 +114,15 @@ def test_tuning_chooses_on_valid_and_is_taken_for_these_settings_alone(made, tra
         dataclasses.replace(SHARED, train=TrainConfig(steps=11, batch=2, length=32)),
         VOCAB,
     )
-    changed = {cell.key: cell.digest for cell in other.plan.cells}
-    assert not study.recorded(str(tmp_path), changed).picks
+    assert not study.recorded(str(tmp_path), other.plan.cells).picks
+    for cell in tree["cells"]:
+        del cell["settings"]["optimizer"]["spike"]  # as if it had been added since
+    conduct.write(tree, tmp_path / "sweep.json")
+    assert study.recorded(str(tmp_path), made.plan.cells).picks == known.picks
+    for cell in tree["cells"]:
+        cell["settings"]["optimizer"]["momentun"] = 1  # as if it had been removed
+    conduct.write(tree, tmp_path / "sweep.json")
+    assert not study.recorded(str(tmp_path), made.plan.cells).picks
 
 
 def test_an_optimum_at_the_edge_extends_all_grids(made, trained, tmp_path):
@@ -132,8 +138,7 @@ def test_the_noise_floor_is_that_of_the_reference(made, trained, tmp_path):
     assert {run.study["role"] for run in runs} == {"tuning"}  # never reported
     results = conduct.conduct(runs, tmp_path / "runs", silent, STUDY.metric)
     conduct.write(conduct.noise(results, made.plan), tmp_path / "noise.json")
-    digests = {cell.key: cell.digest for cell in made.plan.cells}
-    floor = study.recorded(str(tmp_path), digests).floor
+    floor = study.recorded(str(tmp_path), made.plan.cells).floor
     assert floor.runs == 8
     assert floor.sigma == pytest.approx(0.01 * math.sqrt(6))  # of eight seeds one apart
     plan = dataclasses.replace(made.plan, floor=floor)
@@ -162,7 +167,7 @@ def test_what_is_missing_is_told(made, tmp_path):
         conduct.score(tmp_path, 3, "test/x")
     (tmp_path / "sweep.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(DataError, match="no record of format 1"):
-        study.recorded(str(tmp_path), {})
+        study.recorded(str(tmp_path), ())
     with pytest.raises(ConfigError, match="give --config=FILE of a study"):
         compare.run([])
 

@@ -1,4 +1,4 @@
-"""Compiling for machines that are not here: what is read from HLO, which targets, what would fit."""
+"""Compiling for machines that are not here: what is read from HLO, which, what would fit."""
 
 import importlib.util
 import os

@@ -10,7 +10,8 @@ import pytest
 
 from errors import ConfigError, DataError
 from protocol import plan as plans
-from protocol.plan import Cell, Declaration, Key, Pick, Plan, Tuning, crossed, hours, lines
+from protocol.cells import Cell, Key
+from protocol.plan import Declaration, Pick, Plan, Tuning, crossed, hours, lines
 from protocol.power import NoiseFloor, smallest_claim
 from protocol.tuning import Trial, curve, extension, grid, pick
 from training.flags import load

@@ -1,0 +1,53 @@
+"""A cell of a study: a candidate under an objective at a size, told apart by what matters."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from errors import ConfigError
+from training.settings import Settings
+from training.tree import as_json, from_json
+
+ASIDE = ("seed", "log", "checkpoint", "debug", "eval")  # settings that make no other candidate
+
+
+class Cell(NamedTuple):
+    candidate: str
+    objective: str
+    size: str  # what the study calls it
+    settings: Settings  # its learning rate is the middle of the grid
+    budget: float = 0.0  # the value of the axis; 0: what the first of its group comes to
+
+    @property
+    def key(self) -> "Key":
+        return Key(self.candidate, self.objective, self.size)
+
+    @property
+    def digest(self) -> str:
+        """Equal for candidates that differ in name and seed alone."""
+        return hashed(self.matters)
+
+    @property
+    def matters(self) -> dict[str, Any]:
+        """The settings that make a candidate what it is; `restored` reads them."""
+        return {k: v for k, v in as_json(self.settings).items() if k not in ASIDE}
+
+    def restored(self, matters: Mapping[str, Any]) -> bool:
+        """Whether these are the same as its own. A setting that is younger than they are has its
+        default, one that is no more makes them others."""
+        try:
+            return self._replace(settings=from_json(Settings, matters)).matters == self.matters
+        except ConfigError:
+            return False
+
+
+class Key(NamedTuple):
+    candidate: str
+    objective: str
+    size: str
+
+
+def hashed(what: Any) -> str:
+    text = json.dumps(what, sort_keys=True, default=dict, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
