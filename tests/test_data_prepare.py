@@ -250,14 +250,14 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
         pipeline.prepare(cfg, out)
     assert list((tmp_path / "deep").iterdir()) == []
     partial.mkdir()
-    (partial / "documents.jsonl.zst").write_text("what a killed process left")
+    (partial / "documents.jsonl").write_text("what a killed process left")
     held = os.open(partial, os.O_RDONLY)
-    fcntl.flock(held, fcntl.LOCK_EX)
+    fcntl.flock(held, fcntl.LOCK_SH)
     with pytest.raises(LockedError, match="another process prepares"):
         pipeline.prepare(cfg, out)
     os.close(held)
     assert pipeline.prepare(cfg, out)["documents"]["kept"] == 1
-    assert list((tmp_path / "deep").iterdir()) == [out]
+    assert list((tmp_path / "deep").iterdir()) == [out] and len(list(out.iterdir())) == 3
     with pytest.raises(ConfigError, match="is there already; name a new folder"):
         pipeline.prepare(cfg, out)
 

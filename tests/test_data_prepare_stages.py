@@ -153,6 +153,19 @@ def test_near_duplicates_are_those_above_the_threshold():
     assert near.first(sign(hashes(shared(195, 9000))), 9)[0] == 0  # the first, not the nearest
 
 
+def test_a_candidate_below_the_threshold_is_kept():
+    pytest.importorskip("datasketch")
+    sign, near = duplicates.Signer(), duplicates.Near(0.8)
+    assert near.first(sign(hashes(shared(200, 0))), 0) is None
+    met = 0
+    for place in range(1, 9):  # of similarity 2/3, of which 47 % share a band with the first
+        probe = near.start.copy()
+        probe.hashvalues = sign(hashes(shared(160, 1000 * place)))
+        met += 0 in near.index.query(probe)
+        assert near.first(probe.hashvalues, place) is None
+    assert met
+
+
 def test_short_and_wordless_documents_have_signatures_of_their_own():
     pytest.importorskip("datasketch")
     sign, near = duplicates.Signer(), duplicates.Near(0.8)
@@ -160,7 +173,12 @@ def test_short_and_wordless_documents_have_signatures_of_their_own():
     texts = [["a"], ["b"], ["a", "b"], ["b", "a"], list("abcde"), list("abcdx")]
     assert [near.first(sign(hashes(t)), i) for i, t in enumerate(texts)] == [None] * 6
     assert near.first(sign(hashes(["b", "a"])), 9) == (3, 1.0)
+    one, other = (sign(hashes(list(t))) for t in ("abcdef", "abcdeg"))  # J: 1 of 3 shingles
+    assert np.mean(one == other) == pytest.approx(1 / 3, abs=3 * (2 / 9 / 128) ** 0.5)
     many = [f"w{i}" for i in range(3 * duplicates.PIECE)]
+    parts = [many[i : i + 1004] for i in range(0, len(many), 1000)]
+    smallest = np.min([sign(hashes(part)) for part in parts], axis=0)
+    assert (sign(hashes(many)) == smallest).all()  # of a union: the smaller of each
     assert near.first(sign(hashes(many)), 10) is None
     assert near.first(sign(hashes(many)), 11) == (10, 1.0)
 
