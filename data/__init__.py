@@ -1,11 +1,13 @@
 """Text to batches: sources, tokenizers, token stores, packing and the loader. Numpy throughout.
 
 `open_data(config)` gives a tokenizer and a token store for each split; `packing.Packed` makes rows
-of a store, `loader.Batches` batches of rows, `loader.read_ahead` builds them in the background.
+of a store of documents, `texts.Records` of one of records, `loader.Batches` batches of rows,
+`loader.read_ahead` builds them in the background.
 Nothing here knows what a model or an objective is.
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator
@@ -14,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from data.build import SPLITS, ready
+from data.records import RECORDS
 from data.sources import SOURCES, DataConfig
 from data.store import Store, fingerprint, read_index
 from data.tokenizers import Tokenizer, open_tokenizer
-from errors import DataError
+from errors import ConfigError, DataError
 
-__all__ = ["SOURCES", "SPLITS", "Data", "DataConfig", "open_data"]
+__all__ = ["RECORDS", "SOURCES", "SPLITS", "Data", "DataConfig", "open_data"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Data:
     folder: Path
     tokenizer: Tokenizer
     verify: bool
+    records: "Data | None" = None  # of the same source, where a mixture reads both
 
     @functools.cached_property
     def train(self) -> Store:
@@ -46,6 +50,7 @@ class Data:
     def fingerprint(self) -> str:
         """sha256 of all three splits; equal fingerprints mean equal tokens in equal order."""
         parts = [fingerprint(self._index(split)) for split in SPLITS]
+        parts += [self.records.fingerprint] if self.records else []
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
@@ -59,6 +64,10 @@ class Data:
             "source": indices["train"]["source"],
             **{split: {n: index[n] for n in counts} for split, index in indices.items()},
         }
+
+    def holding(self, records: bool) -> "Data":
+        """The part with documents or that with records, where there are both."""
+        return self.records if records and self.records else self
 
     def _index(self, split: str) -> dict[str, Any]:
         with self._way_out():
@@ -81,7 +90,22 @@ class Data:
             raise DataError(f"{error} (delete {self.folder} for that)") from error
 
 
-def open_data(config: DataConfig) -> Data:
-    """The tokenizer and the stores of `config`, from the cache or built now."""
-    folder = ready(config)
+def open_data(config: DataConfig, kinds: tuple[bool, ...] = (False,)) -> Data:
+    """The tokenizer and the stores of `config`, from the cache or built now.
+
+    `kinds` of stores: False is of documents, True of records; with both, records are beside.
+    """
+    first, *others = [_opened(config, records) for records in kinds]
+    for other in others:
+        if other.tokenizer.fingerprint != first.tokenizer.fingerprint:
+            raise ConfigError(
+                f"data.tokenizer {config.tokenizer!r} learns one vocabulary from the documents and "
+                "another from the records of this source; use bytes or a tokenizer.json"
+            )
+        first = dataclasses.replace(first, records=other)
+    return first
+
+
+def _opened(config: DataConfig, records: bool) -> Data:
+    folder = ready(config, records=records)
     return Data(folder, open_tokenizer(str(folder)), config.verify)

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from data.files import Tally
 from data.progress import progress
-from data.sources import SOURCES, DataConfig, Source
+from data.records import RECORDS
+from data.sources import SOURCES, DataConfig, Document, Source
 from data.store import FORMAT, Writer
 from data.tokenizers import Tokenizer, bpe_size, open_tokenizer, train_bpe
 from errors import DataError, DiskError
@@ -29,9 +30,9 @@ BLOCK = 4 << 20  # characters encoded at a time
 LOG = logging.getLogger(__name__)
 
 
-def ready(cfg: DataConfig) -> Path:
+def ready(cfg: DataConfig, *, records: bool = False) -> Path:
     """The folder with the three stores and their tokenizer; built if it is not there."""
-    source = SOURCES[cfg.source](cfg)
+    source = _source(cfg, records)
     cache = Path(cfg.cache).expanduser()
     folder = cache / _key(source, cfg.tokenizer)
     if not folder.exists():
@@ -39,8 +40,12 @@ def ready(cfg: DataConfig) -> Path:
             cache.mkdir(parents=True, exist_ok=True)
             with _alone(folder):
                 if not folder.exists():
-                    _build(cfg, source, folder)
+                    _build(cfg, source, folder, records)
     return folder
+
+
+def _source(cfg: DataConfig, records: bool) -> Source:
+    return RECORDS[cfg.source](cfg) if records else SOURCES[cfg.source](cfg)
 
 
 def _key(source: Source, tokenizer: str) -> str:
@@ -50,20 +55,21 @@ def _key(source: Source, tokenizer: str) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _build(cfg: DataConfig, source: Source, folder: Path) -> None:
+def _build(cfg: DataConfig, source: Source, folder: Path, records: bool) -> None:
     """Build beside `folder`, then rename; a builder that was overtaken uses what is there."""
     partial = folder.with_name(f"{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     partial.mkdir()
     try:
         if size := bpe_size(cfg.tokenizer):
             print(f"learning a BPE vocabulary of {size} from the training split", file=sys.stderr)
-            texts = (text for split, text in source.read(Tally()) if split == "train")
+            found = (source.vocabulary or source.read)(Tally())
+            texts = (text for split, one in found if split == "train" for text in texts_of(one))
             tokenizer: Tokenizer = train_bpe(texts, size)
         else:
             tokenizer = open_tokenizer(cfg.tokenizer)
         tokenizer.save(partial)
-        _write(cfg, source, tokenizer, partial)
-        if SOURCES[cfg.source](cfg).identity != source.identity:
+        _write(cfg, source, tokenizer, partial, records)
+        if _source(cfg, records).identity != source.identity:
             raise DataError(f"{cfg.path} changed while it was read; run again")
         for path in partial.rglob("*.*"):
             with path.open("rb") as file:
@@ -77,15 +83,22 @@ def _build(cfg: DataConfig, source: Source, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(cfg: DataConfig, source: Source, tokenizer: Tokenizer, partial: Path) -> None:
+def texts_of(document: Document) -> tuple[str, ...]:
+    """Of a record all, of a document the only one."""
+    return (document,) if isinstance(document, str) else document
+
+
+def _write(
+    cfg: DataConfig, source: Source, tokenizer: Tokenizer, partial: Path, records: bool
+) -> None:
     tally = Tally()
-    writers = {split: Writer(partial / split, tokenizer) for split in SPLITS}
+    writers = {split: Writer(partial / split, tokenizer, records=records) for split in SPLITS}
     with progress("building the token store", source.size) as show:
-        block: list[tuple[str, str]] = []
+        block: list[tuple[str, Document]] = []
         waiting = 0
-        for split, text in source.read(tally):
-            block.append((split, text))
-            waiting += len(text)
+        for split, document in source.read(tally):
+            block.append((split, document))
+            waiting += sum(map(len, texts_of(document)))
             if waiting >= BLOCK or len(block) >= BLOCK >> 8:
                 _add(writers, tokenizer, block)
                 show(tally.read, _counted(writers))
@@ -110,11 +123,21 @@ def _counted(writers: dict[str, Writer]) -> str:
     return f"{sum(w.tokens for w in writers.values()):,} tokens"
 
 
-def _add(writers: dict[str, Writer], tokenizer: Tokenizer, block: list[tuple[str, str]]) -> None:
-    ids = tokenizer.encode([text for _, text in block])
+def _add(
+    writers: dict[str, Writer], tokenizer: Tokenizer, block: list[tuple[str, Document]]
+) -> None:
+    ids = iter(tokenizer.encode([text for _, one in block for text in texts_of(one)]))
+    found = [(split, [next(ids) for _ in texts_of(one)], _bytes(one)) for split, one in block]
     for split, writer in writers.items():
-        mine = [i for i, (name, _) in enumerate(block) if name == split]
-        writer.add([ids[i] for i in mine], [len(block[i][1].encode()) for i in mine])
+        mine = [(texts, size) for name, texts, size in found if name == split]
+        if writer.records:
+            writer.add_records(mine)
+        else:
+            writer.add([texts[0] for texts, _ in mine], [size for _, size in mine])
+
+
+def _bytes(document: Document) -> int:
+    return sum(len(text.encode()) for text in texts_of(document))
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ class Rows(Protocol):
 
 
 class Batches:
-    """`batches[step]` is a dictionary of arrays [batch / world, length]."""
+    """`batches[step]` is a dictionary of arrays [batch / world, ...], as the example makes them."""
 
     def __init__(
         self, rows: Rows, batch: int, example: Example, seed: int, *, rank: int = 0, world: int = 1
@@ -101,6 +101,33 @@ class Batches:
         return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
 
 
+class Joined:
+    """Batches of several streams as one, their arrays under `name/`; counted by the first."""
+
+    def __init__(self, parts: dict[str, Batches]):
+        self.parts = parts
+        first = next(iter(parts.values()))
+        self.rows = first.rows
+        self.tokens, self.unique_tokens = first.tokens, first.unique_tokens
+        self.epoch_of = first.epoch_of
+
+    def __len__(self) -> int:
+        return min(map(len, self.parts.values()))
+
+    def __getitem__(self, step: int) -> Batch:
+        return _named({name: part[step] for name, part in self.parts.items()})
+
+    def with_digest(self, step: int) -> tuple[Batch, str]:
+        found = {name: part.with_digest(step) for name, part in self.parts.items()}
+        digests = " ".join(digest for _, digest in found.values())
+        whole = hashlib.sha256(digests.encode()).hexdigest()
+        return _named({name: batch for name, (batch, _) in found.items()}), whole
+
+
+def _named(batches: dict[str, Batch]) -> Batch:
+    return {f"{part}/{n}": x for part, batch in batches.items() for n, x in batch.items()}
+
+
 class ReadAhead:
     """Iterates over (step, batch, rolling hash); made by `read_ahead`.
 
@@ -148,7 +175,7 @@ class ReadAhead:
 class _Steps:
     """A range of steps as the random-access source that grain reads from."""
 
-    def __init__(self, batches: Batches, start: int, stop: int | None, *, hashed: bool):
+    def __init__(self, batches: Batches | Joined, start: int, stop: int | None, *, hashed: bool):
         self._batches = batches
         self._start = start
         last = None if batches.rows.endless else len(batches)
@@ -167,7 +194,7 @@ class _Steps:
 
 
 def read_ahead(
-    batches: Batches,
+    batches: Batches | Joined,
     start: int,
     stop: int | None = None,
     *,

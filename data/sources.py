@@ -19,7 +19,8 @@ from errors import ConfigError, DataError
 from schema import Natural, Range, config, nearest
 
 Held = Annotated[float, Range(low=0, high=0.5, open_low=True)]
-Documents = Iterator[tuple[str, str]]  # (split, text)
+Document = str | tuple[str, ...]  # a text, or texts that belong together
+Documents = Iterator[tuple[str, Document]]  # (split, document)
 LOG = logging.getLogger(__name__)
 
 
@@ -69,6 +70,7 @@ class Source:
     identity: dict[str, Any]  # JSON; equal identities give equal documents
     size: int  # bytes on disk, 0: unknown
     read: Callable[[files.Tally], Documents]
+    vocabulary: Callable[[files.Tally], Documents] | None = None  # to learn one from; None: `read`
 
 
 def _corpus(cfg: DataConfig) -> Source:
@@ -86,23 +88,23 @@ def _text(cfg: DataConfig) -> Source:
     def texts(path: Path, policy: files.Policy) -> Iterator[str]:
         return (text for _, text in files.texts(path, separator, policy))
 
-    return _local(cfg, {"separator": separator.decode()}, texts)
+    return local(cfg, {"separator": separator.decode()}, texts)
 
 
 def _jsonl(cfg: DataConfig) -> Source:
     def texts(path: Path, policy: files.Policy) -> Iterator[str]:
         return (line.text for line in files.lines(path, cfg.field, policy))
 
-    return _local(cfg, {"field": cfg.field}, texts)
+    return local(cfg, {"field": cfg.field}, texts)
 
 
-def _local(cfg: DataConfig, options: dict[str, Any], texts: Callable) -> Source:
+def local(cfg: DataConfig, options: dict[str, Any], texts: Callable) -> Source:
     """A source of local files, whose `texts(path, policy)` reads one of them."""
     named = {"train": cfg.path, "valid": cfg.valid_path, "test": cfg.test_path}
     paths = {split: files.expand(path) for split, path in named.items() if path}
     _disjoint(paths)
 
-    def read_split(split: str, tally: files.Tally) -> Iterator[str]:
+    def read_split(split: str, tally: files.Tally) -> Iterator[Document]:
         for path in paths[split]:
             found = False
             for text in texts(path, files.Policy(cfg.errors, split, tally)):
@@ -114,7 +116,7 @@ def _local(cfg: DataConfig, options: dict[str, Any], texts: Callable) -> Source:
     listed = {split: [_stamp(p) for p in found] for split, found in paths.items()}
     size = sum(stamp[1] for stamps in listed.values() for stamp in stamps)
     identity = {"source": cfg.source, "files": listed, "errors": cfg.errors, **options}
-    return _divided(cfg, identity, size, read_split)
+    return divided(cfg, identity, size, read_split)
 
 
 def _datasets(cfg: DataConfig) -> Source:
@@ -140,10 +142,10 @@ def _datasets(cfg: DataConfig) -> Source:
         "field": cfg.field,
         "errors": cfg.errors,
     }
-    return _divided(cfg, identity, 0, read_split)
+    return divided(cfg, identity, 0, read_split)
 
 
-def _divided(cfg: DataConfig, identity: dict, size: int, read_split: Callable) -> Source:
+def divided(cfg: DataConfig, identity: dict, size: int, read_split: Callable) -> Source:
     """Splits with a path are read; those without take their share of the training documents."""
     shares = {"valid": cfg.valid_share, "test": cfg.test_share}
     named = {"train": cfg.path, "valid": cfg.valid_path, "test": cfg.test_path}
@@ -160,19 +162,21 @@ def _divided(cfg: DataConfig, identity: dict, size: int, read_split: Callable) -
     return Source(identity | {"shares": missing, "limit": cfg.limit}, size, read)
 
 
-def divide(texts: Iterator[str], shares: dict[str, float]) -> Documents:
+def divide(texts: Iterator[Document], shares: dict[str, float]) -> Documents:
     """Give every document to train or to a split of `shares`, by the hash of its bytes alone.
 
-    Equal documents get the same split. A split that no hash fell into takes the documents of the
-    lowest hash: as many distinct ones as there are splits are held back until none is empty.
+    Equal documents get the same split, and so do records with the same first text. A split that no
+    hash fell into takes the documents of the lowest hash: as many distinct ones as there are splits
+    are held back until none is empty.
     """
     empty = list(shares)
-    held: dict[int, list[str]] = {}
+    held: dict[int, list[Document]] = {}
     for text in texts:
-        if not text:
+        key = text if isinstance(text, str) else text[0]
+        if not key:
             yield "train", text  # only to be counted
             continue
-        code = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+        code = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8])
         split = _share(code / 2**64, shares)
         if split != "train":
             empty = [name for name in empty if name != split]

@@ -3,7 +3,8 @@
 A folder with
     tokens.bin    the ids of all documents after one another, uint16 or uint32, little endian
     offsets.bin   int64, little endian: where each document begins, and the end of the last
-    index.json    counts, vocabulary, tokenizer, and size and sha256 of the two files
+    index.json    counts, vocabulary, tokenizer, and size and sha256 of the files
+    records.bin   int64, if documents belong together: the first one of each record, and the end
 Only text is stored; framing with bos and eos is left to packing. No document is empty.
 """
 
@@ -22,6 +23,7 @@ from errors import DataError
 
 FORMAT = 1
 TOKENS, OFFSETS, INDEX = "tokens.bin", "offsets.bin", "index.json"
+RECORDS = "records.bin"
 DTYPES: dict[str, np.dtype] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 REMEDY = "have the store built again"
 IDENTITY = ("format", "dtype", "vocab", "tokenizer", "documents", "tokens", "text_bytes", "files")
@@ -45,6 +47,10 @@ class Store:
         self._ids = np.asarray(np.memmap(folder / TOKENS, dtype, "r"))
         self._offsets = np.asarray(np.memmap(folder / OFFSETS, "<i8", "r"))
         self._check_offsets()
+        self.records: np.ndarray | None = None  # documents from records[i] to records[i + 1]
+        if RECORDS in self.index["files"]:
+            self.records = np.asarray(np.memmap(folder / RECORDS, "<i8", "r"))
+            self._check_records(self.records)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -66,7 +72,7 @@ class Store:
         return self.slice(document, 0, length)
 
     def _check_files(self, verify: bool) -> None:
-        for name in (TOKENS, OFFSETS):
+        for name in sorted({TOKENS, OFFSETS, RECORDS} & set(self.index["files"])):
             path, expected = self.folder / name, self.index["files"][name]
             if not path.is_file():
                 raise DataError(f"{path} is missing; {REMEDY}")
@@ -86,19 +92,41 @@ class Store:
                 f"(it goes from {first} to {last}, shortest {self.lengths.min()}); {REMEDY}"
             )
 
+    def _check_records(self, starts: np.ndarray) -> None:
+        if starts[0] != 0 or starts[-1] != self.documents or (np.diff(starts) <= 0).any():
+            raise DataError(
+                f"{self.folder / RECORDS} does not divide documents 0 to {self.documents} into "
+                f"records; {REMEDY}"
+            )
+
 
 class Writer:
-    """Writes one store, document by document, in bounded memory; `finish` writes the index last."""
+    """Writes one store, document by document, in bounded memory; `finish` writes the index last.
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer):
+    With `records`, documents come as the texts of records, and an empty one takes its record along.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, *, records: bool = False):
         folder.mkdir(parents=True)
-        self.folder = folder
+        self.folder, self.records = folder, records
         self.documents = self.tokens = self.text_bytes = self.dropped = 0
         self._tokenizer = tokenizer
         self._vocab = tokenizer.vocab
         self._dtype = "uint16" if self._vocab <= 1 << 16 else "uint32"
         self._files = {name: _Hashed(folder / name) for name in (TOKENS, OFFSETS)}
         self._files[OFFSETS].write(np.zeros(1, "<i8"))
+        if records:
+            self._files[RECORDS] = _Hashed(folder / RECORDS)
+            self._files[RECORDS].write(np.zeros(1, "<i8"))
+
+    def add_records(self, records: Sequence[tuple[list[np.ndarray], int]]) -> None:
+        """Append records: the ids of their texts, and the bytes of all of these."""
+        kept = [(texts, size) for texts, size in records if all(len(ids) for ids in texts)]
+        self.dropped += len(records) - len(kept)
+        ends = self.documents + np.cumsum([len(texts) for texts, _ in kept], dtype=np.int64)
+        self._files[RECORDS].write(ends.astype("<i8"))
+        sizes = [size if i == 0 else 0 for texts, size in kept for i in range(len(texts))]
+        self.add([ids for texts, _ in kept for ids in texts], sizes)
 
     def add(self, documents: Sequence[np.ndarray], text_bytes: Sequence[int]) -> None:
         """Append documents of integer ids, with the size of their text; empty ones are dropped."""
@@ -156,6 +184,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         sound = all(type(size) is int for size in sizes) and type(index["tokenizer"]) is str
         sound = sound and index["files"][TOKENS]["bytes"] == index["tokens"] * width
         sound = sound and index["files"][OFFSETS]["bytes"] == 8 * (index["documents"] + 1)
+        sound = sound and index["files"].get(RECORDS, {"bytes": 16})["bytes"] >= 16
         sound = sound and 0 < index["vocab"] <= 1 << 8 * width and index["tokens"] > 0
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing; {REMEDY}") from error

@@ -1,7 +1,8 @@
 """The embedded corpus pd-english-v1: 12.9 MB of public-domain English with fixed splits.
 
 Shakespeare's works and State of the Union messages are documents as stored; the World English Bible
-is a document per chapter, its verses on lines. Rights and attribution stand in NOTICE.
+is a document per chapter, its verses on lines, and with Young's Literal Translation a pair per
+verse. Rights and attribution stand in NOTICE.
 """
 
 import hashlib
@@ -34,6 +35,13 @@ def passages(split: str) -> Iterator[Passage]:
     for chapter, group in groupby(verses, lambda verse: verse[0] // 1000):
         name = f"{chapter // 1000}-{chapter % 1000}"
         yield Passage("bible", name, "\n".join(web for _, web in group))
+
+
+def pairs(split: str) -> Iterator[tuple[str, str]]:
+    """Each verse of `split` in the World English Bible and in Young's Literal Translation."""
+    for name, _, web, literal in (row.split("\t") for row in _lines("bible_web_ylt.tsv.xz")):
+        if name == split:
+            yield web, literal
 
 
 def sums() -> dict[str, str]:

@@ -1,0 +1,150 @@
+"""Records: what a line may say, what is refused, and rows of texts that are read alone."""
+
+import json
+
+import numpy as np
+import pytest
+from data_stores import BOS, EOS, distinct, made_store
+
+from data import DataConfig, open_data
+from data.store import Store, Writer
+from data.texts import pieces, records, rows_of
+from data.tokenizers import ByteTokenizer
+from errors import DataError
+from objectives import Rows
+
+
+@pytest.fixture
+def lines(tmp_path):
+    """A function from records to the settings that read them as JSON lines."""
+
+    def made(found, **changes):
+        (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, found)))
+        return DataConfig(
+            source="jsonl",
+            path=str(tmp_path / "pairs.jsonl"),
+            cache=str(tmp_path / "cache"),
+            valid_share=0.2,
+            test_share=0.2,
+            **changes,
+        )
+
+    return made
+
+
+def texts_of(store: Store) -> list[tuple[str, ...]]:
+    ends = store.records.tolist()
+    words = [bytes(store.document(d).tolist()).decode() for d in range(store.documents)]
+    return [tuple(words[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def test_every_way_to_spell_a_record(lines):
+    found = [{"a": f"a{i}", "b": f"b{i}"} for i in range(30)]
+    found += [
+        {"anchor": "q", "positive": "p"},
+        {"anchor": "x", "positive": "y", "negative": "z"},
+        {"anchor": "k", "positive": "l", "negatives": ["m", "n"]},
+        {"anchor": "o", "positive": "r", "negatives": []},
+    ]
+    data = open_data(lines(found), (True,))
+    read = [r for split in (data.train, data.valid, data.test) for r in texts_of(split)]
+    expected = [(f"a{i}", f"b{i}") for i in range(30)]
+    expected += [("q", "p"), ("x", "y", "z"), ("k", "l", "m", "n"), ("o", "r")]
+    assert sorted(read) == sorted(expected)
+    assert data.fingerprint == open_data(lines(found), (True,)).fingerprint
+
+
+def test_records_with_one_anchor_stay_in_one_split(lines):
+    # covers D15
+    found = [{"a": f"anchor {i % 20}", "b": f"b{i}"} for i in range(100)]
+    data = open_data(lines(found), (True,))
+    anchors = [{r[0] for r in texts_of(s)} for s in (data.train, data.valid, data.test)]
+    assert all(anchors) and sum(map(len, anchors)) == 20
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"a": "x", "b": " "}, "line at byte 26 has nothing under 'b'"),
+        ({"anchor": "", "positive": "y"}, "nothing under 'anchor'"),
+        ({"anchor": "x", "positive": "y", "negatives": ["z", ""]}, "nothing under 'negatives'"),
+        ({"a": "x", "b": 3}, "nothing under 'b'"),
+        ({"text": "alone"}, "must hold anchor, positive.*it holds: text"),
+        (["a", "b"], "holds list"),
+    ],
+)
+def test_a_record_with_an_empty_side_is_refused_by_its_place(lines, record, said):
+    # covers N17 D16
+    found = [{"a": "xx", "b": "yyyyy"}, record] + [{"a": f"a{i}", "b": "b"} for i in range(20)]
+    with pytest.raises(DataError, match=f"pairs.jsonl: the .*{said}") as error:
+        open_data(lines(found), (True,))
+    assert "\n" not in str(error.value)
+    data = open_data(lines(found, errors="skip"), (True,))
+    skipped = sum(s.index["skipped"] for s in (data.train, data.valid, data.test))
+    assert skipped == 1
+    assert sum(len(s.records) - 1 for s in (data.train, data.valid, data.test)) == 21
+
+
+def test_the_embedded_corpus_has_its_verses_as_pairs(tmp_path):
+    """As many as its description says: 28,691, 1,222 and 1,186."""
+    data = open_data(DataConfig(cache=str(tmp_path)), (True,))
+    counts = [len(s.records) - 1 for s in (data.train, data.valid, data.test)]
+    assert counts == [28_691, 1_222, 1_186]
+    assert texts_of(data.valid)[0][0].startswith("Now it happened in the days of Ahasuerus")
+
+
+def store_of(folder, sizes) -> Store:
+    rng = np.random.default_rng(1)
+    writer = Writer(folder, ByteTokenizer(), records=True)
+    made = [([rng.integers(256, size=n).astype(np.int32) for n in some], 7) for some in sizes]
+    writer.add_records(made)
+    writer.finish({})
+    return Store(folder)
+
+
+def test_a_record_with_an_empty_text_is_dropped_whole(tmp_path):
+    # covers N17
+    store = store_of(tmp_path / "s", [(3, 2), (4, 0), (1, 1, 9)])
+    assert store.records.tolist() == [0, 2, 5] and store.index["dropped"] == 1
+    assert store.text_bytes == 14
+
+
+def test_rows_are_all_records_in_a_new_order_each_epoch(tmp_path):
+    store = store_of(tmp_path / "s", [(3, 2), (4, 30), (1, 1, 9), (8, 8)])
+    wanted = Rows(8, 0, "both", reads="records", texts=2)
+    rows = rows_of(store, wanted, 5)
+    epochs = [[rows.row(e * 4 + i) for i in range(4)] for e in range(3)]
+    orders = [[row[0].document for row in epoch] for epoch in epochs]
+    assert all(sorted(order) == [0, 2, 4, 7] for order in orders) and orders[0] != orders[1]
+    assert len(rows_of(store, wanted).row(2)) == 3 and rows_of(store, wanted).row(4) == []
+    assert rows.positions == 4 * rows.length == 4 * 16
+    long = rows_of(store, wanted).row(1)[1].tokens
+    assert len(long) == 8 and (long[0], long[-1]) == (BOS, EOS)
+    assert long[1:-1].tolist() == store.document(3)[:6].tolist()
+    again = rows_of(store, wanted, 5)
+    assert all((again.row(9)[k].tokens == rows.row(9)[k].tokens).all() for k in range(2))
+
+
+def test_pieces_cover_every_document_once(tmp_path):
+    store = made_store(tmp_path / "s", distinct([5, 1, 6, 7]))
+    rows = rows_of(store, Rows(5, 0, "both", reads="pieces", texts=2))
+    found = [rows.row(i) for i in range(len(pieces(store, 3).first))]
+    for document in range(4):
+        own = [p.tokens for row in found for p in row if p.document == document]
+        assert all((t[0], t[-1]) == (BOS, EOS) and len(t) <= 5 for t in own)
+        joined = np.concatenate([t[1:-1] for t in own])
+        assert joined.tolist() == store.document(document).tolist()
+    with pytest.raises(DataError, match="holds documents, no records"):
+        records(store)
+
+
+def test_a_store_whose_records_are_damaged_is_refused(tmp_path):
+    store = store_of(tmp_path / "s", [(3, 2), (4, 3)])
+    path = store.folder / "records.bin"
+    raw = np.fromfile(path, "<i8")
+    raw[1] = 4
+    raw.tofile(path)
+    with pytest.raises(DataError, match="damaged"):
+        Store(store.folder)
+    with pytest.raises(DataError, match="does not divide documents"):
+        Store(store.folder, verify=False)
