@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> None:
         raise ConfigError("give --config=FILE of a study, as configs/compare/quickstart.py")
     say = Console(highlight=False, soft_wrap=True).print
     asked = study.load(command.flags.config)
-    vocab = open_data(command.settings.data).tokenizer.vocab
+    vocab = open_data(command.settings.data, command.settings.reads).tokenizer.vocab
     made = study.planned(asked, command.settings, vocab)
     known = study.recorded(asked.recorded, made.plan.cells)
     made = made._replace(plan=replace(made.plan, floor=known.floor))

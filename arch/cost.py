@@ -4,6 +4,7 @@ Every part bills itself (`arch/ledger.py`); nothing here knows a formula of a pa
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 
@@ -90,6 +91,24 @@ def cost(
         terms=terms,
         parts=parts,
         state_bytes=sum(bill.state_bytes for _, bill in bills),
+    )
+
+
+def mean(bills: Sequence[Cost], shares: Sequence[float]) -> Cost:
+    """The cost of a token that is of each bill by its share; one model's parameters are one."""
+    pairs = list(zip(bills, shares, strict=True))
+
+    def term(name: str) -> Work:
+        found = [(bill.terms[name], share) for bill, share in pairs if name in bill.terms]
+        model = sum(share * work.model for work, share in found)
+        executed = sum(share * work.executed for work, share in found)
+        return Work(model, executed, found[0][0].elementwise)
+
+    return dataclasses.replace(
+        bills[0],
+        model_flops=sum(share * bill.model_flops for bill, share in pairs),
+        executed_flops=sum(share * bill.executed_flops for bill, share in pairs),
+        terms={name: term(name) for bill in bills for name in bill.terms},
     )
 
 

@@ -24,7 +24,7 @@ def from_run(path: Path, step: int | None = None) -> tuple[Subject, RunFolder, i
     if record is None or "settings" not in record:
         raise CheckpointError(f"{path} is no run folder: it has no run.json; give --run=DIR of one")
     settings = from_json(Settings, record["settings"])
-    data = open_data(settings.data)
+    data = open_data(settings.data, settings.reads)
     settings = resolved(settings, data.tokenizer.vocab)
     mesh = meshes.build(meshes.MeshConfig())
     ways = mesh.size * settings.train.accumulate  # the run's batch may not divide over these

@@ -3,20 +3,23 @@
 On the host, `example` makes one row of a batch from pieces of documents (numpy, a pure function of
 the pieces and a generator). On the device, `encode` runs the model on a microbatch and `reduce`
 turns what came out into loss terms. The loss is the sum over terms of
-coefficient * (global sum / max(global weight, 1)).
+coefficient * (global sum / max(global weight, 1)). Where terms do not add over rows (`additive` is
+False), `encode` gives what is `Represented` and `reduce` sees the whole batch.
 """
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from jaxtyping import Array
 
 from arch import ModelConfig
 from objectives.causal_lm import CausalLM
+from objectives.contrastive import Contrastive
 from objectives.denoising import Denoising
 from objectives.learner import (
     Example,
     Learner,
     Metrics,
+    Represented,
     Rows,
     Term,
     auxiliary,
@@ -24,6 +27,7 @@ from objectives.learner import (
     totals,
 )
 from objectives.masked_lm import MaskedLM
+from objectives.mixture import Member, Mixed, Mixture, members
 from objectives.vocabulary import Blank, Tokenizer
 
 Batch = dict[str, Array]
@@ -31,6 +35,8 @@ Batch = dict[str, Array]
 
 class Objective(Protocol):
     """What the loop asks of an objective. All are frozen dataclasses."""
+
+    additive: ClassVar[bool]  # its terms are sums over rows
 
     def rows(self, model: ModelConfig, length: int) -> Rows:
         """What rows are made of; ConfigError if the model cannot take them."""
@@ -54,11 +60,13 @@ class Objective(Protocol):
     ) -> tuple[dict[str, Term], Metrics]: ...
 
 
-# To add an objective: write its file, import it, name it here and in training/settings.py.
+# To add an objective: write its file, import it, name it here and in training/settings.py. Mixtures
+# are made of these.
 OBJECTIVES: dict[str, type] = {
     "causal_lm": CausalLM,
     "masked_lm": MaskedLM,
     "denoising": Denoising,
+    "contrastive": Contrastive,
 }
 
 __all__ = [
@@ -66,16 +74,22 @@ __all__ = [
     "Batch",
     "Blank",
     "CausalLM",
+    "Contrastive",
     "Denoising",
     "Example",
     "Learner",
     "MaskedLM",
+    "Member",
     "Metrics",
+    "Mixed",
+    "Mixture",
     "Objective",
+    "Represented",
     "Rows",
     "Term",
     "Tokenizer",
     "auxiliary",
+    "members",
     "tokens_of",
     "totals",
 ]

@@ -5,7 +5,7 @@ token of the text and its end are predicted once. A document that a row cuts goe
 without its past.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +28,8 @@ class Predicted(NamedTuple):
 @config
 class CausalLM:
     z_loss: NonNegative = 0.0  # weight of mean(logsumexp(logits)^2) (PaLM, arXiv:2204.02311)
+
+    additive: ClassVar[bool] = True
 
     def rows(self, model: ModelConfig, length: int) -> Rows:
         no_source("causal_lm", model.encoder.depth)

@@ -9,7 +9,7 @@ The lengths are T5's: n tokens of which round(n * density) are noise in round(no
 give n - noise + spans + 1 inputs and noise + spans + 1 targets.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +47,8 @@ class Denoising:
     # ((0.15, 3, 0), (0.25, 0, 1), (0.5, 32, 2)).
     corruptions: tuple[tuple[float, float, int], ...] = ((0.15, 3.0, -1),)
     style: Literal["sentinels", "infill"] = "sentinels"  # infill: a mask a span, all as target
+
+    additive: ClassVar[bool] = True
 
     def check(self) -> None:
         if not self.corruptions:

@@ -1,7 +1,7 @@
 """What is trained, and how its loss adds up."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,15 +19,28 @@ ENCODER = "encoder/"  # before the names of what an encoder's channels report
 Example = Callable[[list[np.ndarray], int, np.random.Generator], dict[str, np.ndarray]]
 
 
+# packed: documents after one another; pieces: a stretch of one document; records: texts that
+# belong together, as data/records.py reads them.
+Reads = Literal["packed", "pieces", "records"]
+
+
 class Rows(NamedTuple):
     """What a row of a batch is made of, and how a model reads it."""
 
-    text: int  # positions of documents that it takes
+    text: int  # positions of documents that it takes; of each text, if it has several
     overlap: int  # framed tokens that a piece shares with the next one (see data/packing.py)
     view: View
     source: int = 0  # tokens of the encoder's row, or of the prefix
     tokens: int = 0  # of the row that is scored; 0: as many as of text
     targets: int = 0  # at most so many of these are scored; 0: all
+    reads: Reads = "packed"
+    texts: int = 1  # of a row, each read alone
+    logits: bool = True  # whether the model's head is asked for any
+    remedy: str = ""  # what else to do where a model cannot take the view
+
+    def positions(self, length: int) -> int:
+        """Tokens of a row that a model reads."""
+        return (self.tokens or length) * self.texts
 
 
 class Learner(NamedTuple):
@@ -43,6 +56,14 @@ class Term(NamedTuple):
     sum: Float[Array, ""]
     weight: Float[Array, ""]
     coefficient: float = 1.0
+
+
+class Represented(NamedTuple):
+    """What `encode` gives where terms do not add over rows: vectors, the batch as their first axis,
+    and what channels reported, which adds up over microbatches."""
+
+    rows: Any
+    aux: Aux
 
 
 def auxiliary(learner: Learner, aux: Aux, batch: dict[str, Array]) -> tuple[dict, Metrics]:

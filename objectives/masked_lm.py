@@ -6,6 +6,7 @@ some stay. Logits are computed where tokens were chosen, so that the head costs 
 
 import functools
 import math
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +29,8 @@ class MaskedLM:
     random: Share = 0.1  # of the chosen: becomes any token; the rest stays
     whole_words: bool = False  # all tokens of a word or none
     ngram: Count = 1  # up to so many neighbours (words, if whole) are chosen together
+
+    additive: ClassVar[bool] = True
 
     def check(self) -> None:
         if self.rate >= 1:

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from errors import ConfigError
 from protocol.sizing import Measure, Shape, sized
 from schema import nearest
-from training.report import priced
+from training.report import positions, priced
 from training.settings import Settings
 from training.tree import differences
 
@@ -57,12 +57,12 @@ class Matched(NamedTuple):
 def measured(settings: Settings, seconds: float = 0.0) -> Measures:
     """`settings` are resolved (the tokenizer's vocabulary is in them); `seconds` are of a step."""
     train, rows, bill = settings.train, settings.rows, priced(settings)
-    scored = train.steps * train.batch * (rows.tokens or train.length)
+    scored = positions(settings)
     return Measures(
         params=bill.params,
         active_params=bill.active_params,
         training_flops=bill.training_flops * scored,
-        tokens=train.steps * train.batch * rows.text,
+        tokens=train.steps * train.batch * rows.text * rows.texts,
         wall_clock=seconds * train.steps,
         state_bytes=bill.state_bytes,
         body_params=bill.body_params,

@@ -40,7 +40,7 @@ def prepared(settings: Settings, devices: list[jax.Device] | None = None) -> tup
     if settings.train.compile_cache:
         jax.config.update("jax_compilation_cache_dir", settings.train.compile_cache)
     jax.config.update("jax_debug_nans", settings.debug.nans)
-    data = open_data(settings.data)
+    data = open_data(settings.data, settings.reads)
     settings = resolved(settings, data.tokenizer.vocab)
     return data, program(settings, meshes.build(settings.mesh, devices))
 

@@ -8,16 +8,17 @@ import numpy as np
 
 from arch import Cost
 from data import Data
-from data.loader import Batches, read_ahead
-from data.packing import Packed
+from data.loader import Batches, Joined, read_ahead
+from data.texts import rows_of
 from errors import DataError, NonFiniteError
-from objectives import Learner, Metrics
+from objectives import Learner, Member, Metrics
 from training.checkpoint import Checkpoints
 from training.faults import Faults
 from training.log import Log
 from training.meter import Meter
 from training.program import Program
 from training.run import RunFolder
+from training.settings import Settings
 from training.state import State
 from training.stop import GracefulStop
 
@@ -82,14 +83,20 @@ def train(
     return scores
 
 
-def make_batches(job: Job) -> Batches:
+def make_batches(job: Job) -> Batches | Joined:
     """Training batches: rows for ever, reshuffled every epoch, a function of (seed, step)."""
-    settings, objective = job.program.settings, job.program.objective
-    train, seed = settings.train, settings.seed
-    rows = settings.rows
-    packed = Packed(job.data.train, rows.text, rows.overlap, seed)
-    example = objective.host(settings.model, train.length, job.data.tokenizer)
-    return Batches(packed, train.batch, example, seed)
+    settings = job.program.settings
+    found = {member.name: stream(settings, member, job.data) for member in settings.members()}
+    return found[""] if "" in found else Joined(found)
+
+
+def stream(settings: Settings, member: Member, data: Data) -> Batches:
+    """The batches of one part of a mixture, or of the one objective."""
+    train, seed, objective = settings.train, settings.seed, member.objective
+    wanted = objective.rows(settings.model, train.length)
+    rows = rows_of(data.holding(wanted.reads == "records").train, wanted, seed)
+    example = objective.host(settings.model, train.length, data.tokenizer)
+    return Batches(rows, train.batch, example, seed)
 
 
 def begin(job: Job, initial: Any) -> tuple[State, int, str]:

@@ -58,6 +58,8 @@ def _layer(program: Program) -> int:
 def _logits(program: Program) -> int:
     """Bytes of the logits that are there at a time, and of their gradient."""
     train, model = program.settings.train, program.settings.model
+    if not any(m.objective.rows(model, train.length).logits for m in program.settings.members()):
+        return 0
     tokens = train.batch * train.length // train.accumulate // _ways(program)
     return 2 * 4 * min(tokens * model.rows // program.mesh.shape["model"], LOGITS)
 

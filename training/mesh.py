@@ -93,5 +93,11 @@ def rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH, "context"))
 
 
+def rows_like(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """Where an array [B], [B T] or [B .. T] of a batch lives."""
+    inner = (*(None,) * (len(shape) - 2), "context") if len(shape) > 1 else ()
+    return NamedSharding(mesh, fitting(P(BATCH, *inner), shape, mesh.shape))
+
+
 def everywhere(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 
 from arch import Cost
-from data.loader import Batches
+from data.loader import Batches, Joined
 from data.store import Store
 from objectives import Metrics
 from training import device
 from training.program import Program
+from training.report import positions
 
 SWITCHES = ("halted",)  # for the loop, not for people
 
@@ -22,11 +23,13 @@ SWITCHES = ("halted",)  # for the loop, not for people
 class Meter:
     """Collects metrics on the device; `read` fetches them, with rates over the time since."""
 
-    def __init__(self, program: Program, bill: Cost, batches: Batches, store: Store):
+    def __init__(self, program: Program, bill: Cost, batches: Batches | Joined, store: Store):
         train = program.settings.train
         self._batches = batches
-        self._flops = 3 * bill.executed_flops
-        self._tokens = train.batch * train.length
+        # Cached representations (training/gradients.py) are computed twice.
+        again = train.accumulate > 1 and not program.objective.additive
+        self._flops = (4 if again else 3) * bill.executed_flops
+        self._tokens = positions(program.settings) // max(train.steps, 1)  # of a step
         self._device = program.mesh.local_devices[0]
         peak = device.peak(self._device)
         self._peak = peak * program.mesh.size if peak else None

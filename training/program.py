@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from arch.sharding import fitting
 from errors import ConfigError
 from objectives import Blank, Objective
 from training import mesh as meshes
@@ -68,19 +67,17 @@ def program(settings: Settings, mesh: Mesh) -> Program:
 
 
 def batch_shapes(settings: Settings, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """The arrays of a batch, known from what the objective makes of an empty row."""
-    train, rows = settings.train, settings.rows
-    example = settings.chosen().host(settings.model, train.length, Blank())
-    row = example([], rows.text, np.random.default_rng(0))
-    place = meshes.rows(mesh)
-    return {
-        name: jax.ShapeDtypeStruct(
-            (train.batch, *a.shape),
-            a.dtype,
-            sharding=NamedSharding(mesh, fitting(place.spec, (train.batch, *a.shape), mesh.shape)),
-        )
-        for name, a in row.items()
-    }
+    """The arrays of a batch, known from what the objectives make of an empty row."""
+    train, found = settings.train, dict[str, jax.ShapeDtypeStruct]()
+    for member in settings.members():
+        rows = member.objective.rows(settings.model, train.length)
+        example = member.objective.host(settings.model, train.length, Blank())
+        row = example([], rows.text, np.random.default_rng(0))
+        for name, array in row.items():
+            shape = (train.batch, *array.shape)
+            place = meshes.rows_like(mesh, shape)
+            found[member.label(name)] = jax.ShapeDtypeStruct(shape, array.dtype, sharding=place)
+    return found
 
 
 def _laid_out(shapes: Any, place: Any) -> Any:

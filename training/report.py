@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from arch import Cost, cost
+from arch.cost import mean
+from objectives import Rows
 from training.console import printable
 from training.flags import rows
 from training.mesh import AXES
@@ -24,10 +26,29 @@ UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k
 
 
 def priced(settings: Settings) -> Cost:
-    """The cost of the model of `settings` on the rows it trains on."""
-    rows = settings.rows
+    """The cost of the model of `settings` on the rows it trains on: of one position, which in a
+    mixture is the mean over those of all its parts."""
+    wanted = _wanted(settings)
+    bills = [_bill(settings, rows) for rows in wanted]
+    places = [rows.positions(settings.train.length) for rows in wanted]
+    return bills[0] if len(bills) == 1 else mean(bills, [n / sum(places) for n in places])
+
+
+def positions(settings: Settings) -> int:
+    """Positions of the whole run that cost what `priced` says one costs."""
+    train = settings.train
+    places = sum(rows.positions(train.length) for rows in _wanted(settings))
+    return train.steps * train.batch * places
+
+
+def _wanted(settings: Settings) -> list[Rows]:
+    length = settings.train.length
+    return [member.objective.rows(settings.model, length) for member in settings.members()]
+
+
+def _bill(settings: Settings, rows: Rows) -> Cost:
     length = rows.tokens or settings.train.length
-    share = (rows.targets or length) / length
+    share = (rows.targets or length) / length if rows.logits else 0.0
     return cost(settings.model, length, view=rows.view, source=rows.source, logits=share)
 
 
@@ -71,9 +92,8 @@ def mebibytes(count: float) -> str:
 
 def summary(cost: Cost, settings: Settings) -> dict[str, Any]:
     """The cost as run.json records it; FLOPs are of each of `run_positions` tokens."""
-    train = settings.train
     return {
-        "run_positions": train.steps * train.batch * (settings.rows.tokens or train.length),
+        "run_positions": positions(settings),
         "params": cost.params,
         "active_params": cost.active_params,
         "body_params": cost.body_params,
@@ -105,7 +125,7 @@ def _parameters(bill: Cost) -> Table:
 
 
 def _flops(bill: Cost, settings: Settings) -> Table:
-    tokens = settings.train.steps * settings.train.batch * settings.train.length
+    tokens = positions(settings)
     table = Table("term", "model", "executed", title="FLOPs per token, forward")
     for name, work in bill.terms.items():
         note = " (elementwise)" if work.elementwise else ""

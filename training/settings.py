@@ -11,10 +11,22 @@ from ml_collections import ConfigDict
 
 from arch import CHANNELS, ModelConfig
 from arch.sequence import View
-from data import DataConfig
+from data import RECORDS, DataConfig
 from errors import ConfigError
-from objectives import CausalLM, Denoising, MaskedLM, Objective, Rows
-from schema import Count, Natural, config
+from objectives import (
+    CausalLM,
+    Contrastive,
+    Denoising,
+    MaskedLM,
+    Member,
+    Mixed,
+    Mixture,
+    Objective,
+    Rows,
+    members,
+)
+from objectives.learner import Reads
+from schema import Count, Natural, config, nearest
 from training.checkpoint import CheckpointConfig
 from training.flags import editable
 from training.log import LogConfig
@@ -51,10 +63,14 @@ class DebugConfig:
 class Settings:
     seed: Natural = 0
     model: ModelConfig = ModelConfig()
-    objective: Literal["causal_lm", "masked_lm", "denoising"] = "causal_lm"
+    objective: Literal["causal_lm", "masked_lm", "denoising", "contrastive", "mixture"] = (
+        "causal_lm"
+    )
     causal_lm: CausalLM = CausalLM()
     masked_lm: MaskedLM = MaskedLM()
     denoising: Denoising = Denoising()
+    contrastive: Contrastive = Contrastive()
+    mixture: Mixture = Mixture()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -77,23 +93,56 @@ class Settings:
                 f"train.batch {self.train.batch} is not a multiple of train.accumulate "
                 f"{self.train.accumulate}; nearest: {near}"
             )
-        self._check_view(self.rows.view)
+        for member in self.members():
+            name = member.name or self.objective
+            rows = member.objective.rows(self.model, T)
+            self._check_view(name, rows.view, rows.remedy)
+            self._check_source(name, rows.reads)
+            if not member.objective.additive and self.train.batch < 2:
+                raise ConfigError(
+                    f"train.batch {self.train.batch} leaves objective {name} nothing to compare a "
+                    "row with; nearest: 2"
+                )
 
     def chosen(self) -> Objective:
-        """The objective's own section."""
+        """The objective's own section, or its mixture's."""
         sections: dict[str, Objective] = {
             "causal_lm": self.causal_lm,
             "masked_lm": self.masked_lm,
             "denoising": self.denoising,
+            "contrastive": self.contrastive,
         }
-        return sections[self.objective]
+        if self.objective != "mixture":
+            return sections[self.objective]
+        for name, _ in self.mixture.parts:
+            if name not in sections:
+                raise ConfigError(f"mixture.parts has {name!r}; {nearest(name, sections)}")
+        return Mixed(tuple(Member(n, sections[n], scale) for n, scale in self.mixture.parts))
+
+    def members(self) -> tuple[Member, ...]:
+        """The parts of a mixture, or the one objective."""
+        return members(self.chosen())
 
     @property
     def rows(self) -> Rows:
-        """What a row is made of."""
+        """What a row is made of; of a mixture, of its first part."""
         return self.chosen().rows(self.model, self.train.length)
 
-    def _check_view(self, view: View) -> None:
+    @property
+    def reads(self) -> tuple[bool, ...]:
+        """The kinds of store that it takes: False: of documents, True: of records."""
+        kinds = [m.objective.rows(self.model, self.train.length).reads for m in self.members()]
+        return tuple(sorted({kind == "records" for kind in kinds}))
+
+    def _check_source(self, name: str, reads: Reads) -> None:
+        if reads == "records" and self.data.source not in RECORDS:
+            raise ConfigError(
+                f"objective {name} reads texts that belong together, which data.source "
+                f"{self.data.source!r} does not have; use {' or '.join(RECORDS)}, or "
+                "contrastive.positives=dropout with model.block.dropout=0.1"
+            )
+
+    def _check_view(self, name: str, view: View, remedy: str) -> None:
         for e in self.model.plan().entries():
             if view in self.model.able(e):
                 continue
@@ -102,8 +151,8 @@ class Settings:
             else:
                 way = "set model.directions.weights=shared to run it both ways, or use attention"
             raise ConfigError(
-                f"objective {self.objective} reads the {view} view, which {e.mixer}+{e.channel} "
-                f"cannot; {way}"
+                f"objective {name} reads the {view} view, which {e.mixer}+{e.channel} "
+                f"cannot; {way}{remedy}"
             )
 
 

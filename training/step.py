@@ -1,15 +1,15 @@
-"""One step: gradients of a batch, in microbatches if asked; an update that is never poisoned."""
+"""One step: gradients of a batch, and an update that is never poisoned."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from arch.terms import Amount
-from objectives import Batch, Learner, Metrics, Objective, Term, totals
+from objectives import Batch, Learner, Metrics, Objective
+from training.gradients import gradients
 from training.leaves import named_leaves
 from training.optimizer import OptimizerConfig, Params, clipped, declared, rate
 from training.state import DROPOUT, Guard, State, purpose
@@ -53,39 +53,6 @@ def make_step(
     return step
 
 
-def gradients(
-    objective: Objective, learner: Learner, batch: Batch, key: Array | None, accumulate: int
-) -> tuple[Learner, Float[Array, ""], Metrics]:
-    """Gradients, loss and metrics of a whole batch, `accumulate` microbatches one after another.
-
-    Every term is divided by its weight in the whole batch, so that the sum of the parts' gradients
-    is the gradient of the whole.
-    """
-
-    def loss(learner: Learner, micro: Batch, key: Array | None) -> tuple[Array, Metrics]:
-        terms, metrics = objective.reduce(learner, objective.encode(learner, micro, key), micro)
-        whole = totals(objective, batch, list(terms))
-        total = sum(t.coefficient * t.sum / jnp.maximum(whole[n], 1) for n, t in terms.items())
-        return jnp.asarray(total), metrics | _amounts(terms)
-
-    differentiate = jax.value_and_grad(loss, has_aux=True)
-    if accumulate == 1:
-        (value, metrics), grads = differentiate(learner, batch, key)
-        return grads, value, metrics
-
-    def body(carry: Any, xs: tuple[Batch, Array]) -> tuple[Any, None]:
-        micro, index = xs
-        sub = None if key is None else jax.random.fold_in(key, index)
-        (value, metrics), grads = differentiate(learner, micro, sub)
-        return jax.tree.map(jnp.add, carry, (grads, value, metrics)), None
-
-    micros = jax.tree.map(lambda x: _interleaved(x, accumulate), batch)
-    shapes = jax.eval_shape(differentiate, learner, jax.tree.map(lambda x: x[0], micros), key)
-    (value, metrics), grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    start = grads, value, metrics
-    return jax.lax.scan(body, start, (micros, jnp.arange(accumulate)))[0]
-
-
 def _felt(learner: Learner, grads: Params) -> Params:
     """The gradients that have a size: those of a "balance" have only signs."""
     roles = declared(learner, "role")
@@ -120,12 +87,3 @@ def _is_spike(guard: Guard, loss: Array, cfg: OptimizerConfig) -> Array:
     mean = jnp.sum(guard.losses, where=valid) / jnp.maximum(known, 1)
     spread = jnp.sqrt(jnp.sum((guard.losses - mean) ** 2, where=valid) / jnp.maximum(known, 1))
     return (known >= (W + 1) // 2) & (loss > mean + cfg.spike * spread)
-
-
-def _amounts(terms: dict[str, Term]) -> Metrics:
-    return {name: Amount(term.sum, term.weight) for name, term in terms.items()}
-
-
-def _interleaved(x: Array, parts: int) -> Array:
-    """[B ...] to [parts, B / parts, ...], each part with rows from every device."""
-    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)

@@ -11,7 +11,7 @@ The causal stack is what is trained: of an encoder-decoder, the decoder alone.
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +87,8 @@ class Answers:
     """The objective: predict what is asked, and build logits there only."""
 
     most: Count  # questions of a row
+
+    additive: ClassVar[bool] = True
 
     def rows(self, model: ModelConfig, length: int) -> Rows:
         return Rows(text=length, overlap=0, view="causal", targets=self.most)
