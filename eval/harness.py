@@ -13,14 +13,16 @@ import jax
 from errors import ConfigError
 from eval import answers
 from eval.capability.tasks import TASKS as CAPABILITIES
-from eval.held_out import BitsPerByte, Denoised, Masked
+from eval.denoised import Denoised
+from eval.held_out import BitsPerByte, Masked
 from eval.inference import Inference
 from eval.positions import Positions
 from eval.probe import Probe
+from eval.retrieval import Retrieval
 from eval.sample import Sample
 from eval.similarity import Similarity
 from eval.task import Subject, Task
-from objectives import Learner
+from objectives import Learner, members
 from schema import nearest
 from training.loop import Job, Judge
 from training.run import RunFolder
@@ -31,6 +33,7 @@ TASKS: dict[str, Any] = {
     "bits_per_byte": BitsPerByte,
     "masked": Masked,
     "denoised": Denoised,
+    "retrieval": Retrieval,
     "positions": Positions,
     "inference": Inference,
     "sample": Sample,
@@ -44,21 +47,40 @@ OWN: dict[str, tuple[str, ...]] = {
     "causal_lm": ("bits_per_byte", "sample"),
     "masked_lm": ("masked",),
     "denoising": ("denoised",),
+    "contrastive": ("retrieval",),
 }
 
 
 def chosen(settings: Settings, asked: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The tasks asked for, else those of a run; ConfigError for one that cannot judge it."""
-    names = asked or settings.eval.tasks or OWN[settings.objective]
+    names = asked or settings.eval.tasks or own(settings)
+    able = {"", *(member.name or settings.objective for member in settings.members())}
     for name in names:
         if name not in TASKS:
             raise ConfigError(f"eval.tasks has {name!r}; {nearest(name, TASKS)}")
-        if TASKS[name].objective not in ("", settings.objective):
+        if TASKS[name].objective not in able:
             raise ConfigError(
                 f"eval.tasks has {name!r}, which judges {TASKS[name].objective}, not "
                 f"{settings.objective}; leave it out"
             )
     return names
+
+
+def own(settings: Settings) -> tuple[str, ...]:
+    """The tasks of a run that names none: of a mixture, those of its parts."""
+    names = [member.name or settings.objective for member in settings.members()]
+    return tuple(dict.fromkeys(task for name in names for task in OWN[name]))
+
+
+def narrowed(subject: Subject, task: Any) -> Subject:
+    """What a task judges of a mixture: the part with its objective, else the first."""
+    parts = members(subject.objective)
+    member = next((m for m in parts if m.name == task.objective), parts[0])
+    wanted = member.objective.rows(subject.settings.model, subject.settings.train.length)
+    data = subject.data.holding(wanted.reads == "records")
+    return subject._replace(
+        learner=member.learner(subject.learner), objective=member.objective, data=data
+    )
 
 
 def judge(subject: Subject, names: Iterable[str], run: RunFolder, step: int) -> dict[str, Any]:
@@ -82,7 +104,7 @@ def _serves(record: dict[str, Any], version: int, splits: tuple[str, ...]) -> bo
 def _record(name: str, task: Task, subject: Subject, step: int) -> dict[str, Any]:
     start = time.perf_counter()
     with jax.named_scope(f"eval/{name}"):
-        scores = [score._asdict() for score in task(subject)]
+        scores = [score._asdict() for score in task(narrowed(subject, task))]
     seconds = time.perf_counter() - start
     return {"task": name, "version": task.version, "step": step, "seconds": seconds} | {
         "length": subject.settings.train.length,
@@ -94,13 +116,14 @@ def _record(name: str, task: Task, subject: Subject, step: int) -> dict[str, Any
 
 def judges(job: Job) -> tuple[Judge, Judge]:
     """What judges during a run, on the validation split, and at its end, by all its tasks."""
-    program, tasks = job.program, OWN[job.program.settings.objective]
+    program, tasks = job.program, own(job.program.settings)
 
     def subject(learner: Learner) -> Subject:
         return Subject(learner, program.mesh, program.settings, program.objective, job.data)
 
     def during(learner: Learner, step: int) -> dict[str, Any]:
-        scores = TASKS[tasks[0]](splits=("valid",))(subject(learner))
+        task = TASKS[tasks[0]](splits=("valid",))
+        scores = task(narrowed(subject(learner), task))
         return {score.name: score.value for score in scores}
 
     def after(learner: Learner, step: int) -> dict[str, Any]:

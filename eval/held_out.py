@@ -1,12 +1,13 @@
-"""The loss of whole splits, one task for each objective: what it trains, on text it has not seen.
+"""The loss of whole splits, by the objective that is trained, on text it has not seen.
 
 All models see the same windows: documents in their order, cut at the row's length, nothing carried
 over an edge, every byte once. What is random in a window (which tokens are hidden) is a function of
-its number, the same for all models and whatever the training used. No score depends on how windows
-are batched.
+its number, the same for all models and whatever the training used; `set` is the hash of all windows
+as models see them, which proves it. No score depends on how windows are batched.
 """
 
 import functools
+import hashlib
 import math
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -43,39 +44,27 @@ class BitsPerByte:
 class Masked:
     """Hidden tokens, 15 % of the text behind masks only, whatever the training rate."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     objective: ClassVar[str] = "masked_lm"
 
     def __init__(self, splits: tuple[str, ...] = SPLITS):
         self.splits = splits
 
     def __call__(self, subject: Subject) -> Iterator[Score]:
-        yield from _means(subject, self.splits, ("masked_nats", "accuracy"), "masked")
-
-
-class Denoised:
-    """Targets of fixed spans."""
-
-    version: ClassVar[int] = 1
-    objective: ClassVar[str] = "denoising"
-
-    def __init__(self, splits: tuple[str, ...] = SPLITS):
-        self.splits = splits
-
-    def __call__(self, subject: Subject) -> Iterator[Score]:
-        yield from _means(subject, self.splits, ("denoised_nats", "accuracy"), "denoised")
+        for split in self.splits:
+            found, digest = swept(subject, getattr(subject.data, split))
+            yield from _means(found, split, "masked", ("masked_nats", "accuracy"))
+            yield Score(f"{split}/set", digest)
 
 
 def _means(
-    subject: Subject, splits: tuple[str, ...], names: tuple[str, ...], what: str
+    found: dict[str, tuple[float, float]], split: str, what: str, names: tuple[str, ...]
 ) -> Iterator[Score]:
-    for split in splits:
-        found = sums(subject, getattr(subject.data, split))
-        for name in names:
-            amount, weight = found[name]
-            if weight:
-                label = name if name.startswith(what) else f"{what}_{name}"
-                yield Score(f"{split}/{label}", amount / weight, weight)
+    for name in names:
+        amount, weight = found[name]
+        if weight:
+            label = name if name.startswith(what) else f"{what}_{name}"
+            yield Score(f"{split}/{label}", amount / weight, weight)
 
 
 def bits_per_byte(nats: float, store: Any) -> float:
@@ -84,19 +73,41 @@ def bits_per_byte(nats: float, store: Any) -> float:
 
 def sums(subject: Subject, store: Any) -> dict[str, tuple[float, float]]:
     """Sum and weight of every term and metric of the objective over a store."""
+    return swept(subject, store)[0]
+
+
+def swept(subject: Subject, store: Any) -> tuple[dict[str, tuple[float, float]], str]:
+    """`sums`, and the hash of the windows that they are of."""
+    digest, total = hashlib.sha256(), dict[str, np.ndarray]()
+    objective, place = subject.objective.judged(), meshes.rows(subject.mesh)
+    with jax.set_mesh(subject.mesh):
+        for arrays in read(subject, store):
+            digest.update(seen(arrays))
+            out = _batch(objective, subject.learner, jax.device_put(arrays, place))
+            for name, pair in jax.device_get(out).items():
+                total[name] = total.get(name, np.zeros(2)) + [np.sum(x, dtype=float) for x in pair]
+    found = {name: (float(pair[0]), float(pair[1])) for name, pair in total.items()}
+    return found, digest.hexdigest()
+
+
+def read(subject: Subject, store: Any) -> Iterator[dict[str, np.ndarray]]:
+    """All windows of a store, in batches."""
     settings, objective = subject.settings, subject.objective.judged()
     rows = objective.rows(settings.model, settings.train.length)
     ways = subject.mesh.size
     count = -(-settings.eval.batch // ways) * ways
     example = objective.host(settings.model, settings.train.length, subject.data.tokenizer)
-    place, total = meshes.rows(subject.mesh), dict[str, np.ndarray]()
-    with jax.set_mesh(subject.mesh):
-        batches = windows(store, count, rows.text, rows.overlap, example)
-        for arrays in map(batches.__getitem__, range(len(batches))):
-            out = _batch(objective, subject.learner, jax.device_put(arrays, place))
-            for name, pair in jax.device_get(out).items():
-                total[name] = total.get(name, np.zeros(2)) + [np.sum(x, dtype=float) for x in pair]
-    return {name: (float(pair[0]), float(pair[1])) for name, pair in total.items()}
+    batches = windows(store, count, rows.text, rows.overlap, example)
+    yield from map(batches.__getitem__, range(len(batches)))
+
+
+def seen(arrays: dict[str, np.ndarray]) -> bytes:
+    """What a model is shown and asked in these windows, padding left out."""
+    kept = arrays["segments"].any(axis=1)
+    shown = [arrays[name][kept] for name in ("tokens", "targets", "weights", "segments")]
+    return b"".join(
+        row.astype("<f4").tobytes() for rows in zip(*shown, strict=True) for row in rows
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -29,6 +29,7 @@ METRICS = {  # what a run is judged by where its study declares nothing
     "causal_lm": "test/bits_per_byte",
     "masked_lm": "test/masked_nats",
     "denoising": "test/denoised_nats",
+    "contrastive": "test/recall@1",
 }
 WHOLE_ROWS = ("causal_lm", "masked_lm")  # objectives whose rows have train.length positions
 HIGHER = ("accuracy", "recall", "mrr", "spearman", "f1")  # words of metrics of which more is better
@@ -201,12 +202,17 @@ def _scores(path: Path, step: int, taken: Any) -> tuple[Scores, dict[str, str]]:
             raise DataError(f"{task.name} is of step {task.count('step')}, in the folder of {step}")
         version, label = task.count("version") or 0, task.text("task", 60)
         how = f"{label} v{version}, length {task.count('length')}, data {task.text('data')}"
-        for score in task.objects("scores"):
+        found = task.objects("scores")
+        said = [score for score in found if score.is_text("value")]
+        sets = {score.text("name", 80): score.text("value") for score in said}
+        for score in found:
             if score.is_text("value"):
-                continue  # a sample
+                continue  # a sample, or the hash of a set
             value, key = score.number("value"), score.text("name", 80)
             if value is not None and key:
-                scores[key], versions[key] = (value, version), how
+                own = sets.get(f"{key.partition('/')[0]}/set", "")
+                scores[key] = value, version
+                versions[key] = f"{how}, set {own}" if own else how
     return scores, versions
 
 

@@ -1,0 +1,115 @@
+"""Contrastive learning and mixtures as from the command line: what is left behind, what it says."""
+
+import json
+
+import numpy as np
+import pytest
+
+import train
+from eval import harness
+from eval.subject import from_run
+from training.command import guarded
+from training.run import RunFolder
+
+NOUNS = ["cat", "dog", "fox", "cow", "owl", "hen", "ant", "bee", "pig", "rat"]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """JSON lines of pairs that share their words, and a text beside each."""
+    folder = tmp_path_factory.mktemp("pairs")
+    rng = np.random.default_rng(0)
+    lines = []
+    for _ in range(300):
+        some = rng.choice(NOUNS, 3)
+        a, b = f"the {some[0]} and {some[1]} see a {some[2]}", " ".join(some[::-1])
+        lines.append(json.dumps({"a": a, "b": b, "text": f"{a}. {b}"}))
+    (folder / "pairs.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def flags(pairs, workdir, *more: str) -> list[str]:
+    settings = {
+        "objective": "contrastive",
+        "data.source": "jsonl",
+        "data.path": pairs / "pairs.jsonl",
+        "data.valid_share": 0.1,
+        "data.test_share": 0.1,
+        "data.cache": pairs / "cache",
+        "model.width": 16,
+        "model.depth": 1,
+        "train.batch": 16,
+        "train.length": 16,
+        "train.steps": 6,
+        "checkpoint.every": 2,
+        "log.every": 1,
+        "eval.batch": 16,
+        "eval.sample": 4,
+    }
+    own = [f"--config.{key}={value}" for key, value in settings.items()]
+    return [*own, f"--workdir={workdir}", *more]
+
+
+def run(*argv: str) -> int:
+    return guarded(train.run, list(argv))
+
+
+def scores(workdir, task="retrieval") -> dict:
+    record = json.loads((workdir / "eval" / "6" / f"{task}.json").read_text())
+    return {score["name"]: score["value"] for score in record["scores"]}
+
+
+@pytest.fixture(scope="module")
+def whole(pairs, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    assert run(*flags(pairs, workdir, "--config.train.accumulate=2")) == 0
+    return workdir
+
+
+def test_a_run_is_judged_beside_what_needs_no_training(whole):
+    rows = RunFolder(whole).metrics()
+    assert [row["step"] for row in rows] == list(range(1, 7))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert {"recall@1", "alignment", "uniformity", "temperature"} <= set(rows[0])
+    assert rows[-1]["tokens"] == 6 * 16 * 16 * 2
+    record = json.loads((whole / "run.json").read_text())
+    assert record["cost"]["run_positions"] == 6 * 16 * 16 * 2
+    assert record["cost"]["terms"]["head.logits"]["model"] == 0
+    found = scores(whole)
+    for name in ("", "bm25_", "bag_of_words_", "bag_of_embeddings_", "untrained_"):
+        assert 0 <= found[f"test/{name}recall@1"] <= found[f"test/{name}mrr"] <= 1
+    assert found["test/recall@1_low"] <= found["test/recall@1"] <= found["test/recall@1_high"]
+    assert len(found["test/set"]) == 64
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_to_the_same_losses(whole, pairs, tmp_path):
+    parts = ("--config.train.accumulate=2", "--config.debug.fault=sigterm@3")
+    assert run(*flags(pairs, tmp_path, *parts)) == 75
+    assert run(*flags(pairs, tmp_path, parts[0])) == 0
+    rows = [RunFolder(folder).metrics() for folder in (whole, tmp_path)]
+    assert [r["data_hash"] for r in rows[0]] == [r["data_hash"] for r in rows[1]]
+    assert [r["loss"] for r in rows[0]] == [r["loss"] for r in rows[1]]
+
+
+@pytest.mark.slow
+def test_candidates_are_the_same_for_every_model(whole):
+    subject, _, _ = from_run(whole)
+    first = list(harness.TASKS["retrieval"](splits=("test",))(subject))
+    other = subject._replace(settings=subject.settings)
+    again = list(harness.TASKS["retrieval"](splits=("test",))(other))
+    assert first == again
+    assert {s.name: s.value for s in first}["test/mrr"] == pytest.approx(scores(whole)["test/mrr"])
+
+
+def test_a_mixture_trains_and_judges_all_its_parts(pairs, tmp_path):
+    mixed = ("--config.objective=mixture", "--config.train.accumulate=2")
+    assert run(*flags(pairs, tmp_path, *mixed)) == 0
+    rows = RunFolder(tmp_path).metrics()
+    assert {"causal_lm/nats", "contrastive/contrastive_nats", "contrastive/recall@1"} <= set(
+        rows[0]
+    )
+    expected = rows[0]["causal_lm/nats"] + 0.1 * rows[0]["contrastive/contrastive_nats"]
+    assert rows[0]["loss"] == pytest.approx(expected, rel=1e-5)
+    assert "test/recall@1" in scores(tmp_path)
+    assert 1 < scores(tmp_path, "bits_per_byte")["test/bits_per_byte"] < 12
