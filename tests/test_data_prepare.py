@@ -269,6 +269,26 @@ def test_a_worker_that_dies_is_told(tmp_path):
         list(examine.examined(iter(blocks), Deadly(), 2))
 
 
+def test_workers_leave_ctrl_c_to_the_reader():
+    before = signal.getsignal(signal.SIGINT)
+    block = [examine.Document(0, "", "text")]
+    ((_, ignored),) = examine.examined(iter([block]), Attentive(), 2)
+    assert ignored == [True] and signal.getsignal(signal.SIGINT) == before
+
+
+class Attentive:
+    """Made in a worker, it remembers what Ctrl-C did at that time."""
+
+    def __setstate__(self, _):
+        self.ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+    def __getstate__(self):
+        return {"given": True}
+
+    def __call__(self, text: str) -> bool:
+        return self.ignored
+
+
 class Deadly:
     """An examiner that the system kills."""
 

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -99,14 +100,15 @@ def _staff(examine: Examiner, workers: int) -> Iterator[list[tuple[Connection, B
     context = multiprocessing.get_context("spawn")
     staff: list[tuple[Connection, BaseProcess]] = []
     try:
-        for _ in range(workers):
-            ours, theirs = context.Pipe()
-            process: BaseProcess = context.Process(
-                target=_serve, args=(theirs, examine), daemon=True
-            )
-            process.start()
-            theirs.close()
-            staff.append((ours, process))
+        with _deaf():
+            for _ in range(workers):
+                ours, theirs = context.Pipe()
+                process: BaseProcess = context.Process(
+                    target=_serve, args=(theirs, examine), daemon=True
+                )
+                process.start()
+                theirs.close()
+                staff.append((ours, process))
         yield staff
     finally:
         for pipe, process in staff:
@@ -115,8 +117,21 @@ def _staff(examine: Examiner, workers: int) -> Iterator[list[tuple[Connection, B
             process.join()
 
 
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Let processes begun here ignore Ctrl-C from the start: it is for the one who reads."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say so
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _serve(pipe: Connection, examine: Examiner) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who reads
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(EOFError):
         while True:
             pipe.send([examine(text) for text in pipe.recv()])
