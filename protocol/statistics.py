@@ -52,7 +52,8 @@ class Difference(NamedTuple):
         return special.stdtrit(self.df, (1 + level) / 2) * self.error
 
     def tie(self, margin: float) -> Float[Array, "..."]:
-        """P-value of |a - b| >= margin: the larger of two one-sided tests (Schuirmann 1987)."""
+        """P-value of a difference of `margin` or more: the larger of two one-sided tests
+        (Schuirmann 1987)."""
         return _above(margin - np.abs(self.mean), self.error, self.claim_df)
 
     def claimable(self, comparisons: int = 1, alpha: float = 0.05) -> Float[Array, "..."]:

@@ -133,7 +133,7 @@ def usage(cls: type, values: absl_flags.FlagValues, about: str = "") -> str:
     defaults = leaves(cls())
     for key, hint in _every(cls):
         value = ".NAME.KEY=VALUE" if is_free(hint) else "=" + shown(defaults[key])
-        lines.append(f"  --config.{key + value:<44} {_described(hint)}".rstrip())
+        lines.append(f"  --config.{key + value:<44} {described(hint)}".rstrip())
     return "\n".join(lines)
 
 
@@ -305,15 +305,16 @@ def _missing(path: str) -> str:
     return f"--config={_line(path)} does not exist{hint}"
 
 
-def _described(hint: Any) -> str:
+def described(hint: Any) -> str:
+    """What a setting takes, in words."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         bounds = [str(extra) for extra in args[1:] if isinstance(extra, Range)]
-        return " ".join([_described(args[0]), *bounds])
+        return " ".join([described(args[0]), *bounds])
     if origin is Literal:
         return " | ".join(map(shown, args))
     if origin is tuple:
-        return ",".join("..." if arg is Ellipsis else _described(arg) for arg in args)
+        return ",".join("..." if arg is Ellipsis else described(arg) for arg in args)
     return NAMES.get(hint, "of your choice, by config files")
 
 

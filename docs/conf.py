@@ -1,0 +1,40 @@
+"""The documentation as a site: `sphinx-build -W docs docs/_build`."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+sys.path[:0] = [str(ROOT), str(HERE)]
+os.environ["PYTHONPATH"] = str(ROOT)  # of the kernels that run the examples
+
+import reference  # noqa: E402  (it stands beside this file)
+
+project = "isoflop"
+author = "the isoflop developers"
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
+html_theme = "furo"
+html_title = "isoflop"
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"  # an example that fails breaks the build
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_execution_excludepatterns = ["made/notebooks/*"]  # run by tests/test_notebooks.py
+nb_merge_streams = True
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+suppress_warnings = ["myst.header"]
+
+
+def setup(app: object) -> None:
+    """Write what is generated from the code: `docs/made`, which git ignores."""
+    made = HERE / "made"
+    shutil.rmtree(made, ignore_errors=True)
+    (made / "notebooks").mkdir(parents=True)
+    (made / "settings.md").write_text(reference.settings(), "utf-8")
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        shutil.copy(notebook, made / "notebooks")
