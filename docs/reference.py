@@ -14,8 +14,9 @@ from training.tree import hints_of, is_section, shown
 
 HEAD = """# Settings
 
-Every setting is a flag, `--config.KEY=VALUE`, and a line of a config file, `c.KEY = VALUE`. Config files hold
-only what differs from these defaults. This page is generated from the dataclasses that the code reads.
+Every setting is a flag, `--config.KEY=VALUE`, and a line of a config file, `c.KEY = VALUE`. Config
+files hold only what differs from these defaults. This page is generated from the dataclasses that
+the code reads.
 """
 
 # Of fields that say all to a reader of the code, by the end of their key.
