@@ -16,7 +16,8 @@ from arch.cache import Cache, Source
 from arch.ledger import Bill, Place, Work
 from arch.linear import linear
 from arch.norms import rms_norm
-from arch.positions import RopeConfig, alibi, rope
+from arch.positions import alibi, alibi_rounded
+from arch.rope import RopeConfig, rope
 from arch.sequence import EVERYWHERE, Sequence
 from arch.sharding import P, matrix, vector
 from errors import ConfigError
@@ -32,6 +33,7 @@ class AttentionConfig:
     window: Natural = 0  # tokens seen, self included (both sides: |i - j| <= window / 2); 0: all
     position: Literal["rope", "alibi", "relative", "none"] = "rope"  # relative: T5's, by the stack
     rope: RopeConfig = RopeConfig()
+    alibi_rounded: bool = False  # in bfloat16, scaled as the scores are (Falcon-RW)
     scale: NonNegative = 0.0  # of scores; 0: K^-1/2
     softcap: NonNegative = 0.0  # c: scores become c tanh(score / c); 0: off
     qk_norm: Literal["none", "head", "full"] = "none"  # RMSNorm of q and k, per head or all heads
@@ -108,11 +110,10 @@ class Attention(nnx.Module):
         k, v = self._keys(x)
         if self.cfg.position == "rope":
             q, k = rope(q, seq.positions, self.cfg.rope), rope(k, seq.positions, self.cfg.rope)
-        queries = keys = seq.tokens()
-        aligned = True
+        queries, keys, aligned = seq.tokens(), seq.keys(), True
         if state is not None:
             aligned, queries = state.empty, state.continued(queries)
-            k, v, keys, state = state.extend(k, v, queries)
+            k, v, keys, state = state.extend(k, v, state.continued(keys))
         bias, window = self._bias(seq, x.dtype), self._window(seq.causal)
         y = self._attend(
             *(q, k, v, queries, keys, key),
@@ -154,7 +155,7 @@ class Attention(nnx.Module):
         """Keys and values of what was encoded, made once."""
         if memory is not None:
             k, v = self._keys(memory[0])
-            kept = Source(k, v, memory[1].tokens(), filled=True)
+            kept = Source(k, v, memory[1].keys(), filled=True)
             return k, v, kept.tokens, None if state is None else kept
         if state is None or not state.filled:
             raise ValueError("cross-attention needs the encoder's output, or a state that has it")
@@ -162,6 +163,11 @@ class Attention(nnx.Module):
 
     def _bias(self, seq: Sequence, dtype: jnp.dtype) -> Any:
         if self.cfg.position == "alibi":
+            if self.cfg.alibi_rounded:
+                scale = self.cfg.scale or self.heads[2] ** -0.5
+                return functools.partial(
+                    alibi_rounded, heads=self.heads[0], scale=scale, dtype=dtype
+                )
             return functools.partial(alibi, heads=self.heads[0], dtype=dtype)
         return seq.bias if self.cfg.position == "relative" else None
 

@@ -1,6 +1,7 @@
 """A block: a mixer, a channel and perhaps cross-attention on a residual stream, in a known wiring.
 
 pre        x + f(n(x))                                   GPT-2, LLaMA
+normed     n(x) + f(n(x))                                BLOOM's option (arXiv:2211.05100)
 post       n(x + f(x))                                   BERT (arXiv:1706.03762)
 sandwich   x + n'(f(n(x)))                               Gemma-2 (arXiv:2105.13290)
 parallel   x + mixer(n(x)) + channel(n'(x))              GPT-J, Falcon; n' = n if `norms` is 1
@@ -26,8 +27,9 @@ from schema import Rate, config
 
 @config
 class BlockConfig:
-    wiring: Literal["pre", "post", "sandwich", "parallel"] = "pre"
+    wiring: Literal["pre", "normed", "post", "sandwich", "parallel"] = "pre"
     norms: Literal[1, 2] = 2  # of a parallel block
+    bare_first: bool = False  # the first block's mixer has no norm of its own (ModernBERT)
     dropout: Rate = 0.0  # of what is added to the residual stream
 
 
@@ -47,11 +49,12 @@ class Block(nnx.Module):
         mixer: Any,
         channel: Any,
         cross: Any = None,
+        bare: bool = False,
     ):
         self.cfg, self.mixer, self.channel = cfg, mixer, channel
         self.silent = isinstance(channel, Nothing)
         sandwich = cfg.wiring == "sandwich"
-        self.norm_mixer = Norm(D, norm)
+        self.norm_mixer = None if bare else Norm(D, norm)
         self.norm_mixed = Norm(D, norm) if sandwich else None
         own = not self.silent and (cfg.wiring != "parallel" or cfg.norms == 2)
         self.norm_channel = Norm(D, norm) if own else None
@@ -106,9 +109,10 @@ class Block(nnx.Module):
     ) -> tuple[Array, Any]:
         """x with what `function` makes of it, and what else that returns."""
         post = self.cfg.wiring == "post"
-        y, out = function(x if post else norm(x))
+        normed = x if post or norm is None else norm(x)
+        y, out = function(normed)
         y = y if after is None else after(y)
-        x = x + dropout(y, self.cfg.dropout, key)
+        x = (normed if self.cfg.wiring == "normed" else x) + dropout(y, self.cfg.dropout, key)
         return norm(x) if post else x, out
 
     def _parallel(

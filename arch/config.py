@@ -20,6 +20,7 @@ from arch.moe import MoE, MoeConfig
 from arch.norms import NormConfig
 from arch.nothing import Nothing
 from arch.pattern import Entry, Plan, parse, plan
+from arch.pooler import PoolerConfig
 from arch.positions import PositionsConfig
 from arch.sequence import EVERYWHERE, View
 from errors import ConfigError
@@ -65,6 +66,7 @@ class ModelConfig:
     norm: NormConfig = NormConfig()
     block: BlockConfig = BlockConfig()
     head: HeadConfig = HeadConfig()
+    pooler: PoolerConfig = PoolerConfig()
     directions: DirectionsConfig = DirectionsConfig()
     attention: AttentionConfig = AttentionConfig()
     local_attention: AttentionConfig = AttentionConfig(window=256)
@@ -86,6 +88,11 @@ class ModelConfig:
             raise ConfigError("model.dtype is 'float64', which needs jax_enable_x64; or 'float32'")
         if self.encoder.depth:
             self._check_encoder()
+        if self.block.bare_first and (self.block.wiring != "pre" or not self.first):
+            raise ConfigError(
+                "model.block.bare_first needs block.wiring 'pre' and the first block by itself in "
+                "model.first, as ('attention+mlp',)"
+            )
 
     def plan(self) -> Plan:
         """Of the decoder, or the only stack."""

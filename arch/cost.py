@@ -16,6 +16,7 @@ from arch.embedding import Embedding, Head
 from arch.ledger import Bill, Place, Work
 from arch.norms import Norm
 from arch.pattern import Plan
+from arch.pooler import Pooler
 from arch.positions import RelativePositions
 from arch.sequence import View
 
@@ -75,14 +76,21 @@ def cost(
         bills += _encoder(config, length, source, itemsize)
         norms += _norms(config, config.encoder_plan(), False)
         relative *= 2
-    head = Head.params(V, D, config.head)
+    head = Head.params(V, D, config.head, config.embed, config.norm)
+    pooler = Pooler.params(D, config.pooler)  # no objective runs it
     terms = _added(bills)
-    terms["head.logits"] = Work(2.0 * D * config.vocab * logits, 2.0 * D * V * logits)
+    model, executed = (Head.flops(n, D, config.head, config.embed) for n in (config.vocab, V))
+    terms["head.logits"] = Work(logits * model, logits * executed)
+    if config.embed.width:
+        share = 1 + source / length if decodes and length else 1.0
+        flops = 2.0 * D * config.embed.width * share
+        terms["embedding.projection"] = Work(flops, flops)
     parts = {"embedding": embedding}
     for name, bill in bills:
         parts[name] = parts.get(name, 0) + bill.params
     parts |= {"norms": norms, "head": head} | ({"relative": relative} if relative else {})
-    shared = embedding + norms + head + relative
+    parts |= {"pooler": pooler} if pooler else {}
+    shared = embedding + norms + head + relative + pooler
     return Cost(
         params=sum(parts.values()),
         active_params=shared + sum(bill.active for _, bill in bills),
@@ -148,6 +156,7 @@ def _norms(config: ModelConfig, plan: Plan, cross: bool) -> int:
         Block.params(config.width, config.block, config.norm, e.channel, cross)
         for e in plan.entries()
     )
+    own -= config.block.bare_first * Norm.params(config.width, config.norm)
     return own + config.final_norm * Norm.params(config.width, config.norm)
 
 

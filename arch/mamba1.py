@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from arch.ledger import Bill, Place, Work
 from arch.linear import linear
+from arch.mlp import ACTIVATIONS, Activation
 from arch.norms import rms_norm
 from arch.sequence import ONE_WAY, Sequence
 from arch.sharding import P, matrix, vector, weight
@@ -29,6 +30,7 @@ class Mamba1Config:
     rank: Natural = 0  # R, of the step size; 0: D / 16, rounded up
     conv: Count = 4  # K, taps of the convolution
     conv_bias: bool = True
+    activation: Activation = "silu"  # after the convolution
     bias: bool = False  # of the projections in and out
     norms: bool = False  # RMSNorm on what makes dt, b and c (Jamba, arXiv:2403.19887)
     norm_eps: Positive = 1e-6
@@ -91,7 +93,7 @@ class Mamba1(nnx.Module):
         u = linear(x, self.w_in[...], self.b_in[...] if cfg.bias else None)
         z = linear(x, self.w_gate[...], self.b_gate[...] if cfg.bias else None)
         u, conv = self.conv(u, reset, None if state is None else state.conv, cfg.implementation)
-        u = jax.nn.silu(u)
+        u = ACTIVATIONS[cfg.activation](u)
         dt, b, c = self._selection(u)
         y, ssm = selective_scan(
             *(u, dt, -jnp.exp(self.log_a[...]), b, c),

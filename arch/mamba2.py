@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from arch.ledger import Bill, Place, Work
 from arch.linear import linear
+from arch.mlp import ACTIVATIONS, Activation
 from arch.norms import gated_rms_norm
 from arch.sequence import ONE_WAY, Sequence
 from arch.sharding import P, matrix, vector, weight
@@ -34,6 +35,7 @@ class Mamba2Config:
     groups: Count = 1  # G, of heads that share what is written and read
     conv: Count = 4  # K, taps of the convolution
     conv_bias: bool = True
+    activation: Activation = "silu"  # after the convolution
     bias: bool = False  # of the projections in and out
     chunk: Count = 64  # Q, tokens that are one matrix product
     dt_low: NonNegative = 0.0  # bounds of the step size
@@ -110,8 +112,9 @@ class Mamba2(nnx.Module):
         dt = linear(x, self.w_dt[...], self.b_head[...] if bias else None)
         u, conv = self.conv(u, reset, old.conv, cfg.implementation)
         bc, conv_bc = self.conv_bc(bc, reset, old.conv_bc, cfg.implementation)
-        u = rearrange(jax.nn.silu(u), "b t (h p) -> b t h p", h=H)
-        b, c = (z.reshape(*z.shape[:2], G, N) for z in jnp.split(jax.nn.silu(bc), 2, axis=-1))
+        act = ACTIVATIONS[cfg.activation]
+        u = rearrange(act(u), "b t (h p) -> b t h p", h=H)
+        b, c = (part.reshape(*bc.shape[:2], G, N) for part in jnp.split(act(bc), 2, axis=-1))
         y, ssm = ssd(
             *(u, step_size(dt, self.b_dt[...], cfg.dt_low, cfg.dt_high)),
             *(-jnp.exp(self.log_a[...]), b, c),

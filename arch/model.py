@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from arch.config import ModelConfig
 from arch.dropout import split
 from arch.embedding import Embedding, Head, HeadWeights
+from arch.pooler import Pooler
 from arch.sequence import Sequence
 from arch.stack import Stack, State
 from arch.terms import Aux
@@ -32,12 +33,15 @@ class Model(nnx.Module):
     def __init__(self, config: ModelConfig, *, key: Array):
         D, V = config.width, config.rows
         keys = jax.random.split(key, 4)
+        embed, norm = config.embed, config.norm
         self.config = config
-        self.embed = Embedding(V, D, config.embed, config.positions, config.norm, keys[0])
+        self.embed = Embedding(V, D, embed, config.positions, norm, keys[0])
         decodes = config.encoder.depth > 0
         self.encoder = Stack(config, config.encoder_plan(), key=keys[1]) if decodes else None
         self.stack = Stack(config, config.plan(), key=keys[2], decodes=decodes)
-        self.head = Head(V, D, config.head, key=keys[3])
+        self.head = Head(V, D, config.head, embed, norm, key=keys[3])
+        pools = config.pooler.kind != "none"
+        self.pooler = Pooler(D, config.pooler, key=jax.random.fold_in(key, 4)) if pools else None
         if config.dtype == "float64":
             _widen(self)
 
@@ -83,13 +87,18 @@ class Model(nnx.Module):
         """Scores of every id; those of padding ids are the lowest number there is."""
         head = self.head_weights()
         wide = jnp.promote_types(hidden.dtype, jnp.float32)
-        table = head.table.astype(hidden.dtype)
+        table, hidden = head.table.astype(hidden.dtype), self.features(hidden)
         y = head.scale * jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=wide)
         y = y if head.bias is None else y + head.bias
         y = head.cap * jnp.tanh(y / head.cap) if head.cap else y
         return jnp.where(jnp.arange(y.shape[-1]) < head.vocab, y, jnp.finfo(wide).min)
 
+    def features(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T W"]:
+        """What the head's table meets: the hidden vectors, but where a head transforms them."""
+        return self.head.features(hidden)
+
     def head_weights(self) -> HeadWeights:
+        """What makes logits of `features`."""
         cfg = self.config.head
         table = self.embed.table if cfg.tied else self.head.table
         bias = self.head.bias[...] if cfg.bias else None

@@ -6,7 +6,8 @@ DeepSeekMoE (arXiv:2401.06066), sigmoid scores, groups and loss-free balance of 
 work in `ops/experts.py`.
 
 Without a key (evaluation) nothing is jittered and nothing dropped, whatever the capacity: what a
-token scores does not depend on its neighbours in the batch.
+token scores does not depend on its neighbours in the batch. Only `slots`, with which published
+Switch Transformers run, drop always.
 """
 
 from typing import Literal
@@ -22,7 +23,7 @@ from arch.linear import linear
 from arch.mlp import ACTIVATIONS, Activation, Mlp, MlpConfig
 from arch.routing import Groups, Routes
 from arch.sequence import EVERYWHERE, Sequence, View
-from arch.sharding import P, matrix, weight
+from arch.sharding import P, matrix, vector, weight
 from arch.terms import Aux
 from errors import ConfigError
 from ops.experts import Weights, experts
@@ -37,6 +38,7 @@ class MoeConfig:
     gated: bool = True
     activation: Activation = "silu"
     bias: bool = False  # in experts
+    router_bias: bool = False
     choice: Literal["token", "expert"] = "token"  # who chooses
     score: Literal["softmax", "sigmoid"] = "softmax"  # over all experts, or of each
     normalize: bool = True  # scores of the chosen sum to 1 (softmax: one over the chosen alone)
@@ -46,6 +48,8 @@ class MoeConfig:
     group_best: Count = 2  # best scores that are a group's score together
     shared: Natural = 0  # experts that every token uses
     shared_width: Natural = 0  # F of all of these together; 0: `shared` times that of one expert
+    shared_gate: bool = False  # times a sigmoid of the token (Qwen2-MoE)
+    slots: Natural = 0  # tokens of a row that an expert takes, in evaluation too; 0: by capacity
     capacity: NonNegative = 0.0  # times an even share of a row: more is dropped; 0: never
     min_capacity: Natural = 4  # tokens of a row that an expert takes in any case
     jitter: Rate = 0.0  # the router's input times 1 +- this
@@ -87,7 +91,7 @@ class MoeConfig:
         if self.choice == "token":
             return
         default = type(self)()
-        for name in ("capacity", "bias_rate", "top_groups"):
+        for name in ("capacity", "slots", "bias_rate", "top_groups"):
             if value := getattr(self, name):
                 raise ConfigError(
                     f"moe.{name} {value} has no meaning where moe.choice is 'expert'; "
@@ -102,6 +106,8 @@ class MoeConfig:
         """How many tokens of a row of T one expert can have, in training."""
         if self.choice == "expert":
             return max(1, T * self.top_k // self.experts)
+        if self.slots:
+            return min(T, self.slots)
         if not self.capacity:
             return T
         return routing.slots(self.capacity, self.top_k, T, self.experts, self.min_capacity)
@@ -121,6 +127,8 @@ class MoE(nnx.Module):
         E, F, keys = cfg.experts, cfg.size(D), jax.random.split(key, 5)
         self.cfg = cfg
         self.w_router = matrix(keys[0], (D, E), P("data", None))
+        if cfg.router_bias:
+            self.b_router = vector(E, 0.0)
         self.w_in = matrix(keys[1], (E, D, F), P("expert", "data", "model"))
         if cfg.gated:
             self.w_gate = matrix(keys[2], (E, D, F), P("expert", "data", "model"))
@@ -137,6 +145,9 @@ class MoE(nnx.Module):
             )
         if cfg.shared:
             self.shared = Mlp(D, cfg.common(D), key=keys[4], scale=scale)
+            if cfg.shared_gate:
+                gate = jax.random.fold_in(keys[4], 0)
+                self.w_shared = matrix(gate, (D, 1), P("data", None))
 
     def __call__(
         self, x: Float[Array, "B T D"], seq: Sequence, *, key: Array | None = None
@@ -151,7 +162,10 @@ class MoE(nnx.Module):
                 implementation=cfg.implementation,
             )
         if cfg.shared:
-            y = y + self.shared(x, seq)[0]
+            common = self.shared(x, seq)[0]
+            if cfg.shared_gate:
+                common = jax.nn.sigmoid(linear(x, self.w_shared[...])) * common
+            y = y + common
         return y, aux
 
     def route(
@@ -163,8 +177,7 @@ class MoE(nnx.Module):
         if key is not None and cfg.jitter:
             low, high = 1 - cfg.jitter, 1 + cfg.jitter
             x = x * jax.random.uniform(key, x.shape, x.dtype, low, high)
-        with jax.default_matmul_precision("highest"):  # else TPUs round its inputs to bfloat16
-            logits = linear(x, self.w_router[...])
+        logits = self.logits(x)
         score = routing.scores(logits, cfg.score)
         if cfg.choice == "expert":
             most = cfg.places(T)
@@ -179,13 +192,20 @@ class MoE(nnx.Module):
             asked = routes = routing.by_token(
                 score, chosen, real, normalize=cfg.normalize, scale=cfg.route_scale
             )
-            if key is not None and cfg.capacity:
+            if cfg.slots or (key is not None and cfg.capacity):
                 most = cfg.places(T)
                 routes = routing.within(routes, most, cfg.experts)
         aux = routing.statistics(logits, score, asked, routes, real, cfg.top_k)
         if cfg.bias_rate:
             aux["moe.excess"] = routing.excess(asked, self.balance_bias[...], real)
         return routes, most, aux
+
+    def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T E"]:
+        """The router's, in at least float32."""
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        bias = self.b_router[...] if self.cfg.router_bias else None
+        with jax.default_matmul_precision("highest"):  # else TPUs round its inputs to bfloat16
+            return linear(x, self.w_router[...], bias)
 
     def _weights(self) -> Weights:
         gated, bias = self.cfg.gated, self.cfg.bias
@@ -232,11 +252,13 @@ class MoE(nnx.Module):
             runs = float(k)
         router = 2.0 * D * E
         work = {"router": Work(router, router), "routed": Work(k * once, runs * once)}
-        always = D * E + (E if cfg.bias_rate else 0)
+        always = D * E + (E if cfg.bias_rate else 0) + E * cfg.router_bias
         if cfg.shared:
             shared = Mlp.cost(D, cfg.common(D), place)
             work["shared"] = shared.work["mlp"]
-            always += shared.params
+            always += shared.params + D * cfg.shared_gate
+            if cfg.shared_gate:
+                work["shared_gate"] = Work(2.0 * D, 2.0 * D)
         return Bill(always + params, always + active, work)
 
 

@@ -1,12 +1,11 @@
-"""Where a token stands: rotary angles, linear biases, a learned table.
+"""Where a token stands: linear biases (ALiBi, arXiv:2108.12409), tables of positions or distances.
 
-RoPE (arXiv:2104.09864), ALiBi (arXiv:2108.12409). All read explicit positions, which restart with
-every packed document.
+All read explicit positions, which restart with every packed document. Rotary ones: `arch/rope.py`.
 """
 
 import functools
 import math
-from typing import Annotated, Literal
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +16,7 @@ from jaxtyping import Array, Float, Int
 from arch.sharding import P, weight
 from errors import ConfigError
 from ops.attention import Tokens
-from schema import Count, Natural, Positive, Range, config
-
-
-@config
-class RopeConfig:
-    theta: Positive = 10000.0  # longest wavelength / 2 pi
-    width: Natural = 0  # features of a head that turn; 0: all
-    style: Literal["half", "pairs"] = "half"  # (i, i + r/2), or (2i, 2i + 1) as in GPT-J
+from schema import Count, Natural, Range, config
 
 
 @config
@@ -107,35 +99,6 @@ def bucket(
     return upper + jnp.where(far < half, far, jnp.minimum(slow, buckets - 1))
 
 
-def rope(
-    x: Float[Array, "B T H K"], positions: Int[Array, "B T"], cfg: RopeConfig
-) -> Float[Array, "B T H K"]:
-    """Turn pairs of features by angle position * theta^(-2i/r), i = 0 .. r/2."""
-    r = cfg.width or x.shape[-1]
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    inverse = jnp.asarray(cfg.theta ** (-np.arange(0, r, 2) / r), wide)
-    angle = positions[..., None, None].astype(wide) * inverse
-    return rotate(x, jnp.cos(angle), jnp.sin(angle), cfg.style)
-
-
-def rotate(
-    x: Float[Array, "B T H K"],
-    cos: Float[Array, "B T #H r"],
-    sin: Float[Array, "B T #H r"],
-    style: Literal["half", "pairs"],
-) -> Float[Array, "B T H K"]:
-    """Turn the first 2r features of `x`, paired by `style`; the others pass."""
-    r = 2 * cos.shape[-1]
-    turned, passed = x[..., :r].astype(cos.dtype), x[..., r:]
-    if style == "half":
-        a, b = jnp.split(turned, 2, axis=-1)
-    else:
-        a, b = turned[..., ::2], turned[..., 1::2]
-    a, b = a * cos - b * sin, a * sin + b * cos
-    turned = jnp.concatenate([a, b], -1) if style == "half" else jnp.stack([a, b], -1)
-    return jnp.concatenate([turned.reshape(*x.shape[:-1], r).astype(x.dtype), passed], axis=-1)
-
-
 def alibi_slopes(heads: int) -> np.ndarray:
     """2^(-8k/p), k = 1..p, p the largest power of two <= heads; then odd k of 2p for the rest."""
     p = 2 ** math.floor(math.log2(heads))
@@ -149,3 +112,15 @@ def alibi(queries: Tokens, keys: Tokens, heads: int, dtype: jnp.dtype) -> Float[
     distance = jnp.abs(queries.positions[:, :, None] - keys.positions[:, None, :])
     slopes = jnp.asarray(alibi_slopes(heads), jnp.promote_types(dtype, jnp.float32))
     return -slopes[:, None, None] * distance[:, None].astype(slopes.dtype)
+
+
+def alibi_rounded(
+    queries: Tokens, keys: Tokens, heads: int, scale: float, dtype: jnp.dtype
+) -> Float[Array, "B H T S"]:
+    """scale * slope * position of the key, with slope, position and product in bfloat16.
+
+    As Falcon-RW was trained: after the rounding the absolute position counts.
+    """
+    slopes = jnp.asarray(alibi_slopes(heads), jnp.float32).astype(jnp.bfloat16)
+    rise = slopes[:, None, None] * keys.positions[:, None, None, :].astype(jnp.bfloat16)
+    return scale * rise.astype(jnp.promote_types(dtype, jnp.float32))

@@ -23,14 +23,16 @@ ONE_WAY: dict[View, str] = {"causal": "full", "prefix": "causal"}
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["positions", "segments", "prefix", "bias"],
+    data_fields=["positions", "segments", "prefix", "bias", "types", "shown"],
     meta_fields=["causal"],
 )
 @dataclasses.dataclass(frozen=True)
 class Sequence:
     """A batch of rows; `prefix=None` says that no token is seen from before it (the fast path).
 
-    `bias` is what a stack shares among its attentions, `bias(queries, keys)` (T5's table).
+    `bias` is what a stack shares among its attentions, `bias(queries, keys)` (T5's table). `types`
+    are of tokens, for a table of them; None: all are 0. `shown` says which tokens attention may see
+    at all, None: all; what is not shown may yet see, as padding does in published encoders.
     """
 
     positions: Int[Array, "B T"]
@@ -38,6 +40,8 @@ class Sequence:
     prefix: Bool[Array, "B T"] | None = None
     causal: bool = True
     bias: Any = None
+    types: Int[Array, "B T"] | None = None
+    shown: Bool[Array, "B T"] | None = None
 
     @classmethod
     def plain(cls, batch: int, length: int, *, causal: bool = True, start: int = 0) -> "Sequence":
@@ -58,6 +62,13 @@ class Sequence:
         """As attention sees them; `order` leaves padding out, so that it changes nothing."""
         order = jnp.cumsum(self.segments != 0, axis=1, dtype=jnp.int32) - 1
         return Tokens(order, self.segments, self.positions, self.prefix)
+
+    def keys(self) -> Tokens:
+        """As attention sees those that it looks at."""
+        tokens = self.tokens()
+        if self.shown is None:
+            return tokens
+        return tokens._replace(segments=jnp.where(self.shown, self.segments, 0))
 
     def begins(self, last: Int[Array, " B"] | None = None) -> Bool[Array, "B T"]:
         """Where a document begins, after a token of segment `last`: what is kept starts anew."""

@@ -42,15 +42,16 @@ class Stack(nnx.Module):
         keys = jax.random.split(key, 4)
         self.config, self.repeats = config, plan.repeats
 
-        def block(entry: Entry, key: Array) -> Block:
-            return _block(config, entry, key, len(plan.entries()), decodes)
+        def block(entry: Entry, key: Array, bare: bool = False) -> Block:
+            return _block(config, entry, key, len(plan.entries()), decodes, bare)
 
-        def each(entries: Iterable[Entry], key: Array) -> nnx.List:
+        def each(entries: Iterable[Entry], key: Array, bare: bool = False) -> nnx.List:
             return nnx.List(
-                block(entry, jax.random.fold_in(key, i)) for i, entry in enumerate(entries)
+                block(entry, jax.random.fold_in(key, i), bare and i == 0)
+                for i, entry in enumerate(entries)
             )
 
-        self.first = each(plan.first, keys[0])
+        self.first = each(plan.first, keys[0], config.block.bare_first)
         self.blocks = nnx.List(
             stacked(
                 lambda k, entry=entry: block(entry, k),  # type: ignore[misc]
@@ -160,7 +161,9 @@ class Stack(nnx.Module):
         return jax.checkpoint(function, policy=policy, prevent_cse=not self.config.scan)
 
 
-def _block(config: ModelConfig, entry: Entry, key: Array, depth: int, decodes: bool) -> Block:
+def _block(
+    config: ModelConfig, entry: Entry, key: Array, depth: int, decodes: bool, bare: bool
+) -> Block:
     D, keys = config.width, jax.random.split(key, 3)
     scale = (2 * depth) ** -0.5  # the residual stream keeps its size (GPT-2, section 2.3)
     part, Mixer = config.part(entry.mixer, entry.mixer_variant), MIXERS[entry.mixer]
@@ -173,6 +176,7 @@ def _block(config: ModelConfig, entry: Entry, key: Array, depth: int, decodes: b
         *(D, config.block, config.norm, mixer),
         CHANNELS[entry.channel](D, channel, key=keys[1], scale=scale),
         Attention(D, config.cross, key=keys[2], scale=scale, cross=True) if decodes else None,
+        bare,
     )
 
 

@@ -15,7 +15,7 @@ def score(learner: Learner, hidden: Float[Array, "B T D"], targets: Array) -> Cr
     """Cross-entropy of a model's head on `targets`, without building the logits."""
     head = learner.model.head_weights()
     return cross_entropy(
-        *(hidden, head.table, targets),
+        *(learner.model.features(hidden), head.table, targets),
         bias=head.bias,
         vocab=head.vocab,
         scale=head.scale,

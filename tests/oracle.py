@@ -26,6 +26,9 @@ class Bigram(NamedTuple):
     def __call__(self, tokens, seq, *, state=None, source=None, key=None):
         return self.table[tokens], {}, state
 
+    def features(self, hidden):
+        return hidden
+
     def head_weights(self) -> HeadWeights:
         return HeadWeights(jnp.eye(VOCAB), None, VOCAB, 1.0, 0.0)
 

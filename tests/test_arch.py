@@ -22,7 +22,8 @@ from arch.mamba2 import Mamba2, Mamba2Config
 from arch.mlp import ACTIVATIONS, Mlp, MlpConfig
 from arch.moe import MoeConfig
 from arch.norms import NormConfig, gated_rms_norm, layer_norm, rms_norm
-from arch.positions import PositionsConfig, RopeConfig, alibi_slopes, rope, rotate
+from arch.positions import PositionsConfig, alibi_slopes
+from arch.rope import RopeConfig, inverses, magnitude, rope, rotate
 from errors import ConfigError
 
 
@@ -247,7 +248,7 @@ def test_mean_keys_are_those_of_the_mask(view, window):
     assert Place(T, view, P).keys(window) == pytest.approx(seen.sum() / T)
 
 
-@pytest.mark.parametrize("wiring", ["pre", "post", "sandwich", "parallel"])
+@pytest.mark.parametrize("wiring", ["pre", "normed", "post", "sandwich", "parallel"])
 def test_wirings_follow_their_formulas(wiring):
     cfg = tiny.config(depth=1, block=BlockConfig(wiring=wiring))
     block = jax.tree.map(lambda a: a[0], tiny.model(cfg).stack.blocks[0])
@@ -263,6 +264,9 @@ def test_wirings_follow_their_formulas(wiring):
     if wiring == "pre":
         y = x + mixer(n(x))
         expected = y + channel(m(y))
+    elif wiring == "normed":
+        y = n(x) + mixer(n(x))
+        expected = m(y) + channel(m(y))
     elif wiring == "post":
         y = n(x + mixer(x))
         expected = m(y + channel(y))
@@ -341,11 +345,33 @@ def _rope(case, options, t):
         jnp.asarray(t["positions"])[None],
         options["attention_factor"],
     )
+    last = options.get("seq_len", 1) - 1  # how long rows are where that counts
+    cfg = stretched(options, style)
+    got = inverses(cfg, options["dim"], jnp.asarray([[last]]))
+    np.testing.assert_allclose(got, t["inv_freq"], rtol=1e-12, err_msg=case)
+    assert magnitude(cfg) == pytest.approx(factor, rel=1e-12), case
     if options["kind"] == "default":
-        cfg = RopeConfig(theta=options["theta"], width=options["dim"], style=style)
         np.testing.assert_allclose(rope(x, positions, cfg)[0], t["y"], rtol=1e-9, atol=1e-11)
     angle = positions[..., None, None] * t["inv_freq"]
     return rotate(x, factor * jnp.cos(angle), factor * jnp.sin(angle), style)[0]
+
+
+def stretched(options, style):
+    """The settings that a golden's options mean."""
+    names = {"factor": "factor", "low_freq_factor": "low", "high_freq_factor": "high"}
+    names |= {name: name for name in ("beta_fast", "beta_slow", "truncate")}
+    names |= {"short_factor": "short", "long_factor": "long"}
+    kind = options["kind"].replace("default", "none")
+    most = options.get("max_position_embeddings", 0)
+    changes = {ours: options[theirs] for theirs, ours in names.items() if theirs in options}
+    changes |= {"original": options.get("original_max_position_embeddings", most)}
+    if kind == "longrope":
+        changes |= {"factor": most / changes["original"]}
+    elif options["attention_factor"] != 1 and ("mscale" in options or "truncate" in options):
+        changes |= {"magnitude": options["attention_factor"]}
+    return RopeConfig(
+        theta=options["theta"], width=options["dim"], style=style, scaling=kind, **changes
+    )
 
 
 def _gated(case, options, t):

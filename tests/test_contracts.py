@@ -10,6 +10,10 @@ import pytest
 import tiny
 
 from arch import CHANNELS, Model, Sequence, cost
+from arch.block import BlockConfig
+from arch.embedding import EmbedConfig, HeadConfig
+from arch.moe import MoeConfig
+from arch.pooler import PoolerConfig
 from training import mesh as meshes
 
 EVERY = pytest.mark.parametrize(("mixer", "changes"), tiny.cases())
@@ -192,6 +196,21 @@ def test_cost_counts_every_leaf_and_every_multiply_add(mixer, changes):
 @pytest.mark.parametrize("channel", CHANNELS)
 def test_cost_of_channels(channel):
     check_cost(tiny.slow(tiny.config("attention", channel, depth=3, scan=False)))
+
+
+def test_cost_of_what_stands_around_the_blocks():
+    """A table of another width, types, a head with a transform, a pooler, a bare first block."""
+    cfg = tiny.config(
+        depth=3,
+        scan=False,
+        first=("attention+moe",),
+        embed=EmbedConfig(width=12, types=2, norm=True),
+        head=HeadConfig(tied=False, bias=True, transform=True),
+        pooler=PoolerConfig("first", classes=2),
+        block=BlockConfig(bare_first=True),
+        moe=MoeConfig(experts=4, width=8, router_bias=True, shared=1, shared_gate=True, slots=3),
+    )
+    check_cost(tiny.slow(cfg))
 
 
 def check_cost(cfg, T=6):

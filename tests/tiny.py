@@ -18,7 +18,8 @@ from arch.gated_deltanet import GatedDeltaNetConfig
 from arch.mamba1 import Mamba1Config
 from arch.mamba2 import Mamba2Config
 from arch.moe import MoeConfig
-from arch.positions import PositionsConfig, RopeConfig
+from arch.positions import PositionsConfig
+from arch.rope import RopeConfig
 
 WIDTH, VOCAB = 16, 40
 
