@@ -5,7 +5,9 @@
 A query that sees no key gives 0, with gradient 0.
 """
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,8 @@ from jaxtyping import Array, Float
 from ops.attention_chunked import chunked
 from ops.attention_kernels import cudnn, cudnn_reason, splash, splash_reason
 from ops.attention_mask import Rule, Tokens
-from ops.placement import choose, platform
+from ops.context import cut_by, gathered
+from ops.placement import P, batch_axes, by_device, choose, platform
 
 __all__ = ["Tokens", "attention", "reference"]
 
@@ -43,9 +46,10 @@ def attention(
     - no `window` (left, right), or order[i] - left <= order[j] <= order[i] + right.
 
     `softcap` c > 0 makes scores c * tanh(scores / c). `bias(queries, keys)` gives [B or 1, H, T, S]
-    for any piece of the rows, and may close over parameters. `aligned` promises that queries and
-    keys are one row in which a segment's tokens stand side by side, in order: then what is far away
-    in the arrays is skipped. `dropout` acts on the weights; without a `key` there is none.
+    for any piece of the rows; its parameters are leaves of a `jax.tree_util.Partial`. `aligned`
+    promises that queries and keys are one row in which a segment's tokens stand side by side, in
+    order: then what is far away in the arrays is skipped. `dropout` acts on the weights; without a
+    `key` there is none.
     """
     (B, T, H, K), (S, G) = q.shape, k.shape[1:3]
     if k.shape != (B, S, G, K) or v.shape[:3] != (B, S, G) or H % G:
@@ -55,8 +59,29 @@ def attention(
     if not T or not S:
         return jnp.zeros((B, T, H, v.shape[3]), q.dtype)
     rule = Rule(causal, window, scale, softcap, bias, aligned, 0.0 if key is None else dropout, key)
+    context = None if rule.dropout else cut_by(T, S)  # dropout is drawn for whole rows
+    if not context:
+        return _run(q, k, v, queries, keys, rule, implementation)
+    if bias is not None and not isinstance(bias, jax.tree_util.Partial):
+        bias = jax.tree_util.Partial(bias)
+
+    def piece(q: Array, k: Array, v: Array, queries: Tokens, keys: Tokens, bias: Any) -> Array:
+        own = dataclasses.replace(rule, aligned=False, bias=bias)
+        k, v, keys = gathered((k, v, keys))
+        return _run(q, k, v, queries, keys, own, implementation)
+
+    axes = batch_axes(B)
+    rows = P(axes or None, context)
+    run = by_device(piece, (*axes, context), (*(rows,) * 5, P()), rows)
+    return run(q, k, v, queries, keys, bias)
+
+
+def _run(
+    q: Array, k: Array, v: Array, queries: Tokens, keys: Tokens, rule: Rule, asked: str | None
+) -> Float[Array, "B T H E"]:
+    """By the implementation asked for, or the best that can run."""
     reasons = {name: why(q, k, v, keys, rule) for name, (_, why) in IMPLEMENTATIONS.items()}
-    name = choose("attention", implementation, reasons, BEST.get(platform(), ()))
+    name = choose("attention", asked, reasons, BEST.get(platform(), ()))
     return IMPLEMENTATIONS[name][0](q, k, v, queries, keys, rule)
 
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ops.placement import choose
+from ops.context import before, cut_by, of_last
+from ops.placement import P, batch_axes, by_device, choose, free_axes
 
 
 def causal_conv(
@@ -66,7 +67,35 @@ def shifted(
     reset: Bool[Array, "B T"] | None,
     state: Float[Array, "B K-1 C"],
 ) -> tuple[Float[Array, "B T C"], Float[Array, "B K-1 C"]]:
-    """A sum of K shifted products."""
+    """A sum of K shifted products, of each device with the end of the tokens before its own."""
+    axes, context = batch_axes(x.shape[0]), cut_by(x.shape[1])
+    if not context or x.shape[1] // free_axes()[context] < w.shape[0]:
+        return _shifted(x, w, bias, reset, state)
+    rows, still = P(axes or None, context), P(axes or None)
+    run = by_device(_piece, (*axes, context), (rows, P(), P(), rows, still), (rows, still))
+    return run(x, w, bias, reset, state)
+
+
+def _piece(
+    x: Array, w: Array, bias: Array | None, reset: Array | None, state: Array
+) -> tuple[Array, Array]:
+    K, begins = w.shape[0], jnp.zeros(x.shape[:2], bool) if reset is None else reset
+    own = begins, x
+    begins, x = (
+        jnp.concatenate([before(z, K - 1, first), z], axis=1)
+        for z, first in zip(own, (jnp.zeros(state.shape[:2], bool), state), strict=True)
+    )
+    y, last = _shifted(x, w, bias, None if reset is None else begins, jnp.zeros_like(state))
+    return y[:, K - 1 :], of_last(last)
+
+
+def _shifted(
+    x: Float[Array, "B T C"],
+    w: Float[Array, "K C"],
+    bias: Float[Array, " C"] | None,
+    reset: Bool[Array, "B T"] | None,
+    state: Float[Array, "B K-1 C"],
+) -> tuple[Float[Array, "B T C"], Float[Array, "B K-1 C"]]:
     T, K, wide = x.shape[1], w.shape[0], jnp.promote_types(x.dtype, jnp.float32)
     rows = jnp.concatenate([state.astype(wide), x.astype(wide)], axis=1)
     last = jax.lax.slice_in_dim(rows, T, T + K - 1, axis=1)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ops.context import cut_by
 from ops.placement import P, batch_axes, by_device, choose, free_axes
 
 TOKENS = 1024  # of a chunk on a device: fewer would mostly add up gradients of the table
@@ -78,8 +79,9 @@ def chunked(
     head: Head,
 ) -> CrossEntropy:
     """Chunks along T. Each device sums its rows' gradient of `table` before devices sum theirs."""
-    axes = batch_axes(hidden.shape[0])
-    rows, whole = P(axes or None), P()
+    axes, context = batch_axes(hidden.shape[0]), cut_by(hidden.shape[1])
+    rows, whole = P(axes or None, context), P()
+    axes = (*axes, context) if context else axes
     run = by_device(functools.partial(_fused, head), axes, (rows, rows, whole, whole), rows)
     return run(hidden, targets, table, bias)
 

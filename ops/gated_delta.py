@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ops.chunks import by_head, decays, forgetting, join, product, sizes, split
+from ops.context import carried, cut_by
 from ops.placement import P, batch_axes, by_device, choose
 
 
@@ -83,10 +84,41 @@ def chunked(
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     """Chunk after chunk (section 3.3); the backward pass keeps the states in between and computes
     the rest again."""
-    axes = batch_axes(q.shape[0])
-    rows = P(axes or None)
-    run = by_device(functools.partial(_scan, chunk), axes, (rows,) * 7, rows)
+    axes, context = batch_axes(q.shape[0]), cut_by(q.shape[1])
+    rows, still = P(axes or None, context), P(axes or None)
+    run = by_device(
+        functools.partial(_piece if context else _scan, chunk),
+        (*axes, context) if context else axes,
+        (*(rows,) * 6, still),
+        (rows, still),
+    )
     return run(q, k, v, g, beta, reset, state)
+
+
+def _piece(
+    chunk: int | None,
+    q: Array,
+    k: Array,
+    v: Array,
+    g: Array,
+    beta: Array,
+    reset: Array,
+    state: Array,
+) -> tuple[Array, Array]:
+    """One device's tokens: as if nothing came before, then what did.
+
+    Values of no width K beside `v`, and the identity as their state, make what a piece does to any
+    state that reaches it: the state is multiplied by what they end as, read by what they say.
+    """
+    (K, V), none = state.shape[2:], jnp.zeros_like(k, v.dtype)
+    one = jnp.broadcast_to(jnp.eye(K, dtype=state.dtype), (*state.shape[:2], K, K))
+    wide = jnp.concatenate([jnp.zeros_like(state), one], axis=-1)
+    o, last = _scan(chunk, q, k, jnp.concatenate([v, none], axis=-1), g, beta, reset, wide)
+    dot = product(v.dtype, state.dtype)
+    full = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    state, final = carried(state, last[..., :V], last[..., V:], full)
+    more = dot("bthk,bhkv->bthv", o[..., V:], state)
+    return (o[..., :V] + more).astype(v.dtype), final
 
 
 def _scan(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ops.context import cut_by
 from ops.placement import P, batch_axes, by_device, choose
 
 UNROLL = 8  # tokens a pass of the loop
@@ -59,9 +60,9 @@ def fused(
     x: Float[Array, "B T 4C"], w: Float[Array, "C 4C"], reset: Bool[Array, "B T"], carry: Carry
 ) -> tuple[Float[Array, "B T C"], Carry]:
     """The gradient of `w` is one product over all tokens at the end, not one a token."""
-    axes = batch_axes(x.shape[0])
-    rows, whole = P(axes or None), P()
-    run = by_device(_run, axes, (rows, whole, rows, rows), rows)
+    axes, context = batch_axes(x.shape[0]), cut_by(x.shape[1])
+    rows, whole = P(axes or None), P()  # not linear in its state: devices of a row all run all
+    run = by_device(_run, (*axes, context) if context else axes, (rows, whole, rows, rows), rows)
     return run(x, w, reset, carry)
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ops.context import carried, cut_by
 from ops.placement import P, batch_axes, by_device, choose, free_axes
 
 CHUNK = 32  # tokens
@@ -83,15 +84,29 @@ def chunked(
         return u, state
     axes, size = batch_axes(u.shape[0]), free_axes().get("model", 1)
     model = "model" if size > 1 and u.shape[2] % size == 0 else None
-    rows, columns = P(axes or None), P(axes or None, None, model)
+    context = cut_by(u.shape[1])
+    rows, columns = P(axes or None, context), P(axes or None, context, model)
+    still = P(axes or None, None, model)
     run = by_device(
-        _rows,
-        (*axes, model) if model else axes,
-        (columns, columns, P(None, model), rows, rows, rows, columns),
-        columns,
+        _piece if context else _rows,
+        (*axes, *filter(None, (context, model))),
+        (columns, columns, P(None, model), rows, rows, rows, still),
+        (columns, still),
     )
     y, h = run(u, dt, a.T.astype(state.dtype), b, c, reset, jnp.swapaxes(state, 1, 2))
     return y, jnp.swapaxes(h, 1, 2)
+
+
+def _piece(
+    u: Array, dt: Array, a: Array, b: Array, c: Array, reset: Array, h: Float[Array, "B S C"]
+) -> tuple[Float[Array, "B T C"], Float[Array, "B S C"]]:
+    """One device's tokens: as if nothing came before, then what did, which writes nothing."""
+    y, last = _rows(u, dt, a, b, c, reset, jnp.zeros_like(h))
+    through = jnp.exp(jnp.sum(dt.astype(h.dtype), axis=1)[:, None] * a)
+    through = jnp.where(reset.any(axis=1)[:, None, None], 0, through)
+    h, last = carried(h, last, through)
+    more, _ = _rows(jnp.zeros_like(u), dt, a, b, c, reset, h)
+    return y + more, last
 
 
 def _rows(

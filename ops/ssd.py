@@ -26,6 +26,7 @@ from ops.chunks import (
     split,
     total,
 )
+from ops.context import carried, cut_by
 from ops.placement import P, batch_axes, by_device, choose
 
 
@@ -96,12 +97,29 @@ def chunked(
     chunk: int | None,
 ) -> tuple[Float[Array, "B T H P"], Float[Array, "B H P N"]]:
     """Chunk after chunk; the backward pass keeps the states in between and computes again."""
-    axes = batch_axes(x.shape[0])
-    rows, whole = P(axes or None), P()
+    axes, context = batch_axes(x.shape[0]), cut_by(x.shape[1])
+    rows, whole, still = P(axes or None, context), P(), P(axes or None)
     run = by_device(
-        functools.partial(_scan, chunk), axes, (rows, rows, whole, rows, rows, rows, rows), rows
+        functools.partial(_piece if context else _scan, chunk),
+        (*axes, context) if context else axes,
+        (rows, rows, whole, rows, rows, rows, still),
+        (rows, still),
     )
     return run(x, dt, a, b, c, reset, state)
+
+
+def _piece(
+    chunk: int | None, x: Array, dt: Array, a: Array, b: Array, c: Array, reset: Array, state: Array
+) -> tuple[Array, Array]:
+    """One device's tokens: as if nothing came before, then what did."""
+    y, last = _scan(chunk, x, dt, a, b, c, reset, jnp.zeros_like(state))
+    g = forgetting(dt.astype(state.dtype) * a.astype(state.dtype), reset)
+    left = jnp.exp(jnp.cumsum(g, axis=1))  # of a state from before, at the end of each token
+    state, last = carried(state, last, left[:, -1, :, None, None])
+    dot = product(x.dtype, state.dtype)
+    seen = state.reshape(state.shape[0], b.shape[2], -1, *state.shape[2:])
+    more = dot("btgn,bgrpn->btgrp", c, seen).reshape(x.shape)
+    return (y + left[..., None] * more).astype(x.dtype), last
 
 
 def _scan(
