@@ -171,6 +171,15 @@ def test_loss_spikes_are_skipped_once_half_a_window_is_known():
     assert int(guard.skipped) == 1 and int(guard.seen) == 5 and not bool(guard.halted)
 
 
+def test_going_back_halts_at_spikes_too():
+    cfg, guard = OptimizerConfig(on_nonfinite="rollback", spike=6.0, window=8), _guard(8)
+    for loss in [3.0, 3.1, 2.9, 3.0]:
+        taken, guard = admit(guard, jnp.float32(loss), jnp.float32(1), cfg)
+    assert bool(taken) and not bool(guard.halted)
+    taken, guard = admit(guard, jnp.float32(90), jnp.float32(1), cfg)
+    assert not bool(taken) and bool(guard.halted)
+
+
 def _guard(window: int) -> Guard:
     zero = jnp.zeros((), jnp.int32)
     return Guard(jnp.zeros((), bool), zero, zero, jnp.zeros((window,)), zero)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import train
+from protocol import records
 from training import restore
 from training.command import guarded
 from training.run import RunFolder
@@ -130,6 +131,31 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoint(text, 
     assert "learning_rate" in said
     assert restore.steps(tmp_path / "checkpoints") == [2, 4]
     assert "nonfinite" in kinds(tmp_path)
+
+
+def test_a_run_may_go_back_and_pass_over_bad_data(whole, text, tmp_path, capsys):
+    # covers N5
+    back = "--config.optimizer.on_nonfinite=rollback"
+    bad, stopped = tmp_path / "bad", tmp_path / "stopped"
+    assert run(*flags(text, bad, back, "--config.debug.fault=nan@3")) == 0
+    events = {event["event"]: event for event in RunFolder(bad).events()}
+    # The batch of step 4 is bad: from the checkpoint of step 2 on with the one after it.
+    assert events["rollback"]["step"] == 2 and events["rollback"]["passed"] == 2
+    rows, good = RunFolder(bad).metrics(), RunFolder(whole).metrics()
+    assert [row["step"] for row in rows] == list(range(1, 7))
+    assert [row["data_hash"] for row in rows[:2]] == [row["data_hash"] for row in good[:2]]
+    assert not {row["data_hash"] for row in rows[2:]} & {row["data_hash"] for row in good}
+    assert "went back over a bad stretch" in records.read_run(bad, "bad").flags[0]
+    # Stopped after it went back, and resumed: the same bits, on the same data.
+    assert run(*flags(text, stopped, back, "--config.debug.fault=nan@3,sigterm@4")) == 75
+    assert run(*flags(text, stopped, back)) == 0
+    a, b = parameters(bad, 6), parameters(stopped, 6)
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    limit = ["--config.optimizer.max_rollbacks=1", "--config.debug.fault=nan@3,nan@5"]
+    capsys.readouterr()
+    assert run(*flags(text, tmp_path / "lost", back, *limit)) == 70
+    assert "went back 1 times, as optimizer.max_rollbacks allows" in capsys.readouterr().err
 
 
 def test_a_full_disk_ends_the_run_and_spares_what_was_saved(text, tmp_path, capsys):

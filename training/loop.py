@@ -46,41 +46,57 @@ def train(
     `during` judges every eval.every steps, `after` at the end; `initial` are parameters to begin
     with, a Learner. Raises Preempted once a stop is asked for and the state is saved.
     """
-    program, settings = job.program, job.program.settings
     batches = make_batches(job)
-    step = program.compiled()
-    state, start, before = begin(job, initial)
-    job.run.begin(start)
+    step = job.program.compiled()
+    place = begin(job, initial)
+    job.run.begin(place.step)
+    while True:
+        try:
+            state = follow(job, batches, step, place, during)
+            break
+        except Halted as halted:
+            place = back(job, place, halted, initial)
+    steps = job.program.settings.train.steps
+    scores = judged(job, after, state, steps) if after else {}
+    job.run.finish(steps)
+    return scores
+
+
+def follow(
+    job: Job, batches: Batches | Joined, step: Any, place: "Place", during: Judge | None
+) -> State:
+    """From `place` to the last step."""
+    program, settings, state = job.program, job.program.settings, place.state
     meter = Meter(program, job.cost, batches, job.data.train)
-    ahead = read_ahead(batches, start, settings.train.steps, rolling=before)
-    last: Metrics | None = None
+    first, last = place.step + place.passed, settings.train.steps + place.passed
+    ahead = read_ahead(batches, first, last, rolling=place.rolling)
+    before: Metrics | None = None
     with ahead, jax.set_mesh(program.mesh), jax.transfer_guard("disallow"):
-        for index, arrays, rolling in ahead:
+        for number, arrays, rolling in ahead:
+            index = number - place.passed
             job.faults.at_step(index)
-            batch = placed(program, index, job.faults.poisoned(index, arrays))
+            batch = placed(program, index, job.faults.poisoned(number, arrays))
             state, metrics = step(state, batch)
             done = index + 1
-            refuse_halted(job, last, index)  # of the step before: the device keeps working
-            last = metrics
+            refuse_halted(before, index)  # of the step before: the device keeps working
+            before = metrics
             meter.add(metrics)
             ended = done == settings.train.steps
             if done % settings.log.every == 0 or ended:
-                refuse_halted(job, metrics, done)
+                refuse_halted(metrics, done)
                 values = meter.read(done, ahead.waited)
                 job.log.write(done, values | {"data_hash": rolling})
             if during and settings.eval.every and done % settings.eval.every == 0 and not ended:
                 with meter.paused():
                     judged(job, during, state, done)
             if job.checkpoints.due(done) or job.stop.requested or ended:
-                refuse_halted(job, metrics, done)
+                refuse_halted(metrics, done)
                 with meter.paused():
-                    saved(job, state, done, rolling, wait=ended or job.stop.requested)
+                    saved(job, state, done, rolling, place, wait=ended or job.stop.requested)
             job.checkpoints.poll()
             if job.stop.requested:
                 raise job.stop.preempted(done)
-    scores = judged(job, after, state, settings.train.steps) if after else {}
-    job.run.finish(settings.train.steps)
-    return scores
+    return state
 
 
 def make_batches(job: Job) -> Batches | Joined:
@@ -99,31 +115,68 @@ def stream(settings: Settings, member: Member, data: Data) -> Batches:
     return Batches(rows, train.batch, example, seed)
 
 
-def begin(job: Job, initial: Any) -> tuple[State, int, str]:
-    """The state to go on from, its step, and the rolling hash of the data before it."""
+class Place(NamedTuple):
+    """Where to go on from."""
+
+    state: State
+    step: int
+    rolling: str  # hash of the data before it
+    passed: int = 0  # batches that going back has passed over
+    returns: int = 0  # how often it went back
+
+
+class Halted(Exception):
+    """The state was frozen: what `step` computed is not finite, or is a spike."""
+
+    def __init__(self, step: int, loss: float, norm: float):
+        super().__init__(step, loss, norm)
+        self.step, self.loss, self.norm = step, loss, norm
+
+
+def begin(job: Job, initial: Any) -> Place:
+    """The newest good checkpoint, or the start."""
     with jax.set_mesh(job.program.mesh):
         found = job.checkpoints.latest()
         if found is not None:
             state = job.checkpoints.restore(found, job.program.state)
-            return state, found, job.checkpoints.read_meta(found, ["rolling"])["rolling"]
+            meta = job.checkpoints.read_meta(found, ["rolling"])
+            history = {name: meta[name] for name in ("passed", "returns") if name in meta}
+            return Place(state, found, meta["rolling"], **history)
         state = job.program.init()
-    return (state if initial is None else state._replace(learner=initial)), 0, ""
+    return Place(state if initial is None else state._replace(learner=initial), 0, "")
 
 
-def refuse_halted(job: Job, metrics: Metrics | None, step: int) -> None:
-    """NonFiniteError if the state was frozen at `step`."""
-    if metrics is None or not float(jax.device_get(metrics["halted"].sum)):
-        return
+def refuse_halted(metrics: Metrics | None, step: int) -> None:
+    """Halted if the state was frozen at `step`."""
+    if metrics is not None and float(jax.device_get(metrics["halted"].sum)):
+        values = jax.device_get([metrics[name].sum for name in ("loss", "grad_norm")])
+        raise Halted(step, *map(float, values))
+
+
+def back(job: Job, place: Place, halted: Halted, initial: Any) -> Place:
+    """The checkpoint before what is not finite, with the data after it; else NonFiniteError.
+
+    Such a run is not comparable with others, which its event tells the board.
+    """
+    optimizer, said = job.program.settings.optimizer, {"step": halted.step, "loss": halted.loss}
     job.checkpoints.wait()
+    job.run.event("nonfinite", said | {"grad_norm": halted.norm})
     found = job.checkpoints.newest()
     kept = f"checkpoint {found} is good" if found else "there is no checkpoint yet"
-    values = jax.device_get({name: metrics[name].sum for name in ("loss", "grad_norm")})
-    loss, norm = (float(values[name]) for name in ("loss", "grad_norm"))
-    job.run.event("nonfinite", {"step": step, "loss": loss, "grad_norm": norm})
-    raise NonFiniteError(
-        f"step {step}: loss {loss}, gradient norm {norm}; the update was not applied, {kept}; "
-        f"lower optimizer.learning_rate, or set --config.optimizer.on_nonfinite=skip"
-    )
+    if optimizer.on_nonfinite != "rollback" or place.returns == optimizer.max_rollbacks:
+        way = (
+            "or set --config.optimizer.on_nonfinite=skip"
+            if optimizer.on_nonfinite != "rollback"
+            else f"it went back {place.returns} times, as optimizer.max_rollbacks allows"
+        )
+        raise NonFiniteError(
+            f"step {halted.step}: loss {halted.loss}, gradient norm {halted.norm}; the update was "
+            f"not applied, {kept}; lower optimizer.learning_rate, {way}"
+        )
+    again = begin(job, initial)
+    passed = place.passed + halted.step - again.step
+    job.run.back(again.step, {"from": halted.step, "passed": passed})
+    return again._replace(passed=passed, returns=place.returns + 1)
 
 
 def judged(job: Job, judge: Judge, state: State, step: int) -> dict[str, Any]:
@@ -133,10 +186,13 @@ def judged(job: Job, judge: Judge, state: State, step: int) -> dict[str, Any]:
     return scores
 
 
-def saved(job: Job, state: State, step: int, rolling: str | None, *, wait: bool) -> None:
+def saved(
+    job: Job, state: State, step: int, rolling: str | None, place: Place, *, wait: bool
+) -> None:
     """Start to save; unless asked to `wait`, the rest happens beside training."""
+    meta = {"rolling": rolling, "passed": place.passed, "returns": place.returns}
     with jax.transfer_guard("allow"):
-        job.checkpoints.save(step, state, {"rolling": rolling}, wait=wait)
+        job.checkpoints.save(step, state, meta, wait=wait)
 
 
 def placed(program: Program, index: int, arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -35,9 +35,10 @@ class OptimizerConfig:
     muon_rate: Positive = 1.0  # of the learning rate, for what Muon leaves to AdamW
     muon_steps: Natural = 5  # of Newton-Schulz
     clip: NonNegative = 1.0  # the gradient's norm; 0: off
-    on_nonfinite: Literal["abort", "skip"] = "abort"
+    on_nonfinite: Literal["abort", "skip", "rollback"] = "abort"
     max_skips: Natural = 5  # in a row, then abort
-    spike: NonNegative = 0.0  # skip a loss so many deviations above the window's mean; 0: off
+    max_rollbacks: Natural = 2  # to the newest checkpoint, past the data in between; then abort
+    spike: NonNegative = 0.0  # refuse a loss so many deviations above the window's mean; 0: off
     window: Natural = 128  # losses that `spike` looks back on
 
 

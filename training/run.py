@@ -86,6 +86,12 @@ class RunFolder:
             self._tell_changes()
             self._row({"step": step, "resumed": True})
 
+    def back(self, step: int, details: Mapping[str, Any]) -> None:
+        """Go back to `step`, which supersedes metrics beyond it."""
+        self.step = step
+        self.event("rollback", {"step": step, **details})
+        self._row({"step": step, "resumed": True})
+
     def event(self, kind: str, details: Mapping[str, Any]) -> None:
         """Append to events.jsonl, durably, and tell the log; `details["message"]` is for people."""
         details = redacted(plain(details))
