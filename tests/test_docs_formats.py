@@ -14,7 +14,7 @@ from data_stores import distinct, made_store
 
 from data import SPLITS, DataConfig, open_data
 from eval import harness
-from eval.task import Score
+from eval.task import Score, Subject
 from training import environment, report
 from training.checkpoint import CheckpointConfig, Checkpoints
 from training.faults import Faults
@@ -36,6 +36,7 @@ class Judge:
     """A task that needs no model."""
 
     version = 1
+    objective = ""
 
     def __call__(self, subject):
         yield Score("valid/nats", 1.0, 8.0)
@@ -48,13 +49,15 @@ def run(tmp_path_factory):
     settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, vocab=384))
     bill = report.summary(report.priced(settings), settings)
     record = environment.describe(settings={}, fingerprints={}, cost=bill, mesh={}, flags={})
-    subject = SimpleNamespace(settings=settings, data=SimpleNamespace(fingerprint="f"))
+    data = SimpleNamespace(fingerprint="f", holding=lambda records: data)
+    subject = Subject(None, None, settings, settings.chosen(), data)
     state = jax.device_put({"step": jnp.ones((), jnp.int32), "learner": {"w": jnp.ones(2)}})
     with open_run(tmp_path_factory.mktemp("formats") / "run", record) as run:
         run.begin(0)
         run.write_metrics(1, {})
         with Checkpoints(run, CheckpointConfig(), Faults("", attempt=1)) as checkpoints:
-            checkpoints.save(1, state, {"rolling": "r"}, wait=True)
+            meta = {"rolling": "r", "passed": 0, "returns": 0}
+            checkpoints.save(1, state, meta, wait=True)
         run.write_eval(1, "judge", harness._record("judge", Judge(), subject, 1))
         (run.path / "error.log").touch()
         listed = {name.name for name in run.path.iterdir()}
