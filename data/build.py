@@ -17,12 +17,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from data.files import Tally
 from data.progress import progress
 from data.records import RECORDS
 from data.sources import SOURCES, DataConfig, Document, Source
 from data.store import FORMAT, Writer
 from data.tokenizers import Tokenizer, bpe_size, open_tokenizer, train_bpe
+from data.weighed import Weighed
 from errors import DataError, DiskError
 
 SPLITS = ("train", "valid", "test")
@@ -85,6 +88,8 @@ def _build(cfg: DataConfig, source: Source, folder: Path, records: bool) -> None
 
 def texts_of(document: Document) -> tuple[str, ...]:
     """Of a record all, of a document the only one."""
+    if isinstance(document, Weighed):
+        return (document.text,)
     return (document,) if isinstance(document, str) else document
 
 
@@ -92,7 +97,11 @@ def _write(
     cfg: DataConfig, source: Source, tokenizer: Tokenizer, partial: Path, records: bool
 ) -> None:
     tally = Tally()
-    writers = {split: Writer(partial / split, tokenizer, records=records) for split in SPLITS}
+    weighs = cfg.weighs and not records
+    writers = {
+        split: Writer(partial / split, tokenizer, records=records, weighs=weighs)
+        for split in SPLITS
+    }
     with progress("building the token store", source.size) as show:
         block: list[tuple[str, Document]] = []
         waiting = 0
@@ -126,18 +135,37 @@ def _counted(writers: dict[str, Writer]) -> str:
 def _add(
     writers: dict[str, Writer], tokenizer: Tokenizer, block: list[tuple[str, Document]]
 ) -> None:
-    ids = iter(tokenizer.encode([text for _, one in block for text in texts_of(one)]))
-    found = [(split, [next(ids) for _ in texts_of(one)], _bytes(one)) for split, one in block]
+    """Encode a block of documents and hand them to their splits."""
+    ids = iter(tokenizer.encode([text for _, one in block for text, _ in _parts(one)]))
+    found = [(split, one, [next(ids) for _ in _parts(one)]) for split, one in block]
     for split, writer in writers.items():
-        mine = [(texts, size) for name, texts, size in found if name == split]
+        mine = [(one, parts) for name, one, parts in found if name == split]
+        sizes = [_bytes(one) for one, _ in mine]
         if writer.records:
-            writer.add_records(mine)
+            writer.add_records([(p, size) for (_, p), size in zip(mine, sizes, strict=True)])
+        elif writer.weighs:
+            weights = [_weights(one, parts) for one, parts in mine]
+            writer.add_weighed([np.concatenate(parts) for _, parts in mine], sizes, weights)
         else:
-            writer.add([texts[0] for texts, _ in mine], [size for _, size in mine])
+            writer.add([parts[0] for _, parts in mine], sizes)
+
+
+def _parts(document: Document) -> tuple[tuple[str, float], ...]:
+    """What is encoded by itself, with its weight."""
+    if isinstance(document, Weighed):
+        return document.parts
+    return tuple((text, 1.0) for text in texts_of(document))
+
+
+def _weights(document: Document, parts: list[np.ndarray]) -> np.ndarray:
+    """Of each token of a document."""
+    own = [weight for _, weight in _parts(document)]
+    return np.repeat(np.array(own, np.float32), [len(ids) for ids in parts])
 
 
 def _bytes(document: Document) -> int:
-    return sum(len(text.encode()) for text in texts_of(document))
+    """Of the text that counts."""
+    return sum(len(text.encode()) for text, weight in _parts(document) if weight)
 
 
 @contextlib.contextmanager

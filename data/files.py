@@ -104,15 +104,38 @@ def texts(path: Path, separator: bytes, policy: Policy) -> Iterator[tuple[int, s
 
 def lines(path: Path, name: str, policy: Policy) -> Iterator[Line]:
     """The lines of a file of JSON lines that hold a text under `name`."""
-    for offset, raw in cut(chunks(path, policy.tally), b"\n"):
-        if not raw.strip():
+    for offset, line, record in objects(path, policy):
+        where = at(path, offset)
+        if not isinstance(record.get(name), str):
+            held = ", ".join(list(record)[:8])
+            rule = f"no text under {name!r}; set {policy.prefix}field; the line holds: {held}"
+            policy.refuse(f"{where}: {rule}")
             continue
-        line = policy.decode(raw, path, offset)
-        where = f"{path}: the line at byte {offset}"
-        record = None if line is None else _record(line, name, where, policy)
-        text = None if record is None else policy.wellformed(record[name], where)
-        if line is not None and record is not None and text is not None:
+        text = policy.wellformed(record[name], where)
+        if text is not None:
             yield Line(offset, line, record, text)
+
+
+def objects(path: Path, policy: Policy) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """The objects of a file of JSON lines: offset of the line, how it is written, what it holds."""
+    for offset, raw in cut(chunks(path, policy.tally), b"\n"):
+        line = policy.decode(raw, path, offset) if raw.strip() else None
+        if line is None:
+            continue
+        where, way = at(path, offset), f"mend it or set {policy.prefix}errors to skip"
+        try:
+            record = json.loads(line.removeprefix("\ufeff"))
+        except (ValueError, RecursionError) as error:
+            policy.refuse(f"{where} is not JSON ({error}); {way}")
+            continue
+        if isinstance(record, dict):
+            yield offset, line, record
+        else:
+            policy.refuse(f"{where} holds {type(record).__name__}, must hold an object; {way}")
+
+
+def at(path: Path, offset: int) -> str:
+    return f"{path}: the line at byte {offset}"
 
 
 def expand(patterns: str) -> list[Path]:
@@ -163,21 +186,6 @@ def cut(blocks: Iterable[bytes], separator: bytes) -> Iterator[tuple[int, bytes]
         scanned = max(0, len(rest) - len(separator) + 1)
     if rest:
         yield offset, bytes(rest)
-
-
-def _record(line: str, name: str, where: str, policy: Policy) -> dict[str, Any] | None:
-    """What a JSON line with a text under `name` holds; None: skipped."""
-    prefix = policy.prefix
-    try:
-        record = json.loads(line.removeprefix("\ufeff"))
-    except (ValueError, RecursionError) as error:
-        policy.refuse(f"{where} is not JSON ({error}); mend it or set {prefix}errors to skip")
-        return None
-    if not isinstance(record, dict) or not isinstance(record.get(name), str):
-        held = ", ".join(list(record)[:8]) if isinstance(record, dict) else type(record).__name__
-        policy.refuse(f"{where}: no text under {name!r}; set {prefix}field; the line holds: {held}")
-        return None
-    return record
 
 
 def _within(path: Path) -> Iterator[Path]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from data.packing import EXAMPLES, Packed, Piece, philox
 from data.store import Store
+from data.weighed import laid
 from errors import ConfigError, DataError
 
 Batch = dict[str, np.ndarray]
@@ -36,8 +37,17 @@ class Batches:
     """`batches[step]` is a dictionary of arrays [batch / world, ...], as the example makes them."""
 
     def __init__(
-        self, rows: Rows, batch: int, example: Example, seed: int, *, rank: int = 0, world: int = 1
+        self,
+        rows: Rows,
+        batch: int,
+        example: Example,
+        seed: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        once: bool = False,
     ):
+        """With `once`, what has a weight counts once: so text is judged, whatever its weights."""
         if batch % world:
             near = max(batch // world, 1) * world
             raise ConfigError(
@@ -53,7 +63,7 @@ class Batches:
         self.seed = seed
         share = batch // world
         self._mine = range(rank * share, (rank + 1) * share)
-        self._example = example
+        self._example, self._once = example, once
 
     def __len__(self) -> int:
         """Steps of one epoch; the last one may be partly padding, or of the next epoch."""
@@ -89,14 +99,19 @@ class Batches:
         """Epochs that the first `steps` steps go through."""
         return self.tokens(steps) / self.rows.positions
 
-    def _row(self, step: int, place: int) -> list[np.ndarray]:
-        return [piece.tokens for piece in self.rows.row(step * self.batch + place)]
+    def _row(self, step: int, place: int) -> Sequence[Piece]:
+        return self.rows.row(step * self.batch + place)
 
-    def _built(self, step: int, rows: dict[int, list[np.ndarray]]) -> Batch:
+    def _built(self, step: int, rows: dict[int, Sequence[Piece]]) -> Batch:
         examples = []
         for i in self._mine:
             bits = philox(self.seed, step * self.batch + i, EXAMPLES)
-            made = self._example(rows[i], self.rows.length, np.random.Generator(bits))
+            pieces = [piece.tokens for piece in rows[i]]
+            made = self._example(pieces, self.rows.length, np.random.Generator(bits))
+            given = [piece.weights for piece in rows[i] if piece.weights is not None]
+            if given:
+                own = laid(given, len(made["weights"]), once=self._once)
+                made |= {"weights": made["weights"] * own}
             examples.append(made)
         return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
 
@@ -226,7 +241,7 @@ def windows(
 ) -> Batches:
     """A whole split in order, every position once, the last batch padded; equal for all models."""
     packed = Packed(store, length, overlap)
-    return Batches(packed, batch, example, 0, rank=rank, world=world)
+    return Batches(packed, batch, example, 0, rank=rank, world=world, once=True)
 
 
 def chain(rolling: str, digest: str) -> str:
@@ -234,9 +249,11 @@ def chain(rolling: str, digest: str) -> str:
     return hashlib.sha256(f"{rolling}{digest}".encode()).hexdigest()
 
 
-def _digest(rows: dict[int, list[np.ndarray]]) -> str:
+def _digest(rows: dict[int, Sequence[Piece]]) -> str:
     state = hashlib.sha256()
     for pieces in rows.values():
-        for tokens in pieces:
-            state.update(tokens.astype("<i4").tobytes())
+        for piece in pieces:
+            state.update(piece.tokens.astype("<i4").tobytes())
+            if piece.weights is not None:
+                state.update(piece.weights.astype("<f4").tobytes())
     return state.hexdigest()

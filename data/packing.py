@@ -23,6 +23,7 @@ class Piece(NamedTuple):
     tokens: np.ndarray  # int32, framed[start : start + positions + overlap]
     document: int
     start: int
+    weights: np.ndarray | None = None  # in the loss, of its positions; None: all 1
 
 
 class Packed:
@@ -61,7 +62,7 @@ class Packed:
                 start = place - (int(ends[rank]) - size)
                 stop = min(size, start + end - at)
                 tokens = self._framed(document, start, stop + self.overlap)
-                pieces.append(Piece(tokens, document, start))
+                pieces.append(Piece(tokens, document, start, self._weights(document, start, stop)))
                 at += stop - start
                 place += stop - start
                 rank += 1
@@ -86,6 +87,16 @@ class Packed:
         if stop == size + 2:
             out[-1] = self.store.eos
         return out
+
+    def _weights(self, document: int, start: int, stop: int) -> np.ndarray | None:
+        """Of what stands at positions `start` to `stop`, or is predicted there (overlap 1): bos
+        counts for nothing, eos as the token before it."""
+        size = int(self._sizes[document]) - 2 + self.overlap
+        own = self.store.weights(document, 0, size)
+        if own is None:
+            return None
+        framed = np.concatenate([[0], own, own[-1:]])
+        return framed[start + self.overlap : stop + self.overlap].astype(np.float32)
 
     def _order_documents(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The order of the documents in an epoch and where each one ends."""

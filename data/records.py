@@ -5,7 +5,6 @@ positive` and perhaps `negative` or `negatives` (a text or a list). All texts of
 something. Records with the same anchor fall into the same split.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -32,12 +31,8 @@ def _corpus(cfg: DataConfig) -> Source:
 
 def _jsonl(cfg: DataConfig) -> Source:
     def texts(path: Path, policy: files.Policy) -> Iterator[Document]:
-        for offset, raw in files.cut(files.chunks(path, policy.tally), b"\n"):
-            if not raw.strip():
-                continue
-            line = policy.decode(raw, path, offset)
-            where = f"{path}: the line at byte {offset}"
-            record = None if line is None else _parsed(line, where, policy)
+        for offset, _, found in files.objects(path, policy):
+            record = record_of(found, files.at(path, offset), policy)
             if record is not None:
                 yield record
 
@@ -59,11 +54,8 @@ def _datasets(cfg: DataConfig) -> Source:
     return divided(cfg, whole | {"records": SPELT}, 0, read_split)
 
 
-def record_of(found: Any, where: str, policy: files.Policy) -> tuple[str, ...] | None:
+def record_of(found: dict[str, Any], where: str, policy: files.Policy) -> tuple[str, ...] | None:
     """The record that `found` spells; None: it was counted and left out."""
-    if not isinstance(found, dict):
-        policy.refuse(f"{where} holds {type(found).__name__}, must hold {SPELT}")
-        return None
     names = next((pair for pair in PAIRS if all(name in found for name in pair)), None)
     if names is None:
         held = ", ".join(list(found)[:8])
@@ -82,15 +74,6 @@ def record_of(found: Any, where: str, policy: files.Policy) -> tuple[str, ...] |
             return None
         texts.append(sound)
     return tuple(texts)
-
-
-def _parsed(line: str, where: str, policy: files.Policy) -> tuple[str, ...] | None:
-    try:
-        found = json.loads(line.removeprefix("\ufeff"))
-    except (ValueError, RecursionError) as error:
-        policy.refuse(f"{where} is not JSON ({error}); mend it or set data.errors to skip")
-        return None
-    return record_of(found, where, policy)
 
 
 # Sources with records: a function from DataConfig to a Source that reads them.

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from data import corpus, files, hub_stream
+from data.chat import TEMPLATES, chat
 from data.tokenizers import bpe_size
+from data.weighed import Weighed, weighted
 from errors import ConfigError, DataError
 from schema import Natural, Range, config, nearest
 
 Held = Annotated[float, Range(low=0, high=0.5, open_low=True)]
-Document = str | tuple[str, ...]  # a text, or texts that belong together
+Document = str | Weighed | tuple[str, ...]  # a text, or texts that belong together
 Documents = Iterator[tuple[str, Document]]  # (split, document)
 LOG = logging.getLogger(__name__)
 
@@ -33,6 +35,10 @@ class DataConfig:
     valid_share: Held = 0.01  # of the documents, where there is no valid_path; at least one
     test_share: Held = 0.01
     field: str = "text"  # that holds the text; of jsonl and datasets
+    weight: str = ""  # jsonl: the field with a document's weight in the loss; "": all count alike
+    chat: Literal["", "chatml", "vicuna", "llama2"] = (
+        ""  # jsonl: lines hold `messages`; the template
+    )
     separator: str = ""  # text: cuts a file into documents, \n is a line break; "": one document
     limit: Natural = 0  # documents read of each path, 0: all
     subset: str = ""  # datasets: the configuration of the data set
@@ -58,11 +64,21 @@ class DataConfig:
                 f"data.revision is {self.revision!r}; pin the data set to a full commit hash, "
                 f"listed at huggingface.co/datasets/{self.path}/commits/main"
             )
+        if (self.chat or self.weight) and (self.source != "jsonl" or (self.chat and self.weight)):
+            raise ConfigError(
+                f"data.chat {self.chat!r} and data.weight {self.weight!r} are of data.source "
+                "jsonl, one at a time; leave them empty"
+            )
         if not self.tokenizer:
             raise ConfigError("data.tokenizer is empty; use bytes, bpe:8192 or a tokenizer.json")
         bpe_size(self.tokenizer)
         if not self.cache:
             raise ConfigError("data.cache is empty; name a folder for token stores")
+
+    @property
+    def weighs(self) -> bool:
+        """Whether parts of documents count unequally."""
+        return bool(self.chat or self.weight)
 
 
 @dataclass(frozen=True)
@@ -95,6 +111,23 @@ def _jsonl(cfg: DataConfig) -> Source:
     def texts(path: Path, policy: files.Policy) -> Iterator[str]:
         return (line.text for line in files.lines(path, cfg.field, policy))
 
+    def weighed(path: Path, policy: files.Policy) -> Iterator[Weighed]:
+        for line in files.lines(path, cfg.field, policy):
+            where = files.at(path, line.offset)
+            found = weighted(line.record, line.text, cfg.weight, where, policy)
+            if found is not None:
+                yield found
+
+    def chats(path: Path, policy: files.Policy) -> Iterator[Weighed]:
+        for offset, _, record in files.objects(path, policy):
+            found = chat(record, TEMPLATES[cfg.chat], files.at(path, offset), policy)
+            if found is not None:
+                yield found
+
+    if cfg.chat:
+        return local(cfg, {"chat": TEMPLATES[cfg.chat]}, chats)
+    if cfg.weight:
+        return local(cfg, {"field": cfg.field, "weight": cfg.weight}, weighed)
     return local(cfg, {"field": cfg.field}, texts)
 
 
@@ -172,7 +205,7 @@ def divide(texts: Iterator[Document], shares: dict[str, float]) -> Documents:
     empty = list(shares)
     held: dict[int, list[Document]] = {}
     for text in texts:
-        key = text if isinstance(text, str) else text[0]
+        key = text if isinstance(text, str) else _first(text)
         if not key:
             yield "train", text  # only to be counted
             continue
@@ -192,6 +225,10 @@ def divide(texts: Iterator[Document], shares: dict[str, float]) -> Documents:
     for code in sorted(held):
         split = empty.pop(0) if empty else "train"
         yield from ((split, t) for t in held[code])
+
+
+def _first(document: Weighed | tuple[str, ...]) -> str:
+    return document.text if isinstance(document, Weighed) else document[0]
 
 
 def _share(place: float, shares: dict[str, float]) -> str:

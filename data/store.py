@@ -4,6 +4,7 @@ A folder with
     tokens.bin    the ids of all documents after one another, uint16 or uint32, little endian
     offsets.bin   int64, little endian: where each document begins, and the end of the last
     index.json    counts, vocabulary, tokenizer, and size and sha256 of the files
+    weights.bin   float32, if tokens count unequally: the weight of each in the loss
     records.bin   int64, if documents belong together: the first one of each record, and the end
 Only text is stored; framing with bos and eos is left to packing. No document is empty.
 """
@@ -23,7 +24,7 @@ from errors import DataError
 
 FORMAT = 1
 TOKENS, OFFSETS, INDEX = "tokens.bin", "offsets.bin", "index.json"
-RECORDS = "records.bin"
+RECORDS, WEIGHTS = "records.bin", "weights.bin"
 DTYPES: dict[str, np.dtype] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 REMEDY = "have the store built again"
 IDENTITY = ("format", "dtype", "vocab", "tokenizer", "documents", "tokens", "text_bytes", "files")
@@ -47,6 +48,10 @@ class Store:
         self._ids = np.asarray(np.memmap(folder / TOKENS, dtype, "r"))
         self._offsets = np.asarray(np.memmap(folder / OFFSETS, "<i8", "r"))
         self._check_offsets()
+        self.scored: int = self.index.get("scored", self.tokens + self.documents)
+        self._weights: np.ndarray | None = None
+        if WEIGHTS in self.index["files"]:
+            self._weights = np.asarray(np.memmap(folder / WEIGHTS, "<f4", "r"))
         self.records: np.ndarray | None = None  # documents from records[i] to records[i + 1]
         if RECORDS in self.index["files"]:
             self.records = np.asarray(np.memmap(folder / RECORDS, "<i8", "r"))
@@ -66,13 +71,20 @@ class Store:
             raise DataError(_out_of_range(self.folder, at, document, self._ids[at], self.vocab))
         return ids.astype(np.int32)
 
+    def weights(self, document: int, start: int, stop: int) -> np.ndarray | None:
+        """The weights of tokens `start` to `stop` of a document; None: all are 1."""
+        if self._weights is None:
+            return None
+        begin = int(self._offsets[document])
+        return self._weights[begin + start : begin + stop]
+
     def document(self, document: int) -> np.ndarray:
         """All tokens of a document, int32."""
         length = int(self._offsets[document + 1] - self._offsets[document])
         return self.slice(document, 0, length)
 
     def _check_files(self, verify: bool) -> None:
-        for name in sorted({TOKENS, OFFSETS, RECORDS} & set(self.index["files"])):
+        for name in sorted({TOKENS, OFFSETS, RECORDS, WEIGHTS} & set(self.index["files"])):
             path, expected = self.folder / name, self.index["files"][name]
             if not path.is_file():
                 raise DataError(f"{path} is missing; {REMEDY}")
@@ -103,18 +115,24 @@ class Store:
 class Writer:
     """Writes one store, document by document, in bounded memory; `finish` writes the index last.
 
-    With `records`, documents come as the texts of records, and an empty one takes its record along.
+    With `records`, documents come as the texts of records, and an empty one takes its record along;
+    if it `weighs`, with a weight for each token.
     """
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, *, records: bool = False):
+    def __init__(
+        self, folder: Path, tokenizer: Tokenizer, *, records: bool = False, weighs: bool = False
+    ):
         folder.mkdir(parents=True)
-        self.folder, self.records = folder, records
+        self.folder, self.records, self.weighs = folder, records, weighs
         self.documents = self.tokens = self.text_bytes = self.dropped = 0
         self._tokenizer = tokenizer
         self._vocab = tokenizer.vocab
         self._dtype = "uint16" if self._vocab <= 1 << 16 else "uint32"
         self._files = {name: _Hashed(folder / name) for name in (TOKENS, OFFSETS)}
         self._files[OFFSETS].write(np.zeros(1, "<i8"))
+        self.scored = 0  # targets that count, ends of documents included
+        if weighs:
+            self._files[WEIGHTS] = _Hashed(folder / WEIGHTS)
         if records:
             self._files[RECORDS] = _Hashed(folder / RECORDS)
             self._files[RECORDS].write(np.zeros(1, "<i8"))
@@ -127,6 +145,19 @@ class Writer:
         self._files[RECORDS].write(ends.astype("<i8"))
         sizes = [size if i == 0 else 0 for texts, size in kept for i in range(len(texts))]
         self.add([ids for texts, _ in kept for ids in texts], sizes)
+
+    def add_weighed(
+        self,
+        documents: Sequence[np.ndarray],
+        text_bytes: Sequence[int],
+        weights: Sequence[np.ndarray],
+    ) -> None:
+        """`add`, with the weight of each token; an end of document has that of the last one."""
+        for ids, own in zip(documents, weights, strict=True):
+            if len(ids):
+                self._files[WEIGHTS].write(own.astype("<f4"))
+                self.scored += int(np.count_nonzero(own)) + int(own[-1] != 0)
+        self.add(documents, text_bytes)
 
     def add(self, documents: Sequence[np.ndarray], text_bytes: Sequence[int]) -> None:
         """Append documents of integer ids, with the size of their text; empty ones are dropped."""
@@ -161,6 +192,7 @@ class Writer:
             "tokens": self.tokens,
             "text_bytes": self.text_bytes,
             "dropped": self.dropped,
+            **({"scored": self.scored} if WEIGHTS in self._files else {}),
             **facts,
             "files": {name: file.close() for name, file in self._files.items()},
         }
@@ -185,6 +217,8 @@ def read_index(folder: Path) -> dict[str, Any]:
         sound = sound and index["files"][TOKENS]["bytes"] == index["tokens"] * width
         sound = sound and index["files"][OFFSETS]["bytes"] == 8 * (index["documents"] + 1)
         sound = sound and index["files"].get(RECORDS, {"bytes": 16})["bytes"] >= 16
+        weights = index["files"].get(WEIGHTS, {"bytes": 4 * index["tokens"]})["bytes"]
+        sound = sound and weights == 4 * index["tokens"]
         sound = sound and 0 < index["vocab"] <= 1 << 8 * width and index["tokens"] > 0
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing; {REMEDY}") from error

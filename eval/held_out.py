@@ -68,7 +68,7 @@ def _means(
 
 
 def bits_per_byte(nats: float, store: Any) -> float:
-    return nats / math.log(2) / store.text_bytes
+    return nats / math.log(2) / max(store.text_bytes, 1)
 
 
 def sums(subject: Subject, store: Any) -> dict[str, tuple[float, float]]:

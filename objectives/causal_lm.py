@@ -33,7 +33,7 @@ class CausalLM:
 
     def rows(self, model: ModelConfig, length: int) -> Rows:
         no_source("causal_lm", model.encoder.depth)
-        return Rows(text=length, overlap=1, view="causal")
+        return Rows(text=length, overlap=1, view="causal", in_place=True)
 
     def judged(self) -> "CausalLM":
         """As it is evaluated."""

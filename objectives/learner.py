@@ -35,6 +35,7 @@ class Rows(NamedTuple):
     targets: int = 0  # at most so many of these are scored; 0: all
     reads: Reads = "packed"
     texts: int = 1  # of a row, each read alone
+    in_place: bool = False  # tokens stand or are predicted where they are, so text may be weighed
     logits: bool = True  # whether the model's head is asked for any
     remedy: str = ""  # what else to do where a model cannot take the view
 

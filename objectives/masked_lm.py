@@ -43,7 +43,7 @@ class MaskedLM:
 
     def rows(self, model: ModelConfig, length: int) -> Rows:
         no_source("masked_lm", model.encoder.depth)
-        return Rows(text=length, overlap=0, view="both", targets=self.budget(length))
+        return Rows(length, 0, "both", targets=self.budget(length), in_place=True)
 
     def judged(self) -> "MaskedLM":
         """As it is evaluated: the same for every training rate."""

@@ -254,10 +254,9 @@ def _keys(
 ) -> dict[str, str]:
     """The texts of KEYS."""
     data, prints = settings.section("data"), run.section("fingerprints")
-    own = leaves(settings.section(objective).tree)
     trials = "not declared" if study.trials is None else str(study.trials)
     return {
-        "objective": " ".join([objective, *(f"{k}={v}" for k, v in own.items())]),
+        "objective": " ".join([objective, *_objective(settings, objective)]),
         "data": f"{data.text('source')} {prints.text('data')}",
         "tokenizer": f"{data.text('tokenizer')} {prints.text('tokenizer')}",
         "length": f"{settings.section('train').count('length')} tokens",
@@ -269,6 +268,23 @@ def _keys(
         "evaluation": versions.get(metric, UNSCORED),
         "tuning trials": trials,
     }
+
+
+def _objective(settings: Fields, objective: str) -> list[str]:
+    """Its settings; of a mixture those of its parts too, of contrastive learning the dropout that
+    makes views differ."""
+    own = leaves(settings.section(objective).tree)
+    found = [f"{key}={value}" for key, value in own.items()]
+    if objective == "contrastive":
+        model = settings.section("model")
+        sites = (model.section(name).amount("dropout") or 0 for name in ("embed", "block"))
+        found.append("dropout=" + ",".join(f"{rate:g}" for rate in sites))
+    if objective == "mixture":
+        listed = settings.section("mixture").tree.get("parts")
+        names = [part[0] for part in listed or [] if isinstance(part, list) and part]
+        for name in (n for n in names if isinstance(n, str) and n != "mixture"):
+            found += [f"{name}.{text}" for text in _objective(settings, name)]
+    return found
 
 
 def _positions(run: Fields, objective: str) -> float | None:

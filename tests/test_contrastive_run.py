@@ -2,12 +2,14 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 import train
 from eval import harness
 from eval.subject import from_run
+from training import restore
 from training.command import guarded
 from training.run import RunFolder
 
@@ -113,3 +115,37 @@ def test_a_mixture_trains_and_judges_all_its_parts(pairs, tmp_path):
     assert rows[0]["loss"] == pytest.approx(expected, rel=1e-5)
     assert "test/recall@1" in scores(tmp_path)
     assert 1 < scores(tmp_path, "bits_per_byte")["test/bits_per_byte"] < 12
+
+
+def test_a_causal_run_begins_a_contrastive_one(pairs, tmp_path, capsys):
+    """The model comes along, the head begins anew; its own kind of run takes the head too."""
+    causal, first, second = (tmp_path / name for name in ("causal", "first", "second"))
+    head = ("--config.contrastive.learned=true", "--config.contrastive.pooling=attention")
+    short = ("--config.train.steps=2", "--config.eval.tasks=retrieval")
+    tasks = ("--config.objective=causal_lm", "--config.eval.tasks=bits_per_byte")
+    assert run(*flags(pairs, causal, *short, *tasks)) == 0
+    tiny = ("--config.optimizer.learning_rate=1e-9", *head, *short)
+    assert run(*flags(pairs, first, *tiny, f"--init_from={causal}")) == 0
+    a, b = parameters(causal), parameters(first)
+    assert set(b) > set(a)
+    for name in a:
+        if name.startswith("learner.model."):
+            np.testing.assert_allclose(a[name], b[name], atol=1e-6, err_msg=name)
+    assert b["learner.head.log_temperature"] == pytest.approx(np.log(0.05), abs=1e-5)
+    bpe = ("--config.data.tokenizer=bpe:300", f"--init_from={causal}", "--config.model.vocab=409")
+    assert run(*flags(pairs, second, *tiny, *bpe)) == 66
+    assert "was trained with tokenizer" in capsys.readouterr().err
+
+
+def parameters(workdir) -> dict[str, np.ndarray]:
+    """Leaves of the learner in the checkpoint of step 2."""
+    root = workdir / "checkpoints"
+    leaves = restore.read_manifest(root, 2, hashes=True)["leaves"]
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = {
+        name: jax.ShapeDtypeStruct(tuple(e["shape"]), e["dtype"], sharding=place)
+        for name, e in leaves.items()
+        if name.startswith("learner.")
+    }
+    arrays = restore._read(root, 2, shapes)
+    return {name: np.asarray(a) for name, a in zip(shapes, arrays, strict=True)}

@@ -104,7 +104,7 @@ def test_bad_lines_follow_the_policy(tmp_path, held):
     bad = {
         b'{"text": "\xff"}\n': "byte 27 is not UTF-8",
         b'{"text": "a"\n': "line at byte 17 is not JSON",
-        b'["text"]\n': "no text under 'text'; set data.field; the line holds: list",
+        b'["text"]\n': "holds list, must hold an object",
         b'{"txt": "a", "id": 1}\n': "the line holds: txt, id",
         b'{"text": null}\n': "no text under 'text'",
         b'{"text": "a\\ud800b"}\n': r"lone surrogate '\\ud800'",

@@ -7,14 +7,16 @@ from typing import Any
 import jax
 
 from data import Data, open_data
-from errors import ConfigError
+from errors import CheckpointError, ConfigError
 from objectives import Learner
 from training import environment, loop, memory, report, restore, targets
 from training import mesh as meshes
 from training import preflight as preflights
 from training.checkpoint import Checkpoints
 from training.faults import Faults
+from training.files import read_json
 from training.flags import as_json
+from training.leaves import layout, named_leaves
 from training.log import Log
 from training.loop import Job, Judge
 from training.program import Program, program
@@ -90,7 +92,8 @@ def train(
             bill = report.priced(made.settings)
             job = Job(made, bill, data, run, checkpoints, log, stop, faults)
             during, after = judges_of(job)
-            start = _parameters(init_from, made) if init_from else None
+            fingerprint = data.tokenizer.fingerprint
+            start = _parameters(init_from, made, fingerprint) if init_from else None
             scores = loop.train(job, during=during, after=after, initial=start)
         report.tell(scores, run.path)
 
@@ -109,10 +112,24 @@ def _record(
     return record | ({"study": study} if study else {})
 
 
-def _parameters(source: str, made: Program) -> Learner:
-    """The parameters of the newest good checkpoint of another run, laid out for this one."""
-    root = Path(source) / "checkpoints"
-    return restore.restore_subset(root, restore.newest(root), made.state.learner, "learner")
+def _parameters(source: str, made: Program, tokenizer: str) -> Learner:
+    """The model of the newest good checkpoint of another run, laid out for this one; the objective's
+    own weights too if both have the same, else they are None: to begin anew."""
+    root, own = Path(source) / "checkpoints", made.state.learner
+    before = read_json(Path(source) / "run.json") or {}
+    known = before.get("fingerprints", {}).get("tokenizer", tokenizer)
+    if known != tokenizer:
+        raise CheckpointError(
+            f"--init_from={source} was trained with tokenizer {known[:12]}, this run has "
+            f"{tokenizer[:12]}; set data.tokenizer to the tokenizer.json of its token store"
+        )
+    step = restore.newest(root)
+    model = restore.restore_subset(root, step, own.model, "learner.model")
+    saved = restore.read_manifest(root, step, hashes=False)["leaves"]
+    theirs = {name: leaf for name, leaf in saved.items() if name.startswith("learner.head.")}
+    if theirs and theirs == layout(named_leaves(own.head, "learner.head")):
+        return Learner(model, restore.restore_subset(root, step, own.head, "learner.head"))
+    return Learner(model)
 
 
 def _is_finished(run: RunFolder, steps: int, resume: str) -> bool:

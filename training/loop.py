@@ -44,7 +44,8 @@ def train(
     """Train to the last step, from the newest valid checkpoint if there is one; the last scores.
 
     `during` judges every eval.every steps, `after` at the end; `initial` are parameters to begin
-    with, a Learner. Raises Preempted once a stop is asked for and the state is saved.
+    with, a Learner; without a head that begins anew. Raises Preempted once a stop is asked for and
+    the state is saved.
     """
     batches = make_batches(job)
     step = job.program.compiled()
@@ -143,7 +144,10 @@ def begin(job: Job, initial: Any) -> Place:
             history = {name: meta[name] for name in ("passed", "returns") if name in meta}
             return Place(state, found, meta["rolling"], **history)
         state = job.program.init()
-    return Place(state if initial is None else state._replace(learner=initial), 0, "")
+    if initial is not None:
+        head = state.learner.head if initial.head is None else initial.head
+        state = state._replace(learner=Learner(initial.model, head))
+    return Place(state, 0, "")
 
 
 def refuse_halted(metrics: Metrics | None, step: int) -> None:

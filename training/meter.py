@@ -33,8 +33,8 @@ class Meter:
         self._device = program.mesh.local_devices[0]
         peak = device.peak(self._device)
         self._peak = peak * program.mesh.size if peak else None
-        # Of the training split: an end of document a document, over the bytes of its text.
-        self._per_byte = (store.tokens + store.documents) / store.text_bytes / math.log(2)
+        # Of the training split: targets, ends of documents included, over the bytes of its text.
+        self._per_byte = store.scored / max(store.text_bytes, 1) / math.log(2)
         self._pending: list[Metrics] = []
         self._began, self._paused, self._waited = time.perf_counter(), 0.0, 0.0
 

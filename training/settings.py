@@ -25,7 +25,6 @@ from objectives import (
     Rows,
     members,
 )
-from objectives.learner import Reads
 from schema import Count, Natural, config, nearest
 from training.checkpoint import CheckpointConfig
 from training.flags import editable
@@ -97,7 +96,7 @@ class Settings:
             name = member.name or self.objective
             rows = member.objective.rows(self.model, T)
             self._check_view(name, rows.view, rows.remedy)
-            self._check_source(name, rows.reads)
+            self._check_source(name, rows)
             if not member.objective.additive and self.train.batch < 2:
                 raise ConfigError(
                     f"train.batch {self.train.batch} leaves objective {name} nothing to compare a "
@@ -134,8 +133,13 @@ class Settings:
         kinds = [m.objective.rows(self.model, self.train.length).reads for m in self.members()]
         return tuple(sorted({kind == "records" for kind in kinds}))
 
-    def _check_source(self, name: str, reads: Reads) -> None:
-        if reads == "records" and self.data.source not in RECORDS:
+    def _check_source(self, name: str, rows: Rows) -> None:
+        if self.data.weighs and rows.reads != "records" and not rows.in_place:
+            raise ConfigError(
+                f"objective {name} rearranges text, so that data.chat and data.weight cannot weigh "
+                "it; leave them empty, or use causal_lm or masked_lm"
+            )
+        if rows.reads == "records" and self.data.source not in RECORDS:
             raise ConfigError(
                 f"objective {name} reads texts that belong together, which data.source "
                 f"{self.data.source!r} does not have; use {' or '.join(RECORDS)}, or "
