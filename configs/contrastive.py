@@ -11,9 +11,9 @@ def get_config():
     c = defaults()
     c.objective = "contrastive"
     c.data.tokenizer = "bpe:4096"
-    c.model.width, c.model.depth = 256, 2
+    c.model.width, c.model.depth = 192, 2
     c.model.block.dropout = 0.1
-    c.train.batch, c.train.length, c.train.steps = 128, 48, 220
-    c.optimizer.learning_rate, c.optimizer.warmup = 2e-3, 20
+    c.train.batch, c.train.length, c.train.steps = 64, 40, 150
+    c.optimizer.learning_rate, c.optimizer.warmup = 3e-3, 15
     c.eval.every, c.checkpoint.every = 0, 100
     return c

@@ -113,8 +113,8 @@ def _record(
 
 
 def _parameters(source: str, made: Program, tokenizer: str) -> Learner:
-    """The model of the newest good checkpoint of another run, laid out for this one; the objective's
-    own weights too if both have the same, else they are None: to begin anew."""
+    """The model of the newest good checkpoint of another run, laid out for this one; the weights of
+    its objective too if both runs have the same, else they are None: to begin anew."""
     root, own = Path(source) / "checkpoints", made.state.learner
     before = read_json(Path(source) / "run.json") or {}
     known = before.get("fingerprints", {}).get("tokenizer", tokenizer)
