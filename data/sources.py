@@ -20,6 +20,7 @@ from data.weighed import Weighed, weighted
 from errors import ConfigError, DataError
 from schema import Natural, Range, config, nearest
 
+Template = Literal["", "chatml", "vicuna", "llama2"]
 Held = Annotated[float, Range(low=0, high=0.5, open_low=True)]
 Document = str | Weighed | tuple[str, ...]  # a text, or texts that belong together
 Documents = Iterator[tuple[str, Document]]  # (split, document)
@@ -36,9 +37,7 @@ class DataConfig:
     test_share: Held = 0.01
     field: str = "text"  # that holds the text; of jsonl and datasets
     weight: str = ""  # jsonl: the field with a document's weight in the loss; "": all count alike
-    chat: Literal["", "chatml", "vicuna", "llama2"] = (
-        ""  # jsonl: lines hold `messages`; the template
-    )
+    chat: Template = ""  # jsonl: lines hold chats, framed so; replies alone count
     separator: str = ""  # text: cuts a file into documents, \n is a line break; "": one document
     limit: Natural = 0  # documents read of each path, 0: all
     subset: str = ""  # datasets: the configuration of the data set

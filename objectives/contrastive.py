@@ -35,13 +35,13 @@ from objectives.vocabulary import Tokenizer, no_source
 from schema import Natural, Range, config
 
 COLDEST, HOTTEST = 0.01, 10.0  # logits are at most 100 times a cosine, as CLIP's
+Positives = Literal["given", "dropout", "halves"]
 Temperature = Annotated[float, Range(low=COLDEST, high=HOTTEST)]
 
 
 @config
 class Contrastive:
-    # given: by the record; dropout: the text, read twice; halves: of a piece of a document
-    positives: Literal["given", "dropout", "halves"] = "given"
+    positives: Positives = "given"  # match: the record's; the text, read twice; a text's other half
     negatives: Natural = 0  # hard ones of a row: drawn, if its record has more
     temperature: Temperature = 0.05
     learned: bool = False  # the temperature is where it starts

@@ -61,6 +61,9 @@ class FakeStore:
         at = self._starts[document]
         return self._tokens[at + start : at + stop]
 
+    def weights(self, document, start, stop):
+        return None
+
 
 def test_greedy_continuations_are_those_of_the_whole_forward_pass():
     """Prompts of unequal length, in one batch and each alone."""

@@ -1,0 +1,108 @@
+"""Spans of held-out text by token, byte and span against a loop; the hash of fixed windows."""
+
+import dataclasses
+import json
+import math
+import types
+
+import board_runs
+import numpy as np
+import oracle
+import pytest
+import tiny
+from data_stores import made_store
+
+from arch import ModelConfig, Sequence
+from eval.denoised import Denoised, numbered
+from eval.held_out import Masked, read
+from protocol.records import read_run
+
+TEXTS = ["a river runs through it", "we hold these truths", "call me", "né à Paris"]
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    store = made_store(
+        tmp_path_factory.mktemp("denoised") / "s",
+        [np.frombuffer((t * 3).encode(), np.uint8).astype(np.int32) for t in TEXTS],
+    )
+    config = ModelConfig(width=16, depth=1, vocab=oracle.VOCAB)
+    made = oracle.subject(
+        tiny.model(config), config=config, objective="denoising", length=32, batch=2
+    )
+    data = types.SimpleNamespace(tokenizer=oracle.Bytes.tokenizer, test=store)
+    return made._replace(data=data)
+
+
+def test_spans_are_judged_as_a_loop_does(subject):
+    model, special = subject.learner.model, subject.data.tokenizer.specials
+    nats, right, size, spans = [], [], 0, []
+    for batch in read(subject, subject.data.test):
+        hidden = model(batch["tokens"], Sequence.of(batch, "prefix"))[0]
+        logits = np.asarray(model.logits(hidden), np.float64)
+        for row in range(len(logits)):
+            current = None
+            for at in np.flatnonzero(batch["weights"][row]):
+                target, scores = int(batch["targets"][row, at]), logits[row, at, : oracle.VOCAB]
+                nats.append(np.log(np.exp(scores).sum()) - scores[target])
+                right.append(scores.argmax() == target)
+                if target in special.sentinels:
+                    current = []
+                    spans.append(current)
+                elif target != special.eos:
+                    current.append(right[-1])
+            plain = [t for t in batch["targets"][row][batch["weights"][row] == 1] if t < 256]
+            text = bytes(map(int, plain)).decode(errors="replace")
+            size += len(text.replace("\ufffd", "?").encode())
+    found = {score.name: score.value for score in Denoised(splits=("test",))(subject)}
+    assert found["test/denoised_nats"] == pytest.approx(np.mean(nats), rel=1e-5)
+    assert found["test/denoised_accuracy"] == pytest.approx(np.mean(right))
+    assert found["test/denoised_bits_per_byte"] == pytest.approx(sum(nats) / math.log(2) / size)
+    assert found["test/denoised_span_match"] == pytest.approx(np.mean([all(s) for s in spans]))
+
+
+def test_spans_begin_at_sentinels_and_leave_out_ends():
+    special = types.SimpleNamespace(sentinels=(90, 91), eos=2)
+    targets = np.array([[90, 5, 6, 91, 7, 2, 0], [5, 6, 7, 2, 0, 0, 0]])
+    found = numbered(targets, targets != 0, special)
+    assert found.tolist() == [[0, 1, 1, 0, 2, 0, 0], [1, 1, 1, 0, 0, 0, 0]]
+
+
+def test_the_hash_of_a_set_is_of_what_is_masked_and_not_of_how_it_is_batched(subject):
+    def digest(settings, store=subject.data.test):
+        data = types.SimpleNamespace(tokenizer=oracle.Bytes.tokenizer, test=store)
+        chosen = subject._replace(settings=settings, objective=settings.chosen(), data=data)
+        found = {score.name: score.value for score in Masked(splits=("test",))(chosen)}
+        return found["test/set"]
+
+    masked = dataclasses.replace(subject.settings, objective="masked_lm")
+    first = digest(masked)
+    wide = dataclasses.replace(masked.eval, batch=16)
+    rate = dataclasses.replace(masked.masked_lm, rate=0.4)
+    assert digest(dataclasses.replace(masked, eval=wide, masked_lm=rate)) == first
+    longer = dataclasses.replace(masked.train, length=48)
+    assert digest(dataclasses.replace(masked, train=longer)) != first
+
+
+def test_the_board_tells_sets_apart(tmp_path):
+    """Rows judged on other sets are not ranked together."""
+    keys = []
+    for name, digest in (("a", "11"), ("b", "11"), ("c", "22")):
+        folder = board_runs.run(tmp_path / name, scores=[("test/set", digest)])
+        keys.append(read_run(folder, name).keys["evaluation"])
+    assert keys[0] == keys[1] != keys[2] and keys[0].endswith("set 11")
+
+
+def test_the_board_knows_dropout_and_the_parts_of_a_mixture(tmp_path):
+    folder = board_runs.run(tmp_path / "a")
+    record = json.loads((folder / "run.json").read_text())
+    record["settings"] |= {
+        "objective": "mixture",
+        "mixture": {"parts": [["causal_lm", 1.0], ["contrastive", 0.1]]},
+        "contrastive": {"temperature": 0.05},
+    }
+    record["settings"]["model"] |= {"block": {"dropout": 0.2}, "embed": {"dropout": 0.0}}
+    (folder / "run.json").write_text(json.dumps(record))
+    said = read_run(folder, "a").keys["objective"]
+    for text in ("causal_lm.z_loss=0", "contrastive.temperature=0.05", "contrastive.dropout=0,0.2"):
+        assert text in said
