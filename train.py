@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from eval import harness
-from training import launch
+from training import distributed, launch
 from training.command import guarded, workdir
 from training.flags import parse
 from training.settings import Settings
@@ -29,11 +29,24 @@ def declare(values: flags.FlagValues) -> None:
         "extend: train a finished run further"
     )
     flags.DEFINE_enum("resume", "auto", ways, what, flag_values=values)
+    what = (
+        "several hosts, one process each: auto asks the cluster (Slurm, Open MPI, Kubernetes, TPU)"
+    )
+    flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], what, flag_values=values)
+    text("coordinator", "", "HOST:PORT of process 0, where no cluster tells", flag_values=values)
+    number = flags.DEFINE_integer
+    number("process_id", -1, "number of this process, with --coordinator", flag_values=values)
+    number("processes", 0, "how many there are, with --coordinator", flag_values=values)
+    what = "seconds to wait for the other hosts"
+    number("join_timeout", 300, what, lower_bound=1, flag_values=values)
 
 
 def run(argv: Sequence[str]) -> None:
     command = parse(argv, Settings, declare, about=__doc__ or "")
     harness.chosen(command.settings)
+    given = command.flags
+    place = distributed.Place(given.coordinator, given.process_id, given.processes)
+    distributed.join(given.distributed, place, given.join_timeout)
     if command.flags.dry_run:
         launch.dry_run(command.settings, command.provenance)
         return

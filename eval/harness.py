@@ -24,6 +24,7 @@ from eval.similarity import Similarity
 from eval.task import Subject, Task
 from objectives import Learner, members
 from schema import nearest
+from training.distributed import decided
 from training.loop import Job, Judge
 from training.run import RunFolder
 from training.settings import Settings
@@ -89,7 +90,7 @@ def judge(subject: Subject, names: Iterable[str], run: RunFolder, step: int) -> 
     splits = subject.settings.eval.splits
     for name in names:
         task = TASKS[name](splits=splits)
-        record = run.read_eval(step, name)
+        record = decided(lambda name=name: run.read_eval(step, name))  # type: ignore[misc]
         if record is None or not _serves(record, task.version, splits):
             record = _record(name, task, subject, step)
             run.write_eval(step, name, record)

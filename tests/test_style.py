@@ -33,7 +33,10 @@ VAGUE = {"utils.py", "common.py", "helpers.py", "misc.py"}
 UNSAFE_IMPORTS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 UNSAFE_CALLS = {"eval", "exec", "yaml.load", "yaml.unsafe_load", "torch.load", "os.system"}
 UNSAFE_SWITCHES = {"shell", "allow_pickle"}
-READS_ENVIRONMENT = {"training/environment.py"}  # records it in run.json, and sets nothing by it
+READS_ENVIRONMENT = {
+    "training/environment.py",  # records it in run.json, and sets nothing by it
+    "training/cluster.py",  # tells which cluster started the process
+}
 
 Rule = Callable[[PurePosixPath, str, ast.Module], Iterator[str]]
 

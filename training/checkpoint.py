@@ -22,9 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from errors import CheckpointError, DiskError, IsoflopError
+from errors import CheckpointError, DiskError, DistributedError, IsoflopError
 from schema import Count, Natural, config
 from training import manifest, restore
+from training.distributed import decided
 from training.environment import packages
 from training.faults import Faults
 from training.leaves import layout, named_leaves
@@ -66,7 +67,6 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._failures = 0  # in a row
-        self._again = False
         self._checked: int | None = None  # the step whose bytes `latest` has read
         self._abandoned = False
         # Making folders in the background would turn a full disk into a wait of five minutes.
@@ -91,12 +91,12 @@ class Checkpoints:
         return self.seconds["stall"]
 
     def due(self, step: int) -> bool:
-        """Whether to save after `step`: by the settings, or because the last save failed."""
-        return self._again or bool(self._cfg.every) and step % self._cfg.every == 0
+        """Whether to save after `step` by the settings, which all processes have alike."""
+        return bool(self._cfg.every) and step % self._cfg.every == 0
 
     def poll(self) -> bool:
         """Ask at every step: True when the last save failed and room was made, so that the state
-        of now should be saved (`due` says so too). The second failure in a row is a DiskError.
+        of now should be saved. The second failure in a row is a DiskError.
         """
         if self._thread is None or not self._thread.is_alive():
             return self._settle()
@@ -119,8 +119,8 @@ class Checkpoints:
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """What was being saved gets durable, except that a second Ctrl-C does not wait for it."""
-        if isinstance(error, KeyboardInterrupt):
-            self._abandoned = True
+        if isinstance(error, (KeyboardInterrupt, DistributedError)):
+            self._abandoned = True  # a save with hosts that are gone would never end
         elif error is None:
             self.close()
         else:
@@ -137,7 +137,13 @@ class Checkpoints:
         """The step to go on from, None in a new run. Damaged newer ones are moved to `corrupt/`.
 
         When there are some but none is good, or under `strict` any is damaged: CheckpointError.
+        Process 0 looks, the others hear of it: they may see its disk late.
         """
+        step = decided(self._latest)
+        self._checked = step if self._cfg.verify else None
+        return step
+
+    def _latest(self) -> int | None:
         found = restore.search(self.root, hashes=self._cfg.verify)
         passed = [*found.damaged, *found.tainted]
         lost = (self.root / "corrupt").is_dir() and any((self.root / "corrupt").iterdir())
@@ -153,7 +159,6 @@ class Checkpoints:
         for item in found.tainted:
             message = f"checkpoint {item.path.name}: {restore.taint(item)}; back to {found.step}"
             self._run.event("fallback", {"step": found.step, "message": message})
-        self._checked = found.step if self._cfg.verify else None
         return found.step
 
     def restore(self, step: int, abstract: Any) -> Any:
@@ -168,7 +173,7 @@ class Checkpoints:
     def _start(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
         """The part that must see `state` before it is donated."""
         leaves = named_leaves(state)
-        folder, self._again = self.shelf.writing(step), False
+        folder = self.shelf.writing(step)
         names = [
             name
             for name, leaf in leaves.items()
@@ -232,7 +237,6 @@ class Checkpoints:
         error, self._error = self._error, None
         if error is None:
             return False
-        self._again = True
         self._failures += 1
         with contextlib.suppress(IsoflopError, OSError):
             self.shelf.make_room()

@@ -12,12 +12,17 @@ import jax
 from absl import flags
 
 from errors import DeviceMemoryError, DiskError, IsoflopError
+from training import distributed
 from training.flags import as_json
 from training.settings import Settings
 
 
 def guarded(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """Run a command; the exit code. With --debug the traceback is printed too."""
+    return distributed.left(_guarded(command, argv))
+
+
+def _guarded(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     try:
         command(argv)
         return 0
@@ -30,7 +35,7 @@ def guarded(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> in
             traceback.print_exc()
         if known is None:
             return 1
-        print(f"{type(known).__name__}: {known}", file=sys.stderr)
+        print(f"{distributed.speaker()}{type(known).__name__}: {known}", file=sys.stderr)
         return known.code
 
 

@@ -1,5 +1,6 @@
 """From settings to a run: data, mesh, program, run folder, loop; or only a dry run's report."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import jax
 from data import Data, open_data
 from errors import CheckpointError, ConfigError
 from objectives import Learner
-from training import environment, loop, memory, report, restore, targets
+from training import distributed, environment, loop, memory, report, restore, targets
 from training import mesh as meshes
 from training import preflight as preflights
 from training.checkpoint import Checkpoints
@@ -17,10 +18,10 @@ from training.faults import Faults
 from training.files import read_json
 from training.flags import as_json
 from training.leaves import layout, named_leaves
-from training.log import Log
+from training.log import Log, LogConfig
 from training.loop import Job, Judge
 from training.program import Program, program
-from training.run import RunFolder, open_run
+from training.run import RunFolder, follow, open_run
 from training.settings import Settings, resolved
 from training.stop import GracefulStop
 
@@ -72,21 +73,17 @@ def train(
     study: dict[str, Any] | None = None,
 ) -> None:
     """Train in `folder`, or go on there; then judge. `study` is what a comparison declared."""
+    here = {"code": environment.code_version(), "packages": environment.packages()}
+    distributed.agree("what they run", {"settings": as_json(settings), **here})
     data, made = prepared(settings)
-    with (
-        GracefulStop() as stop,
-        open_run(
-            folder,
-            _record(made, data, flags or {}, study or {}),
-            resumable=RESUMABLE,
-            allow_changed=settings.data.allow_changed,
-        ) as run,
-    ):
+    distributed.agree("data", {"data": data.fingerprint, "tokenizer": data.tokenizer.fingerprint})
+    record = _record(made, data, flags or {}, study or {})
+    with GracefulStop() as stop, _opened(folder, record, settings.data.allow_changed) as run:
         if _is_finished(run, made.settings.train.steps, resume):
             return
         faults = Faults(settings.debug.fault, attempt=run.attempt)
         with (
-            Log(settings.log, run, total=settings.train.steps) as log,
+            Log(_heard(settings.log), run, total=settings.train.steps) as log,
             Checkpoints(run, settings.checkpoint, faults, strict=resume == "strict") as checkpoints,
         ):
             bill = report.priced(made.settings)
@@ -94,8 +91,29 @@ def train(
             during, after = judges_of(job)
             fingerprint = data.tokenizer.fingerprint
             start = _parameters(init_from, made, fingerprint) if init_from else None
-            scores = loop.train(job, during=during, after=after, initial=start)
-        report.tell(scores, run.path)
+            with distributed.companions():
+                scores = loop.train(job, during=during, after=after, initial=start)
+        if distributed.first():
+            report.tell(scores, run.path)
+
+
+def _opened(folder: Path, record: dict[str, Any], allow_changed: bool) -> RunFolder:
+    """The run folder, opened by process 0; the others learn what it found, or why it failed."""
+    opened = []
+
+    def lead() -> dict[str, Any]:
+        run = open_run(folder, record, resumable=RESUMABLE, allow_changed=allow_changed)
+        opened.append(run)
+        return {key: run.record[key] for key in ("run_id", "created")} | {"attempt": run.attempt}
+
+    led = distributed.decided(lead)
+    return opened[0] if opened else follow(folder, record, led)
+
+
+def _heard(cfg: LogConfig) -> LogConfig:
+    """Only process 0 speaks."""
+    quiet = dataclasses.replace(cfg, trackers=(), console="off")
+    return cfg if distributed.first() else quiet
 
 
 def _record(
@@ -133,7 +151,7 @@ def _parameters(source: str, made: Program, tokenizer: str) -> Learner:
 
 
 def _is_finished(run: RunFolder, steps: int, resume: str) -> bool:
-    done = run.finished_at
+    done = distributed.decided(lambda: run.finished_at)
     if done is None:
         return False
     if steps > done and resume == "extend":
@@ -143,5 +161,6 @@ def _is_finished(run: RunFolder, steps: int, resume: str) -> bool:
             f"{run.path} finished at step {done}, train.steps is {steps}; use --resume=extend to "
             "train it further, or another --workdir"
         )
-    print(f"{run.path} already finished at step {done}; its scores are in eval/{done}/")
+    if distributed.first():
+        print(f"{run.path} already finished at step {done}; its scores are in eval/{done}/")
     return True

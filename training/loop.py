@@ -1,10 +1,12 @@
 """The training loop: batches in, steps, and at their boundaries everything that can happen."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from arch import Cost
 from data import Data
@@ -12,7 +14,9 @@ from data.loader import Batches, Joined, read_ahead
 from data.texts import rows_of
 from errors import DataError, NonFiniteError
 from objectives import Learner, Member, Metrics
+from training import mesh as meshes
 from training.checkpoint import Checkpoints
+from training.distributed import Votes
 from training.faults import Faults
 from training.log import Log
 from training.meter import Meter
@@ -21,6 +25,7 @@ from training.run import RunFolder
 from training.settings import Settings
 from training.state import State
 from training.stop import GracefulStop
+from training.watchdog import Watchdog
 
 Judge = Callable[[Learner, int], dict[str, Any]]  # scores of a learner after a step
 
@@ -71,9 +76,11 @@ def follow(
     meter = Meter(program, job.cost, batches, job.data.train)
     first, last = place.step + place.passed, settings.train.steps + place.passed
     ahead = read_ahead(batches, first, last, rolling=place.rolling)
+    votes, watchdog = Votes(), Watchdog(job.run, settings.train.patience)
     before: Metrics | None = None
-    with ahead, jax.set_mesh(program.mesh), jax.transfer_guard("disallow"):
+    with ahead, watchdog, jax.set_mesh(program.mesh), jax.transfer_guard("disallow"):
         for number, arrays, rolling in ahead:
+            watchdog.beat()
             index = number - place.passed
             job.faults.at_step(index)
             batch = placed(program, index, job.faults.poisoned(number, arrays))
@@ -83,19 +90,19 @@ def follow(
             before = metrics
             meter.add(metrics)
             ended = done == settings.train.steps
+            stop, again = votes.cast(job.stop.requested, job.checkpoints.poll())
             if done % settings.log.every == 0 or ended:
                 refuse_halted(metrics, done)
                 values = meter.read(done, ahead.waited)
                 job.log.write(done, values | {"data_hash": rolling})
             if during and settings.eval.every and done % settings.eval.every == 0 and not ended:
-                with meter.paused():
+                with meter.paused(), watchdog.paused():
                     judged(job, during, state, done)
-            if job.checkpoints.due(done) or job.stop.requested or ended:
+            if job.checkpoints.due(done) or again or stop or ended:
                 refuse_halted(metrics, done)
                 with meter.paused():
-                    saved(job, state, done, rolling, place, wait=ended or job.stop.requested)
-            job.checkpoints.poll()
-            if job.stop.requested:
+                    saved(job, state, done, rolling, place, wait=ended or stop)
+            if stop:
                 raise job.stop.preempted(done)
     return state
 
@@ -103,17 +110,19 @@ def follow(
 def make_batches(job: Job) -> Batches | Joined:
     """Training batches: rows for ever, reshuffled every epoch, a function of (seed, step)."""
     settings = job.program.settings
-    found = {member.name: stream(settings, member, job.data) for member in settings.members()}
+    mesh = job.program.mesh
+    found = {m.name: stream(settings, m, job.data, mesh) for m in settings.members()}
     return found[""] if "" in found else Joined(found)
 
 
-def stream(settings: Settings, member: Member, data: Data) -> Batches:
+def stream(settings: Settings, member: Member, data: Data, mesh: Mesh) -> Batches:
     """The batches of one part of a mixture, or of the one objective."""
     train, seed, objective = settings.train, settings.seed, member.objective
     wanted = objective.rows(settings.model, train.length)
     rows = rows_of(data.holding(wanted.reads == "records").train, wanted, seed)
     example = objective.host(settings.model, train.length, data.tokenizer)
-    return Batches(rows, train.batch, example, seed)
+    rank, world = meshes.share(mesh, train.batch)
+    return Batches(rows, train.batch, example, seed, rank=rank, world=world)
 
 
 class Place(NamedTuple):
@@ -201,11 +210,27 @@ def saved(
 
 def placed(program: Program, index: int, arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """A batch on the mesh; DataError if it is not what the step was compiled for."""
+    batch = program.settings.train.batch
+    rank, world = meshes.share(program.mesh, batch)
+    first = rank * (batch // world)  # of the rows that this process has
     found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-    wanted = {name: (shape.shape, shape.dtype) for name, shape in program.batch.items()}
+    wanted = {
+        name: ((s.shape[0] // world, *s.shape[1:]), s.dtype) for name, s in program.batch.items()
+    }
     if found != wanted:
         raise DataError(
             f"the batch of step {index} is {found}, the step was compiled for {wanted}; an "
             "objective's `example` must give every row the same shapes"
         )
-    return jax.device_put(dict(arrays), {n: s.sharding for n, s in program.batch.items()})
+    if jax.process_count() == 1:
+        return jax.device_put(dict(arrays), {n: s.sharding for n, s in program.batch.items()})
+
+    def piece(array: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+        rows = slice((index[0].start or 0) - first, (index[0].stop or batch) - first)
+        return array[(rows, *index[1:])]
+
+    with jax.transfer_guard("allow"):  # as explicit as a device_put
+        return {
+            name: jax.make_array_from_callback(s.shape, s.sharding, partial(piece, arrays[name]))
+            for name, s in program.batch.items()
+        }

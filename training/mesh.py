@@ -88,6 +88,19 @@ def layouts(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(tree), placed)
 
 
+def share(mesh: Mesh, batch: int) -> tuple[int, int]:
+    """(rank, world): this process holds the rank-th of `world` equal runs of a batch's rows.
+
+    (0, 1), all rows, where what its devices hold is not such a run.
+    """
+    held = NamedSharding(mesh, P(BATCH)).addressable_devices_indices_map((batch,))
+    mine = sorted({row for (rows,) in held.values() for row in range(*rows.indices(batch))})
+    count = len(mine)
+    if batch % count or mine != list(range(mine[0], mine[0] + count)) or mine[0] % count:
+        return 0, 1
+    return mine[0] // count, batch // count
+
+
 def rows(mesh: Mesh) -> NamedSharding:
     """Where batches [B T] live."""
     return NamedSharding(mesh, P(BATCH, "context"))

@@ -14,6 +14,7 @@ JSON only; nothing found here is executed, no link is followed. Reading needs no
 """
 
 import contextlib
+import faulthandler
 import logging
 import os
 import time
@@ -45,6 +46,7 @@ class RunFolder:
         self.record: dict[str, Any] = {}  # what run.json holds or will hold
         self.old: dict[str, Any] | None = None  # what it held before this attempt
         self.attempt = 1
+        self.leads = True  # only process 0 writes
         self.step = 0  # the last one done, for status.json
         self.lock = Lock(self.path / "LOCK")
         self._started = time.monotonic()
@@ -78,7 +80,9 @@ class RunFolder:
 
     def begin(self, step: int) -> None:
         """Go on from `step`: update run.json, tell what changed, supersede metrics beyond it."""
-        self.step, self._begun = step, True
+        self.step, self._begun = step, self.leads
+        if not self.leads:
+            return
         self.write_status("running")
         write_json(self.file("run.json"), self.record)
         self.event("resume" if self.resumes else "start", {"step": step})
@@ -97,7 +101,7 @@ class RunFolder:
         details = redacted(plain(details))
         level = logging.INFO if kind in CALM else logging.WARNING
         LOGGER.log(level, "%s", details.get("message") or f"{kind} {_brief(details)}".strip())
-        if self._closed:
+        if self._closed or not self.leads:
             return
         self._events = self._events or Rows(self.file("events.jsonl"))
         self._events.append({"event": slug(kind, "an event"), **self._stamp(), **details})
@@ -114,6 +118,8 @@ class RunFolder:
 
     def write_status(self, state: State, code: int = 0, message: str = "") -> None:
         status = {"state": state, "step": self.step, "code": code, **self._stamp()}
+        if not self.leads:
+            return
         write_json(self.file("status.json"), {**status, "message": without_credentials(message)})
 
     def finish(self, step: int) -> None:
@@ -124,7 +130,8 @@ class RunFolder:
     def write_eval(self, step: int, task: str, result: Mapping[str, Any]) -> Path:
         """Write eval/STEP/TASK.json, in place of an earlier one."""
         path = self.file("eval", str(int(step)), f"{slug(task, 'a task')}.json")
-        write_json(path, result)
+        if self.leads:
+            write_json(path, result)
         return path
 
     def read_eval(self, step: int, task: str) -> dict[str, Any] | None:
@@ -137,6 +144,17 @@ class RunFolder:
         path = self.file("error.log")
         with disk(path), os.fdopen(os.open(path, _APPEND, 0o644), "a") as file:
             file.write(f"--- attempt {self.attempt}, step {self.step}\n{without_credentials(text)}")
+
+    def hung(self, error: BaseException) -> None:
+        """Record a run that is about to be ended from outside its main thread, stacks and all."""
+        if self.leads:
+            path = self.file("error.log")
+            with os.fdopen(os.open(path, _APPEND, 0o644), "a") as file:
+                file.write(f"--- attempt {self.attempt}, step {self.step}: {error}\n")
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+            self._record_end(error)
+            self.close()
 
     def close(self) -> None:
         for rows in (self._metrics, self._events):
@@ -172,6 +190,8 @@ class RunFolder:
         self.write_status(state, code, message)
 
     def _row(self, row: Mapping[str, Any]) -> None:
+        if not self.leads:
+            return
         self.lock.check()
         self._metrics = self._metrics or Rows(self.file("metrics.jsonl"))
         seconds = round(time.monotonic() - self._started, 3)
@@ -231,6 +251,16 @@ def open_run(
     except BaseException:
         folder.close()
         raise
+    return folder
+
+
+def follow(path: str | os.PathLike, record: Mapping[str, Any], led: Mapping[str, Any]) -> RunFolder:
+    """The run folder as processes other than 0 have it: they write nothing. `led` is what process 0
+    found: run_id, created, attempt."""
+    folder = RunFolder(path)
+    folder.leads = False
+    folder.record = redacted(plain(record)) | {key: led[key] for key in ("run_id", "created")}
+    folder.attempt = led["attempt"]
     return folder
 
 

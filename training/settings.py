@@ -39,6 +39,7 @@ class TrainConfig:
     batch: Count = 16  # rows of a step, over all devices
     length: Count = 256  # tokens of a row
     accumulate: Count = 1  # microbatches of a step
+    patience: Natural = 1800  # seconds without a step until a run counts as hung; 0: for ever
     compile_cache: str = ""  # folder that keeps compiled programs between runs; "": none
 
 

@@ -34,6 +34,7 @@ class GracefulStop:
     def preempted(self, step: int) -> Preempted:
         """The error to end the run with, once the state at `step` is saved."""
         hint = "the same command goes on from there"
+        self.ask("another host")  # all stop at one step
         if self.reason == "SIGUSR1":
             hint += " (Slurm: scontrol requeue $SLURM_JOB_ID, or sbatch --requeue on exit 75)"
         return Preempted(f"stopped by {self.reason} at step {step}, which is saved; {hint}")
