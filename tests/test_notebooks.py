@@ -1,0 +1,121 @@
+"""Notebooks: paired with their sources, alike where they must be, and run to their last cell."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("jupytext", reason="uv run --extra notebook: no jupytext here")
+pytest.importorskip("nbclient", reason="uv run --extra notebook: no nbclient here")
+
+import nbclient
+import notebook_pairs
+
+SOURCES = notebook_pairs.sources()
+NAMES = [path.stem for path in SOURCES]
+
+
+def cells(source, kind="code"):
+    return [c for c in notebook_pairs.notebook(source).cells if c.cell_type == kind]
+
+
+def test_there_are_notebooks_and_nothing_unpaired():
+    assert "quickstart" in NAMES
+    assert [path.stem for path in sorted(notebook_pairs.FOLDER.glob("*.ipynb"))] == NAMES
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=NAMES)
+def test_a_notebook_is_what_its_source_makes(source):
+    have = source.with_suffix(".ipynb").read_text("utf-8")
+    assert have == notebook_pairs.text(source), "run python tests/notebook_pairs.py"
+    for cell in json.loads(have)["cells"]:
+        assert not cell.get("outputs") and cell.get("execution_count") is None
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=NAMES)
+def test_notebooks_are_alike_where_they_must_be(source):
+    first, second, *_, last = cells(source)
+    model = cells(SOURCES[0])
+    assert first.source == model[0].source and len(first.source.splitlines()) <= 25
+    assert second.metadata["tags"] == ["parameters"] and "FAST = " in second.source
+    assert last.source == model[-1].source and "leaderboard.html" in last.source
+    opening = cells(source, "markdown")[0].source
+    assert "What was not run" in opening and "TPU" in opening
+
+
+class Client(nbclient.NotebookClient):
+    """Runs a notebook whose parameters are replaced, in a kernel on one CPU device."""
+
+    def __init__(self, name, parameters):
+        made = notebook_pairs.notebook(notebook_pairs.FOLDER / f"{name}.py")
+        (cell,) = (c for c in made.cells if "parameters" in c.metadata.get("tags", ()))
+        cell.source = "from pathlib import Path\n" + parameters
+        place = {"metadata": {"path": str(notebook_pairs.FOLDER)}}
+        super().__init__(made, timeout=900, kernel_name="python3", resources=place)
+
+    def run(self):
+        flags = os.environ["XLA_FLAGS"].split()
+        own = " ".join(f for f in flags if "device_count" not in f)
+        self.execute(env=os.environ | {"XLA_FLAGS": own})
+        return self
+
+    def shown(self):
+        """All text of all outputs."""
+        outputs = [o for c in self.nb.cells for o in c.get("outputs", ())]
+        return "\n".join(json.dumps(o) for o in outputs)
+
+
+# As small as still goes through all cells.
+SMALL = {
+    "add_a_mixer": "FAST, STEPS, SEEDS = True, 6, (0,)",
+    "compare_objectives": "FAST, STEPS, LABELS = True, 12, ('source',)",
+    "scaling_law": "FAST, BUDGETS = True, (1e10, 1.4e10, 2e10)",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_a_notebook_runs_to_its_board(name, tmp_path):
+    client = Client(name, f"{SMALL[name]}\nWORKDIR = Path({str(tmp_path)!r})").run()
+    shown = client.shown()
+    assert "<iframe srcdoc" in shown and "image/png" in shown
+    assert (tmp_path / "board" / "leaderboard.json").is_file()
+
+
+@pytest.mark.slow
+def test_an_interrupted_cell_goes_on_when_it_is_run_again(tmp_path):
+    # covers P14
+    """Ctrl-C during training, then the same cell again; and so to the board."""
+    small = "FAST, STEPS, SEEDS = True, 40, (0,)"
+    client = Client("quickstart", f"{small}\nWORKDIR = Path({str(tmp_path)!r})")
+    (place,) = (i for i, c in enumerate(client.nb.cells) if "conduct.conduct(" in c.source)
+    again = client.nb.cells[place].copy()
+    again.id = "again"
+    client.nb.cells.insert(place + 1, again)
+    client.nb.cells[place].metadata["tags"] = ["raises-exception"]
+    watch = threading.Thread(target=interrupted, args=(client, tmp_path), daemon=True)
+    watch.start()
+    client.run()
+    watch.join()
+    (error,) = (o for o in client.nb.cells[place].outputs if o.output_type == "error")
+    assert error.ename == "Preempted" and "goes on from there" in error.evalue
+    (first, *_) = sorted(tmp_path.glob("dense*"))
+    assert json.loads((first / "status.json").read_text())["attempt"] == 2
+    rows = [json.loads(row) for row in (first / "metrics.jsonl").read_text().splitlines()]
+    begun = [row["step"] for row in rows if row.get("resumed")]
+    assert len(begun) == 1 and 0 < begun[0] < 40
+    lines = client.nb.cells[place + 1].outputs[0].text.splitlines()
+    logged = [line for line in lines if line.startswith("step ")]
+    assert len(logged) > 10 and len(set(logged)) == len(logged)  # each by one handler
+    assert "<iframe srcdoc" in client.shown() and "image/png" in client.shown()
+
+
+def interrupted(client, runs):
+    """Do as Ctrl-C does to the kernel, once a run has logged a step."""
+    until = time.monotonic() + 600
+    while not [*runs.glob("*/metrics.jsonl")] and time.monotonic() < until:
+        time.sleep(0.05)
+    os.kill(client.km.provisioner.process.pid, signal.SIGINT)
