@@ -1,10 +1,14 @@
 """Notebooks: paired with their sources, alike where they must be, and run to their last cell."""
 
+import importlib.metadata
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+import types
 
 import pytest
 
@@ -44,6 +48,52 @@ def test_notebooks_are_alike_where_they_must_be(source):
     assert last.source == model[-1].source and "leaderboard.html" in last.source
     opening = cells(source, "markdown")[0].source
     assert "What was not run" in opening and "TPU" in opening
+
+
+@pytest.fixture
+def colab(monkeypatch, tmp_path):
+    """Runs the first cell as if in Colab, below `tmp_path`; what it has run, by what becomes of
+    the versions of packages."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    source = cells(SOURCES[0])[0].source.replace("/content", str(tmp_path))
+
+    def run(fits, after):
+        """`fits`: whether pip can keep the jax that is there; `after`: its version in the end."""
+        have, commands = {"jax": "1", "jaxlib": "1", "numpy": "2"}, []
+
+        def command(argv, check=False):
+            commands.append([str(a) for a in argv])
+            if argv[0] == "git":
+                (tmp_path / "isoflop").mkdir()
+                (tmp_path / "isoflop/leaderboard.py").touch()
+            else:
+                have["jax"] = after
+            return types.SimpleNamespace(returncode=0 if check or fits else 1)
+
+        monkeypatch.setattr(subprocess, "run", command)
+        monkeypatch.setattr(importlib.metadata, "version", have.get)
+        names = {}
+        exec(compile(source, "first cell", "exec"), names)
+        return commands, names["RUNS"]
+
+    return run
+
+
+def test_colab_keeps_its_jax_where_it_can(colab, tmp_path):
+    (clone, pip), runs = colab(fits=True, after="1")
+    assert clone[:2] == ["git", "clone"] and clone[-1] == str(tmp_path / "isoflop")
+    assert pip[-4:] == [".", "jax==1", "jaxlib==1", "numpy==2"]
+    assert runs == tmp_path / "isoflop/runs/notebooks"
+    (tmp_path / "drive/MyDrive").mkdir(parents=True)  # and a clone is there by now
+    (_,), runs = colab(fits=True, after="1")
+    assert runs == tmp_path / "drive/MyDrive/isoflop"
+
+
+def test_colab_is_told_to_restart_where_jax_had_to_be_replaced(colab):
+    with pytest.raises(RuntimeError, match="restart the session"):
+        colab(fits=False, after="9")
 
 
 class Client(nbclient.NotebookClient):
