@@ -42,7 +42,7 @@ if COLAB:
 import jax
 
 FAST = jax.default_backend() == "cpu"  # under three minutes on two cores
-STEPS, SEEDS = (30, (0, 1)) if FAST else (600, (0, 1, 2))
+STEPS, SEEDS = 30 if FAST else 600, (0, 1, 2)
 WORKDIR = RUNS / f"add_a_mixer-{STEPS}"
 
 # %% [markdown]
@@ -97,10 +97,8 @@ class Average(nnx.Module):
         return y, AverageState(jnp.concatenate([old.h[:, None], h], 1)[:, -1], seq.ends(old.last))
 
     def start(self, batch, capacity, dtype):
-        wide = jnp.promote_types(dtype, jnp.float32)
-        return AverageState(
-            jnp.zeros((batch, *self.decay[...].shape), wide), jnp.zeros((batch,), jnp.int32)
-        )
+        wide, D = jnp.promote_types(dtype, jnp.float32), self.decay[...].shape[-1]
+        return AverageState(jnp.zeros((batch, D), wide), jnp.zeros((batch,), jnp.int32))
 
     @staticmethod
     def cuts(D, cfg):
@@ -221,7 +219,7 @@ plt.show()
 # %%
 import leaderboard
 
-leaderboard.run([*(str(WORKDIR / run.name) for run in runs), f"--out={WORKDIR / 'board'}"])
+_ = leaderboard.run([*(str(WORKDIR / run.name) for run in runs), f"--out={WORKDIR / 'board'}"])
 
 # %%
 import html

@@ -162,7 +162,7 @@ Image(picture)
 # %%
 import leaderboard
 
-leaderboard.run([*(str(folder(one)) for one in grid), f"--out={WORKDIR / 'board'}"])
+_ = leaderboard.run([*(str(folder(one)) for one in grid), f"--out={WORKDIR / 'board'}"])
 
 # %%
 import html
