@@ -1,7 +1,12 @@
-"""An encoder that finds a verse's other translation: a small Transformer from scratch on the verse
-pairs of the embedded corpus, with a vocabulary of 4,096 pieces.
+"""An encoder of 1.7 million parameters finds a verse's other translation among 1,000.
 
-train.py --config=configs/contrastive.py
+    train.py --config=configs/contrastive.py
+
+A Transformer from scratch on half of the embedded corpus' verse pairs, with a vocabulary of 4,096
+pieces. Expect, on the test split and of the same 1,000 candidates, R@1 .92 (.90 to .94, an interval
+over pairs): above a bag of untrained embeddings (.86) and the encoder as it begins (.68), and below
+BM25 (.97) and a bag of words (.965), since both translations share their rare words. It took 11
+minutes on two cores that ten other processes used too.
 """
 
 from training.settings import defaults

@@ -1,7 +1,7 @@
 """A learner as an encoder of texts with mteb's protocol: `mteb.evaluate(Encoder(subject), tasks)`.
 
-Needs neither mteb nor torch: numpy arrays come out. A text is the mean over its tokens of what the
-last norm gives. Prompts and instructions are not used.
+Needs neither mteb nor torch: numpy arrays come out. A text is what a contrastive objective makes of
+it, else the mean over its tokens of what the last norm gives. Prompts and instructions are unused.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from eval.features import pooled
+from eval.retrieval import embedded
 from eval.task import Subject
 
 
@@ -39,7 +39,7 @@ class Encoder:
         texts: list[str] = []
         for one in inputs:
             texts += [one] if isinstance(one, str) else list(one["text"])
-        return pooled(self.subject, texts)[:, -1].astype(np.float32)
+        return embedded(self.subject, texts).astype(np.float32)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Float[np.ndarray, "N M"]:
         """Cosines of all with all."""

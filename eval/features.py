@@ -44,15 +44,16 @@ def pooled(subject: Subject, texts: list[str]) -> Float[np.ndarray, "N L D"]:
 
 
 def untrained(subject: Subject, seed: int = 0) -> Subject:
-    """The same architecture as it begins."""
-    config = subject.learner.model.config
+    """The same architecture as it begins, and what the objective adds to it."""
+    config, objective = subject.learner.model.config, subject.objective
 
-    def init() -> Model:
-        return Model(config, key=jax.random.key(seed))
+    def init() -> Learner:
+        key = jax.random.key(seed)
+        return Learner(Model(config, key=key), objective.head(config, jax.random.fold_in(key, 1)))
 
     place = meshes.layouts(subject.mesh, jax.eval_shape(init))
     with jax.set_mesh(subject.mesh):
-        return subject._replace(learner=Learner(jax.jit(init, out_shardings=place)()))
+        return subject._replace(learner=jax.jit(init, out_shardings=place)())
 
 
 @functools.partial(jax.jit, static_argnames="view")

@@ -24,10 +24,10 @@ from data.packing import permutation
 from data.store import Store
 from data.texts import rows_of
 from eval.bag_of_words import bag_of_words, bm25
+from eval.features import pooled, untrained
 from eval.task import Score, Subject
 from objectives import Learner, Objective
 from training import mesh as meshes
-from training.state import new_learner
 
 MOST = 1000  # candidates
 WORDS = 100_000  # all
@@ -49,7 +49,7 @@ class Retrieval:
         self.splits = splits
 
     def __call__(self, subject: Subject) -> Iterator[Score]:
-        begun = subject._replace(learner=_untrained(subject))
+        begun = untrained(subject)
         for split in self.splits:
             known = candidates(subject, getattr(subject.data, split))
             n = len(known.rows)
@@ -116,6 +116,23 @@ def vectors(subject: Subject, rows: list[dict[str, np.ndarray]]) -> Float[np.nda
     return np.concatenate(found)[: len(rows)]
 
 
+def embedded(subject: Subject, texts: list[str]) -> Float[np.ndarray, "N E"]:
+    """A vector a text: what the objective itself makes of it (of its first train.length tokens), or
+    the mean of the last norm over its tokens where the objective makes none."""
+    tokenizer, T = subject.data.tokenizer, subject.settings.train.length
+    if subject.objective.rows(subject.settings.model, T).texts == 1:
+        return pooled(subject, texts)[:, -1]
+    rows, special = [], tokenizer.specials
+    for ids in tokenizer.encode(texts):
+        text = [special.bos, *ids[: T - 2].tolist(), special.eos]
+        row = {name: np.zeros((1, T), np.int32) for name in ("tokens", "positions", "segments")}
+        n = len(text)
+        row["tokens"][0, :n], row["positions"][0, :n] = text, np.arange(n)
+        row["segments"][0, :n] = 1
+        rows.append(row)
+    return vectors(subject, rows)[:, 0]
+
+
 def ranks(closeness: Float[np.ndarray, "N N"]) -> np.ndarray:
     """The rank of each row's own candidate, the diagonal; ties count against it."""
     own = np.diagonal(closeness)[:, None]
@@ -154,18 +171,6 @@ def _scored(prefix: str, found: np.ndarray) -> Iterator[Score]:
 
 def _recall(found: np.ndarray) -> float:
     return float(np.mean(found == 1))
-
-
-def _untrained(subject: Subject) -> Learner:
-    """The learner as it begins, its head included."""
-    model, objective = subject.learner.model.config, subject.objective
-
-    def init() -> Learner:
-        return new_learner(model, objective, np.uint32(0))
-
-    place = meshes.layouts(subject.mesh, jax.eval_shape(init))
-    with jax.set_mesh(subject.mesh):
-        return jax.jit(init, out_shardings=place)()
 
 
 @functools.partial(jax.jit, static_argnums=0)

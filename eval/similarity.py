@@ -1,10 +1,10 @@
 """Similarities against those that people see: of 50 news texts, and of pairs of words.
 
-Spearman's correlation of the cosine of pooled vectors (the last norm's) with the mean judgement,
-for Lee-50 (Lee, Pincombe & Welsh 2005), WordSim-353 and SimLex-999. The sets are small: `_low` and
-`_high` are a 95 % bootstrap interval, over texts for Lee-50, whose pairs share them, over pairs for
-words. The same architecture untrained stands beside, for texts a bag of words too. The files come
-from `python -m data.fetch sts`.
+Spearman's correlation of the cosine of vectors (a contrastive objective's own, else those of the
+last norm, pooled) with the mean judgement, for Lee-50 (Lee, Pincombe & Welsh 2005), WordSim-353 and
+SimLex-999. The sets are small: `_low` and `_high` are a 95 % bootstrap interval, over texts for
+Lee-50, whose pairs share them, over pairs for words. The same architecture untrained stands beside,
+for texts a bag of words too. The files come from `python -m data.fetch sts`.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,8 @@ from scipy import stats
 from data import fetch
 from errors import DataError
 from eval.bag_of_words import bag_of_words
-from eval.features import pooled, untrained
+from eval.features import untrained
+from eval.retrieval import embedded
 from eval.task import Score, Subject
 
 DRAWS = 1000
@@ -36,7 +37,7 @@ class Pairs(NamedTuple):
 
 
 class Similarity:
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     objective: ClassVar[str] = ""
 
     def __init__(self, splits: tuple[str, ...] = ()):
@@ -57,7 +58,7 @@ class Similarity:
 
 
 def vectors(subject: Subject, things: list[str]) -> Float[np.ndarray, "N D"]:
-    return pooled(subject, things)[:, -1]
+    return embedded(subject, things)
 
 
 def scores(

@@ -8,6 +8,7 @@ import pytest
 
 import train
 from eval import harness
+from eval.retrieval import embedded
 from eval.subject import from_run
 from training import restore
 from training.command import guarded
@@ -77,6 +78,9 @@ def test_a_run_is_judged_beside_what_needs_no_training(whole):
     record = json.loads((whole / "run.json").read_text())
     assert record["cost"]["run_positions"] == 6 * 16 * 16 * 2
     assert record["cost"]["terms"]["head.logits"]["model"] == 0
+    subject, _, _ = from_run(whole)
+    x = embedded(subject, ["the cat", "the dog and a very long text that a row does not hold"])
+    np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=1e-5)
     found = scores(whole)
     for name in ("", "bm25_", "bag_of_words_", "bag_of_embeddings_", "untrained_"):
         assert 0 <= found[f"test/{name}recall@1"] <= found[f"test/{name}mrr"] <= 1
