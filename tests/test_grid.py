@@ -35,6 +35,7 @@ SIZES = {
     "train.batch": 32,
     "train.length": 64,
     "train.steps": STEPS,
+    "optimizer.name": "muon",
     "optimizer.learning_rate": 2e-2,
     "optimizer.warmup": 3,
     "eval.batch": 32,
@@ -65,9 +66,9 @@ def text(tmp_path_factory):
     """Lines that are a text and a pair; the unigram costs what the frequencies of bytes say."""
     folder, rng, lines = tmp_path_factory.mktemp("grid"), np.random.default_rng(0), []
     for _ in range(1500):
-        some = rng.choice(NOUNS, 4)
-        a, b = f"the {some[0]} and the {some[1]}", f"{some[1]} and {some[0]}"
-        whole = f"the {some[0]} and the {some[1]} and the {some[2]} and the {some[3]}"
+        some = [str(word) for word in rng.choice(NOUNS, 4)]
+        a, b = f"the {some[0]} and {some[1]} {some[2]}", " ".join(some[:3]).upper()
+        whole = " ".join(f"the {word} and" for word in some)
         lines.append(json.dumps({"a": a, "b": b, "text": whole}))
     (folder / "text.jsonl").write_text("\n".join(lines))
     return folder
