@@ -121,6 +121,7 @@ def test_a_mixture_trains_and_judges_all_its_parts(pairs, tmp_path):
     assert 1 < scores(tmp_path, "bits_per_byte")["test/bits_per_byte"] < 12
 
 
+@pytest.mark.slow
 def test_a_causal_run_begins_a_contrastive_one(pairs, tmp_path, capsys):
     """The model comes along, the head begins anew; its own kind of run takes the head too."""
     causal, first, second = (tmp_path / name for name in ("causal", "first", "second"))
