@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from eval import harness
+from hub.run import parameters
 from training import distributed, launch
 from training.command import guarded, workdir
 from training.flags import parse
@@ -20,7 +21,12 @@ FLAGS = ("config", "workdir", "init_from", "resume")  # that run.json records
 def declare(values: flags.FlagValues) -> None:
     text, switch = flags.DEFINE_string, flags.DEFINE_bool
     text("workdir", "", "run folder; by default runs/<config>-<digest>", flag_values=values)
-    text("init_from", "", "run folder whose parameters to begin with", flag_values=values)
+    text(
+        "init_from",
+        "",
+        "run folder or Hugging Face folder whose parameters to begin with",
+        flag_values=values,
+    )
     switch("dry_run", False, "print what the run would be, and stop", flag_values=values)
     switch("debug", False, "print tracebacks", flag_values=values)
     ways = ["auto", "strict", "extend"]
@@ -57,6 +63,7 @@ def run(argv: Sequence[str]) -> None:
         harness.judges,
         resume=command.flags.resume,
         init_from=command.flags.init_from,
+        parameters=parameters,
         flags={name: command.flags[name].value for name in FLAGS},
     )
 

@@ -35,8 +35,8 @@ class HeadConfig:
     tied: bool = True  # the table of the embedding is the head's
     bias: bool = False
     transform: bool = False  # norm(act(w x)) of the hidden vectors first (BERT)
-    transform_activation: Activation = "gelu"
-    transform_bias: bool = True
+    transform_activation: Activation = "gelu"  # act
+    transform_bias: bool = True  # of w
     scale: Positive = 1.0  # of the hidden vectors (T5: D^-1/2)
     cap: NonNegative = 0.0  # c: logits become c tanh(logit / c); 0: off
 

@@ -38,7 +38,7 @@ class MoeConfig:
     gated: bool = True
     activation: Activation = "silu"
     bias: bool = False  # in experts
-    router_bias: bool = False
+    router_bias: bool = False  # of its logits
     choice: Literal["token", "expert"] = "token"  # who chooses
     score: Literal["softmax", "sigmoid"] = "softmax"  # over all experts, or of each
     normalize: bool = True  # scores of the chosen sum to 1 (softmax: one over the chosen alone)

@@ -16,7 +16,7 @@ from schema import Natural, config
 
 @config
 class PoolerConfig:
-    kind: Literal["none", "first"] = "none"
+    kind: Literal["none", "first"] = "none"  # of the first token, or no pooler
     classes: Natural = 0  # scores of the pooled vector; 0: none
 
 

@@ -28,7 +28,11 @@ UNSIZED = {"quickstart", "contrastive", *SCALE}
 def shipped() -> list[str]:
     """`file` or `file:size` of every config."""
     files = sorted(p for p in (ROOT / "configs").rglob("*.py") if p.stem != "__init__")
-    files = [p for p in files if p.parent.name not in ("compare", "reproduce") and p.stem != "grid"]
+    files = [
+        p
+        for p in files
+        if p.parent.name not in ("compare", "reproduce", "families") and p.stem != "grid"
+    ]
     names = [str(path.relative_to(ROOT)) for path in files]
     return [
         f"{name}:{size}" if size else name

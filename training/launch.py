@@ -38,6 +38,10 @@ RESUMABLE = (
 )
 
 
+# (what --init_from says, the program, the tokenizer's fingerprint) -> what to begin with.
+Reader = Callable[[str, Program, str], Learner]
+
+
 def prepared(settings: Settings, devices: list[jax.Device] | None = None) -> tuple[Data, Program]:
     """Data and program, everything checked; nothing is compiled yet."""
     if settings.train.compile_cache:
@@ -69,10 +73,13 @@ def train(
     *,
     resume: str = "auto",
     init_from: str = "",
+    parameters: Reader | None = None,
     flags: dict[str, Any] | None = None,
     study: dict[str, Any] | None = None,
 ) -> None:
-    """Train in `folder`, or go on there; then judge. `study` is what a comparison declared."""
+    """Train in `folder`, or go on there; then judge. `parameters` reads `init_from`, by default as
+    another run; `study` is what a comparison declared.
+    """
     here = {"code": environment.code_version(), "packages": environment.packages()}
     distributed.agree("what they run", {"settings": as_json(settings), **here})
     data, made = prepared(settings)
@@ -89,8 +96,8 @@ def train(
             bill = report.priced(made.settings)
             job = Job(made, bill, data, run, checkpoints, log, stop, faults)
             during, after = judges_of(job)
-            fingerprint = data.tokenizer.fingerprint
-            start = _parameters(init_from, made, fingerprint) if init_from else None
+            read, fingerprint = parameters or of_run, data.tokenizer.fingerprint
+            start = read(init_from, made, fingerprint) if init_from else None
             with distributed.companions():
                 scores = loop.train(job, during=during, after=after, initial=start)
         if distributed.first():
@@ -130,7 +137,21 @@ def _record(
     return record | ({"study": study} if study else {})
 
 
-def _parameters(source: str, made: Program, tokenizer: str) -> Learner:
+def adopt(settings: Settings, folder: Path, source: str, parameters: Reader) -> None:
+    """Make a finished run of no steps around parameters from elsewhere, to judge or begin with."""
+    data, made = prepared(settings)
+    record = _record(made, data, {"init_from": source}, {})
+    with open_run(folder, record) as run:
+        if run.resumes:
+            raise ConfigError(f"{folder} has a run already; use another --workdir")
+        with Checkpoints(run, made.settings.checkpoint, Faults("", attempt=1)) as checkpoints:
+            learner = parameters(source, made, data.tokenizer.fingerprint)
+            run.begin(0)
+            checkpoints.save(0, {"learner": learner}, {}, wait=True)
+        run.finish(0)
+
+
+def of_run(source: str, made: Program, tokenizer: str) -> Learner:
     """The model of the newest good checkpoint of another run, laid out for this one; the weights of
     its objective too if both runs have the same, else they are None: to begin anew."""
     root, own = Path(source) / "checkpoints", made.state.learner

@@ -33,15 +33,14 @@ ASIDE: tuple[str, ...] = ("max_position_embeddings", "num_logits_to_keep", "z_lo
 ASIDE += ("router_aux_loss_coef", "use_mamba_kernels", "use_mambapy", "use_associative_scan")
 
 
-def frame(k: Keys, layers: list[str], rope: RopeConfig | None) -> ModelConfig:
-    """What both have in common."""
+def frame(k: Keys, rope: RopeConfig | None) -> ModelConfig:
+    """What both have in common, without the layers."""
     k.unused(*ASIDE)
     D, H = k["hidden_size"], k["num_attention_heads"]
     G, bias = k.get("num_key_value_heads", H), k.get("attention_bias", False)
     return ModelConfig(
         width=D,
         depth=k["num_hidden_layers"],
-        layers=shortest(tuple(layers)),
         vocab=k["vocab_size"],
         vocab_multiple=1,
         norm=NormConfig(eps=k.get("rms_norm_eps", 1e-6)),
@@ -69,7 +68,8 @@ def read_bamba(k: Keys) -> ModelConfig:
     whole(k, H, P, expand * D)
     attends = k.get("attn_layer_indices", [])
     rope = rotary.rope(k, D // k["num_attention_heads"], partial=0.5)
-    config = frame(k, [_layer(i in attends, "mamba2", "mlp") for i in range(depth)], rope)
+    layers = [_layer(i in attends, "mamba2", "mlp") for i in range(depth)]
+    config = frame(k, rope)
     low, high = limits(k)
     mamba = Mamba2Config(
         expand=expand,
@@ -85,7 +85,7 @@ def read_bamba(k: Keys) -> ModelConfig:
         dt_high=high,
         norm_eps=config.norm.eps,
     )
-    return dataclasses.replace(config, mamba2=mamba)
+    return dataclasses.replace(config, layers=shortest(tuple(layers)), mamba2=mamba)
 
 
 def write_bamba(config: ModelConfig) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def read_jamba(k: Keys) -> ModelConfig:
         _layer(at(i, attends), "mamba1", "moe" if E > 1 and at(i, sparse) else "mlp")
         for i in range(depth)
     ]
-    config = frame(k, layers, None)
+    config = frame(k, None)
     mamba = Mamba1Config(
         expand=k.get("mamba_expand", 2),
         state=k.get("mamba_d_state", 16),
@@ -152,7 +152,8 @@ def read_jamba(k: Keys) -> ModelConfig:
         activation=config.mlp.activation,
         normalize=False,
     )
-    return dataclasses.replace(config, mamba1=mamba, moe=moe)
+    layers_ = shortest(tuple(layers))
+    return dataclasses.replace(config, layers=layers_, mamba1=mamba, moe=moe)
 
 
 def write_jamba(config: ModelConfig) -> dict[str, Any]:
