@@ -57,7 +57,8 @@ class ModelConfig:
     vocab: Natural = 0  # ids; 0: the tokenizer's
     vocab_multiple: Count = 128  # rows of the table are padded to a multiple of this
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of computation
-    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass computes again
+    # What the backward pass computes again; offload: dots, with the products in the host's memory.
+    remat: Literal["none", "dots", "full", "offload"] = "none"
     scan: bool = True  # over repeats; False unrolls them, to the same parameters
     final_norm: bool = True
     encoder: EncoderConfig = EncoderConfig()

@@ -24,7 +24,11 @@ from arch.sequence import Sequence
 from arch.sharding import stacked
 from arch.terms import Amount, Aux
 
-POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": None,
+    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+}
 
 
 class State(NamedTuple):

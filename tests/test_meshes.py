@@ -24,6 +24,7 @@ MOE = {"experts": 4, "top_k": 2, "width": 16}
 MAMBA = {"state": 8, "head_width": 8, "chunk": 4}
 ARCHITECTURES = {  # name: objective, model
     "dense": ("causal_lm", {}),
+    "offload": ("causal_lm", {"remat": "offload"}),
     "moe": ("causal_lm", {"layers": ("attention+moe",), "moe": MOE}),
     "capacity": ("causal_lm", {"layers": ("attention+moe",), "moe": MOE | {"capacity": 4.0}}),
     "mamba2": ("causal_lm", {"layers": ("mamba2+none",), "mamba2": MAMBA}),
@@ -121,6 +122,12 @@ def test_ten_steps_on_any_mesh_are_those_of_one_device(name, sizes, capfd):
     found = losses(name, meshes.build(meshes.MeshConfig(**MESHES[sizes])))
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
     assert REMATERIALISED not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_is_kept_in_the_hosts_memory_is_the_same():
+    found = losses("offload", meshes.build(meshes.MeshConfig(data=8)))
+    np.testing.assert_allclose(found, alone("dense"), rtol=1e-5)
 
 
 def test_the_rest_of_the_devices_goes_where_it_is_asked_for():

@@ -29,6 +29,7 @@ from training.stop import GracefulStop
 RESUMABLE = (
     "train.steps",
     "train.compile_cache",
+    "train.patience",
     "mesh.*",
     "eval.*",
     "checkpoint.*",
