@@ -97,7 +97,7 @@ def test_thirty_steps_beat_what_knows_nothing(architecture, objective, text):
     settings = resolved(settings, data.tokenizer.vocab)
     mesh = meshes.build(settings.mesh, jax.devices()[:1])
     made = program(settings, mesh)
-    step, batches = made.compiled(), stream(settings, settings.members()[0], data)
+    step, batches = made.compiled(), stream(settings, settings.members()[0], data, mesh)
     with jax.set_mesh(mesh):
         state, losses = made.init(), []
         for i in range(STEPS):
