@@ -33,7 +33,7 @@ def parameters(source: str, made: Program, tokenizer: str) -> Any:
     """What `--init_from` names: a run, or a folder of Hugging Face's; `tokenizer` is the
     fingerprint of the one that the run reads text with.
     """
-    if (Path(source) / "run.json").is_file():
+    if any((Path(source) / name).exists() for name in ("run.json", "checkpoints")):
         return launch.of_run(source, made, tokenizer)
     folder = local(source)
     family, config = checkpoint.family_of(folder)

@@ -53,7 +53,11 @@ PUBLISHED = {
     "mamba2": {"130m": 128_989_632, "2.7b": 2_702_599_680, "codestral-7b": 7_285_403_648},
     "bamba": {},
 }
-SIZES = [(name, size, count) for name, sizes in PUBLISHED.items() for size, count in sizes.items()]
+SIZES = [  # the first of each family, and all where they are slow to count
+    pytest.param(name, size, count, marks=[] if i == 0 else pytest.mark.slow)
+    for name, sizes in PUBLISHED.items()
+    for i, (size, count) in enumerate(sizes.items())
+]
 
 
 def module(name):

@@ -311,3 +311,18 @@ def test_padding_rows_of_the_table_are_not_exported(tmp_path):
     assert entry.shape == (40, 16)
     _, config, _ = hub.load(tmp_path)
     assert (config.vocab, config.rows) == (40, 40)
+
+
+def test_a_bare_encoder_has_no_heads(tmp_path):
+    """Old names without a prefix, a pooler and no head, as of MiniLM."""
+    folder = goldens.copy("bert", tmp_path / "x", leave=("model.safetensors",))
+    held = goldens.arrays("bert", "model")
+    bare = {k.removeprefix("bert."): v for k, v in held.items() if k.startswith("bert.")}
+    bare["embeddings.position_ids"] = np.arange(64)[None]
+    tensors.write(folder, bare.items())
+    change(folder, {"architectures": ["BertModel"], "position_embedding_type": "absolute"})
+    made, config, _ = hub.load(folder)
+    assert config.pooler.kind == "first" and not config.pooler.classes
+    assert not (config.head.transform or config.head.bias)
+    wanted = held["bert.pooler.dense.weight"].T
+    np.testing.assert_array_equal(made.pooler.w_pool[...], wanted)
