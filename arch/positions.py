@@ -121,6 +121,10 @@ def alibi_rounded(
 
     As Falcon-RW was trained: after the rounding the absolute position counts.
     """
-    slopes = jnp.asarray(alibi_slopes(heads), jnp.float32).astype(jnp.bfloat16)
-    rise = slopes[:, None, None] * keys.positions[:, None, None, :].astype(jnp.bfloat16)
+
+    def rounded(x: Array) -> Array:  # a cast there and back would be compiled away
+        return jax.lax.reduce_precision(x.astype(jnp.float32), exponent_bits=8, mantissa_bits=7)
+
+    slopes = rounded(jnp.asarray(alibi_slopes(heads), jnp.float32))
+    rise = rounded(slopes[:, None, None] * rounded(keys.positions[:, None, None, :]))
     return scale * rise.astype(jnp.promote_types(dtype, jnp.float32))
