@@ -44,6 +44,7 @@ import jax
 
 FAST = jax.default_backend() == "cpu"  # under three minutes on two cores
 BUDGETS = (1e10, 2e10, 4e10) if FAST else (1e12, 4e12, 1.6e13)  # training FLOPs of a run
+RESAMPLES = 50 if FAST else 200  # of the bootstrap
 WORKDIR = RUNS / f"scaling_law-{BUDGETS[0]:g}"
 
 # %% [markdown]
@@ -130,7 +131,7 @@ from errors import DataError
 
 law = None
 try:
-    found = frontier.isoflop(points)
+    found = frontier.isoflop(points, resamples=RESAMPLES)
     law, (low, high) = found.params, found.exponent
     print(
         f"N at the minimum = {law.factor:.3g} C^{law.exponent:.2f} (95 %: {low:.2f} to {high:.2f})"
@@ -139,7 +140,7 @@ except DataError as error:
     print(error)
 
 # %%
-fit = scaling.fitted(points)
+fit = scaling.fitted(points, resamples=RESAMPLES)
 for name, value, low, high in zip(fit.law._fields, fit.law, fit.low, fit.high, strict=True):
     print(f"{name:6}{value:10.3g}   95 %: {low:.3g} to {high:.3g}")
 ahead = 10 * max(BUDGETS)
