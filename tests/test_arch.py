@@ -25,6 +25,7 @@ from arch.norms import NormConfig, gated_rms_norm, layer_norm, rms_norm
 from arch.positions import PositionsConfig, alibi_slopes
 from arch.rope import RopeConfig, inverses, magnitude, rope, rotate
 from errors import ConfigError
+from ops import chunks, gated_delta, ssd
 
 
 @pytest.mark.parametrize(
@@ -162,8 +163,20 @@ def test_pinned_flops_of_state_space_models():
     assert two.state_bytes == 4 * (2048 * 128 + (2048 + 256) * 3)
 
 
-@pytest.mark.parametrize("mixer", ["mamba2", "gated_deltanet"])
-def test_chunked_recurrences_execute_what_they_say(mixer):
+def added_up(g):
+    """`decays` without products with ones, which stand in for sums and are in no ledger."""
+    i, j = np.ogrid[: g.shape[-1], : g.shape[-1]]
+    within = jnp.exp(jnp.cumsum(jnp.where(i > j, g[..., None], 0), axis=-2)) * (i >= j)
+    into = jnp.exp(jnp.cumsum(g, axis=-1))
+    return chunks.Decays(within, into, within[..., -1, :], into[..., -1])
+
+
+@pytest.mark.parametrize(("mixer", "op"), [("mamba2", ssd), ("gated_deltanet", gated_delta)])
+def test_chunked_recurrences_execute_what_they_say(mixer, op, monkeypatch):
+    g = -jnp.exp(jax.random.normal(jax.random.key(0), (2, 3, 8)))
+    for found, expected in zip(chunks.decays(g), added_up(g), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    monkeypatch.setattr(op, "decays", added_up)
     cfg = tiny.config(mixer, depth=1, scan=False)
     made, T = jax.eval_shape(lambda: Model(cfg, key=jax.random.key(0))), 8
     ids, seq = tiny.tokens(1, T), Sequence.plain(1, T)
