@@ -121,8 +121,6 @@ class Client(nbclient.NotebookClient):
 # As small as still goes through all cells.
 SMALL = {
     "add_a_mixer": "STEPS, SEEDS = 6, (0,)",
-    "compare_objectives": "STEPS, LABELS = 10, ('source',)",
-    "scaling_law": "BUDGETS, RESAMPLES = (1e10, 1.4e10, 2e10), 5",
 }
 
 

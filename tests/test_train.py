@@ -268,7 +268,9 @@ def test_a_corrupt_compile_cache_costs_only_time(text, tmp_path):
     # covers P11
     cache = tmp_path / "programs"
     more = [f"--config.train.compile_cache={cache}", "--config.train.steps=2"]
+    other = [f"--config.train.compile_cache={tmp_path / 'other'}", "--config.train.steps=1"]
     try:
+        assert run(*flags(text, tmp_path / "before", *other)) == 0  # an earlier run of this process
         assert run(*flags(text, tmp_path / "first", *more)) == 0
         kept = [path for path in cache.rglob("*") if path.is_file()]
         assert kept

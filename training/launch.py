@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from data import Data, open_data
 from errors import CheckpointError, ConfigError
@@ -45,8 +46,10 @@ Reader = Callable[[str, Program, str], Learner]
 
 def prepared(settings: Settings, devices: list[jax.Device] | None = None) -> tuple[Data, Program]:
     """Data and program, everything checked; nothing is compiled yet."""
-    if settings.train.compile_cache:
-        jax.config.update("jax_compilation_cache_dir", settings.train.compile_cache)
+    cache = settings.train.compile_cache
+    if cache and cache != jax.config.values["jax_compilation_cache_dir"]:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        compilation_cache.reset_cache()  # else the first folder of a process is its last
     jax.config.update("jax_debug_nans", settings.debug.nans)
     data = open_data(settings.data, settings.reads)
     settings = resolved(settings, data.tokenizer.vocab)
