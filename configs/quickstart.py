@@ -6,7 +6,7 @@ Dense, on the embedded corpus, with 2,048 pieces of text as its vocabulary: thre
 that a few minutes see 1.5 MB. Layers are computed again in the backward pass, which on a CPU is
 faster than to fetch them from memory.
 
-Expect 2.105 bits per byte on the test split, in 3 minutes on two quiet cores and 5 on busy ones.
+Expect 2.105 bits per byte on the test split, in 3 minutes on two quiet cores.
 """
 
 from training.settings import defaults

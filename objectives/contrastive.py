@@ -20,7 +20,16 @@ from arch import ModelConfig, Sequence
 from arch.terms import Amount
 from errors import ConfigError
 from objectives.infonce import alignment, candidates, info_nce, uniformity
-from objectives.learner import Example, Learner, Metrics, Represented, Rows, Term, auxiliary
+from objectives.learner import (
+    Example,
+    Learner,
+    Metrics,
+    Reads,
+    Represented,
+    Rows,
+    Term,
+    auxiliary,
+)
 from objectives.pooling import (
     ContrastiveHead,
     Pooling,
@@ -76,10 +85,10 @@ class Contrastive:
                 "contrastive.positives dropout needs dropout, else both readings of a text are "
                 "equal; set model.block.dropout=0.1"
             )
-        reads = "records" if self.positives == "given" else "pieces"
+        reads: Reads = "records" if self.positives == "given" else "pieces"
         way = "; or set contrastive.view=causal" if self.view == "both" else ""
         texts = 2 + self.negatives
-        return Rows(length, 0, self.view, reads=reads, texts=texts, logits=False, remedy=way)  # type: ignore[arg-type]
+        return Rows(length, 0, self.view, reads=reads, texts=texts, logits=False, remedy=way)
 
     def judged(self) -> "Contrastive":
         """As it is evaluated: by a text's match alone, and a text is no match of itself."""
