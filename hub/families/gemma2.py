@@ -7,8 +7,7 @@ from arch import ModelConfig
 from arch.block import BlockConfig
 from arch.embedding import EmbedConfig, HeadConfig
 from arch.norms import NormConfig
-from hub import rotary
-from hub.families.llama import ATTENTION, EMBEDDING, HEAD, TIED, L, T, attention, mlp
+from hub.families.llama import ATTENTION, EMBEDDING, HEAD, TIED, L, T, attention, mlp, words
 from hub.family import Family, every, part, shortest
 from hub.keys import Keys, activation_name
 from hub.layouts import Tie, norm
@@ -63,25 +62,17 @@ def read(k: Keys) -> ModelConfig:
 def write(config: ModelConfig) -> dict[str, Any]:
     parts = every(config, "attention")
     a, m = part(config, "attention"), part(config, "mlp")
-    H, G, K = a.shape(config.width)
+    K = a.shape(config.width)[2]
     return {
-        "hidden_size": config.width,
-        "num_hidden_layers": config.depth,
-        "vocab_size": config.vocab,
-        "num_attention_heads": H,
-        "num_key_value_heads": G,
-        "head_dim": K,
+        **words(config, a),
         "intermediate_size": m.size(config.width),
         "hidden_activation": activation_name(m.activation),
-        "rms_norm_eps": config.norm.eps,
         "attention_bias": a.bias_qkv,
         "query_pre_attn_scalar": round((a.scale or K**-0.5) ** -2, 9),
         "attn_logit_softcapping": a.softcap or None,
         "final_logit_softcapping": config.head.cap or None,
         "layer_types": [WINDOW if p.window else FULL for p in parts],
         "sliding_window": max(p.window for p in parts) or None,
-        "tie_word_embeddings": config.head.tied,
-        **rotary.written(a.rope, K),
     }
 
 

@@ -17,7 +17,7 @@ from arch.norms import NormConfig
 from arch.rope import RopeConfig
 from hub import rotary
 from hub.families.experts import experts
-from hub.families.llama import ATTENTION, EMBEDDING, TIED, L, T, mlp
+from hub.families.llama import ATTENTION, EMBEDDING, TIED, L, T, frame_words, mlp
 from hub.families.mamba import limit_words, limits, mixer1, mixer2, rank, whole
 from hub.family import Family, part, shortest
 from hub.keys import Keys, activation_name
@@ -94,7 +94,7 @@ def write_bamba(config: ModelConfig) -> dict[str, Any]:
     a = part(config, "attention") if attends else config.attention
     _, H, G, N = m.sizes(config.width)
     return {
-        **_words(config, a),
+        **frame_words(config, a),
         **rotary.written(a.rope, a.shape(config.width)[2], partial=0.5),
         **limit_words(m),
         "attn_layer_indices": attends,
@@ -165,7 +165,7 @@ def write_jamba(config: ModelConfig) -> dict[str, Any]:
     every, offset = _period([kind != "mamba1" for kind in _mixers(config)])
     every_moe, offset_moe = _period([name == "moe" for name in channel])
     return {
-        **_words(config, a),
+        **frame_words(config, a),
         "attn_layer_period": every,
         "attn_layer_offset": offset,
         "expert_layer_period": every_moe,
@@ -214,19 +214,6 @@ def _period(where: list[bool]) -> tuple[int, int]:
             if all(here == (i % p == o) for i, here in enumerate(where)):
                 return p, o
     raise LookupError("no period")
-
-
-def _words(config: ModelConfig, a: AttentionConfig) -> dict[str, Any]:
-    H, G, _ = a.shape(config.width)
-    return {
-        "hidden_size": config.width,
-        "num_hidden_layers": config.depth,
-        "vocab_size": config.vocab,
-        "num_attention_heads": H,
-        "num_key_value_heads": G,
-        "rms_norm_eps": config.norm.eps,
-        "tie_word_embeddings": config.head.tied,
-    }
 
 
 BAMBA = Family(

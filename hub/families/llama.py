@@ -72,20 +72,24 @@ def decoder(k: Keys) -> ModelConfig:
     )
 
 
-def words(config: ModelConfig, a: AttentionConfig) -> dict[str, Any]:
-    """What `decoder` reads, but of the channel."""
-    H, G, K = a.shape(config.width)
+def frame_words(config: ModelConfig, a: AttentionConfig) -> dict[str, Any]:
+    """What `decoder` reads, but of the channel, the width of heads and their rotation."""
+    H, G, _ = a.shape(config.width)
     return {
         "hidden_size": config.width,
         "num_hidden_layers": config.depth,
         "vocab_size": config.vocab,
         "num_attention_heads": H,
         "num_key_value_heads": G,
-        "head_dim": K,
         "rms_norm_eps": config.norm.eps,
         "tie_word_embeddings": config.head.tied,
-        **rotary.written(a.rope, K),
     }
+
+
+def words(config: ModelConfig, a: AttentionConfig) -> dict[str, Any]:
+    """What `decoder` reads, but of the channel."""
+    K = a.shape(config.width)[2]
+    return {**frame_words(config, a), "head_dim": K, **rotary.written(a.rope, K)}
 
 
 def mlp_words(m: MlpConfig, D: int) -> dict[str, Any]:
