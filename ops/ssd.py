@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float
 
 from ops.chunks import (
     Decays,
-    by_head,
     decays,
     forgetting,
     halved,
@@ -27,7 +26,11 @@ from ops.chunks import (
     total,
 )
 from ops.context import carried, cut_by
-from ops.placement import P, batch_axes, by_device, choose
+from ops.placement import P, batch_axes, by_device, choose, platform
+
+# Decays of a step: on a CPU what fits its cache, else what fills the device. The step's chunks are
+# computed at once but for their states.
+DECAYS = {"cpu": 2**15}  # else 2**24: 64 MiB in float32
 
 
 def ssd(
@@ -96,7 +99,8 @@ def chunked(
     state: Float[Array, "B H P N"],
     chunk: int | None,
 ) -> tuple[Float[Array, "B T H P"], Float[Array, "B H P N"]]:
-    """Chunk after chunk; the backward pass keeps the states in between and computes again."""
+    """Blocks of chunks, one after the other; the backward pass keeps the states in between and
+    computes again."""
     axes, context = batch_axes(x.shape[0]), cut_by(x.shape[1])
     rows, whole, still = P(axes or None, context), P(), P(axes or None)
     run = by_device(
@@ -125,94 +129,149 @@ def _piece(
 def _scan(
     chunk: int | None, x: Array, dt: Array, a: Array, b: Array, c: Array, reset: Array, state: Array
 ) -> tuple[Array, Array]:
-    T, wide = x.shape[1], state.dtype
+    (B, T, H, W), (G, N), wide = x.shape, b.shape[2:], state.dtype
     if not T:
         return x, state
+    count, size = sizes(T, chunk)
+    steps = -(-count // max(1, DECAYS.get(platform(), 2**24) // (B * H * size**2)))
+    many = -(-count // steps)
+
+    def blocks(z: Float[Array, "B T *rest"]) -> Float[Array, "steps B M Q *rest"]:
+        return split(z, steps, many * size).reshape(steps, B, many, size, *z.shape[2:])
+
     dt = dt.astype(wide)
     rows = (x, dt, forgetting(dt * a.astype(wide), reset), b, c)
-    parts = Chunk(*(split(z, *sizes(T, chunk)) for z in rows))
-    y, h = _chunks(parts, jnp.swapaxes(state, 2, 3))
-    return join(y, T), jnp.swapaxes(h, 2, 3)
+    state = jnp.moveaxis(state.reshape(B, G, -1, N), 2, 3)
+    y, h = _blocks(Block(*map(blocks, rows)), state)
+    return join(y.reshape(steps, B, -1, H, W), T), jnp.moveaxis(h, 2, 3).reshape(B, H, W, N)
 
 
-class Chunk(NamedTuple):
-    """Q tokens, as they come or `by_head`; there may be an axis of chunks before."""
+class Block(NamedTuple):
+    """M chunks of Q tokens; there may be an axis of blocks before."""
 
-    x: Float[Array, "*rest B Q H P"]
-    dt: Float[Array, "*rest B Q H"]
-    g: Float[Array, "*rest B Q H"]
-    b: Float[Array, "*rest B Q G N"]
-    c: Float[Array, "*rest B Q G N"]
+    x: Float[Array, "*rest B M Q H P"]
+    dt: Float[Array, "*rest B M Q H"]
+    g: Float[Array, "*rest B M Q H"]
+    b: Float[Array, "*rest B M Q G N"]
+    c: Float[Array, "*rest B M Q G N"]
+
+
+class Inside(NamedTuple):
+    """What both passes compute of a block. Of a group g, Z numbers are its R heads side by side."""
+
+    b: Float[Array, "B M G Q N"]
+    c: Float[Array, "B M G Q N"]
+    left: Decays  # of [B M G R Q]
+    wrote: Float[Array, "B M G R Q Q"]  # what is left at token i of the step of token j
+    scores: Float[Array, "B M G 1 Q Q"]
+    gain: Float[Array, "B M Q H 1"]  # what is left of a token's step at the end of its chunk
+    told: Float[Array, "B M G Q Z"]  # a token's step, as its chunk's last state has it
+    states: Float[Array, "B M G N Z"]  # before each chunk
+    last: Float[Array, "B G N Z"]
 
 
 @jax.custom_vjp
-def _chunks(parts: Chunk, h: Float[Array, "B H N P"]) -> tuple[Array, Array]:
-    """y [.. B Q H P] and the last state. Kept for the backward pass are the states in between; by
-    hand it takes a third of the time of what autodiff makes of a checkpointed `step`."""
+def _blocks(parts: Block, h: Float[Array, "B G N Z"]) -> tuple[Array, Array]:
+    """y [.. B M Q H P] and the last state. Kept for the backward pass are the states between
+    blocks; by hand it takes a third of the time of what autodiff makes of a checkpointed `step`."""
     return _forward(parts, h)[0]
 
 
-def _forward(parts: Chunk, h: Array) -> tuple[tuple[Array, Array], tuple]:
-    dot, heads = product(parts.x.dtype, h.dtype), _of_heads(parts)
+def _forward(parts: Block, h: Array) -> tuple[tuple[Array, Array], tuple]:
+    dot = product(parts.x.dtype, h.dtype)
 
-    def step(h: Array, part: Chunk) -> tuple[Array, tuple[Array, Array]]:
-        x, dt, g, b, c = by_head(part)
-        left = decays(g)
-        scores = heads(dot("bgin,bgjn->bgij", c, b))
-        y = dot("bhij,bhjp->bhip", scores * _written(left, dt), x)
-        y = y + left.into[..., None] * dot("bhin,bhnp->bhip", heads(c), h)
-        told = (left.out * dt)[..., None] * x
-        new = left.through[..., None, None] * h + dot("bhjn,bhjp->bhnp", heads(b), told)
-        return new, (by_head(y.astype(x.dtype)), h)
+    def step(h: Array, part: Block) -> tuple[Array, tuple[Array, Array]]:
+        it = _inside(part, h, decays(_by_head(part.g, part)), dot)
+        y = dot("bmgrij,bmgrjp->bmgrip", it.scores * it.wrote, _by_head(part.x, part))
+        seen = _apart(dot("bmgin,bmgnz->bmgiz", it.c, it.states), part)
+        y = _by_token(y) + _by_token(it.left.into)[..., None] * seen
+        return it.last, (y.astype(part.x.dtype), h)
 
     last, (y, borders) = jax.lax.scan(step, h, parts)
     return (y, last), (parts, borders)
 
 
-def _backward(kept: tuple, grads: tuple[Array, Array]) -> tuple[Chunk, Array]:
+def _backward(kept: tuple, grads: tuple[Array, Array]) -> tuple[Block, Array]:
     parts, borders = kept
-    dot, heads, G = product(parts.x.dtype, borders.dtype), _of_heads(parts), parts.b.shape[3]
+    dot = product(parts.x.dtype, borders.dtype)
 
-    def groups(z: Float[Array, "B H Q N"]) -> Float[Array, "B G Q N"]:
-        return halved(z.reshape(z.shape[0], G, -1, *z.shape[2:]))
-
-    def step(dh: Array, now: tuple) -> tuple[Array, Chunk]:
-        (x, dt, g, b, c), h, dy = by_head(now[0]), now[1], by_head(now[2])
-        left, pull = jax.vjp(decays, g)
-        gain, wrote = left.out * dt, _written(left, dt)
-        scores = heads(dot("bgin,bgjn->bgij", c, b))
-        # y = (scores * wrote) x + into (c h)
-        d_within = dot("bhip,bhjp->bhij", dy, x)
-        d_scores, d_wrote = groups(d_within * wrote), d_within * scores
-        heard, told = left.into[..., None] * dy, gain[..., None] * x
-        d_c = dot("bgij,bgjn->bgin", d_scores, b) + groups(dot("bhip,bhnp->bhin", heard, h))
-        d_b = dot("bgij,bgin->bgjn", d_scores, c) + groups(dot("bhjp,bhnp->bhjn", told, dh))
-        d_into = total(dy * dot("bhin,bhnp->bhip", heads(c), h))
-        # the next state = through h + b (gain x)
-        back = dot("bhjn,bhnp->bhjp", heads(b), dh)
-        d_gain, d_through = total(x * back), jnp.sum(total(h * dh), axis=-1)
-        d_x = dot("bhij,bhip->bhjp", scores * wrote, dy) + gain[..., None] * back
+    def step(dh: Array, now: tuple[Block, Array, Array]) -> tuple[Array, Block]:
+        part, h, dy = now
+        left, pull = jax.vjp(decays, _by_head(part.g, part))
+        it = _inside(part, h, left, dot)
+        x, d = _by_head(part.x, part), _by_head(dy, part)
+        # y = (scores * wrote) x + into (c states)
+        d_within = dot("bmgrip,bmgrjp->bmgrij", d, x)
+        d_scores, d_wrote = halved(d_within * it.wrote), d_within * it.scores
+        heard = _merged(_by_token(left.into)[..., None] * dy, part)
+        dh, d_states = _between(left, dot("bmgin,bmgiz->bmgnz", it.c, heard), dh, reverse=True)
+        seen = _apart(dot("bmgin,bmgnz->bmgiz", it.c, it.states), part)
+        d_c = dot("bmgij,bmgjn->bmgin", d_scores, it.b)
+        d_c = d_c + dot("bmgiz,bmgnz->bmgin", heard, it.states)
+        # the next state = through states + b told
+        back = _apart(dot("bmgjn,bmgnz->bmgjz", it.b, d_states), part)
+        d_b = dot("bmgij,bmgin->bmgjn", d_scores, it.c)
+        d_b = d_b + dot("bmgjz,bmgnz->bmgjn", it.told, d_states)
+        d_x = _by_token(dot("bmgrij,bmgrip->bmgrjp", it.scores * it.wrote, d)) + it.gain * back
+        d_gain = _by_head(total(part.x * back), part)
         d_dt = total(d_wrote * left.within, -2) + d_gain * left.out
-        slopes = Decays(d_wrote * dt[..., None, :], d_into, d_gain * dt, d_through)
-        dh = left.through[..., None, None] * dh + dot("bhin,bhip->bhnp", heads(c), heard)
-        return dh, by_head(Chunk(d_x, d_dt, pull(slopes)[0], d_b, d_c))
+        dt, kept = _by_head(part.dt, part), it.states * d_states
+        d_through = jnp.sum(total(kept.reshape(*kept.shape[:4], left.into.shape[3], -1)), axis=3)
+        d_into = _by_head(total(dy * seen), part)
+        d_g = pull(Decays(d_wrote * dt[..., None, :], d_into, d_gain * dt, d_through))[0]
+        d_bc = (jnp.swapaxes(z, 2, 3) for z in (d_b, d_c))
+        return dh, Block(d_x, _by_token(d_dt), _by_token(d_g), *d_bc)
 
     dy, dh = grads
     dh, d = jax.lax.scan(step, dh, (parts, borders, dy.astype(borders.dtype)), reverse=True)
     return jax.tree.map(lambda z, like: z.astype(like.dtype), d, parts), dh
 
 
-_chunks.defvjp(_forward, _backward)
+_blocks.defvjp(_forward, _backward)
 
 
-def _of_heads(parts: Chunk) -> Callable[[Float[Array, "B G Q N"]], Float[Array, "B H Q N"]]:
-    """What a group has, once more for each of its heads: products by head copy nothing wide."""
-    return functools.partial(jnp.repeat, repeats=parts.x.shape[3] // parts.b.shape[3], axis=1)
+def _inside(part: Block, h: Array, left: Decays, dot: Callable[..., Array]) -> Inside:
+    b, c = (jnp.swapaxes(z, 2, 3) for z in (part.b, part.c))
+    scores = dot("bmgin,bmgjn->bmgij", c, b)[:, :, :, None]
+    gain = (_by_token(left.out) * part.dt)[..., None]
+    told = _merged(gain * part.x, part)
+    last, states = _between(left, dot("bmgjn,bmgjz->bmgnz", b, told), h)
+    wrote = left.within * _by_head(part.dt, part)[..., None, :]
+    return Inside(b, c, left, wrote, scores, gain, told, states, last)
 
 
-def _written(left: Decays, dt: Float[Array, "B H Q"]) -> Float[Array, "B H Q Q"]:
-    """What is left at token i of the step of token j."""
-    return left.within * dt[..., None, :]
+def _between(
+    left: Decays, new: Float[Array, "B M G N Z"], h: Float[Array, "B G N Z"], reverse: bool = False
+) -> tuple[Array, Array]:
+    """From chunk to chunk, h = through h + new: the last, and those before (after) each chunk."""
+    Z, R = new.shape[-1], left.through.shape[-1]
+    through = jnp.repeat(left.through, Z // R, axis=-1)[..., None, :]
+
+    def step(h: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        return now[0] * h + now[1], h
+
+    rows = jnp.moveaxis(through, 1, 0), jnp.moveaxis(new, 1, 0)
+    last, states = jax.lax.scan(step, h, rows, reverse=reverse)
+    return last, jnp.moveaxis(states, 0, 1)
+
+
+def _by_head(z: Float[Array, "B M Q H *rest"], part: Block) -> Float[Array, "B M G R Q *rest"]:
+    z = z.reshape(*z.shape[:3], part.b.shape[3], -1, *z.shape[4:])
+    return jnp.moveaxis(z, 2, 4)
+
+
+def _by_token(z: Float[Array, "B M G R Q *rest"]) -> Float[Array, "B M Q H *rest"]:
+    z = jnp.moveaxis(z, 4, 2)
+    return z.reshape(*z.shape[:3], -1, *z.shape[5:])
+
+
+def _merged(z: Float[Array, "B M Q H P"], part: Block) -> Float[Array, "B M G Q Z"]:
+    """What a group's heads share is one wide product then, instead of one for each head."""
+    return jnp.swapaxes(z.reshape(*z.shape[:3], part.b.shape[3], -1), 2, 3)
+
+
+def _apart(z: Float[Array, "B M G Q Z"], part: Block) -> Float[Array, "B M Q H P"]:
+    return jnp.swapaxes(z, 2, 3).reshape(part.x.shape)
 
 
 IMPLEMENTATIONS = {"reference": reference, "xla": chunked}

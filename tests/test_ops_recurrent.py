@@ -154,7 +154,9 @@ def resets(T: int, *places: int) -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def short_chunks(monkeypatch):
+    """And more than one block of them: of 24 tokens in chunks of 5, blocks of two."""
     monkeypatch.setattr(selective_scan, "CHUNK", 5)
+    monkeypatch.setattr(ssd, "DECAYS", {"cpu": 2 * 2 * 4 * 5**2})
 
 
 def values_and_gradients(op, rows, others, reset, state, name):
