@@ -14,15 +14,19 @@ from arch.sequence import EVERYWHERE, Sequence
 from arch.sharding import P, matrix, vector
 from schema import Natural, config
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "gelu_bloom", "relu", "relu2"]
+Activation = Literal[
+    "silu", "gelu", "gelu_tanh", "quick_gelu", "gelu_bloom", "relu", "relu2", "tanh"
+]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # arXiv:1606.08415, section 2
     # BLOOM cuts sqrt(2 / pi) off after eight digits.
     "gelu_bloom": lambda x: 0.5 * x * (1 + jnp.tanh(0.79788456 * x * (1 + 0.044715 * x * x))),
     "relu": jax.nn.relu,
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # arXiv:2109.08668
+    "tanh": jnp.tanh,
 }
 
 

@@ -43,14 +43,15 @@ def family_of(folder: Path) -> tuple[Family, ModelConfig]:
         raise ConfigError(
             f"{folder / FILE}: model_type {kind!r} is not known; known: {', '.join(FAMILIES)}"
         )
-    keys = Keys(found, str(folder / FILE), tensors.entries(folder))
+    family = FAMILIES[kind]
+    keys = Keys(found, str(folder / FILE), tensors.entries(folder), family.defaults)
     try:
-        config = FAMILIES[kind].read(keys)
+        config = family.read(keys)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         why = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{folder / FILE} is no config of {kind} ({why}); correct it") from error
     keys.done()
-    return FAMILIES[kind], config
+    return family, config
 
 
 def load_model(
@@ -103,7 +104,9 @@ def exported(config: ModelConfig, name: str = "") -> tuple[Family, dict[str, Any
         try:
             keys = family.write(config)
             names = [n for b in bind(config, abstract, family.ties(config)) for n in b.theirs]
-            again = family.read(Keys({"model_type": family.kind, **keys}, FILE, names))
+            again = family.read(
+                Keys({"model_type": family.kind, **keys}, FILE, names, family.defaults)
+            )
             missed = differences(config, again)
         except (LookupError, ConfigError, CheckpointError):
             continue

@@ -1,7 +1,7 @@
 """What a published family is: how its config reads as one of ours, and the names of its tensors."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from arch import ModelConfig
@@ -14,6 +14,7 @@ from hub.layouts import Tie
 class Family:
     """`read` and `write` turn their config into ours and back; `ties` is the map of names.
 
+    `defaults` are what a missing key means to the reference where that is not what null means.
     A file may leave out `prefix`, may hold tensors that match `ignored`, `copies` of others
     (name: of which), and names that `renames` (pattern, replacement) turn into those of the map.
     """
@@ -23,6 +24,7 @@ class Family:
     read: Callable[[Keys], ModelConfig]
     write: Callable[[ModelConfig], dict[str, Any]]  # raises LookupError where it has no words
     ties: Callable[[ModelConfig], tuple[Tie, ...]]
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     prefix: str = ""
     ignored: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
     copies: tuple[tuple[str, str], ...] = ()
@@ -41,6 +43,14 @@ def part(config: ModelConfig, kind: str, layer: int = -1) -> Any:
             if KINDS.get(name, name) == kind and layer in (-1, i):
                 return config.part(name, variant)
     raise LookupError(f"no {kind}")
+
+
+def own(config: ModelConfig, kind: str) -> Any:
+    """As `part`, but the settings that such a layer would have where there is none."""
+    try:
+        return part(config, kind)
+    except LookupError:
+        return config.part(kind, "")
 
 
 def every(config: ModelConfig, kind: str) -> list[Any]:

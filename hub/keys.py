@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from arch.mlp import Activation
@@ -46,17 +47,29 @@ ACTIVATIONS: dict[str, Activation] = {  # theirs, the first of each kind is writ
     "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",  # with sqrt(2 / pi) cut off after ten digits: 4e-12
+    "quick_gelu": "quick_gelu",
     "relu": "relu",
     "relu2": "relu2",
+    "tanh": "tanh",
 }
 
 
 class Keys:
-    """`keys["name"]` must be there; `get` has a default; `done` refuses what nobody asked for."""
+    """`keys["name"]` must be there; `get` says what null means; `done` refuses what nobody asked
+    for. A key that is missing is as in `defaults`, if it is there, and else as if it were null."""
 
-    def __init__(self, values: Mapping[str, Any], path: str, tensors: Iterable[str]):
-        self._values, self._path, self._seen = dict(values), path, {"model_type"}
-        self._tensors = frozenset(tensors)
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        path: str,
+        tensors: Iterable[str],
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+    ):
+        self._values, self._path, self._seen = {**defaults, **values}, path, {"model_type"}
+        self._given, self._tensors = frozenset(values), frozenset(tensors)
 
     def __getitem__(self, name: str) -> Any:
         self._seen.add(name)
@@ -72,7 +85,7 @@ class Keys:
         return str(self._values.get("model_type"))
 
     def get(self, name: str, default: Any) -> Any:
-        """The value, or `default` where it is missing or null."""
+        """The value, or `default` where it is null or missing without a default of the family."""
         self._seen.add(name)
         value = self._values.get(name)
         return default if value is None else value
@@ -110,7 +123,7 @@ class Keys:
         for name, value in OFF.items():
             if name not in self._seen:
                 self.only(name, value)
-        rest = sorted(set(self._values) - self._seen - INERT)
+        rest = sorted(self._given - self._seen - INERT)
         if rest:
             told = ", ".join(f"{name}={self._values[name]!r}" for name in rest[:10])
             raise ConfigError(

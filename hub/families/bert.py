@@ -127,6 +127,7 @@ def ties_roberta(config: ModelConfig) -> tuple[Tie, ...]:
 OLD = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
 BERT = Family(
     *("bert", "BertForPreTraining", read_bert, write, ties_bert),
+    defaults={"intermediate_size": 3072},
     prefix="bert.",
     ignored=(r"(bert\.)?embeddings\.(position|token_type)_ids",),
     copies=(
@@ -139,6 +140,7 @@ BERT = Family(
 )
 ROBERTA = Family(
     *("roberta", "RobertaForMaskedLM", read_roberta, write_roberta, ties_roberta),
+    defaults={"intermediate_size": 3072},
     prefix="roberta.",
     ignored=(r"(roberta\.)?embeddings\.(position|token_type)_ids",),
     copies=(

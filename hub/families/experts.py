@@ -66,7 +66,7 @@ def read_mixtral(k: Keys) -> ModelConfig:
         config,
         layers=("attention+moe",),
         attention=_window(k, config),
-        moe=_moe(k, "num_local_experts", config.mlp.width),
+        moe=_moe(k, k["num_local_experts"], config.mlp.width),
     )
 
 
@@ -92,7 +92,7 @@ def read_olmoe(k: Keys) -> ModelConfig:
         bias_qkv=bias,
         bias_out=bias,
     )
-    moe = _moe(k, "num_experts", config.mlp.width)
+    moe = _moe(k, k["num_experts"], config.mlp.width)
     moe = dataclasses.replace(moe, normalize=k.get("norm_topk_prob", False))
     return _changed(config, layers=("attention+moe",), attention=attention, moe=moe)
 
@@ -157,8 +157,7 @@ def _qwen(k: Keys) -> tuple[ModelConfig, MoeConfig]:
     step, dense = k.get("decoder_sparse_step", 1), k.get("mlp_only_layers", [])
     sparse = [i not in dense and (i + 1) % step == 0 for i in range(config.depth)]
     layers = tuple(f"attention+{'moe' if one else 'mlp'}" for one in sparse)
-    count = "num_experts" if "num_experts" in k else "num_local_experts"
-    k.unused("num_experts", "num_local_experts")
+    count = k.first("num_experts", "num_local_experts")
     moe = _moe(k, count, k["moe_intermediate_size"])
     moe = dataclasses.replace(moe, normalize=k.get("norm_topk_prob", False))
     return dataclasses.replace(config, layers=shortest(layers)), moe
@@ -181,9 +180,9 @@ def _qwen_words(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _moe(k: Keys, count: str, width: int) -> MoeConfig:
+def _moe(k: Keys, experts: int, width: int) -> MoeConfig:
     return MoeConfig(
-        experts=k[count],
+        experts=experts,
         top_k=k["num_experts_per_tok"],
         width=width,
         activation=k.activation("hidden_act", "silu"),
@@ -208,19 +207,25 @@ def ties_qwen(config: ModelConfig) -> tuple[Tie, ...]:
 
 MIXTRAL = Family(
     *("mixtral", "MixtralForCausalLM", read_mixtral, write_mixtral, ties_mixtral),
+    defaults={"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6},
     prefix="model.",
     copies=TIED,
 )
 OLMOE = Family(
-    *("olmoe", "OlmoeForCausalLM", read_olmoe, write_olmoe, ties_qwen), prefix="model.", copies=TIED
+    *("olmoe", "OlmoeForCausalLM", read_olmoe, write_olmoe, ties_qwen),
+    defaults={"rms_norm_eps": 1e-5},
+    prefix="model.",
+    copies=TIED,
 )
 QWEN2_MOE = Family(
     *("qwen2_moe", "Qwen2MoeForCausalLM", read_qwen2, write_qwen2, ties_qwen),
+    defaults={"num_key_value_heads": 16},
     prefix="model.",
     copies=TIED,
 )
 QWEN3_MOE = Family(
     *("qwen3_moe", "Qwen3MoeForCausalLM", read_qwen3, write_qwen3, ties_qwen),
+    defaults={"num_key_value_heads": 4},
     prefix="model.",
     copies=TIED,
 )

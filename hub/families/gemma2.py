@@ -80,4 +80,15 @@ def ties(config: ModelConfig) -> tuple[Tie, ...]:
     return TIES
 
 
-GEMMA2 = Family(*("gemma2", "Gemma2ForCausalLM", read, write, ties), prefix="model.", copies=TIED)
+GEMMA2 = Family(
+    *("gemma2", "Gemma2ForCausalLM", read, write, ties),
+    defaults={
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    prefix="model.",
+    copies=TIED,
+)

@@ -19,7 +19,7 @@ from hub import rotary
 from hub.families.experts import experts
 from hub.families.llama import ATTENTION, EMBEDDING, TIED, L, T, frame_words, mlp
 from hub.families.mamba import limit_words, limits, mixer1, mixer2, rank, whole
-from hub.family import Family, part, shortest
+from hub.family import Family, own, part, shortest
 from hub.keys import Keys, activation_name
 from hub.layouts import Tie, linear, norm, same
 
@@ -89,9 +89,9 @@ def read_bamba(k: Keys) -> ModelConfig:
 
 
 def write_bamba(config: ModelConfig) -> dict[str, Any]:
-    m, mlp_, kinds = part(config, "mamba2"), part(config, "mlp"), _mixers(config)
+    m, mlp_, kinds = own(config, "mamba2"), part(config, "mlp"), _mixers(config)
     attends = [i for i, kind in enumerate(kinds) if kind != "mamba2"]
-    a = part(config, "attention") if attends else config.attention
+    a = own(config, "attention")
     _, H, G, N = m.sizes(config.width)
     return {
         **frame_words(config, a),
@@ -115,7 +115,7 @@ def write_bamba(config: ModelConfig) -> dict[str, Any]:
 
 
 def ties_bamba(config: ModelConfig) -> tuple[Tie, ...]:
-    sizes = part(config, "mamba2").sizes(config.width)
+    sizes = own(config, "mamba2").sizes(config.width)
     mixer = mixer2(f"{L}mamba2", f"{T}mamba", sizes)
     return (*EMBEDDING, *mixer, *ATTENTION, *mlp(f"{T}feed_forward"), *NORMS)
 
@@ -157,7 +157,7 @@ def read_jamba(k: Keys) -> ModelConfig:
 
 
 def write_jamba(config: ModelConfig) -> dict[str, Any]:
-    m, a = part(config, "mamba1"), part(config, "attention")
+    m, a = own(config, "mamba1"), own(config, "attention")
     channel = [e.channel for e in config.plan().entries()]
     mlp_ = part(config, channel[0])
     experts_ = part(config, "moe") if "moe" in channel else MoeConfig(experts=1, top_k=1)
@@ -184,7 +184,7 @@ def write_jamba(config: ModelConfig) -> dict[str, Any]:
 
 
 def ties_jamba(config: ModelConfig) -> tuple[Tie, ...]:
-    C, _, _ = part(config, "mamba1").sizes(config.width)
+    C, _, _ = own(config, "mamba1").sizes(config.width)
     channel = f"{T}feed_forward"
     return (
         *EMBEDDING,
@@ -218,11 +218,13 @@ def _period(where: list[bool]) -> tuple[int, int]:
 
 BAMBA = Family(
     *("bamba", "BambaForCausalLM", read_bamba, write_bamba, ties_bamba),
+    defaults={"num_key_value_heads": 8, "rms_norm_eps": 1e-5},
     prefix="model.",
     copies=TIED,
 )
 JAMBA = Family(
     *("jamba", "JambaForCausalLM", read_jamba, write_jamba, ties_jamba),
+    defaults={"num_key_value_heads": 8},
     prefix="model.",
     copies=TIED,
 )

@@ -135,5 +135,8 @@ LLAMA = Family(
     "llama", "LlamaForCausalLM", read_llama, write_llama, ties, prefix="model.", copies=TIED
 )
 MISTRAL = Family(
-    "mistral", "MistralForCausalLM", read_mistral, write_mistral, ties, prefix="model.", copies=TIED
+    *("mistral", "MistralForCausalLM", read_mistral, write_mistral, ties),
+    defaults={"num_key_value_heads": 8, "sliding_window": 4096},
+    prefix="model.",
+    copies=TIED,
 )

@@ -203,6 +203,7 @@ SWITCH = Family(
     read_switch,
     write_switch,
     ties_switch,
+    defaults={"num_decoder_layers": 12},
     ignored=UNUSED,
     copies=SHARED,
     task="seq2seq",

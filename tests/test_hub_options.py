@@ -1,0 +1,65 @@
+"""Options of published configs: what a missing key means, and the rarer values of those there.
+
+tests/goldens/families.json has the default of each key, by `model_type`, as the classes of Hugging
+Face transformers 5.23.0 state them.
+"""
+
+import json
+
+import hub_goldens as goldens
+import pytest
+
+from errors import ConfigError
+from hub import checkpoint, tensors
+from hub.families import FAMILIES
+from hub.graph import differences, graph
+from hub.keys import Keys, read_config
+
+DEFAULTS = json.loads((goldens.FOLDER.parent / "families.json").read_text())
+GOLDEN = {checkpoint.family_of(goldens.FOLDER / name)[0].kind: name for name in goldens.NAMES}
+
+
+def outcome(kind, keys, names):
+    """The graph that a config means, or the words that refuse it."""
+    family = FAMILIES[kind]
+    found = Keys(keys, "config.json", names, family.defaults)
+    try:
+        config = family.read(found)
+        found.done()
+    except ConfigError as error:
+        return str(error)
+    return graph(config)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_missing_key_means_what_it_means_to_the_reference(kind):
+    """As its default, or it is refused by its name."""
+    folder = goldens.FOLDER / GOLDEN[kind]
+    names, keys = tensors.entries(folder), read_config(folder)
+    for word in ("rope_parameters", "rope_scaling"):
+        keys.pop(word, None)
+    if kind == "qwen3_moe":  # as files of its publisher have it
+        keys["num_experts"] = keys.pop("num_local_experts")
+    if "rope_theta" in DEFAULTS[kind]:
+        keys["rope_theta"] = 777.0
+    for key, default in DEFAULTS[kind].items():
+        without = outcome(kind, {k: v for k, v in keys.items() if k != key}, names)
+        assert without == outcome(kind, keys | {key: default}, names) or f"lacks {key}" in without
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("bamba", {"attn_layer_indices": [0, 1, 2]}),
+        ("bamba", {"attn_layer_indices": []}),
+        ("jamba", {"attn_layer_period": 1, "attn_layer_offset": 0}),
+        ("jamba", {"attn_layer_period": 9, "attn_layer_offset": 8}),
+        ("jamba", {"num_experts": 1}),
+    ],
+)
+def test_a_hybrid_of_one_kind_of_layer_is_written_as_it_was_read(kind, changes):
+    keys = read_config(goldens.FOLDER / GOLDEN[kind]) | changes
+    config = FAMILIES[kind].read(Keys(keys, "config.json", ()))
+    family, written = checkpoint.exported(config, kind)
+    again = family.read(Keys(written, "config.json", ()))
+    assert not differences(config, again)
