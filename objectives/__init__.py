@@ -33,10 +33,35 @@ from objectives.vocabulary import Blank, Tokenizer
 Batch = dict[str, Array]
 
 
+class Bank(Protocol):
+    """What an objective keeps on the device between steps, in the state of the run: rows of
+    training text and what it makes of them (a memory bank, Wu et al., arXiv:1805.01978)."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows of training text it is made of."""
+
+    def held(self, width: int, rows: Batch) -> Any:
+        """What is kept of rows as `host` makes them, for a model of this width; a pytree."""
+
+    def consulted(
+        self, learner: Learner, held: Any, batch: Batch, step: Array, parts: int
+    ) -> tuple[Any, Batch]:
+        """What is kept after looking at step `step`, and the batch with what it adds; without a
+        gradient, and in no more memory than one of `parts` microbatches takes."""
+
+    def reads(self, steps: int, batch: int, length: int) -> int:
+        """Tokens that the model reads for it in a run: what the budget pays a third for."""
+
+
 class Objective(Protocol):
     """What the loop asks of an objective. All are frozen dataclasses."""
 
     additive: ClassVar[bool]  # its terms are sums over rows
+
+    @property
+    def bank(self) -> Bank | None:
+        """What it keeps between steps, if anything."""
 
     def rows(self, model: ModelConfig, length: int) -> Rows:
         """What rows are made of; ConfigError if the model cannot take them."""
@@ -71,6 +96,7 @@ OBJECTIVES: dict[str, type] = {
 
 __all__ = [
     "OBJECTIVES",
+    "Bank",
     "Batch",
     "Blank",
     "CausalLM",

@@ -30,6 +30,7 @@ class CausalLM:
     z_loss: NonNegative = 0.0  # weight of mean(logsumexp(logits)^2) (PaLM, arXiv:2204.02311)
 
     additive: ClassVar[bool] = True
+    bank: ClassVar[None] = None
 
     def rows(self, model: ModelConfig, length: int) -> Rows:
         no_source("causal_lm", model.encoder.depth)

@@ -4,7 +4,7 @@ A row is several texts, each read alone: an anchor, its match, and hard negative
 A text becomes one vector (pooled, perhaps projected, of length 1); the loss is InfoNCE over the
 whole batch, whatever devices or microbatches it is spread over. Equal texts are never each other's
 negatives. Without given matches a text is its own, under another draw of dropout, or its halves are
-each other's.
+each other's. Further hard negatives may be mined (`objectives/mining.py`).
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from arch import ModelConfig, Sequence
 from arch.terms import Amount
 from errors import ConfigError
-from objectives.infonce import alignment, candidates, info_nce, uniformity
+from objectives.infonce import alignment, candidates, hardness, info_nce, uniformity
 from objectives.learner import (
     Example,
     Learner,
@@ -30,6 +30,7 @@ from objectives.learner import (
     Term,
     auxiliary,
 )
+from objectives.mining import Miner, Mining
 from objectives.pooling import (
     ContrastiveHead,
     Pooling,
@@ -58,6 +59,7 @@ class Contrastive:
     projection: Projection = "none"
     width: Natural = 0  # of projected vectors; 0: the model's
     view: Literal["both", "causal"] = "both"  # how a text is read
+    mining: Mining = Mining()
 
     additive: ClassVar[bool] = False
 
@@ -87,13 +89,18 @@ class Contrastive:
             )
         reads: Reads = "records" if self.positives == "given" else "pieces"
         way = "; or set contrastive.view=causal" if self.view == "both" else ""
-        texts = 2 + self.negatives
+        mined = self.mining.count if self.mining.every else 0
+        texts = 2 + self.negatives + mined
         return Rows(length, 0, self.view, reads=reads, texts=texts, logits=False, remedy=way)
 
     def judged(self) -> "Contrastive":
         """As it is evaluated: by a text's match alone, and a text is no match of itself."""
         positives = "halves" if self.positives == "dropout" else self.positives
-        return dataclasses.replace(self, positives=positives, negatives=0)
+        return dataclasses.replace(self, positives=positives, negatives=0, mining=Mining())
+
+    @property
+    def bank(self) -> Miner | None:
+        return Miner(self.mining, self.width, self.encode) if self.mining.every else None
 
     def host(self, model: ModelConfig, length: int, tokenizer: Tokenizer) -> Example:
         tokenizer.specials.require("bos", "eos", what="objective contrastive")
@@ -154,6 +161,8 @@ class Contrastive:
             "uniformity": Amount(spread, one),
             "temperature": Amount(temperature, one),
         }
+        if x.shape[1] > 2:
+            metrics["hard_cosine"] = Amount(*hardness(x, present, weights))
         return {"contrastive_nats": Term(masked_sum(told.nats, weights), total)} | added, metrics
 
     def _temperature(self, learner: Learner) -> Float[Array, ""]:

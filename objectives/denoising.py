@@ -49,6 +49,7 @@ class Denoising:
     style: Literal["sentinels", "infill"] = "sentinels"  # infill: a mask a span, all as target
 
     additive: ClassVar[bool] = True
+    bank: ClassVar[None] = None
 
     def check(self) -> None:
         if not self.corruptions:

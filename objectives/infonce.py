@@ -31,11 +31,11 @@ def candidates(
     """Texts that are equal to the anchor or to its match are no negatives of it, nor is padding."""
     B, V, _ = ids.shape
     anchor, match = ids[:, 0], ids[:, 1]
-    equal = _same(anchor, anchor) | _same(match, match) | _same(anchor, match)
-    equal |= _same(match, anchor)
+    equal = same(anchor, anchor) | same(match, match) | same(anchor, match)
+    equal |= same(match, anchor)
     others = (~equal & (weights != 0)[None]) | jnp.eye(B, dtype=bool)
     rest, there = ids[:, 2:].reshape(-1, 2), present[:, 2:].reshape(-1)
-    hard = ~_same(anchor, rest) & ~_same(match, rest) & there[None]
+    hard = ~same(anchor, rest) & ~same(match, rest) & there[None]
     return Candidates(others, hard)
 
 
@@ -64,6 +64,15 @@ def alignment(vectors: Float[Array, "B V E"]) -> Float[Array, " B"]:
     return jnp.sum(jnp.square(vectors[:, 0] - vectors[:, 1]), axis=-1)
 
 
+def hardness(
+    vectors: Float[Array, "B V E"], present: Bool[Array, "B V"], weights: Float[Array, " B"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sum and number of the cosines of anchors with the hard negatives of their own rows."""
+    near = jnp.einsum("be,bme->bm", vectors[:, 0], vectors[:, 2:], precision=HIGHEST)
+    known = present[:, 2:] & (weights != 0)[:, None]
+    return jnp.sum(near, where=known), jnp.sum(known, dtype=near.dtype)
+
+
 def uniformity(x: Float[Array, "B E"], weights: Float[Array, " B"]) -> Float[Array, ""]:
     """log of the mean of exp(-2 d^2) over pairs of different rows; 0 where there is no pair."""
     known = weights != 0
@@ -75,5 +84,6 @@ def uniformity(x: Float[Array, "B E"], weights: Float[Array, " B"]) -> Float[Arr
     return jnp.where(count > 0, jnp.log(jnp.where(count > 0, mean, 1)), 0)
 
 
-def _same(a: Int[Array, "N 2"], b: Int[Array, "M 2"]) -> Bool[Array, "N M"]:
+def same(a: Int[Array, "N 2"], b: Int[Array, "M 2"]) -> Bool[Array, "N M"]:
+    """Where the texts with these ids are equal."""
     return jnp.all(a[:, None] == b[None], axis=-1)

@@ -31,6 +31,7 @@ class MaskedLM:
     ngram: Count = 1  # up to so many neighbours (words, if whole) are chosen together
 
     additive: ClassVar[bool] = True
+    bank: ClassVar[None] = None
 
     def check(self) -> None:
         if self.rate >= 1:

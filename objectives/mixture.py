@@ -68,6 +68,7 @@ class Mixed:
     members: tuple[Member, ...]
 
     additive: ClassVar[bool] = False
+    bank: ClassVar[None] = None  # its parts have theirs
 
     def rows(self, model: ModelConfig, length: int) -> Rows:
         """Of the first; each member is asked for its own."""

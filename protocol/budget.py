@@ -190,12 +190,18 @@ def _stepped(
 ) -> Settings:
     """With the steps that reach the target, and a warm-up of the same share of them."""
     train, optimizer = settings.train, settings.optimizer
-    one = measured(replace(settings, train=replace(train, steps=1)), seconds)._asdict()[axis]
-    steps = max(round(target / one), 1)
-    if abs(steps * one / target - 1) > tolerance:
+
+    def of(steps: int) -> float:
+        own = replace(settings, train=replace(train, steps=steps))
+        return measured(own, seconds)._asdict()[axis]
+
+    steps = max(round(target / of(1)), 1)
+    for _ in range(8):  # what is not done at every step counts too
+        steps = max(round(steps * target / of(steps)), 1)
+    if abs(of(steps) / target - 1) > tolerance:
         raise ConfigError(
             f"{name}: {axis} {target:.6g} is not reached within {tolerance:.2%} by whole steps; "
-            f"nearest: {steps * one:.6g} with train.steps {steps}; reduce train.batch"
+            f"nearest: {of(steps):.6g} with train.steps {steps}; reduce train.batch"
         )
     warmup = min(round(optimizer.warmup * steps / max(train.steps, 1)), steps - 1)
     return replace(

@@ -62,10 +62,18 @@ def scores(workdir, task="retrieval") -> dict:
     return {score["name"]: score["value"] for score in record["scores"]}
 
 
+# In two chunks, with a negative mined from a pool that is larger than the training split.
+MINED = (
+    "--config.train.accumulate=2",
+    "--config.contrastive.mining.every=4",
+    "--config.contrastive.mining.pool=300",
+)
+
+
 @pytest.fixture(scope="module")
 def whole(pairs, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    assert run(*flags(pairs, workdir, "--config.train.accumulate=2")) == 0
+    assert run(*flags(pairs, workdir, *MINED)) == 0
     return workdir
 
 
@@ -74,9 +82,10 @@ def test_a_run_is_judged_beside_what_needs_no_training(whole):
     assert [row["step"] for row in rows] == list(range(1, 7))
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert {"recall@1", "alignment", "uniformity", "temperature"} <= set(rows[0])
-    assert rows[-1]["tokens"] == 6 * 16 * 16 * 2
+    assert rows[-1]["tokens"] == 6 * 16 * 16 * 3
+    assert all(-1 <= row["hard_cosine"] <= 1 for row in rows)
     record = json.loads((whole / "run.json").read_text())
-    assert record["cost"]["run_positions"] == 6 * 16 * 16 * 2
+    assert record["cost"]["run_positions"] == round((6 * 16 * 3 + (6 * 16 + 2 * 300) / 3) * 16)
     assert record["cost"]["terms"]["head.logits"]["model"] == 0
     subject, _, _ = from_run(whole)
     x = embedded(subject, ["the cat", "the dog and a very long text that a row does not hold"])
@@ -90,12 +99,13 @@ def test_a_run_is_judged_beside_what_needs_no_training(whole):
 
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_losses(whole, pairs, tmp_path):
-    parts = ("--config.train.accumulate=2", "--config.debug.fault=sigterm@3")
-    assert run(*flags(pairs, tmp_path, *parts)) == 75
-    assert run(*flags(pairs, tmp_path, parts[0])) == 0
+    """Between two readings of the pool, whose vectors the checkpoint holds."""
+    assert run(*flags(pairs, tmp_path, *MINED, "--config.debug.fault=sigterm@3")) == 75
+    assert run(*flags(pairs, tmp_path, *MINED)) == 0
     rows = [RunFolder(folder).metrics() for folder in (whole, tmp_path)]
     assert [r["data_hash"] for r in rows[0]] == [r["data_hash"] for r in rows[1]]
-    assert [r["loss"] for r in rows[0]] == [r["loss"] for r in rows[1]]
+    for name in ("loss", "hard_cosine", "grad_norm"):
+        assert [r[name] for r in rows[0]] == [r[name] for r in rows[1]]
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from data.texts import rows_of
 from errors import DataError, NonFiniteError
 from objectives import Learner, Member, Metrics
 from training import mesh as meshes
+from training.banks import filled
 from training.checkpoint import Checkpoints
 from training.distributed import Votes
 from training.faults import Faults
@@ -153,6 +154,8 @@ def begin(job: Job, initial: Any) -> Place:
             history = {name: meta[name] for name in ("passed", "returns") if name in meta}
             return Place(state, found, meta["rolling"], **history)
         state = job.program.init()
+    settings = job.program.settings
+    state = state._replace(banks=filled(settings, job.data, job.program.mesh))
     if initial is not None:
         head = state.learner.head if initial.head is None else initial.head
         state = state._replace(learner=Learner(initial.model, head))

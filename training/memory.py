@@ -17,6 +17,7 @@ from arch import ModelConfig
 from arch.sharding import BATCH
 from objectives import Learner
 from ops.cross_entropy import LOGITS
+from training.banks import consulted
 from training.program import Program
 from training.report import bytes_per_device
 from training.state import new_learner
@@ -25,10 +26,11 @@ from training.state import new_learner
 def estimate(program: Program) -> dict[str, int]:
     """Bytes per device by component."""
     learner = program.state.learner
-    parameters = bytes_per_device(learner)
+    parameters, banks = bytes_per_device(learner), bytes_per_device(program.state.banks)
     return {
         "parameters": parameters,
         "optimizer": bytes_per_device((program.state.optimizer, program.state.guard)),
+        **({"banks": banks} if banks else {}),
         "batch": bytes_per_device(program.batch),
         "gradients": parameters,
         "activations": _residuals(program, program.settings.model),
@@ -72,9 +74,15 @@ def _ways(program: Program) -> int:
 def _residuals(program: Program, model: ModelConfig) -> int:
     """Bytes that the forward pass of one microbatch leaves for the backward pass, per device."""
     objective, parts = program.objective, program.settings.train.accumulate
+    _, batch = jax.eval_shape(
+        lambda state, batch: consulted(
+            *(objective, state.learner, state.banks, batch, state.step, parts)
+        ),
+        *(program.state, program.batch),
+    )
     micro = {
         name: jax.ShapeDtypeStruct((s.shape[0] // parts, *s.shape[1:]), s.dtype)
-        for name, s in program.batch.items()
+        for name, s in batch.items()
     }
     learner = jax.eval_shape(lambda: new_learner(model, objective, 0))
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from errors import ConfigError
 from objectives import Blank, Objective
 from training import mesh as meshes
+from training.banks import empty
 from training.settings import Settings
 from training.state import State, initial, placement, transformation
 from training.step import make_step
@@ -44,7 +45,8 @@ def program(settings: Settings, mesh: Mesh) -> Program:
     tx = transformation(settings.optimizer, train.steps, model, objective)
 
     def init(seed: Any) -> State:
-        return initial(model, objective, tx, settings.optimizer.window, seed)
+        window = settings.optimizer.window
+        return initial(model, objective, tx, window, seed, empty(settings))
 
     seed = np.uint32(settings.seed % 2**32)
     shapes = jax.eval_shape(init, seed)

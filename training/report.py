@@ -12,6 +12,7 @@ from rich.table import Table
 from arch import Cost, cost
 from arch.cost import mean
 from objectives import Rows
+from training import banks
 from training.console import printable
 from training.flags import rows
 from training.mesh import AXES
@@ -28,22 +29,25 @@ UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k
 def priced(settings: Settings) -> Cost:
     """The cost of the model of `settings` on the rows it trains on: of one position, which in a
     mixture is the mean over those of all its parts."""
-    wanted = _wanted(settings)
-    bills = [_bill(settings, rows) for rows in wanted]
-    places = [rows.positions(settings.train.length) for rows in wanted]
-    return bills[0] if len(bills) == 1 else mean(bills, [n / sum(places) for n in places])
+    read = _read(settings, max(settings.train.steps, 1))
+    bills, whole = [_bill(settings, rows) for rows, _ in read], sum(n for _, n in read)
+    return bills[0] if len(bills) == 1 else mean(bills, [n / whole for _, n in read])
 
 
 def positions(settings: Settings) -> int:
-    """Positions of the whole run that cost what `priced` says one costs."""
-    train = settings.train
-    places = sum(rows.positions(train.length) for rows in _wanted(settings))
-    return train.steps * train.batch * places
+    """Positions of the whole run that cost what `priced` says one costs; one that is read without
+    a gradient, to mine negatives, counts as a third."""
+    return round(sum(n for _, n in _read(settings, settings.train.steps)))
 
 
-def _wanted(settings: Settings) -> list[Rows]:
-    length = settings.train.length
-    return [member.objective.rows(settings.model, length) for member in settings.members()]
+def _read(settings: Settings, steps: int) -> list[tuple[Rows, float]]:
+    """The rows of each part of a mixture, and their positions in so many steps."""
+    train, found = settings.train, []
+    for member in settings.members():
+        rows = member.objective.rows(settings.model, train.length)
+        places = steps * train.batch * rows.positions(train.length)
+        found.append((rows, places + banks.reads(settings, member, steps) / 3))
+    return found
 
 
 def _bill(settings: Settings, rows: Rows) -> Cost:
@@ -72,9 +76,10 @@ def show(items: list[Table], console: Console | None = None) -> None:
 def tell(scores: dict[str, Any], folder: Path, console: Console | None = None) -> None:
     """The last word of a run: its scores, and where everything is."""
     console = console or Console(highlight=False)
+    width = max(map(len, scores), default=0) + 2
     for name, value in scores.items():
         text = value if isinstance(value, str) else f"{value:.4f}"
-        console.print(f"{name:24}{printable(text)}", markup=False, soft_wrap=True)
+        console.print(f"{name:{width}}{printable(text)}", markup=False, soft_wrap=True)
     console.print(f"everything is in {folder}/", markup=False)
 
 
@@ -160,7 +165,7 @@ def _held(found: "Outcome", program: Program, where: Target, estimate: int) -> T
         state = program.state
         parts = {
             "parameters": bytes_per_device(state.learner),
-            "optimizer": bytes_per_device((state.optimizer, state.guard)),
+            "optimizer": bytes_per_device((state.optimizer, state.guard, state.banks)),
             "batch": bytes_per_device(program.batch),
         }
         rest = {name: size for name, size in found.memory.items() if name != "arguments"}

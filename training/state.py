@@ -1,5 +1,6 @@
 """What a run carries from step to step, and where it lives: no keys, no iterators, only a step."""
 
+import types
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +35,7 @@ class State(NamedTuple):
     learner: Learner
     optimizer: Any
     guard: Guard
+    banks: Any  # what objectives keep between steps; {}: nothing
 
 
 def initial(
@@ -42,6 +44,7 @@ def initial(
     tx: optax.GradientTransformation,
     window: int,
     seed: Any,
+    banks: Any = types.MappingProxyType({}),
 ) -> State:
     """The state before the first step."""
     learner = new_learner(model, objective, seed)
@@ -49,7 +52,7 @@ def initial(
     losses = jnp.zeros((max(window, 1),), jnp.float32)
     guard = Guard(jnp.zeros((), bool), zero, zero, losses, zero)
     seed = jnp.asarray(seed, jnp.uint32)
-    return State(seed, zero, learner, tx.init(named_leaves(learner)), guard)
+    return State(seed, zero, learner, tx.init(named_leaves(learner)), guard, dict(banks))
 
 
 def new_learner(model: ModelConfig, objective: Objective, seed: Any) -> Learner:
@@ -87,8 +90,8 @@ def placement(mesh: Mesh, state: State) -> Any:
         )
 
     optimizer = jax.tree_util.tree_map_with_path(moment, state.optimizer)
-    guard = jax.tree.map(lambda _: alone, state.guard)
-    return State(alone, alone, learner, optimizer, guard)  # type: ignore[arg-type]
+    rest = jax.tree.map(lambda _: alone, (state.guard, state.banks))
+    return State(alone, alone, learner, optimizer, *rest)  # type: ignore[arg-type]
 
 
 def _pairs(learner: Learner, places: Learner) -> list:

@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from arch.terms import Amount
 from objectives import Batch, Learner, Metrics, Objective
+from training.banks import consulted
 from training.gradients import gradients
 from training.leaves import named_leaves
 from training.optimizer import OptimizerConfig, Params, clipped, declared, rate
@@ -30,6 +31,9 @@ def make_step(
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         key = purpose(state.seed, state.step, DROPOUT)
+        with jax.named_scope("consult"):
+            asked = state.learner, state.banks, batch, state.step, accumulate
+            banks, batch = consulted(objective, *asked)
         with jax.named_scope("gradients"):
             slopes, loss, metrics = gradients(objective, state.learner, batch, key, accumulate)
         with jax.named_scope("update"):
@@ -48,7 +52,7 @@ def make_step(
         said |= {"skipped": ~taken, "halted": guard.halted}
         one = jnp.ones(())
         metrics |= {name: Amount(jnp.asarray(x, jnp.float32), one) for name, x in said.items()}
-        return State(state.seed, state.step + 1, learner, optimizer, guard), metrics
+        return State(state.seed, state.step + 1, learner, optimizer, guard, banks), metrics
 
     return step
 

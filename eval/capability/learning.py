@@ -89,6 +89,7 @@ class Answers:
     most: Count  # questions of a row
 
     additive: ClassVar[bool] = True
+    bank: ClassVar[None] = None
 
     def rows(self, model: ModelConfig, length: int) -> Rows:
         return Rows(text=length, overlap=0, view="causal", targets=self.most)
