@@ -21,10 +21,11 @@ SPELT = "anchor, positive and perhaps negatives, or a, b"
 def _corpus(cfg: DataConfig) -> Source:
     def read(tally: files.Tally) -> Documents:
         for split in ("train", "valid", "test"):
-            for pair in islice(corpus.pairs(split), cfg.limit or None):
-                yield split, pair
+            for record in islice(corpus.pairs(split, cfg.neighbours), cfg.limit or None):
+                yield split, record
 
     identity = {"corpus": corpus.NAME, "sha256": corpus.sums(), "limit": cfg.limit}
+    identity |= {"neighbours": cfg.neighbours} if cfg.neighbours else {}
     whole = SOURCES["corpus"](cfg).read  # one vocabulary for all objectives
     return Source(identity | {"records": "verses"}, 0, read, whole)
 

@@ -35,6 +35,7 @@ class DataConfig:
     test_path: str = ""
     valid_share: Held = 0.01  # of the documents, where there is no valid_path; at least one
     test_share: Held = 0.01
+    neighbours: Natural = 0  # corpus: verses on each side of one that are its hard negatives
     field: str = "text"  # that holds the text; of jsonl and datasets
     weight: str = ""  # jsonl: the field with a document's weight in the loss; "": all count alike
     chat: Template = ""  # jsonl: lines hold chats, framed so; replies alone count
@@ -67,6 +68,11 @@ class DataConfig:
             raise ConfigError(
                 f"data.chat {self.chat!r} and data.weight {self.weight!r} are of data.source "
                 "jsonl, one at a time; leave them empty"
+            )
+        if self.neighbours and self.source != "corpus":
+            raise ConfigError(
+                f"data.neighbours {self.neighbours} are verses of the embedded corpus, data.source "
+                f"is {self.source!r}; set it to 0"
             )
         if not self.tokenizer:
             raise ConfigError("data.tokenizer is empty; use bytes, bpe:8192 or a tokenizer.json")

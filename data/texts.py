@@ -73,11 +73,16 @@ class Texts:
         return permutation(self.seed or 0, epoch, DOCUMENTS, len(self._spans.first))
 
 
-def records(store: Store) -> Spans:
-    """A row for each record."""
+def records(store: Store, texts: int = 2) -> Spans:
+    """A row for each record, of which one at least has so many texts."""
     if store.records is None:
         raise DataError(f"{store.folder} holds documents, no records; build the store of records")
     starts = np.asarray(store.records)
+    if (most := int(np.diff(starts).max())) < texts:
+        raise DataError(
+            f"{store.folder}: no record has more than {most - 2} hard negatives, "
+            f"contrastive.negatives asks for {texts - 2}; set it to {most - 2}"
+        )
     return Spans(starts[:-1], starts[1:], np.zeros(len(starts) - 1, np.int64))
 
 
@@ -93,5 +98,9 @@ def rows_of(store: Store, wanted: Wanted, seed: int | None = None) -> Packed | T
     """The rows that an objective asks for; with a seed they go on for ever."""
     if wanted.reads == "packed":
         return Packed(store, wanted.text, wanted.overlap, seed)
-    spans = records(store) if wanted.reads == "records" else pieces(store, wanted.text - 2)
+    spans = (
+        records(store, wanted.texts)
+        if wanted.reads == "records"
+        else pieces(store, wanted.text - 2)
+    )
     return Texts(store, spans, wanted.text, wanted.texts, seed)

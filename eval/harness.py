@@ -14,8 +14,9 @@ from errors import ConfigError
 from eval import answers
 from eval.capability.tasks import TASKS as CAPABILITIES
 from eval.denoised import Denoised
-from eval.held_out import BitsPerByte, Masked
+from eval.held_out import BitsPerByte
 from eval.inference import Inference
+from eval.masked import Masked
 from eval.positions import Positions
 from eval.probe import Probe
 from eval.retrieval import Retrieval

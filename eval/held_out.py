@@ -9,7 +9,7 @@ as models see them, which proves it. No score depends on how windows are batched
 import functools
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 
 from data.loader import windows
 from eval.task import Score, Subject
-from objectives import Learner, Objective
+from objectives import Example, Learner, Objective
 from training import mesh as meshes
 
 SPLITS = ("valid", "test")
@@ -41,23 +41,7 @@ class BitsPerByte:
             yield Score(f"{split}/nats_per_token", nats / predicted, predicted)
 
 
-class Masked:
-    """Hidden tokens, 15 % of the text behind masks only, whatever the training rate."""
-
-    version: ClassVar[int] = 2
-    objective: ClassVar[str] = "masked_lm"
-
-    def __init__(self, splits: tuple[str, ...] = SPLITS):
-        self.splits = splits
-
-    def __call__(self, subject: Subject) -> Iterator[Score]:
-        for split in self.splits:
-            found, digest = swept(subject, getattr(subject.data, split))
-            yield from _means(found, split, "masked", ("masked_nats", "accuracy"))
-            yield Score(f"{split}/set", digest)
-
-
-def _means(
+def means(
     found: dict[str, tuple[float, float]], split: str, what: str, names: tuple[str, ...]
 ) -> Iterator[Score]:
     for name in names:
@@ -76,12 +60,14 @@ def sums(subject: Subject, store: Any) -> dict[str, tuple[float, float]]:
     return swept(subject, store)[0]
 
 
-def swept(subject: Subject, store: Any) -> tuple[dict[str, tuple[float, float]], str]:
-    """`sums`, and the hash of the windows that they are of."""
+def swept(
+    subject: Subject, store: Any, rows: Iterable[dict[str, np.ndarray]] | None = None
+) -> tuple[dict[str, tuple[float, float]], str]:
+    """`sums`, and the hash of the windows that they are of: those of `rows`, else of `read`."""
     digest, total = hashlib.sha256(), dict[str, np.ndarray]()
     objective, place = subject.objective.judged(), meshes.rows(subject.mesh)
     with jax.set_mesh(subject.mesh):
-        for arrays in read(subject, store):
+        for arrays in read(subject, store) if rows is None else rows:
             digest.update(seen(arrays))
             out = _batch(objective, subject.learner, jax.device_put(arrays, place))
             for name, pair in jax.device_get(out).items():
@@ -90,14 +76,16 @@ def swept(subject: Subject, store: Any) -> tuple[dict[str, tuple[float, float]],
     return found, digest.hexdigest()
 
 
-def read(subject: Subject, store: Any) -> Iterator[dict[str, np.ndarray]]:
-    """All windows of a store, in batches."""
+def read(
+    subject: Subject, store: Any, example: Example | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """All windows of a store, in batches, as the objective or an `example` makes them."""
     settings, objective = subject.settings, subject.objective.judged()
     rows = objective.rows(settings.model, settings.train.length)
     ways = subject.mesh.size
     count = -(-settings.eval.batch // ways) * ways
-    example = objective.host(settings.model, settings.train.length, subject.data.tokenizer)
-    batches = windows(store, count, rows.text, rows.overlap, example)
+    own = objective.host(settings.model, settings.train.length, subject.data.tokenizer)
+    batches = windows(store, count, rows.text, rows.overlap, example or own)
     yield from map(batches.__getitem__, range(len(batches)))
 
 

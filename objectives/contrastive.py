@@ -90,8 +90,14 @@ class Contrastive:
         reads: Reads = "records" if self.positives == "given" else "pieces"
         way = "; or set contrastive.view=causal" if self.view == "both" else ""
         mined = self.mining.count if self.mining.every else 0
-        texts = 2 + self.negatives + mined
-        return Rows(length, 0, self.view, reads=reads, texts=texts, logits=False, remedy=way)
+        return Rows(
+            *(length, 0, self.view),
+            reads=reads,
+            texts=2 + self.negatives,
+            added=mined,
+            logits=False,
+            remedy=way,
+        )
 
     def judged(self) -> "Contrastive":
         """As it is evaluated: by a text's match alone, and a text is no match of itself."""

@@ -35,13 +35,14 @@ class Rows(NamedTuple):
     targets: int = 0  # at most so many of these are scored; 0: all
     reads: Reads = "packed"
     texts: int = 1  # of a row, each read alone
+    added: int = 0  # texts that a bank adds to these
     in_place: bool = False  # tokens stand or are predicted where they are, so text may be weighed
     logits: bool = True  # whether the model's head is asked for any
     remedy: str = ""  # what else to do where a model cannot take the view
 
     def positions(self, length: int) -> int:
         """Tokens of a row that a model reads."""
-        return (self.tokens or length) * self.texts
+        return (self.tokens or length) * (self.texts + self.added)
 
 
 class Learner(NamedTuple):

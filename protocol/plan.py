@@ -34,6 +34,7 @@ class Declaration:
     unit: str = "bits per byte"
     better: Better = "lower"
     alpha: float = 0.05
+    varies: tuple[str, ...] = ()  # settings of the objective in which candidates differ
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,7 @@ def _run(
         "comparisons": [list(pair) for pair in declared.comparisons],
         "declared": plan.comparisons,
         "role": role,
+        **({"varies": list(declared.varies)} if declared.varies else {}),
     }
     if count is not None:
         study["trials"] = count

@@ -37,6 +37,7 @@ KEYS = (  # protocol, item 14: rows that differ in one of these are not ranked t
     *("objective", "data", "tokenizer", "length", "batch", "precision", "optimiser", "start"),
     *("metric", "evaluation", "tuning trials"),
 )
+SETS = ("set", "mask")  # hashes, by split, of what a score is of
 UNSCORED = "none"  # instead of what judged a run
 State = Literal["finished", "diverged", "unfinished", "failed"]
 
@@ -60,6 +61,7 @@ class Study(NamedTuple):
     refutes: str = ""
     comparisons: tuple[tuple[str, str], ...] = ()  # pairs of candidates; (): all
     declared: int = 0  # comparisons of the whole plan, other sizes and objectives included
+    varies: tuple[str, ...] = ()  # settings of the objective that it compares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +174,7 @@ def study_of(study: Fields) -> Study:
         refutes=study.text("refutes"),
         comparisons=tuple(study.pairs("comparisons", 80)),
         declared=min(study.count("declared") or 0, MOST_DECLARED),
+        varies=tuple(study.texts("varies", 80)),
     )
 
 
@@ -210,9 +213,10 @@ def _scores(path: Path, step: int, taken: Any) -> tuple[Scores, dict[str, str]]:
                 continue  # a sample, or the hash of a set
             value, key = score.number("value"), score.text("name", 80)
             if value is not None and key:
-                own = sets.get(f"{key.partition('/')[0]}/set", "")
+                split = key.partition("/")[0]
+                own = [(n, sets[f"{split}/{n}"]) for n in SETS if f"{split}/{n}" in sets]
                 scores[key] = value, version
-                versions[key] = f"{how}, set {own}" if own else how
+                versions[key] = ", ".join([how, *(f"{n} {digest}" for n, digest in own)])
     return scores, versions
 
 
@@ -256,7 +260,7 @@ def _keys(
     data, prints = settings.section("data"), run.section("fingerprints")
     trials = "not declared" if study.trials is None else str(study.trials)
     return {
-        "objective": " ".join([objective, *_objective(settings, objective)]),
+        "objective": " ".join([objective, *_objective(settings, objective, study.varies)]),
         "data": f"{data.text('source')} {prints.text('data')}",
         "tokenizer": f"{data.text('tokenizer')} {prints.text('tokenizer')}",
         "length": f"{settings.section('train').count('length')} tokens",
@@ -270,11 +274,14 @@ def _keys(
     }
 
 
-def _objective(settings: Fields, objective: str) -> list[str]:
+def _objective(settings: Fields, objective: str, varies: tuple[str, ...] = ()) -> list[str]:
     """Its settings; of a mixture those of its parts too, of contrastive learning the dropout that
-    makes views differ."""
+    makes views differ. In what a study declares to vary, its rows may differ."""
     own = leaves(settings.section(objective).tree)
-    found = [f"{key}={value}" for key, value in own.items()]
+    under = tuple(f"{name}." for name in varies)
+    kept = {k: v for k, v in own.items() if not f"{objective}.{k}.".startswith(under)}
+    found = [f"{key}={value}" for key, value in kept.items()]
+    found += [f"varies={name}" for name in varies if name.startswith(f"{objective}.")]
     if objective == "contrastive":
         model = settings.section("model")
         sites = (model.section(name).amount("dropout") or 0 for name in ("embed", "block"))
@@ -283,7 +290,7 @@ def _objective(settings: Fields, objective: str) -> list[str]:
         listed = settings.section("mixture").tree.get("parts")
         names = [part[0] for part in listed or [] if isinstance(part, list) and part]
         for name in (n for n in names if isinstance(n, str) and n != "mixture"):
-            found += [f"{name}.{text}" for text in _objective(settings, name)]
+            found += [f"{name}.{text}" for text in _objective(settings, name, varies)]
     return found
 
 

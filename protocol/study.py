@@ -37,6 +37,7 @@ class Study:
     metric: str = "test/bits_per_byte"
     unit: str = "bits per byte"
     better: Better = "lower"
+    varies: tuple[str, ...] = ()  # sections or settings of the objective that candidates may change
     axis: Axis = "training_flops"
     rule: Literal["size", "steps", "isoflop", "given"] = "size"  # given: they cost the same already
     objectives: tuple[str, ...] = ("causal_lm",)
@@ -96,7 +97,8 @@ def planned(study: Study, shared: Settings, vocab: int) -> Made:
                 cells.append(cell)
                 matched[cell.key] = one
     declaration = Declaration(
-        *(study.axis, study.metric, study.margin, study.comparisons, study.unit, study.better)
+        *(study.axis, study.metric, study.margin, study.comparisons, study.unit, study.better),
+        varies=study.varies,
     )
     tuning = Tuning(study.tuning_metric, seeds=study.tuning_seeds, trials=study.trials)
     return Made(Plan(tuple(cells), declaration, study.seeds, tuning), matched)

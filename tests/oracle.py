@@ -23,6 +23,10 @@ class Bigram(NamedTuple):
 
     table: jax.Array
 
+    @property
+    def config(self) -> ModelConfig:
+        return ModelConfig(vocab=VOCAB)
+
     def __call__(self, tokens, seq, *, state=None, source=None, key=None):
         return self.table[tokens], {}, state
 

@@ -82,7 +82,7 @@ def test_a_run_is_judged_beside_what_needs_no_training(whole):
     assert [row["step"] for row in rows] == list(range(1, 7))
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert {"recall@1", "alignment", "uniformity", "temperature"} <= set(rows[0])
-    assert rows[-1]["tokens"] == 6 * 16 * 16 * 3
+    assert rows[-1]["tokens"] == 6 * 16 * 16 * 2
     assert all(-1 <= row["hard_cosine"] <= 1 for row in rows)
     record = json.loads((whole / "run.json").read_text())
     assert record["cost"]["run_positions"] == round((6 * 16 * 3 + (6 * 16 + 2 * 300) / 3) * 16)

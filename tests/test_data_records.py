@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from data_stores import BOS, EOS, distinct, made_store
 
-from data import DataConfig, open_data
+from data import DataConfig, corpus, open_data
 from data.store import Store, Writer
 from data.texts import pieces, records, rows_of
 from data.tokenizers import ByteTokenizer
-from errors import DataError
+from errors import ConfigError, DataError
 from objectives import Rows
 
 
@@ -91,6 +91,26 @@ def test_the_embedded_corpus_has_its_verses_as_pairs(tmp_path):
     counts = [len(s.records) - 1 for s in (data.train, data.valid, data.test)]
     assert counts == [28_691, 1_222, 1_186]
     assert texts_of(data.valid)[0][0].startswith("Now it happened in the days of Ahasuerus")
+
+
+def test_a_verse_has_those_around_it_as_hard_negatives():
+    """As far as its chapter goes: Esther 1 has 22 verses, of which the first has none before it."""
+    plain, around = list(corpus.pairs("valid")), list(corpus.pairs("valid", 2))
+    assert [record[:2] for record in around] == plain
+    literal = [match for _, match in plain]
+    assert around[0][2:] == tuple(literal[1:3])
+    assert around[5][2:] == (*literal[3:5], *literal[6:8])
+    assert around[21][2:] == tuple(literal[19:21])
+    assert around[22][2:] == tuple(literal[23:25])
+    with pytest.raises(ConfigError, match="data.neighbours 1 are verses.*'text'; set it to 0"):
+        DataConfig(source="text", path="x", neighbours=1)
+
+
+def test_hard_negatives_that_no_record_has_are_refused(tmp_path):
+    store = store_of(tmp_path / "s", [(3, 2), (4, 3, 5)])
+    rows_of(store, Rows(8, 0, "both", reads="records", texts=3))
+    with pytest.raises(DataError, match="no record has more than 1.*asks for 2; set it to 1"):
+        rows_of(store, Rows(8, 0, "both", reads="records", texts=4))
 
 
 def store_of(folder, sizes) -> Store:

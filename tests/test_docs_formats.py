@@ -13,7 +13,7 @@ import pytest
 from data_stores import distinct, made_store
 
 from data import SPLITS, DataConfig, open_data
-from eval import harness
+from eval import harness, masked
 from eval.task import Score, Subject
 from training import environment, report
 from training.checkpoint import CheckpointConfig, Checkpoints
@@ -91,6 +91,7 @@ def test_a_token_store_is_as_described(tmp_path):
     assert {path.name for path in folder.iterdir()} == {*SPLITS, "tokenizer.json"}
     assert table("Token store") == {path.name for path in (folder / "train").iterdir()}
     assert table("index.json") == set(last(folder / "train" / "index.json"))
+    assert table("mask-LENGTH.json") == set(masked.Index._fields)
 
 
 def test_numpy_reads_a_store(tmp_path):

@@ -1,6 +1,5 @@
-"""Spans of held-out text by token, byte and span against a loop; the hash of fixed windows."""
+"""Spans of held-out text by token, byte and span against a loop; the board and fixed sets."""
 
-import dataclasses
 import json
 import math
 import types
@@ -14,7 +13,7 @@ from data_stores import made_store
 
 from arch import ModelConfig, Sequence
 from eval.denoised import Denoised, numbered
-from eval.held_out import Masked, read
+from eval.held_out import read
 from protocol.records import read_run
 
 TEXTS = ["a river runs through it", "we hold these truths", "call me", "né à Paris"]
@@ -68,22 +67,6 @@ def test_spans_begin_at_sentinels_and_leave_out_ends():
     assert found.tolist() == [[0, 1, 1, 0, 2, 0, 0], [1, 1, 1, 0, 0, 0, 0]]
 
 
-def test_the_hash_of_a_set_is_of_what_is_masked_and_not_of_how_it_is_batched(subject):
-    def digest(settings, store=subject.data.test):
-        data = types.SimpleNamespace(tokenizer=oracle.Bytes.tokenizer, test=store)
-        chosen = subject._replace(settings=settings, objective=settings.chosen(), data=data)
-        found = {score.name: score.value for score in Masked(splits=("test",))(chosen)}
-        return found["test/set"]
-
-    masked = dataclasses.replace(subject.settings, objective="masked_lm")
-    first = digest(masked)
-    wide = dataclasses.replace(masked.eval, batch=16)
-    rate = dataclasses.replace(masked.masked_lm, rate=0.4)
-    assert digest(dataclasses.replace(masked, eval=wide, masked_lm=rate)) == first
-    longer = dataclasses.replace(masked.train, length=48)
-    assert digest(dataclasses.replace(masked, train=longer)) != first
-
-
 def test_the_board_tells_sets_apart(tmp_path):
     """Rows judged on other sets are not ranked together."""
     keys = []
@@ -91,6 +74,24 @@ def test_the_board_tells_sets_apart(tmp_path):
         folder = board_runs.run(tmp_path / name, scores=[("test/set", digest)])
         keys.append(read_run(folder, name).keys["evaluation"])
     assert keys[0] == keys[1] != keys[2] and keys[0].endswith("set 11")
+
+
+def test_what_a_study_varies_keeps_its_rows_together(tmp_path):
+    """Only what it declares, and apart from runs of no study."""
+    keys = []
+    for name, every, rate, varies in (
+        *(("a", 0, 0.05, ["contrastive.mining"]), ("b", 9, 0.05, ["contrastive.mining"])),
+        *(("c", 9, 0.1, ["contrastive.mining"]), ("d", 9, 0.05, [])),
+    ):
+        folder = board_runs.run(tmp_path / name)
+        record = json.loads((folder / "run.json").read_text())
+        own = {"temperature": rate, "mining": {"every": every}}
+        record["settings"] |= {"objective": "contrastive", "contrastive": own}
+        record["study"] = record.get("study", {}) | {"varies": varies}
+        (folder / "run.json").write_text(json.dumps(record))
+        keys.append(read_run(folder, name).keys["objective"])
+    assert keys[0] == keys[1] and len({*keys}) == 3
+    assert "varies=contrastive.mining" in keys[0] and "mining.every=9" in keys[3]
 
 
 def test_the_board_knows_dropout_and_the_parts_of_a_mixture(tmp_path):

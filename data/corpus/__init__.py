@@ -37,11 +37,16 @@ def passages(split: str) -> Iterator[Passage]:
         yield Passage("bible", name, "\n".join(web for _, web in group))
 
 
-def pairs(split: str) -> Iterator[tuple[str, str]]:
-    """Each verse of `split` in the World English Bible and in Young's Literal Translation."""
-    for name, _, web, literal in (row.split("\t") for row in _lines("bible_web_ylt.tsv.xz")):
-        if name == split:
-            yield web, literal
+def pairs(split: str, neighbours: int = 0) -> Iterator[tuple[str, ...]]:
+    """Each verse of `split` in the World English Bible and in Young's Literal Translation, then in
+    the latter so many verses before it and after it, as far as its chapter goes."""
+    rows = (row.split("\t") for row in _lines("bible_web_ylt.tsv.xz"))
+    verses = (row for row in rows if row[0] == split)
+    for _, group in groupby(verses, lambda row: int(row[1]) // 1000):
+        chapter = [(web, literal) for _, _, web, literal in group]
+        for i, (web, literal) in enumerate(chapter):
+            around = chapter[max(i - neighbours, 0) : i] + chapter[i + 1 : i + 1 + neighbours]
+            yield web, literal, *(other for _, other in around)
 
 
 def sums() -> dict[str, str]:
