@@ -5,6 +5,7 @@ writes its value there. With `signed`, eigenvalues of the transition reach down 
 (arXiv:2411.12537), which tracking a state needs.
 """
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -141,7 +142,8 @@ class GatedDeltaNet(nnx.Module):
         else:
             Q = min(cfg.chunk, max(place.length, 1))
             work["core"] = Work(core, H * (6.0 * K * V + 4.0 * Q * K + 2.0 * Q * V))
-            work["solve"] = Work(0.0, 1.0 * H * Q * V, elementwise=True)
+            doublings = max(math.ceil(math.log2(Q)) - 1, 0)  # of the inverse's blocks
+            work["solve"] = Work(0.0, H * (2.0 * Q * (K + V) + 4.0 * Q**2 * doublings))
         state = 4 * H * K * V + place.itemsize * (taps - 1) * wide
         return Bill(params, params, work, state)
 

@@ -14,6 +14,9 @@ from jaxtyping import Array, Bool, DTypeLike, Float
 from ops.placement import platform
 
 CHUNK = {"cpu": 32}  # tokens, where the caller leaves it open; else 64
+# Numbers of [B M H Q Q] in a block of M chunks, computed at once but for their states: on a CPU
+# what fits its cache, else what fills the device (2**24 are 64 MiB in float32).
+BLOCK = {"cpu": 2**15}  # else 2**24
 GONE = -1e30  # the log of nothing that can still be added up
 
 
@@ -26,28 +29,26 @@ class Decays(NamedTuple):
     through: Float[Array, "*rest"]
 
 
-def sizes(length: int, chunk: int | None) -> tuple[int, int]:
-    """How many chunks of at most `chunk` tokens, and how long they are."""
-    count = -(-length // (chunk or CHUNK.get(platform(), 64)))
-    return count, -(-length // count)
+def blocks(x: Any, heads: int, chunk: int | None) -> Any:
+    """[B T ..] to [N B M Q ..] in every array: N blocks of M chunks of Q tokens, at most `chunk`;
+    zeros complete the last one."""
+    B, T = jax.tree.leaves(x)[0].shape[:2]
+    chunks = -(-T // (chunk or CHUNK.get(platform(), 64)))
+    Q = -(-T // chunks)
+    N = -(-chunks // max(1, BLOCK.get(platform(), 2**24) // (B * heads * Q**2)))
+    M = -(-chunks // N)
+
+    def split(x: Array) -> Array:
+        x = jnp.pad(x, [(0, 0), (0, N * M * Q - T), *[(0, 0)] * (x.ndim - 2)])
+        return jnp.moveaxis(x.reshape(B, N, M, Q, *x.shape[2:]), 1, 0)
+
+    return jax.tree.map(split, x)
 
 
-def split(x: Float[Array, "B T *rest"], count: int, size: int) -> Float[Array, "N B Q *rest"]:
-    """Zeros complete the last chunk."""
-    B, T, *rest = x.shape
-    x = jnp.pad(x, [(0, 0), (0, count * size - T), *[(0, 0)] * len(rest)])
-    return jnp.moveaxis(x.reshape(B, count, size, *rest), 1, 0)
-
-
-def join(x: Float[Array, "N B Q *rest"], length: int) -> Float[Array, "B T *rest"]:
-    """The inverse of `split`."""
+def join(x: Float[Array, "N B M Q *rest"], length: int) -> Float[Array, "B T *rest"]:
+    """The inverse of `blocks`."""
     x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
-
-
-def by_head(x: Any) -> Any:
-    """[B Q H ..] to [B H Q ..] and back, in every array: of one chunk this costs nearly nothing."""
-    return jax.tree.map(lambda z: jnp.swapaxes(z, 1, 2), x)
+    return x.reshape(x.shape[0], -1, *x.shape[4:])[:, :length]
 
 
 def forgetting(g: Float[Array, "B T H"], reset: Bool[Array, "B T"]) -> Float[Array, "B T H"]:

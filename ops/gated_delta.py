@@ -11,11 +11,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ops.chunks import by_head, decays, forgetting, join, product, sizes, split
+from ops.chunks import blocks, decays, forgetting, join, product
 from ops.context import carried, cut_by
 from ops.placement import P, batch_axes, by_device, choose
+
+full = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def gated_delta(
@@ -115,7 +118,6 @@ def _piece(
     wide = jnp.concatenate([jnp.zeros_like(state), one], axis=-1)
     o, last = _scan(chunk, q, k, jnp.concatenate([v, none], axis=-1), g, beta, reset, wide)
     dot = product(v.dtype, state.dtype)
-    full = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     state, final = carried(state, last[..., :V], last[..., V:], full)
     more = dot("bthk,bhkv->bthv", o[..., V:], state)
     return (o[..., :V] + more).astype(v.dtype), final
@@ -138,25 +140,54 @@ def _scan(
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def step(s: Float[Array, "B H K V"], part: tuple[Array, ...]) -> tuple[Array, Array]:
-        q, k, v, g, beta = by_head(part)
+        q, k, v, g, beta = (jnp.swapaxes(z, 2, 3) for z in part)
         left, beta = decays(g), beta[..., None]
-        # Token i writes beta (v - what its key finds), and finds what tokens j < i wrote.
-        finds = jnp.tril(beta * dot("bhik,bhjk->bhij", k, k) * left.within, -1)
-        write = beta * (v - left.into[..., None] * dot("bhik,bhkv->bhiv", k, s))
-        write = jax.lax.linalg.triangular_solve(
-            finds, write, left_side=True, lower=True, unit_diagonal=True
-        )
-        scores = dot("bhik,bhjk->bhij", q, k) * left.within
-        o = dot("bhij,bhjv->bhiv", scores, write)
-        o = o + left.into[..., None] * dot("bhik,bhkv->bhiv", q, s)
-        s = left.through[..., None, None] * s
-        return s + dot("bhjk,bhjv->bhkv", k * left.out[..., None], write), by_head(
-            o.astype(v.dtype)
-        )
+        # Token i writes beta (v - what its key finds), and finds what tokens j < i wrote: of its
+        # chunk by these products, of the state before it by `known`.
+        finds = jnp.tril(beta * dot("bmhik,bmhjk->bmhij", k, k) * left.within, -1)
+        both = jnp.concatenate([beta * v, beta * left.into[..., None] * k], axis=-1)
+        both = full(inverse(finds), both.astype(wide))
+        wanted, known = both[..., : v.shape[-1]], both[..., v.shape[-1] :]
+
+        def hop(s: Array, now: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
+            wanted, known, k, through = now
+            write = wanted - dot("bhik,bhkv->bhiv", known, s)
+            new = through[..., None, None] * s + dot("bhjk,bhjv->bhkv", k, write)
+            return new, (s, write)
+
+        chunks = (wanted, known, k * left.out[..., None], left.through)
+        last, told = jax.lax.scan(hop, s, tuple(jnp.moveaxis(z, 1, 0) for z in chunks))
+        states, write = (jnp.moveaxis(z, 0, 1) for z in told)
+        scores = dot("bmhik,bmhjk->bmhij", q, k) * left.within
+        o = dot("bmhij,bmhjv->bmhiv", scores, write)
+        o = o + left.into[..., None] * dot("bmhik,bmhkv->bmhiv", q, states)
+        return last, jnp.swapaxes(o.astype(v.dtype), 2, 3)
 
     parts = (q, k, v, forgetting(g.astype(wide), reset), beta.astype(wide))
-    state, o = jax.lax.scan(step, state, tuple(split(x, *sizes(T, chunk)) for x in parts))
+    state, o = jax.lax.scan(step, state, blocks(parts, q.shape[2], chunk))
     return join(o, T), state
+
+
+@jax.custom_jvp
+def inverse(x: Float[Array, "*rest Q Q"]) -> Float[Array, "*rest Q Q"]:
+    """Of 1 + x, where x is 0 on and above its diagonal.
+
+    [[A, 0], [C, D]] has [[1/A, 0], [-1/D C 1/A, 1/D]], for diagonal blocks of 1, 2, 4 .. tokens: as
+    exact as substitution, which costs a step for every token (powers of x are not: they grow).
+    """
+    i, j = np.ogrid[: x.shape[-1], : x.shape[-1]]
+    found, size = jnp.eye(x.shape[-1], dtype=x.dtype), 1
+    while size < x.shape[-1]:
+        corner = jnp.where((i // size == j // size + 1) & (j // size % 2 == 0), x, 0)
+        found = found - (full(found, full(corner, found)) if size > 1 else corner)
+        size *= 2
+    return jnp.broadcast_to(found, x.shape)
+
+
+@inverse.defjvp
+def _inverse_jvp(x: tuple[Array], dx: tuple[Array]) -> tuple[Array, Array]:
+    found = inverse(*x)
+    return found, -full(found, full(*dx, found))
 
 
 IMPLEMENTATIONS = {"reference": reference, "xla": chunked}

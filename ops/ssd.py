@@ -16,21 +16,16 @@ from jaxtyping import Array, Bool, Float
 
 from ops.chunks import (
     Decays,
+    blocks,
     decays,
     forgetting,
     halved,
     join,
     product,
-    sizes,
-    split,
     total,
 )
 from ops.context import carried, cut_by
-from ops.placement import P, batch_axes, by_device, choose, platform
-
-# Decays of a step: on a CPU what fits its cache, else what fills the device. The step's chunks are
-# computed at once but for their states.
-DECAYS = {"cpu": 2**15}  # else 2**24: 64 MiB in float32
+from ops.placement import P, batch_axes, by_device, choose
 
 
 def ssd(
@@ -132,18 +127,11 @@ def _scan(
     (B, T, H, W), (G, N), wide = x.shape, b.shape[2:], state.dtype
     if not T:
         return x, state
-    count, size = sizes(T, chunk)
-    steps = -(-count // max(1, DECAYS.get(platform(), 2**24) // (B * H * size**2)))
-    many = -(-count // steps)
-
-    def blocks(z: Float[Array, "B T *rest"]) -> Float[Array, "steps B M Q *rest"]:
-        return split(z, steps, many * size).reshape(steps, B, many, size, *z.shape[2:])
-
     dt = dt.astype(wide)
     rows = (x, dt, forgetting(dt * a.astype(wide), reset), b, c)
     state = jnp.moveaxis(state.reshape(B, G, -1, N), 2, 3)
-    y, h = _blocks(Block(*map(blocks, rows)), state)
-    return join(y.reshape(steps, B, -1, H, W), T), jnp.moveaxis(h, 2, 3).reshape(B, H, W, N)
+    y, h = _blocks(blocks(Block(*rows), H, chunk), state)
+    return join(y, T), jnp.moveaxis(h, 2, 3).reshape(B, H, W, N)
 
 
 class Block(NamedTuple):

@@ -9,7 +9,7 @@ import pytest
 from golden import golden
 
 from errors import ConfigError
-from ops import causal_conv, gated_delta, selective_scan, ssd
+from ops import causal_conv, chunks, gated_delta, selective_scan, ssd
 
 P = jax.P
 OPS = {
@@ -148,6 +148,14 @@ def narrow(arrays, dtype=jnp.float32):
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), arrays)
 
 
+@pytest.mark.parametrize("size", [1, 5, 32])
+def test_inverse_where_powers_grow(size):
+    """Equal keys, and states that change their sign: powers of x pass 1e20, the inverse stays 2."""
+    x = np.tril(np.full((2, size, size), 2.0), -1)
+    found = gated_delta.inverse(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(found, np.linalg.inv(np.eye(size) + x), rtol=0, atol=1e-6)
+
+
 def resets(T: int, *places: int) -> np.ndarray:
     return np.broadcast_to(np.isin(np.arange(T), places), (2, T))
 
@@ -156,7 +164,7 @@ def resets(T: int, *places: int) -> np.ndarray:
 def short_chunks(monkeypatch):
     """And more than one block of them: of 24 tokens in chunks of 5, blocks of two."""
     monkeypatch.setattr(selective_scan, "CHUNK", 5)
-    monkeypatch.setattr(ssd, "DECAYS", {"cpu": 2 * 2 * 4 * 5**2})
+    monkeypatch.setattr(chunks, "BLOCK", {"cpu": 2 * 2 * 4 * 5**2})
 
 
 def values_and_gradients(op, rows, others, reset, state, name):
