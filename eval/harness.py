@@ -23,7 +23,7 @@ from eval.retrieval import Retrieval
 from eval.sample import Sample
 from eval.similarity import Similarity
 from eval.task import Subject, Task
-from objectives import Learner, members
+from objectives import OBJECTIVES, Learner, Objective, members
 from schema import nearest
 from training.distributed import decided
 from training.loop import Job, Judge
@@ -56,7 +56,7 @@ OWN: dict[str, tuple[str, ...]] = {
 def chosen(settings: Settings, asked: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The tasks asked for, else those of a run; ConfigError for one that cannot judge it."""
     names = asked or settings.eval.tasks or own(settings)
-    able = {"", *(member.name or settings.objective for member in settings.members())}
+    able = {"", *(kind(member.objective) for member in settings.members())}
     for name in names:
         if name not in TASKS:
             raise ConfigError(f"eval.tasks has {name!r}; {nearest(name, TASKS)}")
@@ -70,14 +70,20 @@ def chosen(settings: Settings, asked: tuple[str, ...] = ()) -> tuple[str, ...]:
 
 def own(settings: Settings) -> tuple[str, ...]:
     """The tasks of a run that names none: of a mixture, those of its parts."""
-    names = [member.name or settings.objective for member in settings.members()]
-    return tuple(dict.fromkeys(task for name in names for task in OWN[name]))
+    kinds = [kind(member.objective) for member in settings.members()]
+    return tuple(dict.fromkeys(task for name in kinds for task in OWN[name]))
+
+
+def kind(objective: Objective) -> str:
+    """The name of what `objective` is judged as: its own, or that of one it is a way to train."""
+    judged = type(objective.judged())
+    return next(name for name, known in OBJECTIVES.items() if known is judged)
 
 
 def narrowed(subject: Subject, task: Any) -> Subject:
     """What a task judges of a mixture: the part with its objective, else the first."""
     parts = members(subject.objective)
-    member = next((m for m in parts if m.name == task.objective), parts[0])
+    member = next((m for m in parts if kind(m.objective) == task.objective), parts[0])
     wanted = member.objective.rows(subject.settings.model, subject.settings.train.length)
     data = subject.data.holding(wanted.reads == "records")
     return subject._replace(

@@ -14,6 +14,7 @@ from arch.sequence import View
 from data import RECORDS, DataConfig
 from errors import ConfigError
 from objectives import (
+    OBJECTIVES,
     CausalLM,
     Contrastive,
     Denoising,
@@ -106,12 +107,7 @@ class Settings:
 
     def chosen(self) -> Objective:
         """The objective's own section, or its mixture's."""
-        sections: dict[str, Objective] = {
-            "causal_lm": self.causal_lm,
-            "masked_lm": self.masked_lm,
-            "denoising": self.denoising,
-            "contrastive": self.contrastive,
-        }
+        sections: dict[str, Objective] = {name: vars(self)[name] for name in OBJECTIVES}
         if self.objective != "mixture":
             return sections[self.objective]
         for name, _ in self.mixture.parts:
