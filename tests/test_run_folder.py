@@ -6,6 +6,7 @@ import math
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -482,6 +483,14 @@ def test_run_json_tells_what_it_ran_on():
     assert {"jax", "flax", "orbax-checkpoint"} <= made["packages"].keys()
     assert made["devices"]["platform"] == "cpu" and made["devices"]["count"] >= 1
     assert made["run_id"] != described()["run_id"] and files.decode(files.encode(made)) == made
+
+
+def test_the_command_of_a_notebooks_kernel_is_nobodys(monkeypatch):
+    for words in (["train.py", "--config.seed=1"], ["eval/__main__.py", "--run=a"]):
+        monkeypatch.setattr(sys, "argv", words)
+        assert described(command=None)["command"] == words
+    monkeypatch.setattr(sys, "argv", ["/x/lib/ipykernel_launcher.py", "-f", "/tmp/kernel.json"])
+    assert described(command=None)["command"] == []
 
 
 def test_code_version_tells_commit_and_changes(tmp_path):

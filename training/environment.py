@@ -28,6 +28,7 @@ PACKAGES = (
     *("tokenizers", "ml-collections", "libtpu", "jax-cuda13-plugin", "tokamax"),
 )
 PREFIXES = ("JAX_", "XLA_", "NCCL_", "CUDA_VISIBLE_DEVICES", "LIBTPU_INIT_ARGS", "OMP_NUM_THREADS")
+KERNELS = ("ipykernel_launcher.py", "colab_kernel_launcher.py")
 SECRET = r"(?:token|secret|passw(?:or)?d|api_?key|key|credentials?)"
 NAMES_SECRET = re.compile(rf"(?:^|[_.-]){SECRET}$", re.IGNORECASE)
 KEPT = r"\1[redacted]"
@@ -55,7 +56,7 @@ def describe(
         "format": FORMAT,
         "run_id": secrets.token_hex(8),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": list(sys.argv if command is None else command),
+        "command": list(typed() if command is None else command),
         "flags": flags,
         "settings": settings,
         "fingerprints": fingerprints,
@@ -74,6 +75,11 @@ def describe(
         "environment": environment(),
     }
     return redacted(plain(record))
+
+
+def typed() -> list[str]:
+    """The words of the command line; none in a notebook, whose kernel no one typed."""
+    return [] if Path(sys.argv[0]).name in KERNELS else sys.argv
 
 
 def environment() -> dict[str, str]:

@@ -75,7 +75,7 @@ def show(items: list[Table], console: Console | None = None) -> None:
 
 def tell(scores: dict[str, Any], folder: Path, console: Console | None = None) -> None:
     """The last word of a run: its scores, and where everything is."""
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, force_jupyter=False)
     width = max(map(len, scores), default=0) + 2
     for name, value in scores.items():
         text = value if isinstance(value, str) else f"{value:.4f}"
