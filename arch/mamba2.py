@@ -40,7 +40,7 @@ class Mamba2Config:
     chunk: Count = 64  # Q, tokens that are one matrix product
     dt_low: NonNegative = 0.0  # bounds of the step size
     dt_high: NonNegative = 0.0  # 0: none
-    norm_eps: Positive = 1e-5
+    norm_eps: Positive = 1e-6
     step: StepConfig = StepConfig()
     implementation: Literal["auto", "reference", "xla"] = "auto"
 

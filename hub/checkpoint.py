@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from schema import nearest
 from training import mesh as meshes
 from training.leaves import named_leaves
 
+VIEWS = {"causal": "causal", "masked": "both"}  # of families without an encoder
 DTYPES: dict[str, Any] = {
     "float32": np.dtype("f4"),
     "float16": np.dtype("f2"),
@@ -94,8 +95,12 @@ def save_model(
     tensors.write(folder, each(), limit)
 
 
-def exported(config: ModelConfig, name: str = "") -> tuple[Family, dict[str, Any]]:
-    """The first family that computes what `config` does (or that of `name`), and its keys."""
+def exported(
+    config: ModelConfig, name: str = "", views: Collection[str] = ()
+) -> tuple[Family, dict[str, Any]]:
+    """The first family that computes what `config` does (or that of `name`), and its keys; with
+    `views`, one that reads a row in one of these ways.
+    """
     if name and name not in FAMILIES:
         raise ConfigError(f"family {name!r} is not known; {nearest(name, FAMILIES)}")
     best: tuple[int, str] | None = None
@@ -108,6 +113,8 @@ def exported(config: ModelConfig, name: str = "") -> tuple[Family, dict[str, Any
                 Keys({"model_type": family.kind, **keys}, FILE, names, family.defaults)
             )
             missed = differences(config, again)
+            if views and family.task in VIEWS and VIEWS[family.task] not in views:
+                missed.append(f"the view {', '.join(views)}, not {VIEWS[family.task]}")
         except (LookupError, ConfigError, CheckpointError):
             continue
         if not missed:

@@ -40,8 +40,9 @@ def part(config: ModelConfig, kind: str, layer: int = -1) -> Any:
     """The settings of the first `kind` of mixer or channel, or of that of `layer`; LookupError."""
     for i, e in enumerate(config.plan().entries()):
         for name, variant in (e[:2], e[2:]):
-            if KINDS.get(name, name) == kind and layer in (-1, i):
-                return config.part(name, variant)
+            found = config.part(name, variant)
+            if KINDS.get(name, name) == kind and layer in (-1, i) and found is not None:
+                return found
     raise LookupError(f"no {kind}")
 
 

@@ -90,8 +90,12 @@ def shape(bound: Bound, config: ModelConfig, leaves: dict[str, Any]) -> tuple[in
 
 
 def _named(stack: str, plan: Plan, layer: int, rest: str) -> str:
-    """`mixer` and `channel` by the names of the parts that they are."""
+    """`mixer` and `channel` by the names of the parts that they are.
+
+    What reads a row both ways has the weights of a published mixer if both ways share them.
+    """
     e = plan.entries()[layer]
     part, dot, leaf = rest.partition(".")
+    leaf = leaf.removeprefix("ahead.") if part == "mixer" else leaf
     part = {"mixer": KINDS.get(e.mixer, e.mixer), "channel": e.channel}.get(part, part)
     return f"{stack}.{layer}.{part}{dot}{leaf}"

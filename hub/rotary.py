@@ -104,5 +104,14 @@ def written(cfg: RopeConfig, head: int, *, partial: float = 0.0) -> dict[str, An
     return keys | {"rope_scaling": scaling}
 
 
+def nested(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """What `written` says as the one dict of version 5, where alone some shares are heard."""
+    inside = ("rope_theta", "partial_rotary_factor")
+    found = {name: keys[name] for name in inside}
+    found |= keys["rope_scaling"] or {"rope_type": "default"}
+    rest = {name: keys[name] for name in keys if name not in (*inside, "rope_scaling")}
+    return rest | {"rope_parameters": found}
+
+
 def _yarn(factor: float, scale: float) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0

@@ -84,7 +84,9 @@ def export(run: Path, to: Path, family: str = "", dtype: str = "float32") -> str
     if to.exists() and any(to.iterdir()):
         raise ConfigError(f"{to} is not empty; give another folder")
     settings = from_json(Settings, record["settings"])
-    found, _ = checkpoint.exported(settings.model, family)  # before anything is read
+    rows = [m.objective.rows(settings.model, settings.train.length) for m in settings.members()]
+    views = sorted({row.view for row in rows})
+    found, _ = checkpoint.exported(settings.model, family, views)  # before anything is read
     root = run / "checkpoints"
     step = restore.newest(root)
     learner = restore.restore_subset(root, step, _abstract(settings), "learner")

@@ -10,8 +10,11 @@ import pytest
 
 import hub
 from arch import Sequence
+from data import DataConfig, fetch
 from hub import checkpoint, tensors
+from hub.families import FAMILIES
 from hub.graph import differences
+from hub.outputs import sequence
 
 # A part of the default suite; the others are slow.
 FEW = {"llama3", "bert", "t5_v1_0", "mixtral", "bamba"}
@@ -131,3 +134,24 @@ def test_configs_of_older_versions_mean_the_same(path, tmp_path):
     (folder / "config.json").write_text((goldens.FOLDER / path / "config_v4.json").read_text())
     old, new = (checkpoint.family_of(f)[1] for f in (folder, goldens.FOLDER / path))
     assert not differences(old, new)
+
+
+@pytest.mark.slow
+def test_published_weights_of_minilm_say_the_published_cosines():
+    """Of sentences, as the mean over their tokens: the figures of the package's model card."""
+    folder = fetch.place("minilm", DataConfig().cache)
+    if not folder.exists():
+        pytest.skip("needs the weights: python -m data.fetch minilm")
+    model, _, tokenizer = hub.load(folder)
+    texts = ["That is a happy person", "That is a happy dog"]
+    texts += ["That is a very happy person", "Today is a sunny day"]
+    ids = tokenizer.specials
+    rows = [[ids.cls, *text, ids.sep] for text in tokenizer.encode(texts)]
+    mask = np.array([[i < len(row) for i in range(10)] for row in rows])
+    tokens = np.array([row + [ids.pad] * (10 - len(row)) for row in rows])
+    seq = sequence(FAMILIES["bert"], jnp.asarray(tokens), jnp.asarray(mask), ids.pad)
+    with jax.default_matmul_precision("highest"):
+        hidden = np.asarray(model(jnp.asarray(tokens), seq)[0])
+    mean = (hidden * mask[..., None]).sum(1)
+    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+    np.testing.assert_allclose(mean[1:] @ mean[0], [0.6946, 0.9429, 0.2569], atol=1e-3)

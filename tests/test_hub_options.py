@@ -63,3 +63,21 @@ def test_a_hybrid_of_one_kind_of_layer_is_written_as_it_was_read(kind, changes):
     family, written = checkpoint.exported(config, kind)
     again = family.read(Keys(written, "config.json", ()))
     assert not differences(config, again)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_what_is_written_has_the_types_that_the_reference_asks_for(kind):
+    """It takes a whole number for a float, and nothing else for anything else."""
+    _, config = checkpoint.family_of(goldens.FOLDER / GOLDEN[kind])
+    written = json.loads(json.dumps(FAMILIES[kind].write(config)))
+    for key, default in DEFAULTS[kind].items():
+        if default is not None and written.get(key) is not None:
+            known = {int, float} if type(default) is float else {type(default)}
+            assert type(written[key]) in known | ({int} if default == "auto" else set()), key
+
+
+def test_bamba_turns_a_half_whatever_older_words_say():
+    keys = read_config(goldens.FOLDER / "bamba")
+    rope = keys.pop("rope_parameters")
+    keys |= {"rope_theta": rope["rope_theta"], "partial_rotary_factor": 1.0}
+    assert "partial_rotary_factor 1.0 is not implemented" in outcome("bamba", keys, ())

@@ -1,6 +1,7 @@
 """Checkpoints of Hugging Face as runs, and runs as checkpoints: nothing is lost on the way."""
 
 import dataclasses
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import tiny
 
 import hub
 from arch.attention import AttentionConfig
+from arch.directions import DirectionsConfig
 from arch.norms import NormConfig
 from arch.rope import RopeConfig
 from data.sources import DataConfig
@@ -26,7 +28,8 @@ from hub.checkpoint import exported
 from training import mesh as meshes
 from training.flags import from_json
 from training.program import program
-from training.settings import Settings
+from training.settings import Settings, resolved
+from training.tree import frozen
 
 CONFIG = tiny.config(vocab=365, depth=3)
 
@@ -105,11 +108,10 @@ def test_a_run_begins_with_a_published_folder(made):
         ("attention", "mlp", {}, "llama"),
         ("local_attention", "mlp", {}, "mistral"),
         ("attention", "moe", {}, "mixtral"),
-        ("mamba2", "none", {"norm": NormConfig(eps=1e-5)}, "mamba2"),
+        ("mamba2", "none", {"directions": DirectionsConfig("shared")}, "mamba2"),
         (
             *("mamba2", "mlp"),
             {
-                "norm": NormConfig(eps=1e-5),
                 "layers": ("mamba2+mlp",) * 3 + ("attention+mlp",),
                 "attention": AttentionConfig(heads=2, rope=RopeConfig(width=4)),
                 "depth": 5,
@@ -121,6 +123,40 @@ def test_a_run_begins_with_a_published_folder(made):
 def test_what_is_trained_here_is_exported_as_its_nearest_family(mixer, channel, changes, kind):
     family, _ = exported(tiny.config(mixer, channel, **changes))
     assert family.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *[("dense", "llama"), ("moe", "mixtral"), ("mamba1", "mamba"), ("mamba2", "mamba2")],
+        ("hybrid", "bamba"),
+    ],
+)
+def test_ready_configs_are_exported_as_they_are(name, kind):
+    settings = frozen(Settings, importlib.import_module(f"configs.{name}").get_config("tiny"))
+    family, keys = exported(resolved(settings, 365).model, views=["causal"])
+    assert family.kind == kind
+    if name == "hybrid":  # the reference hears another share than a half nowhere else
+        assert "partial_rotary_factor" not in keys
+        assert keys["rope_parameters"]["partial_rotary_factor"] == 1.0
+
+
+def test_a_family_reads_rows_as_the_run_did():
+    """A model that saw both sides is no llama, which sees one, though their weights fit."""
+    with pytest.raises(ConfigError, match="llama would differ in the view both, not causal"):
+        exported(tiny.config(), "llama", views=["both"])
+    with pytest.raises(ConfigError, match="no family computes"):
+        exported(tiny.config(), views=["prefix"])
+    assert exported(tiny.config(), views=["causal", "prefix"])[0].kind == "llama"
+
+
+def test_what_a_run_adds_leaves_the_family_its_own_words(tmp_path):
+    rope = RopeConfig(scaling="dynamic", factor=2.0, original=64)
+    config = tiny.config(depth=1, attention=AttentionConfig(heads=2, rope=rope))
+    about = {"max_position_embeddings": 256, "eos_token_id": 7}
+    hub.save(tiny.model(config), config, tmp_path, about=about)
+    keys = json.loads((tmp_path / "config.json").read_text())
+    assert (keys["max_position_embeddings"], keys["eos_token_id"]) == (64, 7)
 
 
 def test_check_tells_the_differences_to_a_reference(tmp_path, capsys):

@@ -8,8 +8,10 @@ import dataclasses
 from typing import Any
 
 from arch import ModelConfig
+from arch.attention import AttentionConfig
 from arch.mlp import MlpConfig
 from arch.moe import MoeConfig
+from hub import windows
 from hub.families.llama import (
     ATTENTION,
     EMBEDDING,
@@ -23,7 +25,7 @@ from hub.families.llama import (
     mlp_words,
     words,
 )
-from hub.family import Family, part, shortest
+from hub.family import Family, every, own, part, shortest
 from hub.keys import Keys, activation_name
 from hub.layouts import LINEAR, Tie, linear
 
@@ -111,21 +113,20 @@ def write_olmoe(config: ModelConfig) -> dict[str, Any]:
 
 
 def read_qwen2(k: Keys) -> ModelConfig:
-    config, moe = _qwen(k)
-    moe = dataclasses.replace(
-        moe,
-        shared=1,
-        shared_width=k["shared_expert_intermediate_size"],
-        shared_gate=True,
-    )
-    bias = k.get("qkv_bias", True)
-    attention = dataclasses.replace(config.attention, bias_qkv=bias)
-    return dataclasses.replace(config, attention=attention, moe=moe)
+    """Of the first layers, every other one has a window."""
+    most = k.get("max_window_layers", 28)
+    windowed = [i % 2 == 0 and i < most for i in range(k["num_hidden_layers"])]
+    attention = dataclasses.replace(decoder(k).attention, bias_qkv=k.get("qkv_bias", True))
+    config = _qwen(k, attention, windowed)
+    wide = k["shared_expert_intermediate_size"]
+    moe = dataclasses.replace(config.moe, shared=1, shared_width=wide, shared_gate=True)
+    return dataclasses.replace(config, moe=moe)
 
 
 def read_qwen3(k: Keys) -> ModelConfig:
-    config, moe = _qwen(k)
-    bias = k.get("attention_bias", False)
+    """All layers have a window, or none."""
+    config, bias = decoder(k), k.get("attention_bias", False)
+    k.unused("max_window_layers")
     attention = dataclasses.replace(
         config.attention,
         qk_norm="head",
@@ -133,14 +134,15 @@ def read_qwen3(k: Keys) -> ModelConfig:
         bias_qkv=bias,
         bias_out=bias,
     )
-    return dataclasses.replace(config, attention=attention, moe=moe)
+    return _qwen(k, attention, [True] * config.depth)
 
 
 def write_qwen2(config: ModelConfig) -> dict[str, Any]:
-    a, m = part(config, "attention"), part(config, "moe")
+    a, m = part(config, "attention"), own(config, "moe")
     return _qwen_words(config) | {
         "qkv_bias": a.bias_qkv,
         "shared_expert_intermediate_size": m.common(config.width).size(config.width),
+        "layer_types": windows.written(every(config, "attention")),
     }
 
 
@@ -148,23 +150,32 @@ def write_qwen3(config: ModelConfig) -> dict[str, Any]:
     return _qwen_words(config) | {"attention_bias": part(config, "attention").bias_qkv}
 
 
-def _qwen(k: Keys) -> tuple[ModelConfig, MoeConfig]:
-    """Both Qwens: some layers may be dense, by number."""
-    config = decoder(k)
-    k.only("use_sliding_window", False)
-    k.unused("max_position_embeddings", "router_aux_loss_coef", "sliding_window")
-    k.unused("max_window_layers", "layer_types")  # of windows, which are off
+def _qwen(k: Keys, attention: AttentionConfig, windowed: list[bool]) -> ModelConfig:
+    """Both Qwens: some layers may be dense, by number; `windowed` ones have a window where
+    windows are on."""
+    config, on = decoder(k), k.get("use_sliding_window", False)
+    k.unused("max_position_embeddings", "router_aux_loss_coef")
     step, dense = k.get("decoder_sparse_step", 1), k.get("mlp_only_layers", [])
     sparse = [i not in dense and (i + 1) % step == 0 for i in range(config.depth)]
-    layers = tuple(f"attention+{'moe' if one else 'mlp'}" for one in sparse)
+    mixers = windows.mixers(k, [on and one for one in windowed])
+    window = k.get("sliding_window", 0)
+    if set(mixers) != {"attention"} and not (on and window):
+        raise k.refused("layer_types", "set use_sliding_window and sliding_window too")
+    layers = [f"{m}+{'moe' if one else 'mlp'}" for m, one in zip(mixers, sparse, strict=True)]
     count = k.first("num_experts", "num_local_experts")
     moe = _moe(k, count, k["moe_intermediate_size"])
-    moe = dataclasses.replace(moe, normalize=k.get("norm_topk_prob", False))
-    return dataclasses.replace(config, layers=shortest(layers)), moe
+    return dataclasses.replace(
+        config,
+        layers=shortest(tuple(layers)),
+        attention=attention,
+        local_attention=dataclasses.replace(attention, window=window),
+        moe=dataclasses.replace(moe, normalize=k.get("norm_topk_prob", False)),
+    )
 
 
 def _qwen_words(config: ModelConfig) -> dict[str, Any]:
-    a, m, D = part(config, "attention"), part(config, "moe"), config.width
+    parts, m, D = every(config, "attention"), own(config, "moe"), config.width
+    a, window = parts[0], max(p.window for p in parts)
     dense = [i for i, e in enumerate(config.plan().entries()) if e.channel == "mlp"]
     wide = part(config, "mlp").size(D) if dense else config.mlp.size(D)
     return {
@@ -177,6 +188,8 @@ def _qwen_words(config: ModelConfig) -> dict[str, Any]:
         "norm_topk_prob": m.normalize,
         "mlp_only_layers": dense,
         "decoder_sparse_step": 1,
+        "use_sliding_window": window > 0,
+        "sliding_window": window or None,
     }
 
 
@@ -219,13 +232,13 @@ OLMOE = Family(
 )
 QWEN2_MOE = Family(
     *("qwen2_moe", "Qwen2MoeForCausalLM", read_qwen2, write_qwen2, ties_qwen),
-    defaults={"num_key_value_heads": 16},
+    defaults={"num_key_value_heads": 16, "sliding_window": 4096},
     prefix="model.",
     copies=TIED,
 )
 QWEN3_MOE = Family(
     *("qwen3_moe", "Qwen3MoeForCausalLM", read_qwen3, write_qwen3, ties_qwen),
-    defaults={"num_key_value_heads": 4},
+    defaults={"num_key_value_heads": 4, "sliding_window": 4096},
     prefix="model.",
     copies=TIED,
 )

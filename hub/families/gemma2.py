@@ -7,6 +7,7 @@ from arch import ModelConfig
 from arch.block import BlockConfig
 from arch.embedding import EmbedConfig, HeadConfig
 from arch.norms import NormConfig
+from hub import windows
 from hub.families.llama import ATTENTION, EMBEDDING, HEAD, TIED, L, T, attention, mlp, words
 from hub.family import Family, every, part, shortest
 from hub.keys import Keys, activation_name
@@ -22,16 +23,13 @@ TIES = (
     *mlp(f"{T}mlp"),
     *HEAD,
 )
-WINDOW, FULL = "sliding_attention", "full_attention"
 
 
 def read(k: Keys) -> ModelConfig:
     D, depth, bias = k["hidden_size"], k["num_hidden_layers"], k.get("attention_bias", False)
     k.only("use_bidirectional_attention", None, False)
     k.unused("max_position_embeddings", "hidden_act", "cache_implementation")
-    kinds = k.get("layer_types", [FULL if i % 2 else WINDOW for i in range(depth)])
-    if len(kinds) != depth or not {*kinds} <= {WINDOW, FULL}:
-        raise k.refused("layer_types", f"known: {depth} of {WINDOW}, {FULL}")
+    mixers = windows.mixers(k, [i % 2 == 0 for i in range(depth)])
     whole = dataclasses.replace(
         attention(k),
         scale=k.get("query_pre_attn_scalar", 256) ** -0.5,
@@ -39,12 +37,11 @@ def read(k: Keys) -> ModelConfig:
         bias_qkv=bias,
         bias_out=bias,
     )
-    names = {WINDOW: "local_attention+mlp", FULL: "attention+mlp"}
     act = k.activation("hidden_activation", "gelu_pytorch_tanh")
     return ModelConfig(
         width=D,
         depth=depth,
-        layers=shortest(tuple(names[kind] for kind in kinds)),
+        layers=shortest(tuple(f"{mixer}+mlp" for mixer in mixers)),
         vocab=k["vocab_size"],
         vocab_multiple=1,
         norm=NormConfig(eps=k.get("rms_norm_eps", 1e-6), plus_one=True),
@@ -63,15 +60,18 @@ def write(config: ModelConfig) -> dict[str, Any]:
     parts = every(config, "attention")
     a, m = part(config, "attention"), part(config, "mlp")
     K = a.shape(config.width)[2]
+    scalar = round((a.scale or K**-0.5) ** -2, 9)
+    if scalar % 1:
+        raise LookupError("query_pre_attn_scalar is a whole number")
     return {
         **words(config, a),
         "intermediate_size": m.size(config.width),
         "hidden_activation": activation_name(m.activation),
         "attention_bias": a.bias_qkv,
-        "query_pre_attn_scalar": round((a.scale or K**-0.5) ** -2, 9),
+        "query_pre_attn_scalar": int(scalar),
         "attn_logit_softcapping": a.softcap or None,
         "final_logit_softcapping": config.head.cap or None,
-        "layer_types": [WINDOW if p.window else FULL for p in parts],
+        "layer_types": windows.written(parts),
         "sliding_window": max(p.window for p in parts) or None,
     }
 

@@ -67,6 +67,7 @@ def read_bamba(k: Keys) -> ModelConfig:
     P = expand * D // H if P == "auto" else P
     whole(k, H, P, expand * D)
     attends = k.get("attn_layer_indices", [])
+    k.only("partial_rotary_factor", 0.5)  # another one is heard in rope_parameters alone
     rope = rotary.rope(k, D // k["num_attention_heads"], partial=0.5)
     layers = [_layer(i in attends, "mamba2", "mlp") for i in range(depth)]
     config = frame(k, rope)
@@ -92,10 +93,11 @@ def write_bamba(config: ModelConfig) -> dict[str, Any]:
     m, mlp_, kinds = own(config, "mamba2"), part(config, "mlp"), _mixers(config)
     attends = [i for i, kind in enumerate(kinds) if kind != "mamba2"]
     a = own(config, "attention")
+    turns = rotary.written(a.rope, a.shape(config.width)[2], partial=0.5)
     _, H, G, N = m.sizes(config.width)
     return {
         **frame_words(config, a),
-        **rotary.written(a.rope, a.shape(config.width)[2], partial=0.5),
+        **(rotary.nested(turns) if "partial_rotary_factor" in turns else turns),
         **limit_words(m),
         "attn_layer_indices": attends,
         "attention_bias": a.bias_qkv,

@@ -12,14 +12,13 @@ from arch.block import BlockConfig
 from arch.embedding import EmbedConfig, HeadConfig
 from arch.mlp import MlpConfig
 from arch.norms import NormConfig
-from hub import rotary
+from hub import rotary, windows
 from hub.family import Family, every, part, shortest
 from hub.keys import Keys, activation_name
 from hub.layouts import Tie, fused, linear, norm, same
+from hub.windows import FULL, WINDOW
 
 L, T = "stack.{i}.", "model.layers.{i}."
-WINDOW, FULL = "sliding_attention", "full_attention"
-NAMES = {WINDOW: "local_attention+mlp", FULL: "attention+mlp"}
 ASIDE: tuple[str, ...] = (
     "max_position_embeddings",
     "layer_norm_eps",
@@ -28,17 +27,14 @@ ASIDE: tuple[str, ...] = (
 )
 ASIDE += ("mlp_dropout", "sparse_pred_ignore_index", "deterministic_flash_attn")
 ASIDE += ("reference_compile", "repad_logits_with_grad", "sparse_prediction")
-ASIDE += ("global_attn_every_n_layers", "layer_types")
 
 
 def read(k: Keys) -> ModelConfig:
     D, H, depth = k["hidden_size"], k["num_attention_heads"], k["num_hidden_layers"]
     k.only("position_embedding_type", "absolute", "rope")  # as files have it; neither is read
     every, bias = k.get("global_attn_every_n_layers", 3), k.get("attention_bias", False)
-    kinds = k.get("layer_types", [WINDOW if i % every else FULL for i in range(depth)])
+    mixers = windows.mixers(k, [i % every > 0 for i in range(depth)])
     k.unused(*ASIDE)
-    if len(kinds) != depth or not {*kinds} <= {WINDOW, FULL}:
-        raise k.refused("layer_types", f"known: {depth} of {WINDOW}, {FULL}")
     old = {
         FULL: {"rope_theta": k.get("global_rope_theta", 160000.0)},
         WINDOW: {"rope_theta": k.get("local_rope_theta", None) or 10000.0},
@@ -50,7 +46,7 @@ def read(k: Keys) -> ModelConfig:
         )
         for kind in (FULL, WINDOW)
     )
-    layers = tuple(NAMES[kind] for kind in kinds)
+    layers = tuple(f"{mixer}+mlp" for mixer in mixers)
     return ModelConfig(
         width=D,
         depth=depth,
@@ -99,7 +95,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "decoder_bias": config.head.bias,
         "tie_word_embeddings": config.head.tied,
         "local_attention": local.window,
-        "layer_types": [WINDOW if p.window else FULL for p in parts],
+        "layer_types": windows.written(parts),
         "global_rope_theta": whole.rope.theta,
         "local_rope_theta": local.rope.theta,
     }
