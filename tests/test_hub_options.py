@@ -55,9 +55,10 @@ def test_a_missing_key_means_what_it_means_to_the_reference(kind):
         ("jamba", {"attn_layer_period": 1, "attn_layer_offset": 0}),
         ("jamba", {"attn_layer_period": 9, "attn_layer_offset": 8}),
         ("jamba", {"num_experts": 1}),
+        ("modernbert", {"num_hidden_layers": 1, "layer_types": ["full_attention"]}),
     ],
 )
-def test_a_hybrid_of_one_kind_of_layer_is_written_as_it_was_read(kind, changes):
+def test_one_kind_of_layer_alone_is_written_as_it_was_read(kind, changes):
     keys = read_config(goldens.FOLDER / GOLDEN[kind]) | changes
     config = FAMILIES[kind].read(Keys(keys, "config.json", ()))
     family, written = checkpoint.exported(config, kind)

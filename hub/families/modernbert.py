@@ -51,7 +51,7 @@ def read(k: Keys) -> ModelConfig:
         width=D,
         depth=depth,
         first=layers[:1],
-        layers=shortest(layers[1:]),
+        layers=shortest(layers[1:] or layers),
         vocab=k["vocab_size"],
         vocab_multiple=1,
         norm=NormConfig("layer", eps=k.get("norm_eps", 1e-5), bias=k.get("norm_bias", False)),
