@@ -18,6 +18,7 @@ from eval.rows import batches
 from eval.task import Subject
 from objectives import Learner
 from training import mesh as meshes
+from training.distributed import whole
 
 
 def pooled(subject: Subject, texts: list[str]) -> Float[np.ndarray, "N L D"]:
@@ -35,7 +36,7 @@ def pooled(subject: Subject, texts: list[str]) -> Float[np.ndarray, "N L D"]:
         for numbers, arrays in batches(subject, rows):
             found = _sums(subject.learner.model, jax.device_put(arrays, place), view)
             own = [owners[i] for i in numbers]
-            amounts = np.asarray(jax.device_get(found), np.float64)[: len(own)]
+            amounts = np.asarray(whole(found), np.float64)[: len(own)]
             sums = np.zeros((len(texts), *amounts.shape[1:])) if sums is None else sums
             np.add.at(sums, own, amounts)
     if sums is None:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from arch import Model, Sequence
+from training.distributed import whole
 
 
 class Sampling(NamedTuple):
@@ -46,7 +47,7 @@ def generate(
     valid = np.zeros((len(prompts), length), bool)
     for row, prompt in enumerate(prompts):
         tokens[row, length - len(prompt) :], valid[row, length - len(prompt) :] = prompt, True
-    out = np.asarray(_generate(model, tokens, valid, key, steps, sampling))
+    out = np.asarray(whole(_generate(model, tokens, valid, key, steps, sampling)))
     stops = np.atleast_1d(stop)
     return [_until(row, stops) for row in out]
 

@@ -18,6 +18,7 @@ from eval.rows import Row, batches
 from eval.task import Subject
 from objectives import Learner, Objective
 from training import mesh as meshes
+from training.distributed import whole
 
 
 class Likelihood(NamedTuple):
@@ -42,7 +43,7 @@ def likelihoods(subject: Subject, pairs: list[tuple[str, str]]) -> list[Likeliho
         for numbers, arrays in batches(subject, rows):
             found = _scored(objective, subject.learner, jax.device_put(arrays, place))
             own = [owners[i] for i in numbers]
-            amounts, right = (np.asarray(x)[: len(own)] for x in jax.device_get(found))
+            amounts, right = (np.asarray(x)[: len(own)] for x in whole(found))
             np.add.at(nats, own, amounts)
             np.logical_and.at(greedy, own, right)
     counts = [len(ids) - first for ids, first in framed]

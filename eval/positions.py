@@ -17,6 +17,7 @@ from data.loader import windows
 from eval.task import Score, Subject
 from objectives import Learner, Objective
 from training import mesh as meshes
+from training.distributed import whole
 
 TIMES = (1, 2, 4, 8)  # the length of training
 
@@ -64,7 +65,7 @@ def by_place(subject: Subject, store: Any, times: int) -> tuple[np.ndarray, np.n
         batches = windows(store, count, rows.text, rows.overlap, example)
         for arrays in map(batches.__getitem__, range(len(batches))):
             out = _places(objective, buckets, subject.learner, jax.device_put(arrays, place))
-            total += np.asarray(jax.device_get(out), np.float64)
+            total += np.asarray(whole(out), np.float64)
     return total[0], total[1]
 
 

@@ -28,6 +28,7 @@ from eval.features import pooled, untrained
 from eval.task import Score, Subject
 from objectives import Learner, Objective
 from training import mesh as meshes
+from training.distributed import whole
 
 MOST = 1000  # candidates
 WORDS = 100_000  # all
@@ -85,7 +86,7 @@ def candidates(subject: Subject, store: Store) -> Candidates:
         pieces = [piece.tokens for piece in reader.row(int(number))]
         row = example(pieces, wanted.text, np.random.default_rng(0))
         own = {row["text_ids"][0].tobytes(), row["text_ids"][1].tobytes()}
-        if own & seen:
+        if own & seen or not row["weights"]:  # or a text that is too short for two halves
             continue
         seen |= own
         rows.append(row)
@@ -112,7 +113,8 @@ def vectors(subject: Subject, rows: list[dict[str, np.ndarray]]) -> Float[np.nda
             placed = {
                 n: jax.device_put(a, meshes.rows_like(mesh, a.shape)) for n, a in batch.items()
             }
-            found.append(np.asarray(_encoded(objective, subject.learner, placed), np.float64))
+            out = whole(_encoded(objective, subject.learner, placed))
+            found.append(np.asarray(out, np.float64))
     return np.concatenate(found)[: len(rows)]
 
 
@@ -143,7 +145,7 @@ def _baselines(begun: Subject, known: Candidates) -> Iterator[tuple[str, np.ndar
     yield "bm25", bm25(known.anchors, known.matches)
     bag = bag_of_words(known.anchors + known.matches, range(2 * len(known.rows)), WORDS)
     yield "bag_of_words", _cosines(*np.split(bag, 2))
-    table = np.asarray(jax.device_get(begun.learner.model.embed.table[...]), np.float64)
+    table = np.asarray(whole(begun.learner.model.embed.table[...]), np.float64)
     yield "bag_of_embeddings", _cosines(*(_means(table, known.rows, i) for i in (0, 1)))
     x = vectors(begun, known.rows)
     yield "untrained", x[:, 0] @ x[:, 1].T

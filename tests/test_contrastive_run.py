@@ -5,14 +5,19 @@ import json
 import jax
 import numpy as np
 import pytest
+from data_stores import distinct, made_store
+from oracle import Bytes
 
 import train
 from eval import harness
-from eval.retrieval import embedded
+from eval.retrieval import candidates, embedded
 from eval.subject import from_run
+from eval.task import Subject
+from objectives import Contrastive
 from training import restore
 from training.command import guarded
 from training.run import RunFolder
+from training.settings import Settings, TrainConfig
 
 NOUNS = ["cat", "dog", "fox", "cow", "owl", "hen", "ant", "bee", "pig", "rat"]
 
@@ -106,6 +111,18 @@ def test_a_stopped_run_goes_on_to_the_same_losses(whole, pairs, tmp_path):
     assert [r["data_hash"] for r in rows[0]] == [r["data_hash"] for r in rows[1]]
     for name in ("loss", "hard_cosine", "grad_norm"):
         assert [r[name] for r in rows[0]] == [r[name] for r in rows[1]]
+
+
+def test_a_text_without_two_halves_is_no_candidate(tmp_path):
+    """A document of 15 tokens is read as pieces of 14 and of 1."""
+    objective = Contrastive(positives="halves")
+    settings = Settings(
+        objective="contrastive", contrastive=objective, train=TrainConfig(length=16)
+    )
+    store = made_store(tmp_path / "s", distinct([15, 15, 9, 1]))
+    subject = Subject(None, None, settings, objective, Bytes())
+    found = candidates(subject, store)
+    assert len(found.rows) == 3 and all(row["segments"].any(-1).all() for row in found.rows)
 
 
 @pytest.mark.slow

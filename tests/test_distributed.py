@@ -14,6 +14,9 @@ import pytest
 
 import errors
 from errors import ConfigError, DistributedError
+from eval.harness import narrowed
+from eval.retrieval import Retrieval
+from eval.subject import from_run
 from training import cluster, distributed
 from training import mesh as meshes
 from training.distributed import Place
@@ -222,18 +225,41 @@ def test_hosts_that_disagree_end_before_they_compile(text, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+MIXED = (
+    "--config.objective=mixture",
+    "--config.contrastive.positives=halves",
+    "--config.contrastive.mining.every=2",
+    "--config.contrastive.mining.pool=20",
+    "--config.eval.tasks=('retrieval','sample')",
+    "--config.eval.sample=3",
+)
+
+
 @pytest.mark.slow
 def test_a_host_that_dies_ends_the_others_and_the_run_goes_on(text, tmp_path):
+    """A mixture that mines negatives; at its end both judge it, as one process does."""
     # covers M1
     folder = tmp_path / "run"
-    found = train(text, folder, (), ("--config.debug.fault=kill@3",))
+    found = train(text, folder, MIXED, (*MIXED, "--config.debug.fault=kill@3"))
     (code, said), (killed, _) = found
     assert killed == -signal.SIGKILL
     # By a collective that fails at once, or by JAX after the heartbeats that did not come.
     gone = (76, "another host is gone"), (-signal.SIGABRT, "another task died")
     assert any(code == number and words in said for number, words in gone), said
-    assert [code for code, _ in train(text, folder, (), ())] == [0, 0]
-    assert RunFolder(folder).status()["state"] == "finished"
+    found = train(text, folder, MIXED, MIXED)
+    assert [code for code, _ in found] == [0, 0], found
+    run = RunFolder(folder)
+    assert run.status()["state"] == "finished" and run.read_eval(6, "sample")["scores"]
+    subject, _, step = from_run(folder)
+    subject = narrowed(subject, Retrieval)
+    for score in Retrieval(splits=("valid",))(subject):
+        (value,) = (
+            s["value"]
+            for s in run.read_eval(step, "retrieval")["scores"]
+            if s["name"] == score.name
+        )
+        same = value if isinstance(value, str) else pytest.approx(value, rel=1e-4, abs=1e-6)
+        assert score.value == same, score.name
 
 
 @pytest.mark.slow

@@ -126,6 +126,14 @@ def gathered(value: Any) -> list[Any]:
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
+def whole(tree: Any) -> Any:
+    """Arrays as numpy, on every process, wherever their pieces are."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    with jax.transfer_guard("allow"):
+        return multihost_utils.process_allgather(tree, tiled=True)
+
+
 def decided(function: Callable[[], T]) -> T:
     """What process 0 makes of `function` (JSON), on all of them; its error ends them all."""
     if jax.process_count() == 1:
