@@ -64,7 +64,7 @@ def record_of(found: dict[str, Any], where: str, policy: files.Policy) -> tuple[
         return None
     hard: Any = next((found[name] for name in HARD if found.get(name)), [])
     parts = [*((name, found[name]) for name in names)]
-    parts += [("negatives", one) for one in ([hard] if isinstance(hard, str) else hard)]
+    parts += [("negatives", one) for one in (hard if isinstance(hard, list) else [hard])]
     texts = []
     for name, text in parts:
         if not isinstance(text, str) or not text.strip():

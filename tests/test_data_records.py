@@ -68,6 +68,8 @@ def test_records_with_one_anchor_stay_in_one_split(lines):
         ({"a": "x", "b": " "}, "line at byte 26 has nothing under 'b'"),
         ({"anchor": "", "positive": "y"}, "nothing under 'anchor'"),
         ({"anchor": "x", "positive": "y", "negatives": ["z", ""]}, "nothing under 'negatives'"),
+        ({"anchor": "x", "positive": "y", "negatives": 5}, "nothing under 'negatives'"),
+        ({"anchor": "x", "positive": "y", "negative": {"z": 1}}, "nothing under 'negatives'"),
         ({"a": "x", "b": 3}, "nothing under 'b'"),
         ({"text": "alone"}, "must hold anchor, positive.*it holds: text"),
         (["a", "b"], "holds list"),
