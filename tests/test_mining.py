@@ -70,7 +70,10 @@ def test_the_pool_is_read_again_every_so_many_steps(bank):
     """By the encoder as it is then, in chunks; anchors are read by the encoder of each step."""
     learner, other = (Learner(tiny.model(MODEL, seed=seed)) for seed in (0, 1))
     batch = first_batch()
-    run = jax.jit(lambda learner, bank, step: consulted(OBJECTIVE, learner, bank, batch, step, 2))
+    step = jax.jit(consulted, static_argnums=(0, 5))
+
+    def run(learner, bank, number, batch=batch):
+        return step(OBJECTIVE, learner, bank, batch, jnp.int32(number), 2)
 
     @jax.jit
     def read(learner, texts):
@@ -81,6 +84,8 @@ def test_the_pool_is_read_again_every_so_many_steps(bank):
     np.testing.assert_allclose(first["own"].vectors, pool, **close)
     kept, changed = run(other, first, 1)
     assert (kept["own"].vectors == first["own"].vectors).all()
+    padding = run(other, kept, 1, jax.tree.map(jnp.zeros_like, batch))[1]
+    assert padding["tokens"].shape == (B, 4, T) and not any(a.any() for a in padding.values())
     new = run(other, kept, 2)[0]["own"].vectors
     np.testing.assert_allclose(new, read(other, bank["own"].texts), **close)
     for own, made in ((learner, more), (other, changed)):

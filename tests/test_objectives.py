@@ -12,7 +12,17 @@ import tiny
 from arch import MIXERS
 from arch.config import EncoderConfig
 from errors import ConfigError, DataError
-from objectives import OBJECTIVES, Blank, CausalLM, Denoising, Learner, MaskedLM
+from objectives import (
+    OBJECTIVES,
+    Blank,
+    CausalLM,
+    Contrastive,
+    Denoising,
+    Learner,
+    MaskedLM,
+    Member,
+    Mixed,
+)
 from objectives.vocabulary import BlankSpecials
 from training.optimizer import OptimizerConfig
 from training.state import initial, transformation
@@ -108,6 +118,25 @@ def test_a_batch_without_a_target_is_no_nan(name):
     batch = {name: np.stack([value]) for name, value in row.items()}
     learner = Learner(tiny.model(model), None)
     grads, loss, _ = gradients(objective, learner, batch, None, 1)
+    assert float(loss) == 0
+    assert all((g == 0).all() for g in jax.tree.leaves(grads))
+
+
+def test_a_mixture_without_a_target_is_no_nan():
+    """In microbatches, one of its parts cached."""
+    # covers N9
+    model, parts = tiny.config(depth=1), {"masked_lm": MaskedLM(), "contrastive": Contrastive()}
+    mixed = Mixed(tuple(Member(name, part, 0.5) for name, part in parts.items()))
+    learner = Learner(tiny.model(model), mixed.head(model, jax.random.key(0)))
+    batch = {
+        f"{name}/{key}": np.zeros((2, *value.shape), value.dtype)
+        for name, part in parts.items()
+        for key, value in part.host(model, LENGTH, Words())(
+            [], LENGTH, np.random.default_rng(0)
+        ).items()
+    }
+    run = jax.jit(gradients, static_argnums=(0, 4))
+    grads, loss, _ = run(mixed, learner, batch, jax.random.key(1), 2)
     assert float(loss) == 0
     assert all((g == 0).all() for g in jax.tree.leaves(grads))
 
