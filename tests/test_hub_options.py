@@ -55,7 +55,6 @@ def test_a_missing_key_means_what_it_means_to_the_reference(kind):
         ("jamba", {"attn_layer_period": 1, "attn_layer_offset": 0}),
         ("jamba", {"attn_layer_period": 9, "attn_layer_offset": 8}),
         ("jamba", {"num_experts": 1}),
-        ("modernbert", {"num_hidden_layers": 1, "layer_types": ["full_attention"]}),
     ],
 )
 def test_one_kind_of_layer_alone_is_written_as_it_was_read(kind, changes):
@@ -82,3 +81,10 @@ def test_bamba_turns_a_half_whatever_older_words_say():
     rope = keys.pop("rope_parameters")
     keys |= {"rope_theta": rope["rope_theta"], "partial_rotary_factor": 1.0}
     assert "partial_rotary_factor 1.0 is not implemented" in outcome("bamba", keys, ())
+
+
+def test_a_modernbert_of_one_layer_is_refused():
+    """Its first layer is one of its own kind, which stands before the pattern."""
+    few = {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
+    keys = read_config(goldens.FOLDER / "modernbert") | few
+    assert "model.depth 1 does not hold" in outcome("modernbert", keys, ())
