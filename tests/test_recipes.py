@@ -153,11 +153,15 @@ def test_a_reader_who_does_all_of_it_sees_it_on_the_board(tmp_path):
 
     flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
     own = os.environ | {"XLA_FLAGS": " ".join(flags), "PYTHONPATH": str(root)}
-    small = ["steps=2", "batch=2", "length=64"]
+    for split in ("train", "valid", "test"):
+        (root / f"{split}.txt").write_text(f"What is read of {split} is short. " * 40)
+    small = ["train.steps=2", "train.batch=2", "train.length=64", "data.source=text"]
+    small += ["data.path=train.txt", "data.valid_path=valid.txt", "data.test_path=test.txt"]
     command(
         "train.py",
         *("--config=configs/dense.py:tiny", "--workdir=run", "--config.objective=goldfish"),
-        *(f"--config.train.{one}" for one in small),
+        *(f"--config.{one}" for one in small),
+        "--config.data.cache=cache",
         *("--config.model.width=32", "--config.model.depth=2", "--config.optimizer.warmup=1"),
         "--config.model.layers=('running_mean+mlp', 'attention+moe')",
         *("--config.eval.tasks=bits_per_byte,sure", "--config.eval.splits=test"),
@@ -167,4 +171,4 @@ def test_a_reader_who_does_all_of_it_sees_it_on_the_board(tmp_path):
     command("leaderboard.py", "run", "--out=board")
     assert "goldfish" in (root / "board/leaderboard.html").read_text("utf-8")
     plan = command("compare.py", "--config=configs/compare/running_mean.py", "--dry_run")
-    assert "running mean" in plan and "6 runs" in plan
+    assert "running_mean" in plan and "6 runs" in plan
