@@ -6,8 +6,10 @@ train.py --config=configs/families/falcon.py:tiny
 from arch import ModelConfig
 from arch.attention import AttentionConfig
 from arch.block import BlockConfig
+from arch.embedding import HeadConfig
 from arch.mlp import MlpConfig
 from arch.norms import NormConfig
+from arch.rope import RopeConfig
 from configs.families import pick, preset
 
 # width, depth, heads, key heads, norms of a block
@@ -18,6 +20,7 @@ SIZES = {
     "180b": (14848, 80, 232, 8, 2),
     "11b": (4096, 60, 32, 8, 1),
 }
+LATER = ("11b",)  # a head of its own, another base of the rope
 
 
 def model(size: str) -> ModelConfig:
@@ -30,7 +33,12 @@ def model(size: str) -> ModelConfig:
         vocab_multiple=1 if vocab else 128,
         norm=NormConfig("layer", eps=1e-5),
         block=BlockConfig(wiring="parallel", norms=norms),
-        attention=AttentionConfig(heads=heads, kv_heads=kv_heads),
+        head=HeadConfig(tied=size not in LATER),
+        attention=AttentionConfig(
+            heads=heads,
+            kv_heads=kv_heads,
+            rope=RopeConfig(theta=500042.0 if size in LATER else 10000.0),
+        ),
         mlp=MlpConfig(gated=False, activation="gelu"),
     )
 
