@@ -3,7 +3,8 @@
 tests/goldens/hf/NAME: config.json (some with config_v4.json, as older files write it),
 model.safetensors, inputs.safetensors, and expected.safetensors: of the logits in float64 every
 second row of those that are no padding, and parts of the outputs in float32. Made with Hugging Face
-transformers 5.23.0 on torch 2.13.0 from random weights; neither is needed to read them.
+transformers 5.23.0 on torch 2.13.0 from random weights; neither is needed to read them. A folder is
+named after its family and the option that it is there for.
 """
 
 import shutil
