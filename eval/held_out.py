@@ -77,16 +77,17 @@ def swept(
 
 
 def read(
-    subject: Subject, store: Any, example: Example | None = None
+    subject: Subject, store: Any, example: Example | None = None, *, every: int = 1
 ) -> Iterator[dict[str, np.ndarray]]:
-    """All windows of a store, in batches, as the objective or an `example` makes them."""
+    """All windows of a store, in batches, as the objective or an `example` makes them; or of these
+    batches the first of `every` so many."""
     settings, objective = subject.settings, subject.objective.judged()
     rows = objective.rows(settings.model, settings.train.length)
     ways = subject.mesh.size
     count = -(-settings.eval.batch // ways) * ways
     own = objective.host(settings.model, settings.train.length, subject.data.tokenizer)
     batches = windows(store, count, rows.text, rows.overlap, example or own)
-    yield from map(batches.__getitem__, range(len(batches)))
+    yield from map(batches.__getitem__, range(0, len(batches), every))
 
 
 def seen(arrays: dict[str, np.ndarray]) -> bytes:

@@ -66,10 +66,7 @@ def judged(
     begun: Float[np.ndarray, "N L D"],
 ) -> Iterator[Score]:
     """All rows of one label; `begun` are features of the untrained architecture."""
-    some = [i for i, piece in enumerate(text) if label in piece.labels]
-    y, classes = coded([text[i].labels[label] for i in some])
-    where = np.array([text[i].part for i in some])
-    task = Labelled(y, classes, {p: np.flatnonzero(where == p) for p in set(where)})
+    some, task = labelled(label, text)
     n = len(task.parts["test"])
     bag = bag_of_words([text[i].text for i in some], task.parts["train"], WORDS)
     plain = probed(bag[:, None], task)
@@ -87,9 +84,22 @@ def judged(
             yield Score(f"{label}/{name}nats@{COMMON}", found.nats, n)
     yield Score(f"{label}/bag_of_words_accuracy", plain.accuracy, n)
     yield Score(f"{label}/bag_of_words_nats", plain.nats, n)
-    common = np.bincount(task.y[task.parts["train"]]).argmax()
-    yield Score(f"{label}/majority_accuracy", float(np.mean(y[task.parts["test"]] == common)), n)
+    yield Score(f"{label}/majority_accuracy", majority(task), n)
     yield Score(f"{label}/out_of_conclusions", float(plain.accuracy >= best - MARGIN))
+
+
+def labelled(label: str, text: list[Piece]) -> tuple[list[int], Labelled]:
+    """The pieces of `text` that have this label, by number, and what is known of them."""
+    some = [i for i, piece in enumerate(text) if label in piece.labels]
+    y, classes = coded([text[i].labels[label] for i in some])
+    where = np.array([text[i].part for i in some])
+    return some, Labelled(y, classes, {p: np.flatnonzero(where == p) for p in set(where)})
+
+
+def majority(task: Labelled) -> float:
+    """The accuracy of always naming the commonest label of the train part."""
+    common = np.bincount(task.y[task.parts["train"]]).argmax()
+    return float(np.mean(task.y[task.parts["test"]] == common))
 
 
 def probed(

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from protocol.columns import scientific
 from protocol.frontier import Minimum, PowerLaw
 from protocol.scaling import Point
 
@@ -34,14 +35,16 @@ def plot(path: Path, architectures: Mapping[str, Drawn], metric: str = "loss") -
 
 
 def _curves(axes: Axes, name: str, drawn: Drawn, color: str) -> None:
-    """Hollow minima lie at the edge, and are no findings."""
+    """Larger budgets are darker. Hollow minima lie at the edge, and are no findings."""
     label = name
-    for m in drawn.minima:
+    for shade, m in zip(np.linspace(0.35, 1, len(drawn.minima)), drawn.minima, strict=True):
         points = [p for p in drawn.points if p.budget == m.budget]
         sizes = np.array([p.params for p in points])
-        axes.plot(sizes, [p.loss for p in points], ".", color=color)
+        axes.plot(sizes, [p.loss for p in points], ".", color=color, alpha=shade)
         line = np.geomspace(sizes.min(), sizes.max(), 100)
-        axes.plot(line, m.loss_at(line), color=color, alpha=0.5, label=label)
+        axes.plot(line, m.loss_at(line), color=color, alpha=shade, label=label)
+        end, text = (line[-1], m.loss_at(line)[-1]), f"{scientific(m.budget)} FLOPs"
+        axes.annotate(text, end, (6, 0), textcoords="offset points", va="center", fontsize="small")
         fill = "none" if m.edge else color
         axes.plot([m.params], [m.loss], "D", color=color, markerfacecolor=fill)
         label = ""
