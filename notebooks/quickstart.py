@@ -28,7 +28,7 @@ if COLAB and not root.is_dir():
     subprocess.run(["git", "clone", "--quiet", REPOSITORY, root], check=True)
 os.chdir(next(p for p in (root, *root.parents) if (p / "leaderboard.py").is_file()))
 sys.path.insert(0, os.getcwd())
-RUNS = DRIVE / "isoflop" if DRIVE.is_dir() else Path("runs/notebooks").absolute()
+RUNS = DRIVE / "isoflop" if DRIVE.is_dir() else Path("runs/notebooks")
 if COLAB:
     here = {name: version(name) for name in ("jax", "jaxlib", "numpy")}
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--editable"]
@@ -66,7 +66,7 @@ c.train.batch, c.train.length, c.train.steps = 8, 128, STEPS
 c.optimizer.learning_rate, c.optimizer.warmup = 8e-3, STEPS // 10
 c.optimizer.schedule, c.optimizer.decay, c.optimizer.final = "wsd", 0.4, 0.0
 c.eval.tasks = ("bits_per_byte",)
-c.log.every, c.log.console = max(STEPS // 10, 1), "plain"
+c.log.every, c.log.console = max(STEPS // 10, 1), "off" if FAST else "plain"
 shared = frozen(Settings, c)
 
 # %%
@@ -134,9 +134,11 @@ plt.show()
 # architectures beyond them.
 
 # %%
-import leaderboard
+from protocol import render
+from protocol.board import board
+from protocol.collect import collect
 
-_ = leaderboard.run([*(str(WORKDIR / run.name) for run in runs), f"--out={WORKDIR / 'board'}"])
+_ = render.write(board(*collect([WORKDIR / run.name for run in runs])), WORKDIR / "board")
 
 # %%
 import html
