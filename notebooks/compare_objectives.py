@@ -42,7 +42,7 @@ if COLAB:
 # %% tags=["parameters"]
 import jax
 
-FAST = jax.default_backend() == "cpu"  # under three minutes on two cores
+FAST = jax.default_backend() == "cpu"  # minutes on two cores
 STEPS, LABELS = (60, ("source", "genre")) if FAST else (2000, ("source", "genre", "era", "book"))
 SHARE = 8 if FAST else 1  # one in so many pieces of text is probed
 WORKDIR = RUNS / f"compare_objectives-{STEPS}"

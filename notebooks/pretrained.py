@@ -43,7 +43,7 @@ if COLAB:
 # %% tags=["parameters"]
 import jax
 
-FAST = jax.default_backend() == "cpu"  # under three minutes on two cores, without a network
+FAST = jax.default_backend() == "cpu"  # minutes on two cores, without a network
 STEPS, ROWS, LENGTH = (30, 8, 128) if FAST else (300, 16, 512)
 WORKDIR = RUNS / f"pretrained-{STEPS}"
 SOURCE = str(WORKDIR / "made_here") if FAST else "HuggingFaceTB/SmolLM2-135M"

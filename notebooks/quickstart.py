@@ -41,7 +41,7 @@ if COLAB:
 # %% tags=["parameters"]
 import jax
 
-FAST = jax.default_backend() == "cpu"  # under three minutes on two cores
+FAST = jax.default_backend() == "cpu"  # minutes on two cores
 STEPS, SEEDS = 30 if FAST else 600, (0, 1, 2)
 WORKDIR = RUNS / f"quickstart-{STEPS}"
 

@@ -41,7 +41,7 @@ if COLAB:
 # %% tags=["parameters"]
 import jax
 
-FAST = jax.default_backend() == "cpu"  # under three minutes on two cores
+FAST = jax.default_backend() == "cpu"  # minutes on two cores
 LARGEST = 2e10 if FAST else 4e13  # training FLOPs of each run
 SIZES = ((4, 1), (8, 1), (16, 1), (16, 2), (32, 1))  # (width, depth)
 if not FAST:
