@@ -22,7 +22,7 @@ from training.tree import differences, frozen
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "goldens" / "configs.json"
 SCALE = {path.stem for path in (ROOT / "configs" / "scale").glob("*.py")}
-UNSIZED = {"quickstart", "contrastive", *SCALE}
+UNSIZED = {"quickstart", "contrastive", "chat", *SCALE}
 
 
 def shipped() -> list[str]:

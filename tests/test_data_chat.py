@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from configs import chat as config
 from data import DataConfig, open_data
 from data.chat import TEMPLATES, chat
 from data.files import Policy, Tally
@@ -14,6 +15,7 @@ from errors import ConfigError, DataError
 from objectives import CausalLM
 from schema import changed
 from training.settings import Settings
+from training.tree import frozen
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -52,6 +54,17 @@ def test_a_template_frames_messages_and_replies_count(name, whole, replies):
     found = chat({"messages": TALK}, TEMPLATES[name], "here", STRICT)
     assert found.text == whole
     assert [text for text, weight in found.parts if weight == 1] == replies
+
+
+def test_the_ready_config_reads_the_chats_that_it_writes(tmp_path):
+    config.write(tmp_path / "chats.jsonl")
+    settings = frozen(Settings, config.get_config())
+    lines = (tmp_path / "chats.jsonl").read_text().splitlines()
+    found = chat(json.loads(lines[0]), TEMPLATES[settings.data.chat], "here", STRICT)
+    assert len(lines) == config.CHATS
+    said = "In the beginning God created the heavens and the earth.</s>"
+    assert found.text.startswith("USER: In the beginning of God's preparing the heavens")
+    assert [text for text, weight in found.parts if weight == 1] == [said]
 
 
 @pytest.fixture
