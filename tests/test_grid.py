@@ -1,14 +1,16 @@
 """The grid: every pair is there or refused with its reason; what thirty steps teach."""
 
 import functools
+import importlib
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 import train
-from configs import grid
+from configs import families, grid
 from data import open_data
 from eval.retrieval import Retrieval
 from eval.task import Subject
@@ -22,7 +24,8 @@ from training.tree import frozen
 
 NOUNS = ["cat", "dog", "fox", "cow", "owl", "hen", "ant", "bee", "pig", "rat"]
 LEARNERS = ("dense", "moe", "mamba1", "mamba2", "lstm", "hybrid")
-STEPS = 30
+FAMILIES = sorted(p.stem for p in Path(families.__file__).parent.glob("[a-z]*.py"))
+STEPS, FEW = 30, 12
 JUDGED = {"causal_lm": "nats", "masked_lm": "masked_nats", "denoising": "denoised_nats"}
 SIZES = {
     "model.width": 32,
@@ -86,13 +89,39 @@ def unigram(text) -> float:
 def test_thirty_steps_beat_what_knows_nothing(architecture, objective, text):
     """LM-type objectives the frequencies of bytes, the contrastive one its untrained encoder."""
     c = grid.get_config(f"{architecture}-{objective}")
-    c.data.source, c.data.path = "jsonl", str(text / "text.jsonl")
-    c.data.cache, c.data.test_share = str(text / "cache"), 0.1
     if architecture == "hybrid":
         c.model.layers = ("mamba2+mlp", "attention+mlp")  # of both in two layers
-    for key, value in SIZES.items():
+    change(c, SIZES)
+    subject, losses = taught(c, text, STEPS)
+    if objective in JUDGED:
+        assert np.mean(losses[-5:]) < unigram(text)
+        return
+    found = {score.name: score.value for score in Retrieval(splits=("test",))(subject)}
+    assert found["test/recall@1"] > found["test/untrained_recall@1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_published_family_learns(family, text):
+    """At its tiny size, in a few steps: what it says of the next ones costs less."""
+    c = importlib.import_module(f"configs.families.{family}").get_config("tiny")
+    change(c, {"train.batch": 8, "train.length": 64, "train.steps": FEW})
+    change(c, {"optimizer.learning_rate": 2e-3, "optimizer.warmup": 2})
+    _, losses = taught(c, text, FEW)
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.1
+
+
+def change(c, values):
+    for key, value in values.items():
         *sections, name = key.split(".")
         functools.reduce(lambda tree, part: tree[part], sections, c)[name] = value
+
+
+def taught(c, text, steps):
+    """What `c` is after some steps on `text`, and the loss of each."""
+    c.data.source, c.data.path = "jsonl", str(text / "text.jsonl")
+    c.data.cache, c.data.test_share = str(text / "cache"), 0.1
     settings = frozen(Settings, c)
     data = open_data(settings.data, settings.reads)
     settings = resolved(settings, data.tokenizer.vocab)
@@ -101,13 +130,8 @@ def test_thirty_steps_beat_what_knows_nothing(architecture, objective, text):
     step, batches = made.compiled(), stream(settings, settings.members()[0], data, mesh)
     with jax.set_mesh(mesh):
         state, losses = made.init(), []
-        for i in range(STEPS):
+        for i in range(steps):
             state, metrics = step(state, placed(made, i, batches[i]))
-            if objective in JUDGED:
-                losses.append(float(metrics[JUDGED[objective]].mean))
-    if objective in JUDGED:
-        assert np.mean(losses[-5:]) < unigram(text)
-        return
-    subject = Subject(state.learner, mesh, settings, made.objective, data)
-    found = {score.name: score.value for score in Retrieval(splits=("test",))(subject)}
-    assert found["test/recall@1"] > found["test/untrained_recall@1"]
+            if settings.objective in JUDGED:
+                losses.append(float(metrics[JUDGED[settings.objective]].mean))
+    return Subject(state.learner, mesh, settings, made.objective, data), losses
