@@ -79,7 +79,9 @@ def write(config: ModelConfig) -> dict[str, Any]:
     local = next((p for p in parts if p.window), config.local_attention)
     whole = next((p for p in parts if not p.window), config.attention)
     m = part(config, "mlp")
-    return {
+    # The reference's own, 50283, must be a row of the table.
+    padding = {} if config.vocab > 50283 else {"pad_token_id": 0}
+    return padding | {
         "hidden_size": config.width,
         "num_hidden_layers": config.depth,
         "vocab_size": config.vocab,
