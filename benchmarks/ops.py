@@ -1,6 +1,6 @@
 """Time and memory of each operation beside its reference, forward and with its backward pass.
 
-    uv run benchmarks/ops.py [--only=attention] [--repeats=7] [--dtype=float32]
+    uv run benchmarks/ops.py [--only=attention] [--repeats=7] [--dtype=float32] [--growth]
 
 Medians of interleaved calls, so that a busy machine slows all alike; MiB is what XLA allocates
 beside arguments and results; the last column is the first implementation's time over a row's own,
@@ -168,8 +168,7 @@ ROWS = [
     attend(4, 1024),
     attend(2, 2048),
     attend(4, 1024, G=2),
-    attend(4, 1024, window=256),
-    attend(1, 4096, window=256),
+    attend(2, 2048, window=256),
     attend(8, 1, S=1024),
     predict(32, 256, 512, 384),
     predict(32, 256, 512, 8192),
@@ -184,6 +183,14 @@ ROWS = [
     delta(1, 4096),
     filtered(4, 1024),
     filtered(1, 4096),
+]
+
+# Four rows of 1,024 tokens and one of 4,096: their costs are linear in tokens.
+LONG = [
+    (scan(4, 1024), scan(1, 4096)),
+    (dual(4, 1024), dual(1, 4096)),
+    (delta(4, 1024), delta(1, 4096)),
+    (attend(4, 1024, window=256), attend(1, 4096, window=256)),
 ]
 
 
@@ -217,22 +224,39 @@ def compiled(row: Row, implementation: str, arrays: tuple[jax.Array, ...]) -> li
     return [Timed(jax.jit(f).lower(*given).compile(), given, []) for f, given in calls]
 
 
+def inputs(row: Row, dtype: str) -> tuple[jax.Array, ...]:
+    keys = jax.random.split(jax.random.key(0), len(row.shapes))
+    return tuple(
+        (jax.random.normal(k, s) * (0.05 if len(s) == 2 else 1)).astype(dtype)
+        for k, s in zip(keys, row.shapes, strict=True)
+    )
+
+
+def run(programs: list[Timed], repeats: int) -> None:
+    """In turn; the first call is not counted."""
+    for repeat in range(repeats + 1):
+        for timed in programs:
+            began = time.perf_counter()
+            jax.block_until_ready(timed.program(*timed.arrays))
+            if repeat:
+                timed.seconds.append(time.perf_counter() - began)
+
+
+def grow(short: Row, long: Row, repeats: int, dtype: str) -> None:
+    """The fast implementation's time for the same tokens in longer rows."""
+    pair = [compiled(row, row.implementations[-1], inputs(row, dtype))[1] for row in (short, long)]
+    run(pair, repeats)
+    print(short.name, "->", long.name)
+    print(f"  with backward {pair[0]} -> {pair[1]}   {pair[1].median / pair[0].median:.2f} of 1.10")
+
+
 def measure(row: Row, repeats: int, dtype: str) -> None:
     programs = {}
     for one in (row, *row.beside):
-        keys = jax.random.split(jax.random.key(0), len(one.shapes))
-        arrays = tuple(
-            (jax.random.normal(k, s) * (0.05 if len(s) == 2 else 1)).astype(dtype)
-            for k, s in zip(keys, one.shapes, strict=True)
-        )
+        arrays = inputs(one, dtype)
         for name in one.implementations:
             programs[name] = compiled(one, name, arrays)
-    for repeat in range(repeats + 1):
-        for timed in (t for pair in programs.values() for t in pair):
-            began = time.perf_counter()
-            jax.block_until_ready(timed.program(*timed.arrays))
-            if repeat:  # the first call is not counted
-                timed.seconds.append(time.perf_counter() - began)
+    run([timed for pair in programs.values() for timed in pair], repeats)
     print(row.name)
     first = programs[row.implementations[0]][1].median
     for name, (forward, backward) in programs.items():
@@ -245,9 +269,13 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--growth", action="store_true", help="only longer rows beside short ones")
     args = parser.parse_args()
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {args.dtype}")
-    for row in ROWS:
+    for short, long in LONG if args.growth else ():
+        if args.only in short.name:
+            grow(short, long, args.repeats, args.dtype)
+    for row in () if args.growth else ROWS:
         if args.only in row.name:
             measure(row, args.repeats, args.dtype)
 
