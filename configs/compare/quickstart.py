@@ -17,6 +17,7 @@ def get_config():
     c.model.width, c.model.depth = 96, 4
     c.model.attention.heads, c.model.mamba2.head_width = 4, 64
     c.model.mamba2.state, c.model.mamba2.chunk = 40, 32
+    c.model.mamba2.norm_eps = 1e-5  # of the authors' code, and of the recorded runs
     c.model.mlp.width = 256
     c.model.remat = "full"
     c.model.moe.experts, c.model.moe.width = 4, 128
