@@ -44,6 +44,17 @@ def test_a_second_interrupt_stops_at_once():  # covers P2
         pytest.fail("still here")
 
 
+@pytest.mark.parametrize("name", SIGNALS)
+def test_nothing_waits_where_all_is_saved(name):
+    with GracefulStop() as stop:
+        with pytest.raises(Preempted, match=f"{name} at step 9"), stop.saved(9):
+            send(name)
+            pytest.fail("still here")
+        send("SIGTERM")  # outside, it asks
+        with pytest.raises(Preempted), stop.saved(9):
+            pytest.fail("goes on")
+
+
 def test_other_signals_may_come_twice():
     with GracefulStop() as stop:
         for name in ("SIGTERM", "SIGTERM", "SIGUSR1", "SIGINT"):

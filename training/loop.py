@@ -1,6 +1,7 @@
 """The training loop: batches in, steps, and at their boundaries everything that can happen."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -64,7 +65,8 @@ def train(
         except Halted as halted:
             place = back(job, place, halted, initial)
     steps = job.program.settings.train.steps
-    scores = judged(job, after, state, steps) if after else {}
+    with job.stop.saved(steps) if jax.process_count() == 1 else nullcontext():
+        scores = judged(job, after, state, steps) if after else {}
     job.run.finish(steps)
     return scores
 

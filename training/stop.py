@@ -2,12 +2,15 @@
 
 The first SIGINT, SIGTERM or SIGUSR1 (Slurm's `--signal=USR1@120`) asks; a second SIGINT stops at
 once. Handlers run in the main thread between bytecodes, so one that comes during compilation or a
-save is honoured at the next step.
+save is honoured at the next step. Where nothing is left to save, while a finished run is judged,
+the first one ends it.
 """
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -22,6 +25,7 @@ class GracefulStop:
     def __init__(self) -> None:
         self.reason = ""
         self._interrupts = 0
+        self._saved: int | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     @property
@@ -30,6 +34,18 @@ class GracefulStop:
 
     def ask(self, reason: str) -> None:
         self.reason = self.reason or reason
+
+    @contextlib.contextmanager
+    def saved(self, step: int) -> Iterator[None]:
+        """Inside, the state at `step` is safe and nothing changes it: a signal raises Preempted, as
+        does one that came before."""
+        if self.requested:
+            raise self.preempted(step)
+        self._saved = step
+        try:
+            yield
+        finally:
+            self._saved = None
 
     def preempted(self, step: int) -> Preempted:
         """The error to end the run with, once the state at `step` is saved."""
@@ -57,6 +73,9 @@ class GracefulStop:
             self._interrupts += 1
             if self._interrupts > 1:
                 raise KeyboardInterrupt
+        if self._saved is not None:
+            self.ask(name)
+            raise self.preempted(self._saved)
         again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
         text = f"\n{name}: stopping after this step, saving{again}\n"
         self.ask(name)
