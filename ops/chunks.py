@@ -1,6 +1,7 @@
 """Recurrences of heads in chunks: products of matrices inside one, steps from one to the next.
 
-B rows, T tokens, N chunks of Q tokens, H heads. What a state loses is given as logs g <= 0.
+B rows, T tokens, N blocks of M chunks of Q tokens, H heads. What a state loses is given as logs
+g <= 0.
 """
 
 from collections.abc import Callable

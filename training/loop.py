@@ -65,6 +65,7 @@ def train(
         except Halted as halted:
             place = back(job, place, halted, initial)
     steps = job.program.settings.train.steps
+    # Of several hosts none may leave alone: the others would wait for it.
     with job.stop.saved(steps) if jax.process_count() == 1 else nullcontext():
         scores = judged(job, after, state, steps) if after else {}
     job.run.finish(steps)
