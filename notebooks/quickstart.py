@@ -43,6 +43,7 @@ import jax
 
 FAST = jax.default_backend() == "cpu"  # minutes on two cores
 STEPS, SEEDS = 30 if FAST else 600, (0, 1, 2)
+CONSOLE = "off" if FAST else "plain"  # "plain" tells every step that is logged
 WORKDIR = RUNS / f"quickstart-{STEPS}"
 
 # %% [markdown]
@@ -66,7 +67,7 @@ c.train.batch, c.train.length, c.train.steps = 8, 128, STEPS
 c.optimizer.learning_rate, c.optimizer.warmup = 8e-3, STEPS // 10
 c.optimizer.schedule, c.optimizer.decay, c.optimizer.final = "wsd", 0.4, 0.0
 c.eval.tasks = ("bits_per_byte",)
-c.log.every, c.log.console = max(STEPS // 10, 1), "off" if FAST else "plain"
+c.log.every, c.log.console = max(STEPS // 10, 1), CONSOLE
 shared = frozen(Settings, c)
 
 # %%

@@ -170,7 +170,7 @@ def test_a_notebook_runs_to_its_board(name, tmp_path):
 def test_an_interrupted_cell_goes_on_when_it_is_run_again(tmp_path):
     # covers P14
     """Ctrl-C during training, then the same cell again; and so to the board."""
-    small = "STEPS, SEEDS = 20, (0,)"
+    small = "STEPS, SEEDS, CONSOLE = 20, (0,), 'plain'"
     client = Client("quickstart", f"{small}\nWORKDIR = Path({str(tmp_path)!r})")
     (place,) = (i for i, c in enumerate(client.nb.cells) if "conduct.conduct(" in c.source)
     again = client.nb.cells[place].copy()
