@@ -9,7 +9,9 @@ from errors import ConfigError
 from training.settings import Settings
 from training.tree import as_json, from_json
 
-ASIDE = ("seed", "log", "checkpoint", "debug", "eval")  # settings that make no other candidate
+# Settings that make no other candidate, because they say where and how it is computed.
+ASIDE: tuple[str, ...] = ("seed", "log", "checkpoint", "debug", "eval")
+ASIDE += ("model.remat", "train.patience", "train.compile_cache", "data.cache")
 
 
 class Cell(NamedTuple):
@@ -31,7 +33,10 @@ class Cell(NamedTuple):
     @property
     def matters(self) -> dict[str, Any]:
         """The settings that make a candidate what it is; `restored` reads them."""
-        return {k: v for k, v in as_json(self.settings).items() if k not in ASIDE}
+        tree = {k: v for k, v in as_json(self.settings).items() if k not in ASIDE}
+        for section, _, name in (path.partition(".") for path in ASIDE if "." in path):
+            tree[section] = {k: v for k, v in tree[section].items() if k != name}
+        return tree
 
     def restored(self, matters: Mapping[str, Any]) -> bool:
         """Whether these are the same as its own. A setting that is younger than they are has its

@@ -115,6 +115,9 @@ def test_tuning_chooses_on_valid_and_is_taken_for_these_settings_alone(made, tra
         VOCAB,
     )
     assert not study.recorded(str(tmp_path), other.plan.cells).picks
+    remat = dataclasses.replace(SHARED, model=dataclasses.replace(SHARED.model, remat="full"))
+    how = study.planned(STUDY, remat, VOCAB)  # another way to compute the same
+    assert study.recorded(str(tmp_path), how.plan.cells).picks == known.picks
     for cell in tree["cells"]:
         del cell["settings"]["optimizer"]["spike"]  # as if it had been added since
     conduct.write(tree, tmp_path / "sweep.json")
