@@ -2,10 +2,9 @@
 
     y[t] = sum over k of weights[t, k] mlp_e(x[t]),   e = experts[t, k]
 
-On a mesh whose axis "expert" is larger than 1, each device holds some experts and tokens travel.
-With few slots a row they go by all_to_all, in as much room as there are slots (GShard,
-arXiv:2006.16668). Otherwise all devices along the axis see all of its tokens: an all_to_all that
-may drop nothing needs just as much room. Left out on purpose: ragged_all_to_all, which CPUs lack.
+On a mesh whose axis "expert" is larger than 1, each device holds some experts and tokens travel:
+with few slots a row by all_to_all, in as much room as there are slots (GShard, arXiv:2006.16668);
+otherwise as many as there are (`ops.exchange`), sorted by expert before and after.
 """
 
 import functools
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ops.exchange import exchange
 from ops.expert_layout import by_expert, by_slot, gathered, spread
 from ops.expert_mlp import Activation, Weights, batched, blocks, ragged, single
 from ops.placement import BATCH, P, by_device, choose, free_axes, platform
@@ -79,30 +79,44 @@ def sorted_by_expert(
     slots: int,
 ) -> Float[Array, "B T D"]:
     """`grouped` (`blocks`, `ragged`) on assignments sorted by expert."""
-    run = functools.partial(_see_all, grouped, activation, slots)
+    run = functools.partial(_sorted, functools.partial(grouped, activation), slots, w.w_in.shape[0])
     return _on_mesh(run, x, routes, w)
 
 
-def _see_all(
-    grouped: Callable[..., Array], activation: Activation, slots: int, axes: Any, *args: Any
-) -> Array:
+def _sorted(grouped: Callable[..., Array], slots: int, E: int, axes: Any, *args: Any) -> Array:
     x, ids, shares, w = args
-    across = "expert" in axes
-    if across:
-        x, ids, shares = (
-            jax.lax.all_gather(a, "expert", axis=0, tiled=True) for a in (x, ids, shares)
-        )
-    (B, T, D), K, E = x.shape, ids.shape[2], w.w_in.shape[0]
-    if across:
-        ids = ids - jax.lax.axis_index("expert") * E
-        ids = jnp.where((ids >= 0) & (ids < E), ids, E)
-    places = B * min(T * min(K, E), min(slots, T) * E)
-    layout, sizes = by_expert(ids.reshape(B * T, K), E, places)
-    y = grouped(activation, spread(x.reshape(B * T, D), layout), sizes, w)
+    (B, T, D), K = x.shape, ids.shape[2]
+    layout, sizes = by_expert(ids.reshape(B * T, K), E, B * _most(T, K, slots, E))
+    y = spread(x.reshape(B * T, D), layout)
+    if "expert" in axes:
+        own = w.w_in.shape[0]
+        y = _sent(grouped, y, sizes.reshape(-1, own), E // own * B * _most(T, K, slots, own), w)
+    else:
+        y = grouped(y, sizes, w)
     y = gathered(y, shares.reshape(B * T, K), layout).reshape(B, T, D)
-    if across:
-        y = jax.lax.psum_scatter(y, "expert", scatter_dimension=0, tiled=True)
     return jax.lax.psum(y, "model") if "model" in axes else y
+
+
+def _sent(
+    grouped: Callable[..., Array], x: Array, sizes: Int[Array, "N E"], places: int, w: Weights
+) -> Float[Array, "R D"]:
+    """`grouped` where the experts are, and back: here are E of each of N devices."""
+    N, E = sizes.shape
+    counts = jax.lax.all_gather(sizes, "expert")  # [from to E]
+    between = jnp.sum(counts, axis=2)
+    mine = counts[:, jax.lax.axis_index("expert")].reshape(-1)
+    y = exchange(x, between, places, "expert")
+    ids = jnp.repeat(jnp.tile(jnp.arange(E), N), mine, total_repeat_length=places)
+    ids = jnp.where(jnp.arange(places) < jnp.sum(mine), ids, E)
+    layout, here = by_expert(ids[:, None], E, places)
+    ones = jnp.ones((places, 1), jnp.promote_types(x.dtype, jnp.float32))
+    y = gathered(grouped(spread(y, layout), here, w), ones, layout)
+    return exchange(y, between.T, x.shape[0], "expert")
+
+
+def _most(tokens: int, choices: int, slots: int, experts: int) -> int:
+    """Assignments of a row to `experts` experts."""
+    return min(tokens * min(choices, experts), min(slots, tokens) * experts)
 
 
 def gather(

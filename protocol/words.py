@@ -10,6 +10,7 @@ from typing import NamedTuple
 from protocol.board import Board, Family, Group
 from protocol.columns import COLUMNS, scientific, score, shown
 from protocol.rows import AXES, Row
+from protocol.verdict import Verdict
 
 OBJECTIVES = {
     "causal_lm": "Causal language modelling",
@@ -150,16 +151,17 @@ def _differs(group: Group) -> str:
 
 
 def _by(group: Group) -> tuple[str, ...]:
-    """The sentences about the first row, then what else was told apart."""
+    """The sentences about the first row, then what else was told apart, then what was not."""
     if not group.verdicts:
         return ("Nothing can be said: fewer than two candidates here may be compared.",)
     first = group.rows[0].name
-    order = sorted(group.verdicts, key=lambda v: (first not in (v.a.name, v.b.name), v.p))
-    shown_ones = [v for v in order if first in (v.a.name, v.b.name) or v.winner()][:MOST]
-    left = len(group.verdicts) - len(shown_ones)
-    told = tuple(_sentence(v.sentence) for v in shown_ones)
-    more = f"And {_many(left, 'more comparison')}." if left else ""
-    return (*told, more) if more else told
+
+    def place(v: Verdict) -> tuple[bool, bool, float]:
+        return first not in (v.a.name, v.b.name), not v.winner(), v.p
+
+    told = [_sentence(v.sentence) for v in sorted(group.verdicts, key=place)]
+    left = len(told) - MOST
+    return (*told[:MOST], *([f"And {_many(left, 'more comparison')}."] if left > 0 else ()))
 
 
 def _cost(group: Group) -> tuple[str, ...]:

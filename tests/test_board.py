@@ -227,6 +227,16 @@ def test_declared_comparisons_are_those_that_count(tmp_path):
     assert group.refusals == ("2 of 6 pairs were declared, and only those are judged",)
 
 
+def test_what_cannot_be_told_apart_is_told(tmp_path):
+    study = {"comparisons": [["b", "a"], ["c", "d"]]}
+    for name, mean in zip("abcd", (2.0, 3.0, 2.50, 2.51), strict=True):
+        values = [mean, mean + 0.02, mean + 0.04]
+        runs.candidate(tmp_path, name, values, model={"layers": [name]}, study=study)
+    _, group, family = only(boarded(tmp_path))
+    first, second = words.head(group, family).by
+    assert "b is higher than a" in first and "c and d are not distinguishable at n=3" in second
+
+
 def test_comparisons_elsewhere_in_the_plan_count(tmp_path):
     study = {"comparisons": [["b", "a"]], "declared": 5}
     for i, name in enumerate("ab"):

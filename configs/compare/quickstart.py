@@ -3,7 +3,7 @@
     compare.py --config=configs/compare/quickstart.py
 
 Three seeds of a tiny size on the embedded corpus: not what these architectures do at scale, but the
-whole of the method in about ten minutes on two CPU cores. Mamba-2, whose size moves in the
+whole of the method in less than ten minutes on two CPU cores. Mamba-2, whose size moves in the
 largest steps, sets the cost; the width of the others' channels is solved to it.
 """
 
