@@ -141,7 +141,7 @@ class Stack(nnx.Module):
             blocks, states, k = repeat
             auxes, new = [], []
             for block, state, kk in zip(blocks, states, split(k, len(blocks)), strict=True):
-                x, aux, state = _run(block, x, seq, state, memory, kk)
+                x, aux, state = self._remat(_run)(block, x, seq, state, memory, kk)
                 auxes.append(aux)
                 new.append(state)
             return x, (auxes, new)
@@ -153,9 +153,9 @@ class Stack(nnx.Module):
         )
         with jax.named_scope("blocks"):
             if self.config.scan:
-                x, (auxes, new) = jax.lax.scan(self._remat(body), x, xs)
+                x, (auxes, new) = jax.lax.scan(body, x, xs)
             else:
-                x, (auxes, new) = _unrolled(self._remat(body), x, xs, self.repeats)
+                x, (auxes, new) = _unrolled(body, x, xs, self.repeats)
         return x, auxes, new
 
     def _remat(self, function):

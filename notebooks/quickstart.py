@@ -66,7 +66,7 @@ c.model.mamba2.state, c.model.mamba2.chunk = 32, 32
 c.train.batch, c.train.length, c.train.steps = 8, 128, STEPS
 c.optimizer.learning_rate, c.optimizer.warmup = 8e-3, STEPS // 10
 c.optimizer.schedule, c.optimizer.decay, c.optimizer.final = "wsd", 0.4, 0.0
-c.eval.tasks = ("bits_per_byte",)
+c.eval.tasks, c.eval.batch = ("bits_per_byte",), 128
 c.log.every, c.log.console = max(STEPS // 10, 1), CONSOLE
 shared = frozen(Settings, c)
 

@@ -110,6 +110,17 @@ def test_a_hybrid_is_scanned_and_decoded():
     np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, atol=3e-5)
 
 
+def test_each_block_of_a_pattern_is_rematerialised_by_itself():
+    """Else the backward pass of a hybrid holds what all blocks of its pattern compute."""
+    cfg = tiny.config(layers=("attention+mlp", "attention+none", "attention+mlp"), depth=6)
+    cfg = dataclasses.replace(cfg, remat="full")
+    made, ids, seq = tiny.model(cfg), tiny.tokens(1, 7), tiny.packed([5, 2], 7)
+    traced = jax.make_jaxpr(lambda m: m(ids, seq)[0])(made)
+    (loop,) = (e for e in traced.eqns if e.primitive.name == "scan")
+    inside = [e.primitive.name for e in loop.params["jaxpr"].eqns]
+    assert loop.params["length"] == 2 and inside.count("remat2") + inside.count("checkpoint") == 3
+
+
 def test_published_counts_and_pinned_flops():
     """reference figures: d=1024, T=2048, 16 heads of 64; V=32000; f=2816."""
     place = Place(2048)

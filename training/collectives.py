@@ -3,8 +3,9 @@
 A loop's body counts as often as it runs, by the compiler's note or the constant in its condition.
 Bytes are those of a device's larger side: what an all-gather gives, what a reduce-scatter takes,
 the room of a ragged all-to-all. What crosses a link depends on the algorithm; a ring moves
-(n - 1) / n of it, an all-reduce twice that. A TPU's program names one asynchronous collective in several fusions, by one `chain_id`, and
-has a reduce-scatter as an all-reduce in a fusion of that name.
+(n - 1) / n of it, an all-reduce twice that. A TPU's program names one asynchronous collective in
+several fusions, by one `chain_id`, and has a reduce-scatter as an all-reduce in a fusion of that
+name.
 """
 
 import math
