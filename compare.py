@@ -15,7 +15,7 @@ from rich.console import Console
 import leaderboard
 from data import open_data
 from errors import ConfigError
-from protocol import conduct, plan, study
+from protocol import conduct, pace, plan, study
 from training.command import guarded
 from training.flags import parse
 from training.settings import Settings
@@ -53,7 +53,9 @@ def run(argv: Sequence[str]) -> None:
         runs = conduct.repeats(asked, made.plan, picks)
     else:
         runs = plan.reported(made.plan, picks)
-    for line in (*plan.lines(made.plan, runs, {}), *study.unmatched(made), *known.sources):
+    seconds, speed = pace.steps(runs, folder), pace.products(command.settings.model.dtype)
+    told = plan.lines(made.plan, runs, seconds, speed)
+    for line in (*told, *study.unmatched(made), *known.sources):
         say(line, markup=False)
     if not known.picks:
         say("no sweep of these settings is recorded: all candidates have the same learning rate")

@@ -21,6 +21,7 @@ from training.settings import Settings
 from training.tree import as_json
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+REACHED = 0.25  # of the speed of large products, in training: for want of a measured step
 
 
 @dataclass(frozen=True)
@@ -174,27 +175,39 @@ def reported(plan: Plan, picks: Mapping[Key, Pick]) -> list[Run]:
     ]
 
 
-def hours(runs: Sequence[Run], seconds: Mapping[Key, float]) -> float | None:
-    """Estimated from measured seconds of a step; None if a cell has none."""
-    if any(run.key not in seconds for run in runs):
-        return None
-    return sum(run.steps * seconds[run.key] for run in runs) / 3600
+def hours(
+    runs: Sequence[Run], seconds: Mapping[Key, float], speed: float | None = None
+) -> float | None:
+    """Of training, from `seconds` of a step; without those of all cells from the FLOP/s that large
+    products reach, of which training is taken to reach the share `REACHED`; else None."""
+    if all(run.key in seconds for run in runs):
+        return sum(run.steps * seconds[run.key] for run in runs) / 3600
+    return sum(run.flops for run in runs) / (REACHED * speed) / 3600 if speed else None
 
 
-def lines(plan: Plan, runs: Sequence[Run], seconds: Mapping[Key, float]) -> list[str]:
+def lines(
+    plan: Plan, runs: Sequence[Run], seconds: Mapping[Key, float], speed: float | None = None
+) -> list[str]:
     """What is printed before anything runs; `runs` are those known so far."""
-    declared, time = plan.declaration, hours(runs, seconds)
+    declared, time = plan.declaration, hours(runs, seconds, speed)
     count = sum(run.role == "tuning" for run in runs)
     took = "unknown hours: no step was measured" if time is None else f"about {time:.2g} hours"
+    if speed and not all(run.key in seconds for run in runs):
+        took += f" of training, if it reaches {REACHED:.0%} of {speed / 1e9:,.0f} GFLOP/s"
+        took += ", which is what large products reach here"
     found = [
         f"plan {plan.digest[:12]}: {len(plan.cells)} cells, {len(runs)} runs ({count} of tuning), "
         f"{sum(run.flops for run in runs):.3g} training FLOPs, {took}",
         f"equal: {declared.axis}; metric: {declared.metric}; practically equivalent within "
-        f"{declared.margin:g} {declared.unit}; {plan.comparisons} comparisons",
+        f"{declared.margin:g} {declared.unit}; {_compared(plan)}",
         _reach(plan),
     ]
     found += [f"{a} and {b} have the same settings: never ranked" for a, b in plan.copies()]
     return found
+
+
+def _compared(plan: Plan) -> str:
+    return f"{plan.comparisons} comparison" + ("" if plan.comparisons == 1 else "s")
 
 
 def _reach(plan: Plan) -> str:
@@ -203,7 +216,7 @@ def _reach(plan: Plan) -> str:
         return "smallest claimable difference: unknown, no noise floor is recorded; run 8 seeds"
     text = (
         f"smallest claimable difference: {plan.claimable:.2g} {plan.declaration.unit} (n={n}, "
-        f"{plan.comparisons} comparisons, sigma {floor.sigma:.2g} of {floor.runs} runs"
+        f"{_compared(plan)}, sigma {floor.sigma:.2g} of {floor.runs} runs"
         f"{' in ' + floor.source if floor.source else ''})"
     )
     if not floor.flops:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from errors import ConfigError, DataError
+from protocol import pace
 from protocol import plan as plans
 from protocol.cells import Cell, Key
 from protocol.plan import Declaration, Pick, Plan, Tuning, crossed, hours, lines
@@ -217,13 +218,29 @@ def test_the_plan_says_what_it_can_show_before_anything_runs(plan, cells):
     )
     assert plan.claimable == smallest_claim(0.01, 3)
     assert text[2] == (
-        "smallest claimable difference: 0.023 bits per byte (n=3, 1 comparisons, sigma 0.01 of 20 "
+        "smallest claimable difference: 0.023 bits per byte (n=3, 1 comparison, sigma 0.01 of 20 "
         "runs in results/floor.json)"
     )
     far = replace(plan, floor=NoiseFloor(0.01, 20, "", 1e12))
     assert "sigma is borrowed: its runs have 1e+12 FLOPs, these 31" in lines(far, [], {})[2]
     assert "no noise floor is recorded" in lines(replace(plan, floor=None), [], {})[2]
     assert "unknown hours" in lines(plan, runs, {})[0]
+    assert hours(runs, {}, 1e11) == pytest.approx(flops / 0.25e11 / 3600)
+    assert "hours of training, if it reaches 25% of 100 GFLOP/s" in lines(plan, runs, {}, 1e11)[0]
+    assert lines(plan, runs, seconds, 1e11)[0] == text[0]
+
+
+def test_hours_are_those_of_steps_that_were_logged(plan, tmp_path):
+    runs = plans.sweep(plan)
+    for run, times in zip(runs, ([0.5, 0.1, 0.2], [0.3]), strict=False):
+        (tmp_path / run.name).mkdir()
+        rows = [{"step": i, "step_seconds": t} for i, t in enumerate(times)]
+        text = "\n".join(json.dumps(row) for row in [*rows, {"step": 9, "loss": 1.0}])
+        (tmp_path / run.name / "metrics.jsonl").write_text(text + '\n{"step": 10, "torn')
+    assert runs[0].key == runs[1].key
+    assert pace.steps(runs, tmp_path) == {runs[0].key: pytest.approx(0.25)}
+    assert hours(runs, pace.steps(runs, tmp_path)) is None  # of the other cell nothing is known
+    assert pace.products("float32") > 1e6
 
 
 def test_every_objective_and_size_counts_as_a_comparison(cells):
