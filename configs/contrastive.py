@@ -6,7 +6,7 @@ A Transformer from scratch on half of the embedded corpus' verse pairs, with a v
 pieces. Expect, on the test split and of the same 1,000 candidates, R@1 .92 (.90 to .94, an interval
 over pairs): above a bag of untrained embeddings (.85) and the encoder as it begins (.70), and below
 BM25 (.97) and a bag of words (.965), since both translations share their rare words. It takes three
-minutes and a half on two cores.
+minutes and a quarter on two cores.
 """
 
 from training.settings import defaults

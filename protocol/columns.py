@@ -81,3 +81,7 @@ FRONTS = {"training_flops": "FLOPs", "seconds": "time", "state_bytes": "state"}
 def shown(key: str, value: float | None) -> str:
     """A cell: blank for what is missing."""
     return "" if value is None or not math.isfinite(value) else COLUMNS[key].text(value)
+
+
+def many(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from errors import ConfigError
 from protocol.budget import TOLERANCE, Axis, measured
 from protocol.cells import Cell, Key, hashed
+from protocol.columns import many
 from protocol.power import NoiseFloor, smallest_claim
 from protocol.tuning import NO_TRIAL, RATES, Better, Trial, grid
 from schema import changed, nearest
@@ -199,15 +200,11 @@ def lines(
         f"plan {plan.digest[:12]}: {len(plan.cells)} cells, {len(runs)} runs ({count} of tuning), "
         f"{sum(run.flops for run in runs):.3g} training FLOPs, {took}",
         f"equal: {declared.axis}; metric: {declared.metric}; practically equivalent within "
-        f"{declared.margin:g} {declared.unit}; {_compared(plan)}",
+        f"{declared.margin:g} {declared.unit}; {many(plan.comparisons, 'comparison')}",
         _reach(plan),
     ]
     found += [f"{a} and {b} have the same settings: never ranked" for a, b in plan.copies()]
     return found
-
-
-def _compared(plan: Plan) -> str:
-    return f"{plan.comparisons} comparison" + ("" if plan.comparisons == 1 else "s")
 
 
 def _reach(plan: Plan) -> str:
@@ -216,7 +213,7 @@ def _reach(plan: Plan) -> str:
         return "smallest claimable difference: unknown, no noise floor is recorded; run 8 seeds"
     text = (
         f"smallest claimable difference: {plan.claimable:.2g} {plan.declaration.unit} (n={n}, "
-        f"{_compared(plan)}, sigma {floor.sigma:.2g} of {floor.runs} runs"
+        f"{many(plan.comparisons, 'comparison')}, sigma {floor.sigma:.2g} of {floor.runs} runs"
         f"{' in ' + floor.source if floor.source else ''})"
     )
     if not floor.flops:

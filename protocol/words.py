@@ -8,7 +8,7 @@ import re
 from typing import NamedTuple
 
 from protocol.board import Board, Family, Group
-from protocol.columns import COLUMNS, scientific, score, shown
+from protocol.columns import COLUMNS, many, scientific, score, shown
 from protocol.rows import AXES, Row
 from protocol.verdict import Verdict
 
@@ -87,11 +87,11 @@ def counts(board: Board) -> str:
     rows = [row for family in board.families for row in family.rows]
     runs = sum(len(row.runs) for row in rows)
     groups = sum(len(family.groups) for family in board.families)
-    parts = [_many(runs, "run"), "of " + _many(len(rows), "candidate")]
-    parts.append("in " + _many(groups, "group"))
+    parts = [many(runs, "run"), "of " + many(len(rows), "candidate")]
+    parts.append("in " + many(groups, "group"))
     text = " ".join(parts)
     if board.tuning:
-        text += f"; {_many(board.tuning, 'tuning run')} not shown"
+        text += f"; {many(board.tuning, 'tuning run')} not shown"
     if board.unreadable:
         text += f"; {len(board.unreadable)} not readable"
     return text
@@ -161,7 +161,7 @@ def _by(group: Group) -> tuple[str, ...]:
 
     told = [_sentence(v.sentence) for v in sorted(group.verdicts, key=place)]
     left = len(told) - MOST
-    return (*told[:MOST], *([f"And {_many(left, 'more comparison')}."] if left > 0 else ()))
+    return (*told[:MOST], *([f"And {many(left, 'more comparison')}."] if left > 0 else ()))
 
 
 def _cost(group: Group) -> tuple[str, ...]:
@@ -225,7 +225,3 @@ def _sure(group: Group) -> tuple[str, ...]:
 
 def _sentence(text: str) -> str:
     return text.replace("+-", "±") + "."
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}" + ("" if count == 1 else "s")

@@ -41,7 +41,7 @@ def test_rows_arrive_in_order_and_gradients_return(platform, monkeypatch):
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P, P), out_specs=P, check_vma=False)
     def run(x, slope):
         send = functools.partial(exchange, counts=jnp.array(COUNTS), places=PLACES, axis="expert")
-        y, back = jax.vjp(lambda x: send(x), x[0])
+        y, back = jax.vjp(send, x[0])
         return y[None], back(slope[0])[0][None]
 
     y, d = run(x, slopes)

@@ -195,7 +195,7 @@ def test_devices_and_topology_are_commands():
 @pytest.mark.slow
 @WITHOUT_LIBTPU
 def test_a_tiny_step_compiles_for_a_tpu_that_is_not_here():
-    # Two devices a replica of the experts: CPUs cannot send as much as there is, TPUs do.
+    # With experts on two devices: what they are sent is ragged, which only a TPU compiles.
     sent = ("--config=configs/moe.py:tiny", "--config.train.batch=8", "--config.mesh.expert=2")
     said, code = preflighted(*sent, "--topology=v5e:2x2")
     assert code == 0 and "fits" in said and "16,128.0 MiB" in said and "all-gather" in said
