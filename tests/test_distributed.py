@@ -1,5 +1,6 @@
 """Several hosts: what is refused before they meet, and two processes of four devices that train."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from eval.subject import from_run
 from training import cluster, distributed
 from training import mesh as meshes
 from training.distributed import Place
+from training.pulse import Pulse
 from training.roll_call import roll_call
 from training.run import RunFolder
 
@@ -50,6 +53,45 @@ def test_a_cluster_that_is_half_there_is_no_reason_to_train_alone(variables, sai
     # covers M6
     found = cluster.broken(variables)
     assert said in found and bool(said) == bool(found)
+
+
+def _slurm(nodes: str = "node[1-2]", beside: str = "1(x2)", **more: str) -> dict[str, str]:
+    return {**STEP, "SLURM_STEP_NODELIST": nodes, "SLURM_STEP_TASKS_PER_NODE": beside, **more}
+
+
+def _mpi(uri: str, local: str = "1") -> dict[str, str]:
+    rank = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4"}
+    beside = {"OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": local}
+    return {"OMPI_MCA_orte_hnp_uri": uri, **rank, **beside}
+
+
+@pytest.mark.parametrize(
+    ("variables", "place"),
+    [
+        ({}, Place()),
+        ({"SLURM_JOB_ID": "7"}, Place()),
+        (_slurm(), Place("node1:61447", 0, 2)),
+        (_slurm("gpu[007,012-15]", SLURM_PROCID="1"), Place("gpu007:61447", 1, 2)),
+        (_slurm("a7,b[1-3]", SLURM_JOB_ID="4097"), Place("a7:61441", 0, 2)),
+        (_slurm("r[1-2]-ib,x"), Place("r1-ib:61447", 0, 2)),
+        # Only several tasks of one node share its devices, and only if Slurm has not cut them.
+        (_slurm(beside="1(x2),1"), Place("node1:61447", 0, 2)),
+        (_slurm(beside="2(x1)", SLURM_LOCALID="1"), Place("node1:61447", 0, 2, (1,))),
+        (_slurm(beside="1,11", SLURM_LOCALID="4"), Place("node1:61447", 0, 2, (4,))),
+        (_slurm(beside="2", SLURM_GPUS_PER_TASK="4"), Place("node1:61447", 0, 2)),
+        (_mpi("1531576320.0;tcp://10.96.0.1,10.148.0.1:34911"), Place("10.96.0.1:62624", 3, 4)),
+        (_mpi("4096.0;tcp6://[fe80::b9b:1,::2]:43370"), Place("[fe80::b9b:1]:61441", 3, 4)),
+        (_mpi("4096.0;tcp://10.96.0.1:9", "2"), Place("10.96.0.1:61441", 3, 4, (1,))),
+    ],
+)
+def test_a_process_of_a_whole_host_has_all_its_devices(variables, place):
+    """JAX's own detection gives it one. Node lists as in Slurm's man pages of srun and scontrol."""
+    assert cluster.place(variables) == place
+
+
+def test_variables_that_are_no_numbers_are_named():
+    with pytest.raises(ConfigError, match="SLURM_PROCID is 'x', not a number"):
+        cluster.place(_slurm(SLURM_PROCID="x"))
 
 
 @pytest.mark.parametrize(
@@ -139,6 +181,80 @@ def test_who_is_missing_is_said_on_both_sides():
     assert "was not reached" in said[3]
 
 
+class Cut:
+    """Of a run folder, what is told to it."""
+
+    def __init__(self):
+        self.said = []
+
+    def cut_off(self, error):
+        self.said.append(str(error))
+
+
+@pytest.mark.parametrize(
+    ("number", "last", "wait", "said"),
+    [
+        (0, b"", 0, "process 1 is gone"),
+        (2, b"", 0, "process 0 is gone"),
+        (2, b"garbage\n", 0, "process 0 is gone"),
+        (0, {"said": "process 1 ended: DiskError: full", "wait": 0.2}, 0.2, "ended: DiskError"),
+        (0, {}, 0, ""),
+    ],
+)
+def test_a_lost_connection_ends_this_process_too(monkeypatch, number, last, wait, said):
+    """Process 0 of three hears of process 1, or process 2 of process 0; no goodbye, no mercy."""
+    # covers M1
+    codes, cut = [], Cut()
+    monkeypatch.setattr(distributed, "first", lambda: number == 0)
+    monkeypatch.setattr(distributed, "leave", lambda code: codes.append((code, time.monotonic())))
+    pairs = {i: socket.socketpair() for i in ((1, 2) if number == 0 else (0,))}
+    pulse = Pulse(cut)
+    pulse._links = {i: pair[0] for i, pair in pairs.items()}
+    thread = threading.Thread(target=pulse._listen, daemon=True)
+    thread.start()
+    sender, began = min(pairs), time.monotonic()
+    line = last if isinstance(last, bytes) else json.dumps(last).encode() + b"\n"
+    pairs[sender][1].sendall(line)
+    pairs[sender][1].close()
+    if not said:
+        pairs[2][1].sendall(line)
+        thread.join(10)
+        assert not thread.is_alive() and not codes and not cut.said
+        return
+    if number == 0:  # the others are told before anything else
+        pairs[2][1].settimeout(10)
+        told = json.loads(pairs[2][1].recv(1000))
+        assert said in told["said"] and told["wait"] == wait
+    while not codes and time.monotonic() - began < 10:
+        time.sleep(0.01)
+    assert codes[0][0] == 76 and said in cut.said[0] and "goes on from its last" in cut.said[0]
+    assert codes[0][1] - began >= wait
+    for number in pairs.keys() - {sender}:
+        pairs[number][1].sendall(b"{}\n")
+    thread.join(10)
+    assert len(codes) == 1 and not thread.is_alive()
+
+
+def test_who_ends_by_its_own_error_in_time_is_not_ended_by_another(monkeypatch):
+    codes = []
+    monkeypatch.setattr(distributed, "first", lambda: False)
+    monkeypatch.setattr(distributed, "leave", codes.append)
+    ours, theirs = socket.socketpair()
+    pulse = Pulse(Cut())
+    pulse._links = {0: ours}
+    thread = threading.Thread(target=pulse._listen, daemon=True)
+    thread.start()
+    theirs.sendall(b'{"said": "process 0 ended: NonFiniteError: nan", "wait": 30}\n')
+    with pytest.raises(errors.NonFiniteError), contextlib.ExitStack() as stack:
+        stack.push(pulse.__exit__)
+        raise errors.NonFiniteError("nan")
+    theirs.settimeout(10)
+    assert "NonFiniteError: nan" in json.loads(theirs.recv(1000))["said"]
+    theirs.close()
+    thread.join(10)
+    assert not codes
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
@@ -149,9 +265,21 @@ def text(tmp_path_factory):
     return folder
 
 
-def train(text: Path, workdir: Path, *more: tuple[str, ...]) -> list[tuple[int, str]]:
+def free_job() -> int:
+    """A job's number whose port is free."""
+    for job in range(os.getpid(), os.getpid() + 1000):
+        with contextlib.suppress(OSError):
+            place = cluster.place(_slurm(SLURM_JOB_ID=str(job)))
+            socket.create_server(("127.0.0.1", int(place.coordinator.rpartition(":")[2]))).close()
+            return job
+    raise OSError("no port is free")
+
+
+def train(
+    text: Path, workdir: Path, *more: tuple[str, ...], slurm: bool = False
+) -> list[tuple[int, str]]:
     """(exit code, what was said) of as many processes of 8 devices together as there are tuples of
-    flags in `more`."""
+    flags in `more`; they know of each other by flags, or by the variables of a Slurm job."""
     settings = {
         "data.source": "text",
         "data.path": text / "text.txt",
@@ -170,12 +298,14 @@ def train(text: Path, workdir: Path, *more: tuple[str, ...]) -> list[tuple[int, 
     }
     own = [f"--config.{key}={value}" for key, value in settings.items()]
     inherited = os.environ["XLA_FLAGS"].replace("count=8", f"count={8 // len(more)}")
-    port, started = free_port(), []
+    port, job, started = free_port(), free_job(), []
     for i, flags in enumerate(more):
         place = [f"--coordinator=127.0.0.1:{port}", f"--process_id={i}", f"--processes={len(more)}"]
         command = [sys.executable, "train.py", *own, f"--workdir={workdir}", *flags]
-        command += place if len(more) > 1 else []
+        command += place if len(more) > 1 and not slurm else []
         variables = {**os.environ, "XLA_FLAGS": inherited, "PYTHONHASHSEED": str(i)}
+        if slurm:
+            variables |= _slurm("127.0.0.1", SLURM_JOB_ID=str(job), SLURM_PROCID=str(i))
         started.append(
             subprocess.Popen(
                 *(command,),
@@ -219,7 +349,7 @@ def test_two_hosts_stop_alike_and_one_goes_on_to_the_same_numbers(text, tmp_path
 @pytest.mark.slow
 def test_hosts_that_disagree_end_before_they_compile(text, tmp_path):
     # covers M3
-    found = train(text, tmp_path / "run", (), ("--config.optimizer.learning_rate=0.1",))
+    found = train(text, tmp_path / "run", (), ("--config.optimizer.learning_rate=0.1",), slurm=True)
     for code, said in found:
         assert code == 76 and "optimizer.learning_rate is" in said and "on host 1" in said
     assert not (tmp_path / "run").exists()
@@ -243,9 +373,9 @@ def test_a_host_that_dies_ends_the_others_and_the_run_goes_on(text, tmp_path):
     found = train(text, folder, MIXED, (*MIXED, "--config.debug.fault=kill@3"))
     (code, said), (killed, _) = found
     assert killed == -signal.SIGKILL
-    # By a collective that fails at once, or by JAX after the heartbeats that did not come.
-    gone = (76, "another host is gone"), (-signal.SIGABRT, "another task died")
-    assert any(code == number and words in said for number, words in gone), said
+    # By its connection or by a collective that fails, whichever is first.
+    assert code == 76 and ("process 1 is gone" in said or "another host is gone" in said), said
+    assert RunFolder(folder).status()["code"] == 76 and not (folder / "LOCK").exists()
     found = train(text, folder, MIXED, MIXED)
     assert [code for code, _ in found] == [0, 0], found
     run = RunFolder(folder)

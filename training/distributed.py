@@ -1,7 +1,7 @@
 """Hosts that train one model together: finding each other, agreeing, deciding alike.
 
-Clusters start one process a host (Slurm's srun, Open MPI's mpirun, Kubernetes, TPU VMs); JAX's own
-detection finds out which. One process alone passes through everything here unchanged.
+Clusters start one process a host: `training/cluster.py` knows Slurm's and Open MPI's variables, JAX
+finds Kubernetes and TPU VMs. One process alone passes through everything here unchanged.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -19,7 +19,8 @@ from jax.experimental import multihost_utils
 
 import errors
 from errors import ConfigError, DistributedError, IsoflopError
-from training.cluster import broken
+from training import cluster
+from training.cluster import Place
 from training.roll_call import roll_call
 from training.tree import differences
 
@@ -34,18 +35,6 @@ How = Literal["auto", "on", "off"]
 T = TypeVar("T")
 
 
-class Place(NamedTuple):
-    """Where this process stands, if that is said and not found out."""
-
-    coordinator: str = ""  # host:port of process 0
-    process: int = -1
-    processes: int = 0
-
-    @property
-    def given(self) -> bool:
-        return bool(self.coordinator) or self.process >= 0 or self.processes > 0
-
-
 def join(how: How, place: Place, timeout: int) -> None:
     """Find the other hosts, before anything else of JAX; DistributedError after `timeout` seconds.
 
@@ -54,15 +43,19 @@ def join(how: How, place: Place, timeout: int) -> None:
     _check(how, place)
     if how == "off" or jax.distributed.is_initialized():
         return
-    if not place.given and (problem := broken()):
+    if not place.given and (problem := cluster.broken()):
         raise ConfigError(f"{problem}; or set --distributed=off for one process alone")
+    place = place if place.given else cluster.place()
+    if place.processes == 1 and how == "auto":
+        return
     if place.given:
         host, _, port = place.coordinator.rpartition(":")
-        roll_call(host, int(port), place.process, place.processes, timeout)
+        roll_call(host.strip("[]"), int(port), place.process, place.processes, timeout)
     where = (place.coordinator, place.processes, place.process) if place.given else (None,) * 3
     try:
         jax.distributed.initialize(
             *where,
+            local_device_ids=place.devices,
             cluster_detection_method="deactivate" if place.given else None,
             initialization_timeout=timeout,
             heartbeat_timeout_seconds=HEARTBEAT,
@@ -82,11 +75,16 @@ def join(how: How, place: Place, timeout: int) -> None:
 def left(code: int) -> int:
     """`code`; of several processes, one that failed ends here, without waiting for the others."""
     if code and jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        time.sleep(3 * first())  # with process 0 goes what the others talk through
-        os._exit(code)
+        leave(code)
     return code
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once, whatever its threads are at."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    time.sleep(3 * first())  # with process 0 goes what the others talk through
+    os._exit(code)
 
 
 def speaker() -> str:

@@ -22,6 +22,7 @@ from training.leaves import layout, named_leaves
 from training.log import Log, LogConfig
 from training.loop import Job, Judge
 from training.program import Program, program
+from training.pulse import Pulse
 from training.run import RunFolder, follow, open_run
 from training.settings import Settings, resolved
 from training.stop import GracefulStop
@@ -89,7 +90,11 @@ def train(
     data, made = prepared(settings)
     distributed.agree("data", {"data": data.fingerprint, "tokenizer": data.tokenizer.fingerprint})
     record = _record(made, data, flags or {}, study or {})
-    with GracefulStop() as stop, _opened(folder, record, settings.data.allow_changed) as run:
+    with (
+        GracefulStop() as stop,
+        _opened(folder, record, settings.data.allow_changed) as run,
+        Pulse(run),
+    ):
         if _is_finished(run, made.settings.train.steps, resume):
             return
         faults = Faults(settings.debug.fault, attempt=run.attempt)

@@ -103,8 +103,7 @@ class Lock:
         age = self._age()
         if not {"host", "pid"} <= owner.keys():
             return "its LOCK is unreadable" if age > UNWRITTEN else ""
-        here = _identity()
-        if all(owner.get(k) == here[k] for k in ("host", "boot", "namespace")):
+        if all(owner.get(key) == value for key, value in machine().items()):
             start = process_start(owner["pid"])
             if start is None:
                 return "that process is gone"
@@ -157,6 +156,15 @@ def process_start(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]
 
 
+def machine() -> dict[str, str]:
+    """What tells this machine, or container, from others."""
+    return {
+        "host": socket.gethostname(),
+        "boot": _line("/proc/sys/kernel/random/boot_id"),
+        "namespace": _link("/proc/self/ns/pid"),
+    }
+
+
 def _content(path: Path) -> dict[str, Any] | None:
     try:
         return read_json(path, 2**16)
@@ -166,13 +174,7 @@ def _content(path: Path) -> dict[str, Any] | None:
 
 def _identity() -> dict[str, Any]:
     pid = os.getpid()
-    return {
-        "host": socket.gethostname(),
-        "boot": _line("/proc/sys/kernel/random/boot_id"),
-        "namespace": _link("/proc/self/ns/pid"),
-        "pid": pid,
-        "start": process_start(pid),
-    }
+    return {**machine(), "pid": pid, "start": process_start(pid)}
 
 
 def _name(owner: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ tells them so and makes room for the coordinator. Whoever waits too long learns 
 """
 
 import contextlib
+import ipaddress
 import socket
 import time
 
@@ -18,14 +19,14 @@ def roll_call(host: str, port: int, process: int, processes: int, timeout: float
     """Return when all processes are there; DistributedError after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     if process == 0:
-        _lead(port, processes, deadline, timeout)
+        _lead(host, port, processes, deadline, timeout)
     else:
         _answer(host, port, process, processes, deadline, timeout)
 
 
-def _lead(port: int, processes: int, deadline: float, timeout: float) -> None:
+def _lead(host: str, port: int, processes: int, deadline: float, timeout: float) -> None:
     try:
-        server = socket.create_server(("", port))
+        server = _server(host, port)
     except OSError as error:
         raise ConfigError(
             f"--coordinator: port {port} cannot be listened on ({error.strerror}); choose another"
@@ -72,6 +73,16 @@ def _answer(
             raise DistributedError(_late(timeout, said))
         time.sleep(PAUSE)
     raise DistributedError(_late(timeout, f"the coordinator {host}:{port} was not reached ({why})"))
+
+
+def _server(host: str, port: int) -> socket.socket:
+    """A name may be that of one address among several: all of them are listened on."""
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host).is_loopback and "." in host:
+            return socket.create_server((host, port))
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
 
 
 def _line(link: socket.socket) -> str:

@@ -145,7 +145,7 @@ class RunFolder:
         with disk(path), os.fdopen(os.open(path, _APPEND, 0o644), "a") as file:
             file.write(f"--- attempt {self.attempt}, step {self.step}\n{without_credentials(text)}")
 
-    def hung(self, error: BaseException) -> None:
+    def cut_off(self, error: BaseException) -> None:
         """Record a run that is about to be ended from outside its main thread, stacks and all."""
         if self.leads:
             path = self.file("error.log")

@@ -71,6 +71,6 @@ class Watchdog:
         )
         with contextlib.suppress(Exception):  # whatever fails, the process must end
             faulthandler.dump_traceback(sys.stderr, all_threads=True)
-            self._run.hung(error)
+            self._run.cut_off(error)
         print(f"HangError: {error}", file=sys.stderr, flush=True)
         os._exit(error.code)
