@@ -31,6 +31,8 @@ def made(sizes: dict | None = None, **changes):
         (None, {"model__width": 256, "model__depth": 2, "train__batch": 4, "train__length": 128}),
         (None, {"model__depth": 8, "model__remat": "dots", "train__batch": 4}),
         ({"data": 8}, {"model__width": 128, "train__batch": 16}),
+        # What is gathered of the weights is most of it.
+        ({"data": 8}, {"model__width": 512, "model__depth": 2, "train__length": 32}),
     ],
 )
 def test_the_estimate_is_within_a_fifth_of_the_compiler(sizes, changes):

@@ -2,9 +2,12 @@
 
 Parameters, optimizer state and batch are exact. What the backward pass needs is the set of
 residuals that JAX itself would save under the model's remat policy, divided over the devices that
-the batch is split over; beside them stand the gradients, what one layer of a scan takes while it is
-run backwards, and the logits at hand. How a compiler reuses memory is not known before it has run:
-`preflight.py` compiles, and sets its figure beside this one.
+the batch is split over. Beside them stand the gradients, what one layer of a scan takes while it is
+run backwards, the logits at hand, and what FSDP gathers: weights outside the scan and of one
+repetition in it, whole, and as much for their gradients before they are cut again.
+
+How a compiler reuses memory is not known before it has run: `preflight.py` compiles, and sets its
+figure beside this one.
 """
 
 import dataclasses
@@ -12,12 +15,14 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from arch import ModelConfig
 from arch.sharding import BATCH
 from objectives import Learner
 from ops.cross_entropy import LOGITS
 from training.banks import consulted
+from training.leaves import named_leaves
 from training.program import Program
 from training.report import bytes_per_device
 from training.state import new_learner
@@ -27,6 +32,7 @@ def estimate(program: Program) -> dict[str, int]:
     """Bytes per device by component."""
     learner = program.state.learner
     parameters, banks = bytes_per_device(learner), bytes_per_device(program.state.banks)
+    gathered = _gathered(program)
     return {
         "parameters": parameters,
         "optimizer": bytes_per_device((program.state.optimizer, program.state.guard)),
@@ -36,6 +42,7 @@ def estimate(program: Program) -> dict[str, int]:
         "activations": _residuals(program, program.settings.model),
         "one layer": _layer(program),
         "logits": _logits(program),
+        **({"gathered": gathered} if gathered else {}),
     }
 
 
@@ -55,6 +62,16 @@ def _layer(program: Program) -> int:
     if not model.scan:
         return 0  # the compiler sees every layer and reuses what it can
     return _residuals(program, dataclasses.replace(model, remat="none")) // model.depth
+
+
+def _gathered(program: Program) -> int:
+    """Bytes of the weights that one device has whole at a time, and of their gradients."""
+    total, dtype = 0, jnp.dtype(program.settings.model.dtype)
+    for name, leaf in named_leaves(program.state.learner).items():
+        if "data" in jax.tree.leaves(tuple(leaf.sharding.spec)):
+            here = math.prod(leaf.sharding.shard_shape(leaf.shape)) * program.mesh.shape["data"]
+            total += here // (leaf.shape[0] if ".blocks." in name else 1)
+    return 2 * total * dtype.itemsize if program.mesh.shape["data"] > 1 else 0
 
 
 def _logits(program: Program) -> int:
