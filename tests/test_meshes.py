@@ -22,6 +22,7 @@ REMATERIALISED = "Involuntary full rematerialization"
 
 MOE = {"experts": 4, "top_k": 2, "width": 16}
 MAMBA = {"state": 8, "head_width": 8, "chunk": 4}
+TWO_WAYS = {"directions": {"weights": "shared"}}
 ARCHITECTURES = {  # name: objective, model
     "dense": ("causal_lm", {}),
     "offload": ("causal_lm", {"remat": "offload"}),
@@ -36,7 +37,17 @@ ARCHITECTURES = {  # name: objective, model
         "denoising",
         {"encoder": {"depth": 2}, "attention": {"position": "relative"}},
     ),
+    "masked": (
+        "masked_lm",
+        {"layers": ("mamba2+mlp", "attention+mlp"), "mamba2": MAMBA} | TWO_WAYS,
+    ),
+    "contrastive": ("contrastive", {}),
+    "contrastive hybrid": (
+        "contrastive",
+        {"layers": ("mamba2+none", "attention+moe"), "moe": MOE, "mamba2": MAMBA} | TWO_WAYS,
+    ),
 }
+OBJECTIVES = {"contrastive": {"positives": "halves", "temperature": 0.5}}
 MESHES = {
     "fsdp": {"data": 8},
     "tp": {"data": 2, "model": 4},
@@ -49,9 +60,12 @@ TRIED = {  # architecture: meshes; the first of the first is quick
     "dense": ("all", "fsdp", "tp", "cp", "copies"),
     "moe": ("ep", "all"),
     "capacity": ("ep",),
-    "mamba2": ("tp", "cp"),
+    "mamba2": ("fsdp", "tp", "cp"),
     "hybrid": ("fsdp", "all"),
-    "encoder-decoder": ("tp", "cp"),
+    "encoder-decoder": ("tp", "cp", "all"),
+    "masked": ("cp",),
+    "contrastive": ("fsdp", "all"),
+    "contrastive hybrid": ("cp",),
 }
 
 
@@ -61,6 +75,7 @@ def settings(name: str) -> Settings:
     model["attention"] = {"heads": 4} | model.get("attention", {})
     changes = {
         "objective": objective,
+        **({objective: OBJECTIVES[objective]} if objective in OBJECTIVES else {}),
         "model": model,
         "train": {"steps": STEPS, "batch": BATCH, "length": LENGTH},
         "optimizer": {"warmup": 2},
@@ -77,7 +92,8 @@ def batches(chosen: Settings) -> dict[str, np.ndarray]:
         cut = int(rng.integers(3, rows.text - 2))
         text = rng.integers(111, VOCAB, rows.text).astype(np.int32)
         out.append(example([text[:cut], text[cut:]], rows.text, rng))
-    return {n: np.stack([row[n] for row in out]).reshape(STEPS, BATCH, -1) for n in out[0]}
+    rows = {n: np.stack([row[n] for row in out]) for n in out[0]}
+    return {n: a.reshape(STEPS, BATCH, *a.shape[1:]) for n, a in rows.items()}
 
 
 def losses(name: str, mesh) -> np.ndarray:
