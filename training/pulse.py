@@ -13,6 +13,7 @@ import selectors
 import socket
 import sys
 import threading
+import time
 from types import TracebackType
 from typing import Any
 
@@ -102,21 +103,31 @@ class Pulse:
 
 
 def _connected() -> dict[int, socket.socket]:
-    """Of process 0 a connection to each of the others, of these one to process 0; fewer where that
+    """Of process 0 a connection to each of the others, of these one to process 0; none where that
     cannot be. All processes call this."""
     here = machine()
     near = all(other == here for other in distributed.gathered(here))
-    if distributed.first():
-        address = "127.0.0.1" if near else _address()
-        with socket.create_server((address, 0), backlog=jax.process_count()) as server:
-            token = secrets.token_hex()
-            distributed.gathered({"at": server.getsockname(), "token": token})
+    if not distributed.first():
+        return _reached(**distributed.gathered(None)[0])
+    token, links = secrets.token_hex(), dict[int, socket.socket]()
+    with contextlib.ExitStack() as stack:
+        server, at = None, None
+        with contextlib.suppress(OSError):
+            address = ("127.0.0.1" if near else _address(), 0)
+            server = stack.enter_context(socket.create_server(address, backlog=jax.process_count()))
+            at = server.getsockname()
+        distributed.gathered({"at": at, "token": token})
+        if server:
             links = _accepted(server, token)
-        return links if len(links) == jax.process_count() - 1 else {}
-    told = distributed.gathered(None)[0]
+    return links if len(links) == jax.process_count() - 1 else {}
+
+
+def _reached(at: list[Any] | None, token: str) -> dict[int, socket.socket]:
+    if at is None:
+        return {}
     try:
-        link = socket.create_connection(tuple(told["at"]), timeout=JOIN)
-        link.sendall(f"{told['token']} {jax.process_index()}\n".encode())
+        link = socket.create_connection(tuple(at), timeout=JOIN)
+        link.sendall(f"{token} {jax.process_index()}\n".encode())
     except OSError:
         return {}
     return {0: _kept(link)}
@@ -124,12 +135,12 @@ def _connected() -> dict[int, socket.socket]:
 
 def _accepted(server: socket.socket, token: str) -> dict[int, socket.socket]:
     """Connections by process, of those that know the token, as they come within JOIN seconds."""
-    links: dict[int, socket.socket] = {}
-    server.settimeout(JOIN)
-    with contextlib.suppress(OSError):
-        while len(links) < jax.process_count() - 1:
+    links, deadline = dict[int, socket.socket](), time.monotonic() + JOIN
+    while len(links) < jax.process_count() - 1 and (left := deadline - time.monotonic()) > 0:
+        server.settimeout(left)
+        with contextlib.suppress(OSError):
             link, _ = server.accept()
-            link.settimeout(JOIN)
+            link.settimeout(1)
             said = _line(link).split()
             if len(said) == 2 and said[0] == token and said[1].isdigit():
                 links[int(said[1])] = _kept(link)
