@@ -52,6 +52,7 @@ class Matched(NamedTuple):
     ratios: dict[str, float]  # of every measure to the reference's; the unmatched are published
     changed: dict[str, tuple]  # (before, after) by dotted key: where the knob stands
     budget: float = 0.0  # training FLOPs that an isoFLOP run was planned for
+    place: int = 0  # among the sizes of its budget, from 1
 
 
 def measured(settings: Settings, seconds: float = 0.0) -> Measures:
@@ -160,7 +161,7 @@ def isoflop(
                 solved = _stepped(name, model, "training_flops", budget, 0.0, tolerance)
                 goal = first.setdefault((budget, place), measured(solved))
                 matched = _matched(name, settings, solved, "training_flops", budget, goal)
-                found.append(matched._replace(budget=budget))
+                found.append(matched._replace(budget=budget, place=place + 1))
     return found
 
 

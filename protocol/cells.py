@@ -20,10 +20,16 @@ class Cell(NamedTuple):
     size: str  # what the study calls it
     settings: Settings  # its learning rate is the middle of the grid
     budget: float = 0.0  # the value of the axis; 0: what the first of its group comes to
+    curve: str = ""  # what it is one of several sizes of (`frontier.minima`); "": it stands alone
 
     @property
     def key(self) -> "Key":
         return Key(self.candidate, self.objective, self.size)
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Within which candidates are compared: at one size, or at the minima of their curves."""
+        return self.objective, self.curve or self.size
 
     @property
     def digest(self) -> str:

@@ -126,8 +126,11 @@ def untuned(plan: Plan) -> dict[Key, Pick]:
 
 
 def repeats(study: Study, plan: Plan, picks: Mapping[Key, Pick]) -> list[Run]:
-    """The reference under the seeds of the noise floor, which are never reported."""
-    cells = tuple(c for c in plan.cells if c.candidate == study.reference)[:1]
+    """The reference under the seeds of the noise floor, which are never reported: of several sizes
+    of a curve the middle one, at the middle budget."""
+    own = [cell for cell in plan.cells if cell.candidate == study.reference]
+    curves = [cell for cell in own if cell.curve and cell.objective == own[0].objective]
+    cells = (curves[len(curves) // 2] if curves else own[0],)
     again = replace(plan, cells=cells, seeds=study.noise_seeds, declaration=_alone(plan, cells))
     runs = reported(again, picks)
     return [run._replace(role="tuning", study=run.study | {"role": "tuning"}) for run in runs]

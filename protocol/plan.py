@@ -7,15 +7,17 @@ metric, margin, comparisons, cells, tuning and seeds, but no outcome; it stands 
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from errors import ConfigError
 from protocol.budget import TOLERANCE, Axis, measured
 from protocol.cells import Cell, Key, hashed
 from protocol.columns import many
-from protocol.power import NoiseFloor, smallest_claim
+from protocol.power import NoiseFloor, smallest_claim, smallest_claim_of_minima
 from protocol.tuning import NO_TRIAL, RATES, Better, Trial, grid
 from schema import changed, nearest
 from training.settings import Settings
@@ -82,7 +84,7 @@ class Plan:
         _check(self)
         _check_axis(self)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The hash of what was declared."""
         cells = [[*c.key, c.budget, c.digest] for c in self.cells]
@@ -91,17 +93,24 @@ class Plan:
 
     @property
     def comparisons(self) -> int:
-        """All that are declared, over objectives and sizes."""
-        groups = {(c.objective, c.size) for c in self.cells}
-        return len(groups) * len(self.declaration.comparisons)
+        """All that are declared, over objectives and sizes, or budgets of isoFLOP curves."""
+        return len({cell.group for cell in self.cells}) * len(self.declaration.comparisons)
+
+    @property
+    def sizes(self) -> int:
+        """The fewest that a curve has; 1: candidates are compared at each size by itself."""
+        curves = Counter((cell.candidate, *cell.group) for cell in self.cells if cell.curve)
+        return min(curves.values(), default=1)
 
     @property
     def claimable(self) -> float | None:
         """The smallest claimable difference; None without a noise floor."""
         if self.floor is None:
             return None
-        alpha = self.declaration.alpha
-        return smallest_claim(self.floor.sigma, len(self.seeds), self.comparisons, alpha)
+        known = self.floor.sigma, len(self.seeds), self.comparisons, self.declaration.alpha
+        if self.sizes > 1:
+            return smallest_claim_of_minima(*known, sizes=self.sizes)
+        return smallest_claim(*known)
 
     def copies(self) -> list[tuple[str, str]]:
         """Candidates with the same settings under two names, which are never ranked."""
@@ -211,10 +220,11 @@ def _reach(plan: Plan) -> str:
     floor, n = plan.floor, len(plan.seeds)
     if plan.claimable is None or floor is None:
         return "smallest claimable difference: unknown, no noise floor is recorded; run 8 seeds"
+    sizes = f"of minima among {plan.sizes} sizes, " if plan.sizes > 1 else ""
     text = (
-        f"smallest claimable difference: {plan.claimable:.2g} {plan.declaration.unit} (n={n}, "
-        f"{many(plan.comparisons, 'comparison')}, sigma {floor.sigma:.2g} of {floor.runs} runs"
-        f"{' in ' + floor.source if floor.source else ''})"
+        f"smallest claimable difference: {plan.claimable:.2g} {plan.declaration.unit} "
+        f"({sizes}n={n}, {many(plan.comparisons, 'comparison')}, sigma {floor.sigma:.2g} of "
+        f"{floor.runs} runs{' in ' + floor.source if floor.source else ''})"
     )
     if not floor.flops:
         return text

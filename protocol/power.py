@@ -51,6 +51,24 @@ def smallest_claim(sigma: float, runs: int, comparisons: int = 1, alpha: float =
     return float(t * sigma * math.sqrt(2 / runs))
 
 
+def smallest_claim_of_minima(
+    sigma: float, runs: int, comparisons: int = 1, alpha: float = 0.05, *, sizes: int
+) -> float:
+    """The same between losses at the minima of two isoFLOP parabolas (`frontier.apart`), each
+    through `runs` runs of each of `sizes` sizes, evenly apart in log N around the minimum.
+
+    There the variance of a parabola is 3 (3 k^2 - 7) / (4 k (k^2 - 4)) of that of one run, by least
+    squares over k sizes. What a curve departs from its parabola comes on top.
+    """
+    _checked(sigma, comparisons)
+    k, df = sizes, 2 * (sizes * runs - 3)
+    if k < 3 or df < 1:
+        return math.inf
+    t = special.stdtrit(df, 1 - alpha / (2 * comparisons))
+    share = 3 * (3 * k**2 - 7) / (4 * k * (k**2 - 4)) / runs
+    return float(t * sigma * math.sqrt(2 * share))
+
+
 def power(
     effect: float, sigma: float, runs: int, comparisons: int = 1, alpha: float = 0.05
 ) -> float:

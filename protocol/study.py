@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from errors import ConfigError, DataError
 from protocol.budget import Axis, Matched, by_size, by_steps, isoflop
 from protocol.cells import Cell, Key
 from protocol.plan import Declaration, Pick, Plan, Tuning, nested
 from protocol.power import NoiseFloor, noise_floor
 from protocol.tuning import NO_TRIAL, Better, Trial
-from schema import changed
+from schema import changed, nearest
 from training.files import read_json
 from training.settings import Settings, resolved
 
@@ -49,6 +51,9 @@ class Study:
     trials: tuple[Trial, ...] = ()
     noise_seeds: tuple[int, ...] = tuple(range(2000, 2008))
     recorded: str = ""
+
+    def __post_init__(self) -> None:
+        _check(self)
 
 
 class Recorded(NamedTuple):
@@ -90,10 +95,10 @@ def planned(study: Study, shared: Settings, vocab: int) -> Made:
             found = _equal(study, candidates)
             goal = next(one for one in found if one.name == study.reference).measures
             for one in found:
-                label = f"{size}-{one.budget:.3g}" if one.budget else size
-                label += f"-{one.settings.model.width}" if one.budget else ""
+                curve = f"{size}-{_short(one.budget)}" if one.place else ""
+                label = f"{curve}-size{one.place}" if one.place else size
                 budget = one.budget or goal._asdict()[study.axis]
-                cell = Cell(one.name, objective, label, one.settings, budget)
+                cell = Cell(one.name, objective, label, one.settings, budget, curve)
                 cells.append(cell)
                 matched[cell.key] = one
     declaration = Declaration(
@@ -142,6 +147,25 @@ def cited(path: Path) -> str:
     return f"{path} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
 
 
+def _check(study: Study) -> None:
+    """ConfigError for a declaration that contradicts itself."""
+    if study.reference not in study.candidates:
+        raise ConfigError(
+            f"the reference {study.reference!r} is no candidate; "
+            f"{nearest(study.reference, study.candidates)}"
+        )
+    if study.rule == "isoflop" and study.axis != "training_flops":
+        raise ConfigError(
+            f"axis {study.axis!r} under the rule isoflop, whose budgets are of training_flops; "
+            "leave it out, or use the rule size or steps"
+        )
+    if study.budgets and study.rule != "isoflop":
+        raise ConfigError(
+            f"budgets {study.budgets} under the rule {study.rule!r}, which takes the cost of the "
+            "reference; use the rule isoflop, or leave them out"
+        )
+
+
 def _read(path: Path) -> Any:
     if not path.is_file():
         return None
@@ -155,10 +179,16 @@ def _equal(study: Study, candidates: Mapping[str, Settings]) -> list[Matched]:
     if study.rule == "size":
         return by_size(candidates, study.axis, reference=study.reference)
     if study.rule == "isoflop":
-        return isoflop(candidates, study.budgets)
+        first = {study.reference: candidates[study.reference]}  # ratios are to it
+        return isoflop(first | dict(candidates), study.budgets)
     if study.rule == "steps":
         return by_steps(candidates, study.axis, reference=study.reference)
     return by_steps(candidates, "tokens", reference=study.reference)
+
+
+def _short(number: float) -> str:
+    """All its digits, as the name of a folder may have them: 1.5e15."""
+    return np.format_float_scientific(number, trim="-", exp_digits=1).replace("+", "")
 
 
 def _with(shared: Settings, changes: Mapping[str, Any], vocab: int) -> Settings:

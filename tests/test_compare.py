@@ -8,8 +8,12 @@ import pytest
 
 import compare
 from errors import ConfigError, DataError, NonFiniteError, Preempted
-from protocol import conduct, study
+from protocol import budget, conduct, study
+from protocol import plan as plans
 from protocol.cells import Key
+from protocol.frontier import minima
+from protocol.power import NoiseFloor, smallest_claim_of_minima
+from protocol.scaling import Point
 from protocol.study import Study
 from training.files import write_json
 from training.settings import EvalConfig, Settings, TrainConfig
@@ -146,6 +150,85 @@ def test_the_noise_floor_is_that_of_the_reference(made, trained, tmp_path):
     assert floor.sigma == pytest.approx(0.01 * math.sqrt(6))  # of eight seeds one apart
     plan = dataclasses.replace(made.plan, floor=floor)
     assert plan.claimable > 0
+
+
+CURVES = Study(
+    candidates={"mamba2": {"model.layers": ("mamba2+mlp",)}, "dense": {}},
+    reference="dense",
+    comparisons=(("mamba2", "dense"),),
+    margin=0.01,
+    rule="isoflop",
+    budgets=(1e15, 3e15, 1.25e16),  # docs/sweeps.md
+)
+
+
+@pytest.fixture(scope="module")
+def curves():
+    return study.planned(CURVES, Settings(), VOCAB)
+
+
+def test_the_strong_comparison_is_planned_with_default_settings(curves):
+    plan = curves.plan
+    assert len(plan.cells) == 2 * 3 * 5
+    assert plan.comparisons == 3  # of minima: one pair at each budget
+    shapes = [(c.settings.model.width, c.settings.model.depth) for c in plan.cells]
+    assert len({w for w, _ in shapes}) < len({*shapes})  # a width alone names no size
+    sizes = [cell.size for cell in plan.cells if cell.candidate == "mamba2"]
+    assert sizes[:2] == ["only-1e15-size1", "only-1e15-size2"] and "only-1.25e16-size5" in sizes
+    runs = conduct.reported(plan, conduct.untuned(plan))
+    assert len({run.name for run in runs}) == len(runs) == 90
+    assert runs[0].name == "dense_causal_lm_only-1e15-size1_lr0.003_seed0"
+    assert {round(run.study["value"] / 1e15, 3) for run in runs} == {1, 3, 12.5}
+    assert all(abs(run.flops / run.study["value"] - 1) < 0.01 for run in runs)
+    assert math.isfinite(plans.hours(runs, {run.key: 0.1 for run in runs}))
+    assert sum(one.ratios == {n: 1 for n in one.ratios} for one in curves.matched.values()) == 15
+    again = conduct.repeats(CURVES, plan, conduct.untuned(plan))
+    assert {run.key for run in again} == {Key("dense", "causal_lm", "only-3e15-size3")}
+    floor = dataclasses.replace(plan, floor=NoiseFloor(0.01, 8))
+    assert floor.claimable == smallest_claim_of_minima(0.01, 3, 3, sizes=5)
+    told = plans.lines(floor, runs, {})
+    assert "3 comparisons" in told[1] and "of minima among 5 sizes, n=3" in told[2]
+
+
+def test_an_isoflop_study_is_tuned_and_conducted(curves, trained, tmp_path):
+    """From the declaration to the minima, with a loss that is known in place of training."""
+
+    def best(flops):
+        return 1.3 * math.sqrt(flops / 120)
+
+    def loss(settings):
+        own = budget.measured(settings)
+        valley = 0.05 * math.log(own.body_params / best(own.training_flops)) ** 2
+        return 2 + valley + 0.001 * settings.seed
+
+    trained.scores = lambda settings: abs(math.log2(settings.optimizer.learning_rate / 6e-3))
+    conduct.write(conduct.tuned(curves.plan, tmp_path, silent), tmp_path / "sweep.json")
+    known = study.recorded(str(tmp_path), curves.plan.cells)
+    assert len(known.picks) == 30 and {p.rate for p in known.picks.values()} == {6e-3}
+    trained.scores = loss
+    runs = [r for r in conduct.reported(curves.plan, known.picks) if r.key.candidate == "mamba2"]
+    results = conduct.conduct(runs, tmp_path, silent, CURVES.metric)
+    points = [
+        Point(curves.matched[run.key].measures.body_params, 1e6, score, budget=run.study["value"])
+        for run, score, _ in results
+    ]
+    for found in minima(points):
+        assert not found.edge
+        assert found.params == pytest.approx(best(found.budget), rel=0.02)
+        assert found.loss == pytest.approx(2.001, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"reference": "dens"}, "no candidate; did you mean 'dense'"),
+        ({"axis": "params"}, "axis 'params' under the rule isoflop"),
+        ({"rule": "size"}, "under the rule 'size', which takes the cost of the reference"),
+    ],
+)
+def test_a_declaration_that_contradicts_itself_is_refused(change, said):
+    with pytest.raises(ConfigError, match=said):
+        dataclasses.replace(CURVES, **change)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,14 @@ from scipy import stats
 
 from errors import ConfigError, DataError
 from protocol import documents, permutation, statistics
-from protocol.power import NoiseFloor, noise_floor, power, runs_needed, smallest_claim
+from protocol.power import (
+    NoiseFloor,
+    noise_floor,
+    power,
+    runs_needed,
+    smallest_claim,
+    smallest_claim_of_minima,
+)
 from protocol.verdict import Metric, Sample, judged, ranks, sample
 
 STUDIES = 4000
@@ -199,6 +206,15 @@ def test_smallest_claim_is_the_formula_of_the_protocol():
     )
     assert smallest_claim(0.01, 1) == math.inf
     assert 0.45 < power(smallest_claim(1.0, 8), 1.0, 8) < 0.55
+
+
+@pytest.mark.parametrize(("sizes", "runs"), [(5, 1), (5, 3), (8, 2)])
+def test_smallest_claim_of_minima_is_that_of_two_parabolas(sizes, runs):
+    x = np.repeat(np.linspace(-1, 1, sizes), runs)
+    covariance = np.polyfit(x, np.zeros_like(x), 2, cov="unscaled")[1]
+    df = 2 * (len(x) - 3)
+    claim = stats.t.ppf(1 - 0.05 / 6, df) * 0.01 * math.sqrt(2 * covariance[2, 2])
+    assert smallest_claim_of_minima(0.01, runs, 3, sizes=sizes) == pytest.approx(claim)
 
 
 def test_a_noise_floor_is_measured():
