@@ -6,30 +6,17 @@ axis was declared, rows whose training FLOPs agree within 1 % form a group, call
 """
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from protocol.columns import FRONTS
-from protocol.records import UNSCORED, Record, Unreadable, higher_is_better
-from protocol.rows import TOLERANCE, Row, names, pooled
-from protocol.verdict import RANKED_RUNS, Metric, Sample, Verdict, judged, ranks
-
-Better = Literal["lower", "higher"]
-MOST_RANKED = 40  # candidates of a group; among more nobody has declared the comparisons
-FOUND = "training_flops"  # the axis where none is declared
-
-
-class Group(NamedTuple):
-    """Rows with one value of what is matched, in their order."""
-
-    axis: str
-    declared: bool
-    value: float | None
-    rows: tuple[Row, ...]
-    verdicts: tuple[Verdict, ...]
-    refusals: tuple[str, ...]
+from protocol.group import Group, grouped, order
+from protocol.keys import KEYS, UNSCORED
+from protocol.metrics import better, objection
+from protocol.records import Record, Unreadable
+from protocol.rows import Row
+from protocol.verdict import Metric
 
 
 class Family(NamedTuple):
@@ -56,7 +43,8 @@ def board(records: Iterable[Record], unreadable: Iterable[Unreadable] = ()) -> B
     reported = _judged_as_others([r for r in every if r.study.role != "tuning"])
     families: dict[tuple[str, ...], list[Record]] = {}
     for record in reported:
-        families.setdefault((*record.keys.values(), record.study.axis), []).append(record)
+        way = better(record.metric, record.study) or ""
+        families.setdefault((*_like(record), record.study.axis, way), []).append(record)
     found = [_family(members) for members in families.values()]
     found.sort(key=lambda family: (-len(family.rows), list(family.keys.values())))
     apart = tuple(_apart(found))
@@ -64,133 +52,44 @@ def board(records: Iterable[Record], unreadable: Iterable[Unreadable] = ()) -> B
 
 
 def _judged_as_others(records: Sequence[Record]) -> list[Record]:
-    """A run without a score belongs to the runs that it is a replicate of."""
-    known: dict[tuple[str, ...], str] = {}
+    """A run without a score would have been judged as the others: those that it is a replicate of,
+    else those of its plan, else all of its kind and cost, if one evaluation judged them all."""
+    judges: dict[tuple[object, ...], set[str]] = {}
     for record in records:
-        if record.keys["evaluation"] != UNSCORED:
-            known.setdefault(_replicate(record), record.keys["evaluation"])
+        if record.keys["evaluation"] != UNSCORED and not record.source:
+            for kin in _kin(record):
+                judges.setdefault(kin, set()).add(record.keys["evaluation"])
+
+    def joined(record: Record) -> Record:
+        found = [judges[kin] for kin in _kin(record) if kin in judges]
+        if record.keys["evaluation"] != UNSCORED or not found or len(found[0]) > 1:
+            return record
+        return dataclasses.replace(record, keys={**record.keys, "evaluation": min(found[0])})
+
+    return [joined(record) for record in records]
+
+
+def _kin(record: Record) -> list[tuple[object, ...]]:
+    """What a run shares with those that are judged as it is, closest first."""
+    like, study = _like(record, without="evaluation"), record.study
+    plan = [("plan", study.plan, *like)] if study.plan else []
     return [
-        dataclasses.replace(r, keys={**r.keys, "evaluation": known[_replicate(r)]})
-        if r.keys["evaluation"] == UNSCORED and _replicate(r) in known
-        else r
-        for r in records
+        ("replicate", record.identity, record.name, *like),
+        *plan,
+        ("cost", study.axis, study.value, *like),
     ]
 
 
-def _replicate(record: Record) -> tuple[str, ...]:
-    keys = (text for key, text in record.keys.items() if key != "evaluation")
-    return (record.identity, record.name, *keys)
+def _like(record: Record, without: str = "") -> list[str]:
+    return [record.keys[key] for key in KEYS if key != without]
 
 
 def _family(records: Sequence[Record]) -> Family:
     first = records[0]
-    better: Better = "higher" if higher_is_better(first.metric) else "lower"
-    margin = max((r.study.margin or 0.0 for r in records), default=0.0)
-    metric = Metric(_unit(first.metric), margin, better)
-    groups = [_group(value, members, metric) for value, members in _by_value(records)]
-    groups = _with_fronts(groups, metric)
+    way = better(first.metric, first.study) or "lower"  # if nobody says, no row of it is ranked
+    metric = Metric(_unit(first.metric), better=way)
+    groups = _with_fronts(grouped(records, metric), metric)
     return Family(first.keys, metric, first.metric, tuple(groups))
-
-
-def _by_value(records: Sequence[Record]) -> list[tuple[float | None, list[Record]]]:
-    """Records whose declared values agree, else whose training FLOPs do."""
-    declared = bool(records[0].study.axis)
-    costs = [r.study.value if declared else r.amounts.get(FOUND) for r in records]
-    priced = [(c, r) for c, r in zip(costs, records, strict=True) if c is not None]
-    clusters: list[tuple[float | None, list[Record]]] = []
-    for cost, record in sorted(priced, key=lambda item: item[0]):
-        if clusters and cost <= (clusters[-1][0] or 0.0) * (1 + TOLERANCE):
-            clusters[-1][1].append(record)
-        else:
-            clusters.append((cost, [record]))
-    rest = [r for c, r in zip(costs, records, strict=True) if c is None]
-    return clusters + ([(None, rest)] if rest else [])
-
-
-def _group(value: float | None, records: Sequence[Record], metric: Metric) -> Group:
-    axis = records[0].study.axis
-    candidates: dict[tuple[str, str], list[Record]] = {}
-    for record in sorted(records, key=lambda r: (r.folder, r.run_id)):
-        candidates.setdefault((record.identity, record.name), []).append(record)
-    members = zip(names(list(candidates.values())), candidates.values(), strict=True)
-    rows = [pooled(name, runs) for name, runs in members]
-    verdicts, places, refusals = _judged(rows, metric)
-    rows = [dataclasses.replace(row, rank=places.get(row.name)) for row in rows]
-    refusals += [f"{row.name}: {problem}" for row in rows for problem in row.problems]
-    rows.sort(key=lambda row: (bool(row.problems), row.rank or 99, *_order(row.sample, metric)))
-    rows = [dataclasses.replace(row, same_data=_same_data(row, rows[0])) for row in rows]
-    return Group(axis or FOUND, bool(axis), value, tuple(rows), tuple(verdicts), tuple(refusals))
-
-
-def _judged(
-    rows: Sequence[Row], metric: Metric
-) -> tuple[list[Verdict], dict[str, int | None], list[str]]:
-    """The declared comparisons of a group, else all, and the ranks that follow.
-
-    Rows of too few runs are compared with the first one only, for the sentence: they must not make
-    the adjustment of the others stricter.
-    """
-    samples = sorted((r.sample for r in rows if not r.barred), key=lambda s: _order(s, metric))
-    sound = [s.name for s in samples if s.runs >= RANKED_RUNS and not s.diverged]
-    if len(sound) > MOST_RANKED:
-        count = math.comb(len(sound), 2)
-        most = f"of at most {MOST_RANKED} candidates: nobody declares {count:,} comparisons"
-        return [], {}, [f"{len(sound)} candidates are not ranked, which takes a study {most}"]
-    verdicts: list[Verdict] = []
-    refusals = []
-    places: dict[str, int | None] = {}
-    every = list(itertools.combinations(sound, 2))
-    if pairs := _declared(rows, sound) or every:
-        declared = max(row.first.study.declared for row in rows if row.name in sound)
-        verdicts = judged(samples, pairs, metric, beside=max(declared - len(pairs), 0))
-        compared = {name for pair in pairs for name in pair}
-        places = {k: v for k, v in ranks(samples, verdicts).items() if k in compared}
-    if 0 < len(pairs) < len(every):
-        refusals = [f"{len(pairs)} of {len(every)} pairs were declared, and only those are judged"]
-    first = sound[0] if sound else samples[0].name if samples else ""
-    if rest := [(first, s.name) for s in samples if s.name not in {*sound, first}]:
-        verdicts += judged(samples, rest, metric)
-    return verdicts, places, refusals
-
-
-def _declared(rows: Sequence[Row], sound: Sequence[str]) -> list[tuple[str, str]]:
-    """The comparisons that the studies of the rows agree on, as far as their rows are here."""
-    studies = {row.first.study.comparisons for row in rows if row.name in sound}
-    if len(studies) != 1:
-        return []
-    pairs = {frozenset(pair): pair for pair in next(iter(studies)) if {*pair} <= {*sound}}
-    return [pair for both, pair in pairs.items() if len(both) == 2]
-
-
-def _order(sample: Sample, metric: Metric) -> tuple[float, str]:
-    if sample.mean is None:
-        return math.inf, sample.name
-    return sample.mean if metric.better == "lower" else -sample.mean, sample.name
-
-
-def _same_data(row: Row, other: Row) -> str:
-    """Up to which step the runs of two rows saw the same batches, seed by seed; the worst seed."""
-    if row is other:
-        return "reference"
-    theirs = {run.seed: run for run in other.runs}
-    found = [
-        (_agreed(run.hashes, theirs[run.seed].hashes), run.steps)
-        for run in row.runs
-        if run.seed in theirs and run.hashes and theirs[run.seed].hashes
-    ]
-    if not found:
-        return ""
-    worst, steps = min(found)
-    return f"{worst:,} of {steps:,} steps" if worst >= 0 else "broken: hashes differ, then agree"
-
-
-def _agreed(a: Mapping[int, str], b: Mapping[int, str]) -> int:
-    """The last step up to which rolling hashes agree; -1 if they meet again, which none can."""
-    same = [(step, a[step] == b[step]) for step in sorted(a.keys() & b.keys())]
-    good = [step for step, equal in itertools.takewhile(lambda item: item[1], same)]
-    if sum(equal for _, equal in same) > len(good):
-        return -1
-    return good[-1] if good else 0
 
 
 def _with_fronts(groups: Sequence[Group], metric: Metric) -> list[Group]:
@@ -198,11 +97,12 @@ def _with_fronts(groups: Sequence[Group], metric: Metric) -> list[Group]:
     rows = [row for g in groups for row in g.rows if row.sample.mean is not None]
     fronts: dict[int, list[str]] = {}
     for cost, label in FRONTS.items():
-        points = [(r.amounts[cost], _order(r.sample, metric)[0], r) for r in rows if _may(r, cost)]
-        best = math.inf
+        points = [(r.amounts[cost], order(r.sample, metric)[0], r) for r in rows if _may(r, cost)]
+        best: dict[str, float] = {}
         for _, quality, row in sorted(points, key=lambda p: (*p[:2], p[2].name)):
-            if quality < best:
-                best = quality
+            where = row.machine if cost == "seconds" else ""
+            if quality < best.get(where, math.inf):
+                best[where] = quality
                 fronts.setdefault(id(row), []).append(label)
     return [
         group._replace(
@@ -216,14 +116,19 @@ def _with_fronts(groups: Sequence[Group], metric: Metric) -> list[Group]:
 
 
 def _may(row: Row, cost: str) -> bool:
-    return cost in row.amounts and not row.first.source and not row.first.flags
+    sound = not row.first.source and not any(run.flags for run in row.runs)
+    sound &= not objection(row.first.metric, row.first.study)
+    return sound and cost in row.amounts and (cost != "seconds" or bool(row.machine))
 
 
 def _apart(families: Sequence[Family]) -> Iterable[str]:
     """Each family against the first: rows of different families are never ranked together."""
     for number, family in enumerate(families[1:], 2):
         keys = families[0].keys
-        differ = [key for key in keys if keys[key] != family.keys[key]] or ["what is matched"]
+        differ = [key for key in keys if keys[key] != family.keys[key]]
+        if not differ:
+            ways = {families[0].metric.better, family.metric.better}
+            differ = ["what is matched" if len(ways) == 1 else "which way is better"]
         yield f"family {number} differs from family 1 in {', '.join(differ)}"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from errors import ConfigError, DataError
 from protocol import elsewhere
+from protocol.copies import Found, counted
 from protocol.records import Record, Unreadable, read_run
 from protocol.untrusted import clean
 
@@ -18,9 +19,9 @@ MOST = 100_000  # folders that are looked into
 def collect(results: Sequence[Path]) -> tuple[list[Record], list[Unreadable]]:
     """Records and what could not be one, by their names; ConfigError for a path that is not there.
 
-    A run is counted once, wherever copies of its folder are.
+    A run is counted once, wherever copies of its folder are (`protocol/copies.py`).
     """
-    records: dict[str, Record] = {}
+    runs: dict[str, list[Found]] = {}
     unreadable: list[Unreadable] = []
     for path, name in sorted(set(_found(results)), key=lambda item: (item[1], str(item[0]))):
         try:
@@ -33,12 +34,13 @@ def collect(results: Sequence[Path]) -> tuple[list[Record], list[Unreadable]]:
             unreadable.append(Unreadable(name, clean(str(error), 300)))
             continue
         for record in found:
-            if first := records.get(record.run_id):
-                same = f"it is the same run as {first.folder}, which is counted"
-                unreadable.append(Unreadable(record.folder, same))
-            else:
-                records[record.run_id] = record
-    return list(records.values()), sorted(unreadable)
+            runs.setdefault(record.run_id, []).append(Found(record, path))
+    records: list[Record] = []
+    for copies in runs.values():
+        kept, told = ([copies[0].record], []) if len(copies) == 1 else counted(copies)
+        records += kept
+        unreadable += told
+    return records, sorted(unreadable)
 
 
 def _found(results: Sequence[Path]) -> Iterator[tuple[Path, str]]:

@@ -75,6 +75,7 @@ COLUMNS: Mapping[str, Column] = {
     "dead_experts": Column("dead", "Share of experts that get no token (MoE).", share),
     "dropped": Column("drops", "Share of choices that found no room (MoE).", share),
 }
+AXES = {"wall_clock": "seconds", "time": "seconds"}  # axes that a column names otherwise
 FRONTS = {"training_flops": "FLOPs", "seconds": "time", "state_bytes": "state"}
 
 

@@ -11,7 +11,10 @@ from collections.abc import Collection
 from pathlib import Path
 
 from errors import DataError
-from protocol.records import KEYS, Record, Unreadable, study_of
+from protocol.columns import AXES
+from protocol.declared import study_of
+from protocol.keys import KEYS
+from protocol.records import Record, Unreadable
 from protocol.series import AMOUNTS
 from protocol.untrusted import Fields, clean, parsed, read
 
@@ -54,6 +57,10 @@ def _records(result: Fields, name: str, source: str, digest: str) -> list[Record
     keys, amounts = result.section("keys"), result.section("amounts")
     _known(keys, KEYS)
     _known(amounts, AMOUNTS)
+    study = study_of(result.section("study"))
+    untold = {key: "not stated" for key in KEYS}
+    if AXES.get(study.axis) != "seconds":
+        untold["hardware"] = ""
     values = result.tree.get("values")
     if not isinstance(values, list) or not 1 <= len(values) <= RUNS:
         raise DataError(f"{result.name} values must be a list of 1 to {RUNS} numbers or nulls")
@@ -67,8 +74,8 @@ def _records(result: Fields, name: str, source: str, digest: str) -> list[Record
         seed=None,
         identity=f"{digest} {name}",
         settings={},
-        keys={key: keys.text(key) or "not stated" for key in KEYS} | {"metric": metric},
-        study=study_of(result.section("study")),
+        keys={key: keys.text(key) or untold[key] for key in KEYS} | {"metric": metric},
+        study=study,
         metric=metric,
         state="finished",
         value=None,

@@ -28,7 +28,7 @@ ABOUT = {  # of columns that are not amounts
     "quality": "Mean over training runs, ± half of its 95 % interval.",
     "n": "Diverged runs of all runs. A diverged run stays in the count.",
     "data": "Up to which step the row saw the very batches that the first row saw.",
-    "Pareto": "Costs at which no other row is both better and cheaper.",
+    "Pareto": "Costs at which no other row is both better and cheaper; time: on the same devices.",
 }
 
 
@@ -85,7 +85,7 @@ def _family(family: Family, name: str) -> dict[str, Any]:
         "title": words.title(family),
         "better": family.metric.better,
         "metric": words.named(family.name),
-        "keys": {key: words.brief(text) for key, text in family.keys.items()},
+        "keys": {key: words.brief(text) for key, text in family.keys.items() if text},
         "groups": groups,
         "probes": bool(probes),
         "budgets": len(family.groups) > 1,

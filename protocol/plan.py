@@ -261,9 +261,11 @@ def _run(
         "axis": declared.axis,
         "value": value(plan, cell),
         "metric": declared.metric,
+        "better": declared.better,
         "margin": declared.margin,
         "comparisons": [list(pair) for pair in declared.comparisons],
         "declared": plan.comparisons,
+        "seeds": list(plan.seeds),
         "role": role,
         **({"varies": list(declared.varies)} if declared.varies else {}),
     }

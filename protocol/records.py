@@ -10,58 +10,33 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from errors import DataError
 from protocol import series
+from protocol.columns import AXES
+from protocol.declared import Study, study_of
+from protocol.keys import keys, machine
+from protocol.metrics import METRICS
 from protocol.series import Scores
 from protocol.untrusted import ROWS, Fields, clean, leaves, parsed, read, rows
 
 FORMAT = 1  # of run.json
-MOST_DECLARED = 10_000  # comparisons of a plan
 FILES = 200  # at most so many results of a step
 NONFINITE = 70  # exit code of a run whose loss was no number
 ELSEWHERE = ("log", "checkpoint", "debug", "eval", "mesh", "data", "seed")  # settings with no say
 SAME = ("accumulate", "compile_cache")  # of `train`: they change how, not what
-METRICS = {  # what a run is judged by where its study declares nothing
-    "causal_lm": "test/bits_per_byte",
-    "masked_lm": "test/masked_nats",
-    "denoising": "test/denoised_nats",
-    "contrastive": "test/recall@1",
-}
+MIDWAY = (*(f"train.{name}" for name in SAME), "train.patience")  # may change between attempts
 WHOLE_ROWS = ("causal_lm", "masked_lm")  # objectives whose rows have train.length positions
-HIGHER = ("accuracy", "recall", "mrr", "spearman", "f1")  # words of metrics of which more is better
-KEYS = (  # protocol, item 14: rows that differ in one of these are not ranked together
-    *("objective", "data", "tokenizer", "length", "batch", "precision", "optimiser", "start"),
-    *("metric", "evaluation", "tuning trials"),
-)
 SETS = ("set", "mask")  # hashes, by split, of what a score is of
-UNSCORED = "none"  # instead of what judged a run
 State = Literal["finished", "diverged", "unfinished", "failed"]
 
 
 class Unreadable(NamedTuple):
     folder: str
     reason: str
-
-
-class Study(NamedTuple):
-    """What was declared before the run (`study` in run.json); blank where nothing was."""
-
-    plan: str = ""  # hash of the plan
-    candidate: str = ""
-    axis: str = ""  # what is equal: training_flops, tokens, params, active_params, ...
-    value: float | None = None
-    metric: str = ""
-    margin: float | None = None  # of practical equivalence
-    trials: int | None = None  # of tuning
-    role: str = ""  # "tuning": chosen from, never reported
-    refutes: str = ""
-    comparisons: tuple[tuple[str, str], ...] = ()  # pairs of candidates; (): all
-    declared: int = 0  # comparisons of the whole plan, other sizes and objectives included
-    varies: tuple[str, ...] = ()  # settings of the objective that it compares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +58,7 @@ class Record:
     scores: Scores
     amounts: Mapping[str, float]  # columns by name
     flags: tuple[str, ...] = ()  # why it is not comparable
+    notes: tuple[str, ...] = ()  # what a reader should know of how it went
     steps: int = 0
     curve: tuple[tuple[float, float], ...] = ()  # (tokens, loss)
     curve_name: str = ""
@@ -90,6 +66,7 @@ class Record:
     command: str = ""
     code: str = ""
     hardware: str = ""
+    machine: str = ""  # with versions: what its seconds are of
     message: str = ""  # why it failed
     evidence: str = ""  # sha256 over all that was read, and the manifest of the last checkpoint
     source: str = ""  # where a result from elsewhere is from; "": this is a run folder
@@ -116,9 +93,10 @@ def read_run(path: Path, folder: str) -> Record:
         raise DataError(f"run.json has format {run.count('format')}, this board reads {FORMAT}")
     status = parsed(taken("status.json") or b"{}", "status.json")
     metrics = series.rising(taken("metrics.jsonl") or b"")
-    events = [e.text("event") for e in rows(taken("events.jsonl") or b"", "events.jsonl")]
+    events = rows(taken("events.jsonl") or b"", "events.jsonl")
     settings = run.section("settings")
-    steps = settings.section("train").count("steps") or 0
+    train = settings.section("train")
+    steps = train.count("steps") or 0
     scores, versions = _scores(path, steps, taken)
     taken("checkpoints", str(steps), "MANIFEST.json")
     study = study_of(run.section("study"))
@@ -134,20 +112,17 @@ def read_run(path: Path, folder: str) -> Record:
         seed=settings.count("seed"),
         identity=identity,
         settings=own,
-        keys=_keys(run, settings, objective, metric, versions, study),
+        keys=keys(run, settings, objective, metric, versions, study),
         study=study,
         metric=metric,
         state=state,
         value=scores[metric][0] if state == "finished" and metric in scores else None,
         scores=scores if state == "finished" else {},
         amounts=series.amounts(
-            run.section("cost"),
-            settings.section("train"),
-            _positions(run, objective),
-            metrics,
-            scores,
+            *(run.section("cost"), train, _positions(run, objective), metrics, scores)
         ),
-        flags=_flags(settings, events),
+        flags=_flags(settings, events, state, AXES.get(study.axis) == "seconds"),
+        notes=_notes(events),
         steps=steps,
         curve=series.curve(metrics),
         curve_name=series.curve_name(metrics),
@@ -155,31 +130,10 @@ def read_run(path: Path, folder: str) -> Record:
         command=_command(run),
         code=_code(run.section("code")),
         hardware=_hardware(run),
+        machine=machine(run),
         message=status.text("message"),
         evidence=evidence.hexdigest(),
     )
-
-
-def study_of(study: Fields) -> Study:
-    """What a study declares, from run.json or from a result from elsewhere."""
-    return Study(
-        plan=study.text("plan"),
-        candidate=study.text("candidate", 80),
-        axis=study.text("axis", 40),
-        value=study.amount("value"),
-        metric=study.text("metric", 80),
-        margin=study.amount("margin"),
-        trials=study.count("trials"),
-        role=study.text("role", 20),
-        refutes=study.text("refutes"),
-        comparisons=tuple(study.pairs("comparisons", 80)),
-        declared=min(study.count("declared") or 0, MOST_DECLARED),
-        varies=tuple(study.texts("varies", 80)),
-    )
-
-
-def higher_is_better(metric: str) -> bool:
-    return any(word in metric.lower() for word in HIGHER)
 
 
 def _found(data: bytes | None, name: str) -> bytes:
@@ -198,7 +152,7 @@ def _scores(path: Path, step: int, taken: Any) -> tuple[Scores, dict[str, str]]:
     """Scores of the last step by name, and for each what judged it: task, version, length, data."""
     scores: Scores = {}
     versions: dict[str, str] = {}
-    for name in _files(path / "eval" / str(step)):
+    for name in result_files(path / "eval" / str(step)):
         data = taken("eval", str(step), name)
         task = parsed(data or b"{}", f"eval/{step}/{name}")
         if task.count("step") not in (None, step):
@@ -220,7 +174,7 @@ def _scores(path: Path, step: int, taken: Any) -> tuple[Scores, dict[str, str]]:
     return scores, versions
 
 
-def _files(folder: Path) -> Iterator[str]:
+def result_files(folder: Path) -> Iterator[str]:
     """Names of results, in order; a folder that is a link has none."""
     if any(p.is_symlink() for p in (folder, folder.parent)) or not folder.is_dir():
         return
@@ -248,52 +202,6 @@ def _own(settings: Fields) -> tuple[dict[str, str], str]:
     return leaves(tree), hashlib.sha256(text.encode()).hexdigest()
 
 
-def _keys(
-    run: Fields,
-    settings: Fields,
-    objective: str,
-    metric: str,
-    versions: Mapping[str, str],
-    study: Study,
-) -> dict[str, str]:
-    """The texts of KEYS."""
-    data, prints = settings.section("data"), run.section("fingerprints")
-    trials = "not declared" if study.trials is None else str(study.trials)
-    return {
-        "objective": " ".join([objective, *_objective(settings, objective, study.varies)]),
-        "data": f"{data.text('source')} {prints.text('data')}",
-        "tokenizer": f"{data.text('tokenizer')} {prints.text('tokenizer')}",
-        "length": f"{settings.section('train').count('length')} tokens",
-        "batch": f"{settings.section('train').count('batch')} sequences",
-        "precision": settings.section("model").text("dtype", 20),
-        "optimiser": settings.section("optimizer").text("name", 40),
-        "start": run.section("flags").text("init_from") or "from scratch",
-        "metric": metric or "none",
-        "evaluation": versions.get(metric, UNSCORED),
-        "tuning trials": trials,
-    }
-
-
-def _objective(settings: Fields, objective: str, varies: tuple[str, ...] = ()) -> list[str]:
-    """Its settings; of a mixture those of its parts too, of contrastive learning the dropout that
-    makes views differ. In what a study declares to vary, its rows may differ."""
-    own = leaves(settings.section(objective).tree)
-    under = tuple(f"{name}." for name in varies)
-    kept = {k: v for k, v in own.items() if not f"{objective}.{k}.".startswith(under)}
-    found = [f"{key}={value}" for key, value in kept.items()]
-    found += [f"varies={name}" for name in varies if name.startswith(f"{objective}.")]
-    if objective == "contrastive":
-        model = settings.section("model")
-        sites = (model.section(name).amount("dropout") or 0 for name in ("embed", "block"))
-        found.append("dropout=" + ",".join(f"{rate:g}" for rate in sites))
-    if objective == "mixture":
-        listed = settings.section("mixture").tree.get("parts")
-        names = [part[0] for part in listed or [] if isinstance(part, list) and part]
-        for name in (n for n in names if isinstance(n, str) and n != "mixture"):
-            found += [f"{name}.{text}" for text in _objective(settings, name, varies)]
-    return found
-
-
 def _positions(run: Fields, objective: str) -> float | None:
     """Positions of the whole run that cost what run.json says one costs."""
     train = run.section("settings").section("train")
@@ -302,13 +210,41 @@ def _positions(run: Fields, objective: str) -> float | None:
     return known or (size or None if objective in WHOLE_ROWS else None)
 
 
-def _flags(settings: Fields, events: list[str]) -> tuple[str, ...]:
+def _flags(
+    settings: Fields, events: Sequence[Fields], state: State, timed: bool
+) -> tuple[str, ...]:
     """Why a run is not comparable with any other."""
     reasons = {"rollback": "it went back over a bad stretch of data", "data": "its data changed"}
-    found = [reasons[event] for event in dict.fromkeys(events) if event in reasons]
+    if state != "diverged":  # such a run is counted as what it is
+        reasons["tainted"] = "its parameters were not finite at a checkpoint"
+    if timed:
+        reasons["elastic"] = "its mesh or devices changed while it was timed"
+    found = [reasons[name] for name in _kinds(events) if name in reasons]
+    changes: dict[str, Any] = {}
+    for event in events:
+        if event.text("event") == "settings":
+            changes |= event.section("changes").tree
+    moved = [k for k in changes if k.partition(".")[0] not in ELSEWHERE and k not in MIDWAY]
+    found += [
+        f"its {clean(key, 80)} changed on the way ({clean(_pair(changes[key]), 80)})"
+        for key in sorted(moved)
+    ]
     if fault := settings.section("debug").text("fault"):
         found.append(f"a fault was rehearsed in it: {fault}")
     return tuple(found)
+
+
+def _pair(change: Any) -> str:
+    return " to ".join(map(str, change)) if isinstance(change, list) else str(change)
+
+
+def _notes(events: Sequence[Fields]) -> tuple[str, ...]:
+    what = {"environment": "code, packages or Python", "elastic": "mesh or devices"}
+    return tuple(f"{what[name]} changed on the way" for name in _kinds(events) if name in what)
+
+
+def _kinds(events: Sequence[Fields]) -> list[str]:
+    return list(dict.fromkeys(event.text("event") for event in events))
 
 
 def _named(run: Fields, settings: Fields) -> str:

@@ -19,6 +19,7 @@ from rich.text import Text
 from protocol import words
 from protocol.board import Board, Family, Group
 from protocol.columns import COLUMNS, shown
+from protocol.metrics import better
 from protocol.page import page
 from protocol.records import Record
 from protocol.rows import Row
@@ -81,7 +82,7 @@ def markdown(board: Board) -> str:
         for label, texts in (("By how much", head.by), ("At what cost", head.cost)):
             lines += [f"- **{label}:** {_md(' '.join(texts))}"] if texts else []
         lines += [f"- **How sure:** {_md(' '.join(head.sure))}"] if head.sure else []
-        fixed = "; ".join(f"{key} {words.brief(text)}" for key, text in family.keys.items())
+        fixed = "; ".join(f"{key} {words.brief(text)}" for key, text in family.keys.items() if text)
         lines += [f"- **The same for all:** {_md(fixed)}", ""]
         keys = [key for key in COLUMNS if any(key in row.amounts for row in group.rows)]
         titles = ["rank", "candidate", words.named(family.name), "diverged/n"]
@@ -164,7 +165,8 @@ def _group(group: Group, family: Family) -> dict[str, Any]:
         "value": group.value,
         "head": words.head(group, family)._asdict(),
         "comparisons": [
-            {"a": v.a.name, "b": v.b.name, "verdict": v.kind, "p": v.p, "sentence": v.sentence}
+            {"a": v.a.name, "b": v.b.name, "declared": v.declared, "margin": v.metric.margin}
+            | {"verdict": v.kind, "p": v.p, "sentence": v.sentence}
             for v in group.verdicts
         ],
         "refusals": list(group.refusals),
@@ -190,7 +192,7 @@ def _row(row: Row, family: Family) -> dict[str, Any]:
         "higher_is_better": {
             tasks[family.name]: {family.name.rpartition("/")[2]: family.metric.better == "higher"}
         }
-        if family.name in tasks
+        if family.name in tasks and better(family.name, first.study)
         else {},
         "config": {"model": row.name, "model_args": dict(first.settings)},
         "git_hash": first.code,

@@ -5,16 +5,18 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from protocol.columns import COLUMNS, scientific
+from protocol.columns import AXES, COLUMNS, scientific
+from protocol.metrics import objection
 from protocol.records import Record
 from protocol.statistics import Interval
 from protocol.untrusted import clean
 from protocol.verdict import RANKED_RUNS, Sample
+from schema import nearest
 
 TOLERANCE = 0.01  # of what is matched
+FOUND = "training_flops"  # the axis where none is declared
 TIMING = 0.05  # where that is time
 NAMES_APART = 3  # settings in a name that another row has too
-AXES = {"wall_clock": "seconds", "time": "seconds"}  # axes that a column names otherwise
 STATES = {"diverged": 0, "finished": 1, "failed": 2, "unfinished": 3}
 
 
@@ -40,6 +42,17 @@ class Row:
         return (*self.barred, self.few) if self.few else self.barred
 
     @property
+    def candidate(self) -> str:
+        """What its studies call it."""
+        return next((run.study.candidate for run in self.runs if run.study.candidate), "")
+
+    @property
+    def machine(self) -> str:
+        """What its seconds are of; blank if its runs were made on several."""
+        found = {run.machine for run in self.runs if run.state == "finished"}
+        return found.pop() if len(found) == 1 else ""
+
+    @property
     def first(self) -> Record:
         return self.runs[0]
 
@@ -53,7 +66,9 @@ def pooled(name: str, records: Sequence[Record]) -> Row:
     counted = [r for r in runs if r.state in ("finished", "diverged")]
     values = tuple(r.value for r in counted if r.value is not None and r.state == "finished")
     diverged = sum(r.state == "diverged" for r in counted)
-    sample = Sample(name, values, diverged, runs[0].identity)
+    declared, lacking = _declared_seeds(runs)
+    planned = len(values) + diverged + lacking
+    sample = Sample(name, values, diverged, runs[0].identity, planned)
     amounts = _means((r.amounts for r in runs if r.state == "finished"), COLUMNS)
     for state in ("failed", "unfinished"):
         if found := [r for r in runs if r.state == state]:
@@ -63,6 +78,7 @@ def pooled(name: str, records: Sequence[Record]) -> Row:
         notes.append(f"{_runs(unscored)} without a score of {runs[0].metric or 'any metric'}")
     notes += _differing(runs, "code", "versions of the code")
     notes += _differing(runs, "hardware", "kinds of hardware")
+    notes += dict.fromkeys(note for run in runs for note in run.notes)
     if runs[0].study.refutes:
         notes.append(f"refutes: {runs[0].study.refutes}")
     every = sorted({key for r in runs for key in r.scores})
@@ -72,7 +88,7 @@ def pooled(name: str, records: Sequence[Record]) -> Row:
     return Row(
         *(name, tuple(runs), sample, amounts, scores),
         barred=tuple(_barred(runs, sample, amounts)),
-        few=_few(sample),
+        few=_few(sample, declared, lacking),
         notes=tuple(notes),
     )
 
@@ -87,6 +103,13 @@ def _one_a_seed(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
     return sorted(chosen.values(), key=lambda r: (r.seed or 0, r.folder, r.run_id)), notes
 
 
+def _declared_seeds(runs: Sequence[Record]) -> tuple[int, int]:
+    """How many seeds its studies declare, and of how many of these there is no result."""
+    declared = {seed for run in runs for seed in run.study.seeds}
+    ended = {run.seed for run in runs if run.state == "diverged" or run.value is not None}
+    return len(declared), len(declared - ended)
+
+
 def _barred(runs: Sequence[Record], sample: Sample, amounts: Mapping[str, float]) -> list[str]:
     if runs[0].source:
         return [f"self-reported ({runs[0].source}): nothing here can check it"]
@@ -95,20 +118,40 @@ def _barred(runs: Sequence[Record], sample: Sample, amounts: Mapping[str, float]
         found.append("no metric is known for its objective, and its study declares none")
     elif not sample.runs:
         found.append("no run of it has ended")
-    axis, value = runs[0].study.axis, runs[0].study.value
-    tolerance = TIMING if AXES.get(axis) == "seconds" else TOLERANCE
-    actual = amounts.get(AXES.get(axis, axis))
-    if value and actual is not None and abs(actual / value - 1) > tolerance:
-        found.append(
-            f"not comparable: its {axis} are {scientific(actual)}, {actual / value:.3g} of the "
-            f"declared {scientific(value)}"
-        )
+    found += filter(None, [objection(runs[0].metric, runs[0].study)] if runs[0].metric else [])
+    if why := _unmatched(runs, amounts):
+        found.append(why)
     return found
 
 
-def _few(sample: Sample) -> str:
+def _unmatched(runs: Sequence[Record], amounts: Mapping[str, float]) -> str:
+    """Why nothing shows that it costs what the others do; blank if something does."""
+    axis, value = runs[0].study.axis, runs[0].study.value
+    if not axis:
+        known = any(FOUND in run.amounts for run in runs)
+        return "" if known else "no axis was declared, and its training FLOPs are not known"
+    column = AXES.get(axis, axis)
+    if column not in COLUMNS:
+        return f"its study declares the axis {axis}, which is none; {nearest(axis, COLUMNS)}"
+    if not value:
+        return f"its study declares the axis {axis} without its value"
+    if not any(run.state == "finished" for run in runs):
+        return ""  # a diverged run has no end to measure
+    if (actual := amounts.get(column)) is None:
+        return f"its {axis} are not known, so nothing shows that they are the declared"
+    if abs(actual / value - 1) <= (TIMING if column == "seconds" else TOLERANCE):
+        return ""
+    return (
+        f"not comparable: its {axis} are {scientific(actual)}, {actual / value:.3g} of the "
+        f"declared {scientific(value)}"
+    )
+
+
+def _few(sample: Sample, declared: int, lacking: int) -> str:
     if sample.diverged:
         return f"{sample.diverged} of {sample.runs} runs diverged: it has a rate, no mean"
+    if lacking:
+        return f"{declared - lacking} of {declared} declared seeds have ended"
     return f"n={sample.runs}, and a rank takes {RANKED_RUNS} runs" * (0 < sample.runs < RANKED_RUNS)
 
 

@@ -156,6 +156,12 @@ class Fields:
             raise self._wrong(key, "a list of texts")
         return [clean(item, most) for item in items]
 
+    def counts(self, key: str) -> list[int]:
+        items = self._list(key)
+        if not all(type(item) is int and 0 <= item < 2**53 for item in items):
+            raise self._wrong(key, "a list of whole numbers")
+        return items
+
     def pairs(self, key: str, most: int = LONGEST) -> list[tuple[str, str]]:
         items = self._list(key)
         for item in items:

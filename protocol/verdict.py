@@ -28,8 +28,9 @@ from protocol.statistics import (
 from schema import nearest
 
 RANKED_RUNS = 3  # with fewer, nothing is ranked
+CLAIMS = ("lower", "higher", "equivalent", "open")  # kinds that say something of a difference
 
-Kind = Literal["lower", "higher", "equivalent", "open", "few", "diverged", "copy"]
+Kind = Literal["lower", "higher", "equivalent", "open", "constant", "few", "diverged", "copy"]
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,14 @@ class Sample:
     """The runs of a candidate: the metric of those that ended well, and how many diverged.
 
     `digest` is that of the settings without name and seed: equal ones are copies of one candidate.
+    `planned` runs were to be made; while some of them lack, it is not ranked.
     """
 
     name: str
     values: tuple[float, ...]
     diverged: int = 0
     digest: str = ""
+    planned: int = 0
 
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, self.values)):
@@ -54,6 +57,11 @@ class Sample:
     @property
     def runs(self) -> int:
         return len(self.values) + self.diverged
+
+    @property
+    def needed(self) -> int:
+        """Runs that a rank takes."""
+        return max(RANKED_RUNS, self.planned)
 
     @property
     def mean(self) -> float | None:
@@ -97,10 +105,12 @@ class Verdict:
     p: float = 1.0
     p_tie: float = 1.0
     claimable: float = math.inf  # the smallest difference that could have been claimed
+    declared: bool = True  # before the runs; else it is exploratory
 
     @property
     def sentence(self) -> str:
-        return _SENTENCES[self.kind](self)
+        said = _SENTENCES[self.kind](self)
+        return said if self.declared or self.kind not in CLAIMS else f"exploratory: {said}"
 
     def winner(self) -> str | None:
         """Who is shown to be better."""
@@ -117,26 +127,33 @@ def judged(
     level: float = 0.95,
     where: str = "at this N and D",
     beside: int = 0,
+    margins: Sequence[float] = (),
 ) -> list[Verdict]:
     """A verdict for each declared comparison; all of them count in the adjustment.
 
-    So do comparisons `beside` these, which the same plan declares of other samples.
+    So do comparisons `beside` these, which the same plan declares of other samples. `margins`
+    are those of the comparisons where they are not the metric's.
     """
     known = _by_name(samples, declared)
     pairs = [(known[a], known[b]) for a, b in declared]
     found = _differences(pairs, samples)
     ones = [1.0 if d is None else float(d.p) for d in found]
-    ties = [1.0 if d is None or not metric.margin else float(d.tie(metric.margin)) for d in found]
+    metrics = [metric._replace(margin=m) for m in margins or [metric.margin] * len(declared)]
+    ties = [
+        1.0 if d is None or not m.margin else float(d.tie(m.margin))
+        for d, m in zip(found, metrics, strict=True)
+    ]
     padding = [1.0] * beside
     adjusted, adjusted_ties = (holm(np.array([*p, *padding])) for p in (ones, ties))
     count = len(declared)
     return [
         Verdict(
-            *(a, b, _kind(a, b, d, p, tie, 1 - level), metric, where, level, d, p, tie),
-            math.inf if d is None else float(d.claimable(count + beside, 1 - level)),
+            *(a, b, _kind(a, b, d, p, tie, 1 - level), m, where, level, d, p, tie),
+            math.inf if d is None or not d.error else float(d.claimable(count + beside, 1 - level)),
         )
-        for (a, b), d, p, tie in zip(
-            pairs, found, adjusted[:count].tolist(), adjusted_ties[:count].tolist(), strict=True
+        for (a, b), m, d, p, tie in zip(
+            *(pairs, metrics, found, adjusted[:count].tolist(), adjusted_ties[:count].tolist()),
+            strict=True,
         )
     ]
 
@@ -144,14 +161,14 @@ def judged(
 def ranks(samples: Sequence[Sample], verdicts: Sequence[Verdict]) -> dict[str, int | None]:
     """1 + how many are shown to be better: those not told apart share a rank.
 
-    None for a candidate with fewer than 3 runs or a diverged one.
+    None for a candidate with a diverged run, or with fewer than it needs.
     """
     beaten = {s.name: 0 for s in samples}
     for verdict in verdicts:
         if (winner := verdict.winner()) is not None:
             beaten[verdict.b.name if winner == verdict.a.name else verdict.a.name] += 1
     return {
-        s.name: None if s.diverged or s.runs < RANKED_RUNS else 1 + beaten[s.name] for s in samples
+        s.name: None if s.diverged or s.runs < s.needed else 1 + beaten[s.name] for s in samples
     }
 
 
@@ -198,8 +215,10 @@ def _kind(
         return "copy"
     if a.diverged or b.diverged:
         return "diverged"
-    if difference is None or min(a.runs, b.runs) < RANKED_RUNS:
+    if difference is None or a.runs < a.needed or b.runs < b.needed:
         return "few"
+    if not difference.error:
+        return "constant"
     if tie <= alpha:
         return "equivalent"
     if p > alpha:
@@ -235,7 +254,7 @@ def _few(v: Verdict) -> str:
     pair = f"{v.a.name} and {v.b.name}"
     if v.difference is not None:
         return (
-            f"{pair} are not ranked at n={_runs(v)}, which takes {RANKED_RUNS} runs of each; "
+            f"{pair} are not ranked at n={_runs(v)}, which takes {_needed(v)}; "
             f"{v.where}: {_signed(v)} ({_basis(v)})"
         )
     if v.a.mean is None or v.b.mean is None:
@@ -244,6 +263,15 @@ def _few(v: Verdict) -> str:
     return (
         f"{pair} are not ranked at n={_runs(v)}: they differ by {_short(apart, apart)} "
         f"{v.metric.unit} {v.where}, and one run has no interval"
+    )
+
+
+def _constant(v: Verdict) -> str:
+    apart = float(v.difference.mean) if v.difference else math.nan
+    return (
+        f"{v.a.name} and {v.b.name} are not judged at n={_runs(v)} {v.where}: the runs of each do "
+        f"not differ among themselves, so that no interval exists; they lie "
+        f"{_short(abs(apart), apart)} {v.metric.unit} apart"
     )
 
 
@@ -265,6 +293,7 @@ _SENTENCES = {
     "higher": _told_apart,
     "equivalent": _equivalent,
     "open": _open,
+    "constant": _constant,
     "few": _few,
     "diverged": _diverged,
     "copy": _copy,
@@ -290,6 +319,13 @@ def _basis(v: Verdict) -> str:
 
 def _runs(v: Verdict) -> str:
     return str(v.a.runs) if v.a.runs == v.b.runs else f"{v.a.runs} and {v.b.runs}"
+
+
+def _needed(v: Verdict) -> str:
+    a, b = v.a, v.b
+    if a.needed == b.needed:
+        return f"{a.needed} runs of each"
+    return f"{a.needed} runs of {a.name} and {b.needed} of {b.name}"
 
 
 def _rate(interval: Interval) -> str:

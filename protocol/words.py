@@ -8,8 +8,8 @@ import re
 from typing import NamedTuple
 
 from protocol.board import Board, Family, Group
-from protocol.columns import COLUMNS, many, scientific, score, shown
-from protocol.rows import AXES, Row
+from protocol.columns import AXES, COLUMNS, many, scientific, score, shown
+from protocol.rows import Row
 from protocol.verdict import Verdict
 
 OBJECTIVES = {
@@ -49,7 +49,7 @@ def subtitle(group: Group) -> str:
     axis = AXIS.get(group.axis, group.axis.replace("_", " "))
     if group.value is None:
         return f"{axis[:1].upper()}{axis[1:]} not known"
-    return f"At {scientific(group.value)} {axis}" + ("" if group.declared else " (exploratory)")
+    return f"At {scientific(group.value)} {axis}" + (" (exploratory)" if group.explored else "")
 
 
 def named(metric: str) -> str:
@@ -102,7 +102,7 @@ def _short(group: Group, family: Family) -> str:
     first = group.rows[0]
     if first.rank is None:
         return "Nothing is ranked here."
-    others: dict[str, list[str]] = {"worse": [], "open": [], "equivalent": []}
+    others: dict[str, list[str]] = {"worse": [], "open": [], "equivalent": [], "constant": []}
     for verdict in group.verdicts:
         pair = {verdict.a.name, verdict.b.name}
         if first.name in pair:
@@ -116,12 +116,14 @@ def _short(group: Group, family: Family) -> str:
     if others["open"]:
         parts.append(f"{_enumerated(others['open'])} cannot be told apart from it by these runs")
     met = {name for names in others.values() for name in names} | {first.name}
+    if others["constant"]:
+        parts.append(f"of {_enumerated(others['constant'])} no runs differ, so nothing is shown")
     if apart := [row.name for row in group.rows if row.rank is not None and row.name not in met]:
         parts.append(f"no comparison of {_enumerated(apart)} with it was declared")
     unranked = [row.name for row in group.rows if row.rank is None]
     if unranked:
         parts.append(f"{_enumerated(unranked)} {_is(unranked)} not ranked")
-    return "; ".join(parts) + "."
+    return "Exploratory: " * group.explored + "; ".join(parts) + "."
 
 
 def _least(family: Family) -> str:
@@ -159,7 +161,8 @@ def _by(group: Group) -> tuple[str, ...]:
     def place(v: Verdict) -> tuple[bool, bool, float]:
         return first not in (v.a.name, v.b.name), not v.winner(), v.p
 
-    told = [_sentence(v.sentence) for v in sorted(group.verdicts, key=place)]
+    said = (_sentence(v.sentence) for v in sorted(group.verdicts, key=place))
+    told = list(dict.fromkeys(said))  # a rate of divergence is the same in each comparison
     left = len(told) - MOST
     return (*told[:MOST], *([f"And {many(left, 'more comparison')}."] if left > 0 else ()))
 
@@ -170,12 +173,14 @@ def _cost(group: Group) -> tuple[str, ...]:
         return ()
     first, found = group.rows[0], []
     column = AXES.get(group.axis, group.axis)
-    values = [row.amounts[column] for row in group.rows if column in row.amounts]
-    if values and min(values) > 0 and not group.rows[0].barred:
+    sound = [row for row in group.rows if not row.barred]
+    values = [row.amounts[column] for row in sound if column in row.amounts]
+    if len(values) > 1 and min(values) > 0:
         spread = max(values) / min(values) - 1
         what = AXIS.get(group.axis, group.axis.replace("_", " "))
         found.append(
-            f"All have the same {what}" + (f", to {100 * spread:.1g} %." if spread > 1e-9 else ".")
+            f"{'All' if len(sound) == len(group.rows) else 'Those compared'} have the same {what}"
+            + (f", to {100 * spread:.1g} %." if spread > 1e-9 else ".")
         )
     found += [text for row in group.rows[1:MOST] if (text := _ratios(row, first, column))]
     heavy = [row for row in group.rows if row.amounts.get("head_share", 0) > HEAVY]
@@ -199,13 +204,17 @@ def _ratios(row: Row, first: Row, matched: str) -> str:
 
 def _sure(group: Group) -> tuple[str, ...]:
     found = []
-    if not group.declared:
+    if group.value is None:
+        found.append("What these rows cost is not known, so nothing shows that it is the same.")
+    elif not group.declared:
         found.append(
             "Exploratory: no matched axis was declared before the runs, so rows stand together "
             "because their training FLOPs agree within 1 %."
         )
     elif not group.rows[0].first.study.plan:
         found.append("The axis is declared, but no plan: nothing shows that it was so beforehand.")
+    if group.declared and group.explored:
+        found.append("Exploratory: no comparison was declared before the runs, so all are judged.")
     ranked = [row for row in group.rows if row.rank is not None]
     claims = [v.claimable for v in group.verdicts if math.isfinite(v.claimable)]
     if len(ranked) > 1:
@@ -215,7 +224,7 @@ def _sure(group: Group) -> tuple[str, ...]:
         if claims:
             text += f"; differences below {min(claims):.2g} could not have been claimed"
         found.append(f"{text}. A rank is 1 + the rows shown to be better.")
-    elif len(group.rows) > 1:
+    elif len(group.rows) > 1 and not group.refusals:
         found.append("Nothing is ranked: that takes 3 training runs each of two candidates.")
     found += [_sentence(refusal) for refusal in group.refusals[:MOST]]
     if len(group.refusals) > MOST:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from errors import ConfigError
 from protocol import render, series, words
 from protocol.board import board
 from protocol.collect import collect
-from protocol.records import KEYS
+from protocol.keys import KEYS
 from protocol.verify import changed
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +47,9 @@ def test_means_intervals_and_ranks(tmp_path):
     assert [row.name for row in group.rows][0] == "a"
     assert (rows["a"].rank, rows["b"].rank, rows["c"].rank) == (1, 2, 2)  # covers E4
     head = words.head(group, family)
-    assert head.short == "a has the lowest bits per byte on test; b and c are shown to be worse."
+    assert head.short == (
+        "Exploratory: a has the lowest bits per byte on test; b and c are shown to be worse."
+    )
     sentences = " ".join(verdict.sentence for verdict in group.verdicts)
     assert "b and c are not distinguishable at n=3" in sentences
     assert "model.layers" in head.differs
@@ -397,11 +400,42 @@ def test_a_published_board_is_verified(tmp_path):
     score = tmp_path / "runs/a-1/eval/100/bits_per_byte.json"
     score.write_text(score.read_text().replace("2.1", "2.0"))
     lines = changed(published, boarded(tmp_path / "runs"))
-    assert lines == ["runs/a-1: its files are not those that were published"]
+    assert lines[0] == "runs/a-1: its files are not those that were published"
     score.write_text(score.read_text().replace("2.0", "2.1"))
     published.write_text(published.read_text().replace('"value": 2.2', '"value": 1.2'))
     lines = changed(published, boarded(tmp_path / "runs"))
-    assert lines == ["runs/a-2: 1.2 was published, it shows 2.2"]
+    assert lines == [
+        "runs/a-2: 1.2 was published, it shows 2.2",
+        "families[0].groups[0].rows[0].runs[2].value: 1.2 was published, the run folders show 2.2",
+    ]
+
+
+FORGED = {  # place in a group: what is put there
+    "rows[0].rank": 2,
+    "rows[1].mean": 0.5,
+    "rows[1].problems": ["x"],
+    "comparisons[0].sentence": "b wins",
+    "comparisons[0].p": 0.0,
+    "head.short": "b is far better.",
+    "declared": 1,
+}
+
+
+@pytest.mark.parametrize("place", FORGED)
+def test_a_forged_board_is_told_by_its_places(tmp_path, place):
+    """covers S9"""
+    runs.candidate(tmp_path / "runs", "a", [2.0, 2.1, 2.2])
+    runs.candidate(tmp_path / "runs", "b", [2.5, 2.6, 2.7], model={"depth": 6})
+    render.write(boarded(tmp_path / "runs"), tmp_path)
+    published = tmp_path / "leaderboard.json"
+    tree = json.loads(published.read_text())
+    at, (*way, last) = tree["families"][0]["groups"][0], re.findall(r"\w+", place)
+    for key in way:
+        at = at[int(key) if key.isdigit() else key]
+    at[last] = FORGED[place]
+    published.write_text(json.dumps(tree))
+    (line,) = changed(published, boarded(tmp_path / "runs"))
+    assert line.startswith(f"families[0].groups[0].{place}: ")
 
 
 def test_many_candidates_are_not_ranked(tmp_path):

@@ -147,8 +147,10 @@ def test_reported_runs_say_what_was_declared(plan):
         "axis": "training_flops",
         "value": run.flops,
         "metric": "test/bits_per_byte",
+        "better": "lower",
         "margin": 0.01,
         "comparisons": [["dense", "moe"]],
+        "seeds": [0, 1, 2],
         "role": "",
         "trials": 14,
     }

@@ -345,8 +345,9 @@ def test_a_difference_within_the_margin_is_a_tie():
 
 def test_runs_without_spread_support_nothing():
     """The same run counted three times is no replication."""
-    found = one(Sample("A", (1.1,) * 3), Sample("B", (1.2,) * 3))
-    assert found.kind == "open" and found.p == 1
+    found = one(Sample("A", (1.0,) * 3), Sample("B", (1.5,) * 3))
+    assert found.kind == "constant" and found.p == 1 and math.isinf(found.claimable)
+    assert "no interval exists; they lie .50 bits per byte apart" in found.sentence
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,331 @@
+"""The board is not fooled: by rows without a say, by what is missing, by what nobody declared."""
+
+import json
+import shutil
+
+import board_runs as runs
+import pytest
+from scipy import stats
+from test_board import boarded, edit, only
+
+from protocol import words
+from protocol.declared import Study
+from protocol.metrics import BETTER, better
+
+A, B, C = [2.00, 2.01, 2.005], [2.10, 2.11, 2.105], [2.30, 2.31, 2.305]
+
+
+def put(root, **candidates):
+    """Candidates by name, each its values and, after them, its changes."""
+    for width, (name, (values, changes)) in enumerate(candidates.items()):
+        runs.candidate(root, name, values, **{"model": {"width": 64 + width}} | changes)
+
+
+def declares(*pairs, **more):
+    return {"study": {"comparisons": [list(pair) for pair in pairs], **more}}
+
+
+def reported(root, family, **result):
+    """A file of one result with the keys of a family."""
+    keys = {k: v for k, v in family.keys.items() if k != "metric"}
+    one = {"name": "x", "metric": family.name, "values": [9.0], "keys": keys} | result
+    runs.write(root / "theirs.json", {"format": 1, "source": "nowhere", "results": [one]})
+    return root / "theirs.json"
+
+
+def test_a_row_without_a_say_loosens_no_margin(tmp_path):
+    """Means 2.005 and 2.105 are .1 apart: nobody who declared the pair calls that equivalent."""
+    study = declares(("b", "a"), margin=0.02)
+    put(tmp_path / "runs", a=(A, study), b=(B, study))
+    _, group, family = only(boarded(tmp_path / "runs"))
+    assert [(v.kind, v.metric.margin) for v in group.verdicts] == [("higher", 0.02)]
+    study = {"axis": "training_flops", "value": runs.STUDY["value"], "margin": 0.5}
+    theirs = reported(tmp_path, family, study=study | {"comparisons": [["b", "a"]]})
+    _, group, _ = only(boarded(tmp_path / "runs", theirs))
+    assert [(v.kind, v.metric.margin) for v in group.verdicts] == [("higher", 0.02)]
+    put(tmp_path / "runs", **{"far": (C, declares(("b", "a"), margin=0.5) | {"flops": 5e6})})
+    _, group, _ = only(boarded(tmp_path / "runs", theirs))  # a folder off the axis is barred too
+    assert [(v.kind, v.metric.margin) for v in group.verdicts] == [("higher", 0.02)]
+
+
+def test_the_smallest_margin_of_those_who_declare_a_pair(tmp_path):
+    put(tmp_path, a=(A, declares(("b", "a"), margin=0.5)), b=(B, declares(("a", "b"), margin=0.2)))
+    (verdict,) = only(boarded(tmp_path))[1].verdicts
+    assert verdict.metric.margin == 0.2 and verdict.kind == "equivalent"
+    put(tmp_path, c=(C, declares(("c", "a"), margin=0.01)))
+    margins = {(v.a.name, v.b.name): v.metric.margin for v in only(boarded(tmp_path))[1].verdicts}
+    assert margins == {("a", "b"): 0.2, ("c", "a"): 0.01}
+
+
+def test_what_nobody_declared_is_exploratory_and_has_no_margin(tmp_path):
+    put(tmp_path, a=(A, {"study": {"margin": 0.5}}), b=(B, {"study": {"margin": 0.5}}))
+    _, group, family = only(boarded(tmp_path))
+    (verdict,) = group.verdicts
+    assert verdict.kind == "lower" and verdict.metric.margin == 0 and not verdict.declared
+    assert verdict.sentence.startswith("exploratory: a is lower than b")
+    assert "(exploratory)" in words.subtitle(group)
+    assert words.head(group, family).short.startswith("Exploratory: a has the lowest")
+
+
+def test_no_undeclared_comparison_stands_in_for_a_declared_one(tmp_path):
+    """The reference of both comparisons diverged: a and b were never to be compared."""
+    study = declares(("ref", "a"), ("ref", "b"), declared=2)
+    put(tmp_path, ref=([2.2, 2.21, "NaN"], study), a=(A, study), b=(C, study))
+    rows, group, _ = only(boarded(tmp_path))
+    assert {v.kind for v in group.verdicts} == {"diverged"} and len(group.verdicts) == 2
+    assert all(row.rank is None for row in rows.values())
+    assert "no declared comparison is between rows that may be ranked" in group.refusals[0]
+
+
+def test_rows_of_one_candidate_are_compared_as_what_they_are(tmp_path):
+    """Two sizes of a and of b: the four declared pairs of rows, neither a with a nor b with b."""
+    study = declares(("a", "b"))
+    for width, shift in ((64, 0.0), (96, 0.5)):
+        for name, values in (("a", A), ("b", B)):
+            more = study | {"model": {"width": width, "layers": [name]}}
+            runs.candidate(tmp_path / f"{width}", name, [x + shift for x in values], **more)
+    _, group, _ = only(boarded(tmp_path))
+    pairs = {(v.a.name[0], v.b.name[0]) for v in group.verdicts}
+    assert len(group.verdicts) == 4 and pairs == {("a", "b")}
+    assert all(v.declared for v in group.verdicts)
+
+
+def test_studies_keep_what_each_of_them_declared(tmp_path):
+    one, two = declares(("b", "a"), plan="1"), declares(("d", "c"), plan="2", declared=3)
+    more = {"c": ([x + 1 for x in A], two), "d": ([x + 1 for x in B], two)}
+    put(tmp_path, a=(A, one), b=(B, one), **more)
+    _, group, _ = only(boarded(tmp_path))
+    assert {(v.a.name, v.b.name) for v in group.verdicts} == {("b", "a"), ("d", "c")}
+    p = stats.ttest_ind(A, B).pvalue  # of equal spreads, so that Welch is Student; times 3 declared
+    assert [v.p for v in group.verdicts] == pytest.approx([3 * p, 3 * p], rel=1e-4)
+
+
+def test_a_row_without_a_say_splits_no_group(tmp_path):
+    none = {"study": {"axis": "", "value": None, "plan": None}}
+    put(tmp_path / "runs", a=(A, none), b=(B, none | {"flops": 6.05e6}))
+    _, group, family = only(boarded(tmp_path / "runs"))
+    assert {row.name for row in group.rows} == {"a", "b"}
+    theirs = reported(tmp_path, family, amounts={"training_flops": 5.99e6 * 25_600})
+    rows, group, _ = only(boarded(tmp_path / "runs", theirs))
+    assert [rows[name].rank for name in ("a", "b", "x")] == [1, 2, None]
+    assert group.value == 6e6 * 25_600
+    far = reported(tmp_path, family, amounts={"training_flops": 5.9e6 * 25_600})
+    (family,) = boarded(tmp_path / "runs", far).families
+    assert [[row.name for row in g.rows] for g in family.groups] == [["x"], ["a", "b"]]
+    put(tmp_path / "runs", few=([2.0], none | {"flops": 5.99e6}))
+    (family,) = boarded(tmp_path / "runs").families
+    assert [[row.name for row in g.rows] for g in family.groups] == [["a", "b", "few"]]
+
+
+UNKNOWN = {
+    "nothing declared": ({"axis": "", "value": None}, True, "no axis was declared, and its"),
+    "no column": ({}, True, "its training_flops are not known"),
+    "no value": ({"value": None}, False, "the axis training_flops without its value"),
+    "no such axis": ({"axis": "flopz"}, False, "the axis flopz, which is none"),
+}
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_an_unknown_cost_is_no_equal_cost(tmp_path, case):
+    study, costless, why = UNKNOWN[case]
+    put(tmp_path, a=(A, {"study": study}), b=(B, {"study": study, "flops": 6e7}))
+    for path in tmp_path.glob("*/run.json") if costless else ():
+        tree = json.loads(path.read_text())
+        runs.write(path, {k: v for k, v in tree.items() if k != "cost"})
+    (family,) = boarded(tmp_path).families
+    for group in family.groups:
+        assert not group.verdicts and all(row.rank is None for row in group.rows)
+        assert all(why in row.barred[0] for row in group.rows)
+        head = words.head(group, family)
+        assert head.short == "Nothing is ranked here."
+        assert not any(
+            "agree" in text or "All have the same" in text for text in head.sure + head.cost
+        )
+
+
+def test_a_candidate_that_always_diverged_is_last_with_its_verdict(tmp_path):
+    """Its runs were never judged, so they have no evaluation of their own."""
+    study = declares(("a", "b"), declared=1)
+    put(tmp_path, a=(A, study))
+    for seed in range(3):
+        more = study | {"model": {"width": 66}}
+        folder = runs.run(tmp_path / f"b-{seed}", "b", seed, "NaN", state="failed", code=70, **more)
+        shutil.rmtree(folder / "eval")
+    found = boarded(tmp_path)
+    rows, group, _ = only(found)
+    assert [row.name for row in group.rows] == ["a", "b"]
+    assert (rows["b"].sample.runs, rows["b"].sample.diverged) == (3, 3)
+    (verdict,) = group.verdicts
+    assert "b diverged in 3 of 3 runs (95 %: .29 to 1.00)" in verdict.sentence  # 1 - .025**(1/3)
+
+
+def test_an_unscored_run_joins_no_evaluation_of_two(tmp_path):
+    put(tmp_path, a=(A, {}), b=(B, {}))
+    for seed in range(3):
+        edit(tmp_path / f"b-{seed}/eval/100/bits_per_byte.json", version=2)
+    folder = runs.run(tmp_path / "c", "c", 0, "NaN", state="failed", code=70, model={"depth": 9})
+    shutil.rmtree(folder / "eval")
+    found = boarded(tmp_path).families
+    assert len(found) == 3 and "none" in {family.keys["evaluation"] for family in found}
+
+
+def test_every_name_that_is_ranked_has_a_direction(tmp_path):
+    """Of what eval/ yields, by hand: more of these is better, and less of those."""
+    more = "accuracy masked_accuracy denoised_span_match recall@1 mrr spearman accuracy@64"
+    less = "bits_per_byte nats_per_token masked_nats denoised_nats answer_nats@128 bits_per_byte@2x"
+    neither = "majority_accuracy recall@1_low alignment uniformity layer chance@32 learning_rate"
+    for names, way in ((more, "higher"), (less, "lower"), (neither, None)):
+        assert {better(f"test/{name}", Study()) for name in names.split()} == {way}
+    assert better("prefill_tokens_per_second@256", Study()) == "higher"
+    assert better("decode_ms_per_token@256", Study()) == "lower"
+    assert set(BETTER.values()) == {"lower", "higher"}
+
+
+@pytest.mark.parametrize(
+    ("metric", "study", "ranks", "why"),
+    [
+        ("test/denoised_span_match", {}, {"good": 1, "bad": 2}, ""),
+        ("test/own", {"better": "higher"}, {"good": 1, "bad": 2}, ""),
+        ("test/own", {"better": "lower"}, {"good": 2, "bad": 1}, ""),
+        ("test/own", {}, {}, "nothing says whether more or less of test/own is better"),
+        ("test/denoised_span_match", {"better": "lower"}, {}, "lower is better, but higher is"),
+    ],
+)
+def test_which_way_is_better_is_declared_or_known(tmp_path, metric, study, ranks, why):
+    for depth, (name, first) in enumerate((("good", 0.8), ("bad", 0.1)), 5):
+        for seed in range(3):
+            scores, more = [(metric, first + seed / 100)], {"model": {"depth": depth}}
+            folder, declared = tmp_path / f"{name}-{seed}", study | {"metric": metric}
+            runs.run(folder, name, seed, 2.0, scores=scores, study=declared, **more)
+    rows, group, _ = only(boarded(tmp_path))
+    assert {name: row.rank for name, row in rows.items() if row.rank} == ranks
+    assert why in str(group.refusals) and bool(group.verdicts) == bool(ranks)
+    assert bool(ranks) == any(row.fronts for row in rows.values())
+
+
+def test_declared_seeds_that_lack_a_result_are_waited_for(tmp_path):
+    study = declares(("b", "a"), seeds=[0, 1, 2, 3, 4])
+    put(tmp_path, a=(B, study), b=(A, study))
+    for seed in (3, 4):
+        runs.run(tmp_path / f"a-{seed}", "a", seed, 2.1, model={"width": 64}, **study)
+    more = {"model": {"width": 65}, **study}
+    shutil.rmtree(runs.run(tmp_path / "b-3", "b", 3, 9.0, state="failed", code=71, **more) / "eval")
+    rows, group, _ = only(boarded(tmp_path))
+    assert rows["b"].few == "3 of 5 declared seeds have ended" and rows["b"].rank is None
+    (verdict,) = group.verdicts
+    assert verdict.kind == "few" and verdict.winner() is None
+    assert "not ranked at n=3 and 5, which takes 5 runs of each" in verdict.sentence
+    runs.run(tmp_path / "b-3", "b", 3, 2.0, **more)
+    runs.run(tmp_path / "b-4", "b", 4, 2.0, **more)
+    rows, _, _ = only(boarded(tmp_path))
+    assert (rows["a"].rank, rows["b"].rank) == (2, 1)
+
+
+def test_a_diverged_seed_is_neither_missing_nor_unfinished(tmp_path):
+    study = {"study": {"seeds": [0, 1, 2]}}
+    put(tmp_path, a=([2.0, 2.1, "NaN"], study))
+    rows, _, _ = only(boarded(tmp_path))
+    assert rows["a"].few == "1 of 3 runs diverged: it has a rate, no mean"
+
+
+def test_runs_that_do_not_differ_have_no_interval(tmp_path):
+    study = declares(("a", "b"))
+    put(tmp_path, a=([2.0] * 3, study), b=([2.5] * 3, study))
+    _, group, family = only(boarded(tmp_path))
+    (verdict,) = group.verdicts
+    assert verdict.kind == "constant" and verdict.winner() is None
+    assert "the runs of each do not differ among themselves, so that no interval exists" in (
+        verdict.sentence
+    )
+    head = words.head(group, family)
+    assert "claim" not in " ".join([head.short, *head.by, *head.sure])
+
+
+def test_an_older_copy_does_not_shadow_the_run(tmp_path):
+    put(tmp_path, a=(A, {}), b=(B, {}))
+    old = shutil.copytree(tmp_path / "a-0", tmp_path / "0-backup")
+    edit(old / "status.json", state="running")
+    shutil.rmtree(old / "eval")
+    lines = (old / "metrics.jsonl").read_text().splitlines()
+    (old / "metrics.jsonl").write_text("\n".join(lines[:5]) + '\n{"step": 60, "lo')
+    found = boarded(tmp_path)
+    rows, _, _ = only(found)
+    assert rows["a"].sample.values == (2.00, 2.01, 2.005) and rows["a"].rank == 1
+    ((folder, why),) = found.unreadable
+    assert folder.endswith("0-backup") and why.startswith("it is an earlier state of")
+    assert why.endswith("a-0, which is counted")
+
+
+@pytest.mark.parametrize("what", ["score", "history", "settings", "state"])
+def test_copies_that_contradict_each_other_are_not_counted(tmp_path, what):
+    put(tmp_path, a=(A, {}), b=(B, {}))
+    other = shutil.copytree(tmp_path / "b-0", tmp_path / "0-other")
+    if what == "score":
+        path = other / "eval/100/bits_per_byte.json"
+        path.write_text(path.read_text().replace("2.1", "1.1"))
+    elif what == "history":
+        path = other / "metrics.jsonl"
+        path.write_text(path.read_text().replace('"step": 50', '"step": 51') + '{"step": 101}\n')
+    elif what == "settings":
+        edit(other / "run.json", settings={"model": {"width": 32}})
+    else:
+        edit(other / "status.json", state="failed", code=70)
+    found = boarded(tmp_path)
+    rows, _, _ = only(found)
+    assert rows["b"].sample.values == (2.11, 2.105) and rows["b"].rank is None
+    assert len(found.unreadable) == 2
+    assert all("contradict each other: neither is counted" in x.reason for x in found.unreadable)
+
+
+EVENTS = {
+    "settings": ({"changes": {"train.steps": [50, 100]}}, "its train.steps changed on the way"),
+    "tainted": ({}, "its parameters were not finite at a checkpoint"),
+    "environment": ({}, ""),
+}
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_what_happened_on_the_way_is_told(tmp_path, event):
+    more, why = EVENTS[event]
+    put(tmp_path, a=(A, {}), b=(B, {}))
+    with open(tmp_path / "a-1/events.jsonl", "a") as file:
+        file.write(json.dumps({"event": event, "step": 50, **more}) + "\n")
+    rows, _, _ = only(boarded(tmp_path))
+    assert (rows["a"].rank is None) == bool(why) and why in " ".join(rows["a"].barred)
+    changed = "code, packages or Python changed on the way" in rows["a"].notes
+    assert changed == (event == "environment")
+
+
+def test_a_quiet_change_of_settings_is_none(tmp_path):
+    put(tmp_path, a=(A, {}), b=(B, {}))
+    event = {"event": "settings", "changes": {"log.every": [10, 20], "eval.tasks": [[], ["probe"]]}}
+    with open(tmp_path / "a-1/events.jsonl", "a") as file:
+        file.write(json.dumps(event) + "\n")
+    assert only(boarded(tmp_path))[0]["a"].rank == 1
+
+
+def test_seconds_are_those_of_a_machine(tmp_path):
+    study = {"study": {"axis": "wall_clock", "value": 10.0}}
+    put(tmp_path, a=(A, study), b=(B, study), c=(C, study))
+    for name, changes in (
+        ("a", {"devices": {"kind": "H100", "count": 8}}),
+        ("c", {"packages": {"jax": "9.9"}}),
+    ):
+        for seed in range(3):
+            edit(tmp_path / f"{name}-{seed}/run.json", **changes)
+    found = boarded(tmp_path)
+    assert len(found.families) == 3 and all("in hardware" in text for text in found.apart)
+    assert {f.keys["hardware"] for f in found.families} == {
+        *("8 x H100", "1 x cpu", "1 x cpu, jax 9.9")
+    }
+
+
+def test_the_front_of_time_is_of_one_machine(tmp_path):
+    """b is worse and as fast, but on another machine: there nothing beats it."""
+    put(tmp_path, a=(A, {}), b=(B, {}))
+    rows, _, _ = only(boarded(tmp_path))
+    assert "time" in rows["a"].fronts and "time" not in rows["b"].fronts
+    for seed in range(3):
+        edit(tmp_path / f"b-{seed}/run.json", devices={"kind": "H100", "count": 8})
+    rows, _, _ = only(boarded(tmp_path))
+    assert "time" in rows["a"].fronts and "time" in rows["b"].fronts
