@@ -18,7 +18,19 @@ from protocol.verdict import Metric, Sample, Verdict, judged, ranks
 
 MOST_RANKED = 40  # candidates of a group; among more nobody has declared the comparisons
 
-Pairs = list[tuple[str, str]]
+Names = list[tuple[str, str]]
+
+
+class Pairs(NamedTuple):
+    """Pairs of rows, by name."""
+
+    firm: Names  # declared
+    loose: Names  # to explore
+    rest: Names  # with rows of too few runs, for the sentence
+    within: Mapping[frozenset[str], float]  # margins of the declared
+
+    def margins(self, pairs: Names) -> list[float]:
+        return [self.within.get(frozenset(pair), 0.0) for pair in pairs]
 
 
 class Group(NamedTuple):
@@ -34,7 +46,8 @@ class Group(NamedTuple):
     @property
     def explored(self) -> bool:
         """Whether what is said of its rows was not declared before they ran."""
-        return not self.declared or any(not v.declared for v in self.verdicts)
+        declared = any(v.declared for v in self.verdicts)
+        return not self.declared or bool(self.verdicts) and not declared
 
 
 def grouped(records: Sequence[Record], metric: Metric) -> list[Group]:
@@ -111,71 +124,95 @@ def _judged(
 ) -> tuple[list[Verdict], dict[str, int | None], list[str]]:
     """The verdicts of a group, the ranks that follow, and what is not judged.
 
-    Rows that are not ranked are compared for the sentence: they must not make the adjustment of the
-    others stricter.
+    Claims that were declared are adjusted among themselves. Rows that are not ranked are compared
+    for the sentence: they must not make the adjustment of the others stricter.
     """
     able = sorted((row for row in rows if not row.barred), key=lambda r: order(r.sample, metric))
-    samples = [row.sample for row in able]
     sound = [row.name for row in able if not row.few]
-    if len(sound) > MOST_RANKED:
-        count = math.comb(len(sound), 2)
-        most = f"of at most {MOST_RANKED} candidates: nobody declares {count:,} comparisons"
-        return [], {}, [f"{len(sound)} candidates are not ranked, which takes a study {most}"]
     studies = list(dict.fromkeys(run.study for row in able for run in row.runs))
     declared = any(study.comparisons for study in studies)
-    margins = _margins(studies)
-    if declared:
-        firm, rest = _declared(able, studies)
-    else:
-        firm, first = (
-            list(itertools.combinations(sound, 2)),
-            [*sound, *(s.name for s in samples)][:1],
-        )
-        rest = [(name, s.name) for name in first for s in samples if s.name not in {*sound, name}]
-    called = {row.name: row.candidate for row in able}
-    verdicts: list[Verdict] = []
-    places: dict[str, int | None] = {}
-    if firm:
-        within = [margins.get(frozenset(called[n] for n in pair), 0.0) for pair in firm]
-        beside = max(_count(studies) - len(firm), 0)
-        verdicts = judged(samples, firm, metric, beside=beside, margins=within)
-        compared = {name for pair in firm for name in pair}
-        places = {k: v for k, v in ranks(samples, verdicts).items() if k in compared}
-    if rest:
-        verdicts += judged(samples, rest, metric)
-    verdicts = [dataclasses.replace(v, declared=declared) for v in verdicts]
-    every = math.comb(len(sound), 2)
-    refusals = []
-    if declared and not firm and len(able) > 1:
-        refusals = ["no declared comparison is between rows that may be ranked: nothing is judged"]
-    elif len(firm) < every:
-        refusals = [f"{len(firm)} of {every} pairs were declared, and only those are judged"]
-    return verdicts, places, refusals
+    pairs = _declared(able, studies) if declared else _all(able)
+    refusals = _refused(pairs, sound, declared and len(able) > 1)
+    if max(len(pairs.firm), len(pairs.loose)) > math.comb(MOST_RANKED, 2):
+        return [], {}, refusals
+
+    def judge(those: Names, declared: bool, beside: int = 0) -> list[Verdict]:
+        if not those:
+            return []
+        named = {name for pair in those for name in pair}
+        samples = [row.sample for row in able if row.name in named]
+        found = judged(samples, those, metric, beside=beside, margins=pairs.margins(those))
+        return [dataclasses.replace(v, declared=declared) for v in found]
+
+    count = _count(studies)
+    firm = judge(pairs.firm, True, max(count - len(pairs.firm), 0))
+    loose = judge(pairs.loose, False, max(count - len(pairs.loose), 0))
+    compared = {name for pair in pairs.firm or pairs.loose for name in pair}
+    places = ranks([row.sample for row in able if row.name in compared], firm or loose)
+    return firm + loose + judge(pairs.rest, declared), places, refusals
 
 
-def _declared(rows: Sequence[Row], studies: Sequence[Study]) -> tuple[Pairs, Pairs]:
-    """The declared pairs of candidates as pairs of rows: those to judge, and for rows of too few
-    runs one each, for the sentence.
+def _all(rows: Sequence[Row]) -> Pairs:
+    """All pairs; a row of too few runs with the first alone."""
+    sound = [row.name for row in rows if not row.few]
+    first, rest = [*sound, *(row.name for row in rows)][:1], {row.name for row in rows} - {*sound}
+    told = [(name, row.name) for name in first for row in rows if row.name in rest - {name}]
+    return Pairs([], list(itertools.combinations(sound, 2)), told, {})
 
-    A candidate may have several rows, as at several sizes: then each of them is compared.
+
+def _declared(rows: Sequence[Row], studies: Sequence[Study]) -> Pairs:
+    """The pairs that plans declare of candidates, as pairs of their rows.
+
+    Where a candidate of a plan has several rows, nobody declared which of them is meant: then all
+    are compared, which is exploratory.
     """
     called: dict[str, list[Row]] = {}
+    planned: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         called.setdefault(row.candidate, []).append(row)
-    firm: dict[frozenset[str], tuple[str, str]] = {}
-    rest: dict[frozenset[str], tuple[str, str]] = {}
-    pairs = {frozenset(pair): pair for study in studies for pair in study.comparisons}
-    for a, b in (pair for both, pair in pairs.items() if len(both) == 2):
-        ours, theirs = called.get(a, []), called.get(b, [])
-        for x, y in itertools.product(*([r for r in rs if not r.few] for rs in (ours, theirs))):
-            firm[frozenset((x.name, y.name))] = x.name, y.name
-        found = [(x, y) for x in ours for y in theirs[:1]] + [
-            (x, y) for x in ours[:1] for y in theirs
+        for plan, name in dict.fromkeys((r.study.plan, r.study.candidate) for r in row.runs):
+            planned.setdefault((plan, name), []).append(row)
+    plans: dict[frozenset[str], dict[str, tuple[str, str]]] = {}
+    limits: dict[frozenset[str], float] = {}
+    for study in studies:
+        for pair in study.comparisons:
+            plans.setdefault(frozenset(pair), {})[study.plan] = pair
+            limit = limits.get(frozenset(pair), math.inf)
+            limits[frozenset(pair)] = min(limit, study.margin or 0.0)
+    firm, loose, rest = (dict[frozenset[str], tuple[str, str]]() for _ in range(3))
+    margins: dict[frozenset[str], float] = {}
+    for both, found in plans.items():
+        if len(both) < 2:
+            continue
+        meant = [[planned.get((plan, n), []) for n in pair] for plan, pair in found.items()]
+        clear = [(x[0], y[0]) for x, y in meant if len(x) == len(y) == 1]
+        a, b = (called.get(name, []) for name in [*found.values()][-1])
+        few = [(x, y) for x in a for y in b[:1]] + [(x, y) for x in a[:1] for y in b]
+        every = [(x, y) for x in a for y in b if not x.few and not y.few]
+        for x, y in clear or [*every, *few]:
+            names = frozenset((x.name, y.name))
+            (rest if x.few or y.few else firm if clear else loose)[names] = x.name, y.name
+            margins[names] = limits[both] if clear else 0.0
+    return Pairs(list(firm.values()), list(loose.values()), list(rest.values()), margins)
+
+
+def _refused(pairs: Pairs, sound: Sequence[str], declared: bool) -> list[str]:
+    """Which comparisons of a group are not made, or not as they were declared."""
+    every, many = math.comb(len(sound), 2), math.comb(MOST_RANKED, 2)
+    if max(len(pairs.firm), len(pairs.loose)) > many:
+        return [
+            f"{len(sound)} candidates are not ranked, which takes a study of at most {MOST_RANKED} "
+            f"candidates: nobody declares {len(pairs.firm or pairs.loose):,} comparisons"
         ]
-        for x, y in found:
-            if x.few or y.few:
-                rest[frozenset((x.name, y.name))] = x.name, y.name
-    return list(firm.values()), list(rest.values())
+    found = []
+    if declared and pairs.loose:
+        found = ["candidates have several rows here: nobody declared which of them are compared"]
+    if declared and not pairs.firm and not pairs.loose:
+        found = ["no declared comparison is between rows that may be ranked: nothing is judged"]
+    elif declared and len(pairs.firm) + len(pairs.loose) < every:
+        told = len(pairs.firm) + len(pairs.loose)
+        found.append(f"{told} of {every} pairs were declared, and only those are judged")
+    return found
 
 
 def _count(studies: Sequence[Study]) -> int:
@@ -184,15 +221,6 @@ def _count(studies: Sequence[Study]) -> int:
     for study in studies:
         plans[study.plan] = max(plans.get(study.plan, 0), study.declared)
     return sum(plans.values())
-
-
-def _margins(studies: Sequence[Study]) -> dict[frozenset[str], float]:
-    """Of the declared pairs of candidates; the smallest where studies disagree."""
-    found: dict[frozenset[str], float] = {}
-    for study in studies:
-        for pair in map(frozenset, study.comparisons):
-            found[pair] = min(found.get(pair, math.inf), study.margin or 0.0)
-    return found
 
 
 def _same_data(row: Row, other: Row) -> str:

@@ -214,7 +214,7 @@ def _sure(group: Group) -> tuple[str, ...]:
     elif not group.rows[0].first.study.plan:
         found.append("The axis is declared, but no plan: nothing shows that it was so beforehand.")
     if group.declared and group.explored:
-        found.append("Exploratory: no comparison was declared before the runs, so all are judged.")
+        found.append("Exploratory: what is compared here was not declared before the runs.")
     ranked = [row for row in group.rows if row.rank is not None]
     claims = [v.claimable for v in group.verdicts if math.isfinite(v.claimable)]
     if len(ranked) > 1:
@@ -226,6 +226,8 @@ def _sure(group: Group) -> tuple[str, ...]:
         found.append(f"{text}. A rank is 1 + the rows shown to be better.")
     elif len(group.rows) > 1 and not group.refusals:
         found.append("Nothing is ranked: that takes 3 training runs each of two candidates.")
+    lost = [(row, sum(r.state in ("failed", "unfinished") for r in row.runs)) for row in ranked]
+    found += [f"Left out of {row.name}: {many(n, 'run')} without an end." for row, n in lost if n]
     found += [_sentence(refusal) for refusal in group.refusals[:MOST]]
     if len(group.refusals) > MOST:
         found.append(f"{len(group.refusals) - MOST} more rows are not ranked.")

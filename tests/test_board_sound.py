@@ -78,7 +78,7 @@ def test_no_undeclared_comparison_stands_in_for_a_declared_one(tmp_path):
 
 
 def test_rows_of_one_candidate_are_compared_as_what_they_are(tmp_path):
-    """Two sizes of a and of b: the four declared pairs of rows, neither a with a nor b with b."""
+    """Two sizes of a and of b: four pairs, but nobody declared which of them; never a with a."""
     study = declares(("a", "b"))
     for width, shift in ((64, 0.0), (96, 0.5)):
         for name, values in (("a", A), ("b", B)):
@@ -87,7 +87,22 @@ def test_rows_of_one_candidate_are_compared_as_what_they_are(tmp_path):
     _, group, _ = only(boarded(tmp_path))
     pairs = {(v.a.name[0], v.b.name[0]) for v in group.verdicts}
     assert len(group.verdicts) == 4 and pairs == {("a", "b")}
-    assert all(v.declared for v in group.verdicts)
+    assert not any(v.declared for v in group.verdicts) and group.explored
+    assert "nobody declared which of them are compared" in group.refusals[0]
+
+
+def test_rows_of_another_plan_do_not_blur_what_was_declared(tmp_path):
+    """Another plan's b, and forty more: a and b of this one are what they were, p included."""
+    study = declares(("b", "a"), margin=0.02)
+    put(tmp_path, a=(A, study), b=(B, study))
+    before = only(boarded(tmp_path))[1].verdicts
+    for i in range(41):
+        more = {"model": {"layers": [f"{i}"]}} | declares(("b", "z"), plan="another")
+        more["study"]["candidate"] = "b"
+        runs.candidate(tmp_path / "more", f"b{i}", [3 + i, 3.1 + i, 3.2 + i], rows=1, **more)
+    _, group, _ = only(boarded(tmp_path))
+    (verdict,) = group.verdicts
+    assert verdict.a.name.startswith("b") and verdict.declared and verdict.p == before[0].p
 
 
 def test_studies_keep_what_each_of_them_declared(tmp_path):
@@ -98,6 +113,7 @@ def test_studies_keep_what_each_of_them_declared(tmp_path):
     assert {(v.a.name, v.b.name) for v in group.verdicts} == {("b", "a"), ("d", "c")}
     p = stats.ttest_ind(A, B).pvalue  # of equal spreads, so that Welch is Student; times 3 declared
     assert [v.p for v in group.verdicts] == pytest.approx([3 * p, 3 * p], rel=1e-4)
+    assert all(v.declared for v in group.verdicts) and not group.explored
 
 
 def test_a_row_without_a_say_splits_no_group(tmp_path):
