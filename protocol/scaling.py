@@ -20,6 +20,10 @@ from errors import DataError
 MOST_EPOCHS = 4.0  # repeated beyond that, tokens are worth less than new ones (arXiv:2305.16264)
 DELTA = 1e-3
 FEWEST = 8  # points for five constants
+NARROWEST = 20.0  # spread of (log N, log D) along their main direction over that across it
+STARTS = 2  # of the optimizer on each resample: the best ends of all points that are apart
+APART = 0.05  # in an exponent: ends of the optimizer that are optima of their own
+EXPONENTS = (0.0, 5.0)  # bounds
 
 Array = np.ndarray
 Numbers = float | Float[Array, "..."]
@@ -52,7 +56,11 @@ class Law(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """`low` and `high` bound each constant by itself (95 %, bootstrap over points)."""
+    """`low` and `high` bound each constant by itself (95 %, bootstrap over points).
+
+    Each resample is fitted from the best `STARTS` optima of all points, so that it may end in
+    another of them than the law did; the interval is then as wide as that.
+    """
 
     law: Law
     low: Law
@@ -64,8 +72,8 @@ class Fit(NamedTuple):
     def interval(self, value: Callable[[Law], float], level: float = 0.95) -> tuple[float, float]:
         """Of anything that follows from the law, as `lambda law: optimum(law, 1e20).params`."""
         found = [value(law) for law in self.resampled]
-        low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-        return float(low), float(high)
+        low = np.quantile(found, (1 - level) / 2, method="lower")  # infinite ones have no mean
+        return float(low), float(np.quantile(found, (1 + level) / 2, method="higher"))
 
 
 class Optimum(NamedTuple):
@@ -75,10 +83,11 @@ class Optimum(NamedTuple):
 
 
 def kept(points: Iterable[Point]) -> tuple[list[Point], int]:
-    """Points that a fit may use, and how many it may not; a loss that is not finite is an error."""
+    """Points that a fit may use, and how many it may not; a value that is none is an error."""
     points = list(points)
     for point in points:
-        if not (min(point.params, point.tokens) > 0 and 0 < point.loss < math.inf):
+        sound = all(map(math.isfinite, point)) and min(point.flops, point.budget) >= 0
+        if not sound or min(point.params, point.tokens, point.loss, point.epochs) <= 0:
             raise DataError(f"{point} must have finite values above 0; leave diverged runs out")
     used = [point for point in points if point.epochs <= MOST_EPOCHS]
     return used, len(points) - len(used)
@@ -95,21 +104,27 @@ def fitted(points: Iterable[Point], *, resamples: int = 200, seed: int = 0) -> F
         )
     n, d = (np.log([getattr(point, name) for point in used]) for name in ("params", "tokens"))
     data = _Data(n - n.mean(), d - d.mean(), np.log([point.loss for point in used]))
+    _spanning(data)
     ones = np.ones(len(used))
-    rough = [_minimum(start, data, ones, 1e-5) for start in _starts(data, n, d)]
-    rough.sort(key=lambda r: r.fun)
-    best = min((_minimum(r.x, data, ones) for r in rough[:3]), key=lambda r: r.fun)
+    ends = _optima([_minimum(start, data, ones, 1e-5) for start in _starts(data, n, d)])
+    ends = sorted((_minimum(end.x, data, ones) for end in ends), key=lambda r: r.fun)
+    law = _law(ends[0].x, n.mean(), d.mean())
+    _inside(law)
     rng, again = np.random.default_rng(seed), []
     for _ in range(resamples):
         weights = rng.multinomial(len(used), ones / len(used)).astype(float)
-        again.append(_law(_minimum(best.x, data, weights).x, n.mean(), d.mean()))
-    law = _law(best.x, n.mean(), d.mean())
+        found = min((_minimum(end.x, data, weights) for end in ends), key=lambda r: r.fun)
+        again.append(_law(found.x, n.mean(), d.mean()))
     low, high = np.quantile(again or [law], [0.025, 0.975], axis=0).tolist()
     return Fit(law, Law(*low), Law(*high), len(used), left_out, tuple(again))
 
 
 def optimum(law: Law, budget: float) -> Optimum:
-    """The N and D of least loss at 6 N D = budget."""
+    """The N and D of least loss at 6 N D = budget; of what has no worth (exponent 0) nothing."""
+    if not law.beta:
+        return Optimum(math.inf, 0.0, law.E + law.B + law.A * (law.alpha == 0))
+    if not law.alpha:
+        return Optimum(0.0, math.inf, law.E + law.A)
     ratio = law.alpha * law.A / (law.beta * law.B)
     total = law.alpha + law.beta
     params = ratio ** (1 / total) * (budget / 6) ** (law.beta / total)
@@ -119,7 +134,10 @@ def optimum(law: Law, budget: float) -> Optimum:
 
 def exact_optimum(law: Law, budget: float, per_token: Callable[[float], float]) -> Optimum:
     """The same where training a token of a model with N parameters takes `per_token(N)` FLOPs."""
-    near = math.log(optimum(law, budget).params)
+    first = optimum(law, budget)
+    if not 0 < first.params < math.inf:
+        return first
+    near = math.log(first.params)
 
     def loss(log_params: float) -> float:
         params = math.exp(log_params)
@@ -173,9 +191,43 @@ def _minimum(
         (data, weights),
         method="L-BFGS-B",
         jac=True,
-        bounds=[(None, None)] * 3 + [(0, 5)] * 2,
+        bounds=[(None, None)] * 3 + [EXPONENTS] * 2,
         options={"maxiter": 2000, "maxfun": 4000, "ftol": tolerance, "gtol": 1e-7},
     )
+
+
+def _spanning(data: _Data) -> None:
+    """DataError for points along a line, whose loss is one power of their common size: they say
+    what N and D are worth together, and of their shares nothing."""
+    wide, narrow = np.linalg.svd(np.stack([data.n, data.d], -1), compute_uv=False)
+    if narrow * NARROWEST < wide:
+        ratio = f"{wide / narrow:.3g}" if narrow > 1e-9 * wide else "infinitely many"
+        raise DataError(
+            f"log N and log D of the points spread {ratio} times more along a line than across it, "
+            f"must be at most {NARROWEST:g}: a ladder as D = 20 N does not tell N from D; add "
+            "points off it, some sizes at several token counts"
+        )
+
+
+def _inside(law: Law) -> None:
+    """DataError for an exponent at a bound of the optimizer."""
+    for name in ("alpha", "beta"):
+        value = law._asdict()[name]
+        if not EXPONENTS[0] + 1e-6 < value < EXPONENTS[1] - 1e-6:
+            what = "sizes" if name == "alpha" else "token counts"
+            raise DataError(
+                f"{name} of the fit is {value:g}, at the bound of {EXPONENTS[0]:g} to "
+                f"{EXPONENTS[1]:g}: the points do not hold it; add {what} over a wider range"
+            )
+
+
+def _optima(ends: list[optimize.OptimizeResult]) -> list[optimize.OptimizeResult]:
+    """The best of all ends, and the best that are other optima."""
+    found: list[optimize.OptimizeResult] = []
+    for end in sorted(ends, key=lambda r: r.fun):
+        if all(np.abs(end.x[3:] - other.x[3:]).max() > APART for other in found):
+            found.append(end)
+    return found[:STARTS]
 
 
 def _starts(data: _Data, n: Array, d: Array) -> list[Array]:

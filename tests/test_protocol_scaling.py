@@ -37,6 +37,16 @@ def points(noise=0.0, seed=0, reach=6.0, sizes=9):
     return found
 
 
+def ladder(shares, noise=0.0):
+    """Twelve sizes from 1e6 to 1e10, of about 20 tokens a parameter; the shares take turns."""
+    rng, found = np.random.default_rng(0), []
+    for i, size in enumerate(np.geomspace(1e6, 1e10, 12).tolist()):
+        tokens = 20 * size * shares[i % len(shares)]
+        loss = TRUE.E + TRUE.A / size**TRUE.alpha + TRUE.B / tokens**TRUE.beta
+        found.append(Point(size, tokens, loss * math.exp(noise * rng.normal())))
+    return found
+
+
 # Approach 3.
 
 
@@ -122,6 +132,50 @@ def test_optimum_is_the_least_loss_of_a_budget():
     assert 6 * found.params * found.tokens == pytest.approx(1e21)
 
 
+def test_a_ladder_with_steps_beside_it_holds_the_law():
+    """What is refused on the ladder itself: there the optimum came out 29 times off."""
+    found = fitted(ladder((0.5, 1.0, 2.0), noise=0.002), resamples=30)
+    assert optimum(found.law, 1e21).params == pytest.approx(least(1e21), rel=0.3)
+    low, high = found.interval(lambda law: optimum(law, 1e21).params)
+    assert low < least(1e21) < high
+
+
+def test_an_exponent_of_nothing_has_its_optimum_at_the_end():
+    """And an interval that holds such a law is unbounded there."""
+    flat, poor = TRUE._replace(alpha=0.0), TRUE._replace(beta=0.0)
+    assert optimum(flat, 1e21) == (0.0, math.inf, TRUE.E + TRUE.A)
+    assert optimum(poor, 1e21) == (math.inf, 0.0, TRUE.E + TRUE.B)
+    assert exact_optimum(poor, 1e21, lambda size: 6 * size) == optimum(poor, 1e21)
+    found = scaling.Fit(TRUE, TRUE, TRUE, 9, 0, (TRUE, TRUE, poor))
+    assert found.interval(lambda law: optimum(law, 1e21).params)[1] == math.inf
+
+
+def test_resamples_start_from_optima_that_are_apart():
+    def end(value, alpha, beta):
+        return optimize.OptimizeResult(x=np.array([0, 0, 0, alpha, beta]), fun=value)
+
+    ends = [end(3.0, 0.9, 0.3), end(1.0, 0.3, 0.4), end(1.1, 0.31, 0.41), end(2.0, 0.3, 0.9)]
+    assert [found.fun for found in scaling._optima(ends)] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        Point(5.0, math.nan, 2.0),
+        Point(math.nan, 5.0, 2.0),
+        Point(math.inf, math.inf, 2.0),
+        Point(5.0, 5.0, math.inf),
+        Point(5.0, 5.0, 2.0, flops=math.nan),
+        Point(5.0, 5.0, 2.0, epochs=math.nan),
+        Point(5.0, 5.0, 2.0, budget=math.inf),
+        Point(5.0, 5.0, 2.0, flops=-1.0),
+    ],
+)
+def test_no_field_of_a_point_may_be_no_number(point):
+    with pytest.raises(DataError, match="must have finite values above 0"):
+        kept([point])
+
+
 def test_exact_counts_stand_beside_6nd():
     """Where attention makes small models dearer than 6 N, the exact optimum is larger."""
     same = exact_optimum(TRUE, 1e21, lambda size: 6 * size)
@@ -144,6 +198,15 @@ def test_exact_counts_stand_beside_6nd():
         (points()[:7], "7 points"),
         ([p._replace(params=1e9) for p in points()], "of 1 sizes"),
         ([*points(), Point(1e9, 1e9, math.nan)], "must have finite values"),
+        (ladder((1.0,)), r"infinitely many times more along a line .*several token counts$"),
+        (ladder((0.8, 1.0, 1.25), noise=0.002), "spread 33.2 times more along a line than across"),
+        (
+            [
+                p._replace(loss=1 + 0.1 * math.log(p.params) + 300 / p.tokens**0.37)
+                for p in points()
+            ],
+            "alpha of the fit is 0, at the bound of 0 to 5.*add sizes over a wider range",
+        ),
     ],
 )
 def test_points_that_hold_no_law_are_refused(rows, message):
