@@ -127,8 +127,8 @@ def _apart(families: Sequence[Family]) -> Iterable[str]:
         keys = families[0].keys
         differ = [key for key in keys if keys[key] != family.keys[key]]
         if not differ:
-            ways = {families[0].metric.better, family.metric.better}
-            differ = ["what is matched" if len(ways) == 1 else "which way is better"]
+            axes = {one.rows[0].first.study.axis for one in (families[0], family)}
+            differ = ["what is matched" if len(axes) > 1 else "which way is better"]
         yield f"family {number} differs from family 1 in {', '.join(differ)}"
 
 

@@ -239,7 +239,7 @@ def _pair(change: Any) -> str:
 
 
 def _notes(events: Sequence[Fields]) -> tuple[str, ...]:
-    what = {"environment": "code, packages or Python", "elastic": "mesh or devices"}
+    what = {"environment": "code, packages or environment", "elastic": "mesh or devices"}
     return tuple(f"{what[name]} changed on the way" for name in _kinds(events) if name in what)
 
 

@@ -118,7 +118,8 @@ def _barred(runs: Sequence[Record], sample: Sample, amounts: Mapping[str, float]
         found.append("no metric is known for its objective, and its study declares none")
     elif not sample.runs:
         found.append("no run of it has ended")
-    found += filter(None, [objection(runs[0].metric, runs[0].study)] if runs[0].metric else [])
+    objections = (objection(run.metric, run.study) for run in runs if run.metric)
+    found += dict.fromkeys(filter(None, objections))
     if why := _unmatched(runs, amounts):
         found.append(why)
     return found

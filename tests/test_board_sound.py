@@ -213,10 +213,21 @@ def test_which_way_is_better_is_declared_or_known(tmp_path, metric, study, ranks
             scores, more = [(metric, first + seed / 100)], {"model": {"depth": depth}}
             folder, declared = tmp_path / f"{name}-{seed}", study | {"metric": metric}
             runs.run(folder, name, seed, 2.0, scores=scores, study=declared, **more)
-    rows, group, _ = only(boarded(tmp_path))
+    found = boarded(tmp_path)
+    rows, group, _ = only(found)
     assert {name: row.rank for name, row in rows.items() if row.rank} == ranks
+    assert found.apart == ()
     assert why in str(group.refusals) and bool(group.verdicts) == bool(ranks)
     assert bool(ranks) == any(row.fronts for row in rows.values())
+
+
+def test_who_disagrees_on_the_better_end_is_apart(tmp_path):
+    for name, way in (("a", "higher"), ("b", "lower")):
+        for seed in range(3):
+            study = {"metric": "test/own", "better": way}
+            folder, model = tmp_path / f"{name}-{seed}", {"layers": [name]}
+            runs.run(folder, name, seed, scores=[("test/own", 1.0)], study=study, model=model)
+    assert boarded(tmp_path).apart == ("family 2 differs from family 1 in which way is better",)
 
 
 def test_declared_seeds_that_lack_a_result_are_waited_for(tmp_path):
@@ -235,6 +246,16 @@ def test_declared_seeds_that_lack_a_result_are_waited_for(tmp_path):
     runs.run(tmp_path / "b-4", "b", 4, 2.0, **more)
     rows, _, _ = only(boarded(tmp_path))
     assert (rows["a"].rank, rows["b"].rank) == (2, 1)
+
+
+def test_runs_that_failed_are_told_beside_the_rank(tmp_path):
+    """No seeds were declared, so that nobody knows whether they belong to it."""
+    put(tmp_path, a=(B, {}), b=(A, {}))
+    for seed in (3, 4):
+        runs.run(tmp_path / f"b-{seed}", "b", seed, 9.0, state="failed", model={"width": 65})
+    rows, group, family = only(boarded(tmp_path))
+    assert rows["b"].rank == 1 and rows["b"].sample.runs == 3
+    assert "Left out of b: 2 runs without an end." in words.head(group, family).sure
 
 
 def test_a_diverged_seed_is_neither_missing_nor_unfinished(tmp_path):
@@ -308,7 +329,7 @@ def test_what_happened_on_the_way_is_told(tmp_path, event):
         file.write(json.dumps({"event": event, "step": 50, **more}) + "\n")
     rows, _, _ = only(boarded(tmp_path))
     assert (rows["a"].rank is None) == bool(why) and why in " ".join(rows["a"].barred)
-    changed = "code, packages or Python changed on the way" in rows["a"].notes
+    changed = "code, packages or environment changed on the way" in rows["a"].notes
     assert changed == (event == "environment")
 
 
