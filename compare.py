@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> None:
     asked = study.load(command.flags.config)
     vocab = open_data(command.settings.data, command.settings.reads).tokenizer.vocab
     made = study.planned(asked, command.settings, vocab)
-    known = study.recorded(asked.recorded, made.plan.cells)
+    known = study.recorded(asked.recorded, made.plan)
     made = made._replace(plan=replace(made.plan, floor=known.floor))
     folder = Path(command.flags.workdir or f"runs/compare/{Path(command.flags.config).stem}")
     picks = known.picks or conduct.untuned(made.plan)

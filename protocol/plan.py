@@ -50,6 +50,14 @@ class Tuning:
     seeds: tuple[int, ...] = (1000,)  # never reported
     trials: tuple[Trial, ...] = ()  # at the best rate
 
+    def __post_init__(self) -> None:
+        split, _, name = self.metric.partition("/")
+        if split != "valid" or not name:
+            raise ConfigError(
+                f"the metric of tuning is {self.metric!r}, must be of the validation split: claims "
+                "are made on the other; name one as valid/bits_per_byte"
+            )
+
 
 class Pick(NamedTuple):
     """What tuning chose for a cell, or a recorded sweep."""

@@ -124,22 +124,46 @@ def unmatched(made: Made) -> list[str]:
     return found
 
 
-def recorded(folder: str, cells: Sequence[Cell]) -> Recorded:
-    """Rates and noise floor from `folder`; those of a cell that has changed since are refused."""
+def recorded(folder: str, plan: Plan) -> Recorded:
+    """Rates and noise floor from `folder`; those of a cell that has changed since are not taken,
+    nor those of another metric, nor a floor at another rate than will be reported."""
     root, picks, floor, sources = Path(folder), dict[Key, Pick](), None, []
     sweep, noise = root / "sweep.json", root / "noise.json"
-    known = {cell.key: cell for cell in cells}
     if (tree := _read(sweep)) is not None:
-        for found in tree["cells"]:
-            key = Key(found["candidate"], found["objective"], found["size"])
-            if key in known and known[key].restored(found["settings"]):
-                trial = Trial(found["trial"], found["changes"]) if found["trial"] else NO_TRIAL
-                picks[key] = Pick(found["rate"], found["trials"], trial)
-        sources.append(cited(sweep))
-    if (tree := _read(noise)) is not None and any(c.restored(tree["settings"]) for c in cells):
-        floor = noise_floor(tuple(tree["values"]), cited(noise), tree["flops"])
-        sources.append(cited(noise))
+        other = _other(tree, plan.tuning.metric if plan.tuning else None)
+        picks = {} if other else _picks(tree, plan.cells)
+        sources.append(cited(sweep) + other)
+    if (tree := _read(noise)) is not None:
+        cells = [cell for cell in plan.cells if cell.restored(tree["settings"])]
+        rates = [picks[c.key].rate if c.key in picks else _rate(c) for c in cells]
+        other = _other(tree, plan.declaration.metric)
+        if not other and rates and tree.get("rate", rates[0]) not in rates:
+            other = f" is at the learning rate {tree['rate']:g}, not {rates[0]:g}: not taken"
+        if cells and not other:
+            floor = noise_floor(tuple(tree["values"]), cited(noise), tree["flops"])
+        if cells:
+            sources.append(cited(noise) + other)
     return Recorded(picks, floor, tuple(sources))
+
+
+def _picks(tree: Mapping[str, Any], cells: Sequence[Cell]) -> dict[Key, Pick]:
+    known, picks = {cell.key: cell for cell in cells}, dict[Key, Pick]()
+    for found in tree["cells"]:
+        key = Key(found["candidate"], found["objective"], found["size"])
+        if key in known and known[key].restored(found["settings"]):
+            trial = Trial(found["trial"], found["changes"]) if found["trial"] else NO_TRIAL
+            picks[key] = Pick(found["rate"], found["trials"], trial)
+    return picks
+
+
+def _other(tree: Mapping[str, Any], metric: str | None) -> str:
+    """What to say of a record of another metric."""
+    own = tree.get("metric")
+    return "" if own == metric else f" is of the metric {own}, not {metric}: not taken"
+
+
+def _rate(cell: Cell) -> float:
+    return cell.settings.optimizer.learning_rate
 
 
 def cited(path: Path) -> str:
@@ -163,6 +187,12 @@ def _check(study: Study) -> None:
         raise ConfigError(
             f"budgets {study.budgets} under the rule {study.rule!r}, which takes the cost of the "
             "reference; use the rule isoflop, or leave them out"
+        )
+    seeds = [*study.seeds, *study.tuning_seeds, *study.noise_seeds]
+    if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+        raise ConfigError(
+            f"seeds {twice} are of several of seeds, tuning_seeds and noise_seeds, or there twice; "
+            "what was tuned on, or told the noise, is never reported: take others"
         )
 
 

@@ -110,7 +110,7 @@ def test_tuning_chooses_on_valid_and_is_taken_for_these_settings_alone(made, tra
     assert {s.seed for _, s, _ in trained.calls} == {1000}
     assert [cell["rate"] for cell in tree["cells"]] == pytest.approx([6e-3] * 3)
     conduct.write(tree, tmp_path / "sweep.json")
-    known = study.recorded(str(tmp_path), made.plan.cells)
+    known = study.recorded(str(tmp_path), made.plan)
     assert {key.candidate for key in known.picks} == set(STUDY.candidates)
     assert known.sources[0].startswith(f"{tmp_path}/sweep.json sha256:")
     other = study.planned(
@@ -118,18 +118,18 @@ def test_tuning_chooses_on_valid_and_is_taken_for_these_settings_alone(made, tra
         dataclasses.replace(SHARED, train=TrainConfig(steps=11, batch=2, length=32)),
         VOCAB,
     )
-    assert not study.recorded(str(tmp_path), other.plan.cells).picks
+    assert not study.recorded(str(tmp_path), other.plan).picks
     remat = dataclasses.replace(SHARED, model=dataclasses.replace(SHARED.model, remat="full"))
     how = study.planned(STUDY, remat, VOCAB)  # another way to compute the same
-    assert study.recorded(str(tmp_path), how.plan.cells).picks == known.picks
+    assert study.recorded(str(tmp_path), how.plan).picks == known.picks
     for cell in tree["cells"]:
         del cell["settings"]["optimizer"]["spike"]  # as if it had been added since
     conduct.write(tree, tmp_path / "sweep.json")
-    assert study.recorded(str(tmp_path), made.plan.cells).picks == known.picks
+    assert study.recorded(str(tmp_path), made.plan).picks == known.picks
     for cell in tree["cells"]:
         cell["settings"]["optimizer"]["momentun"] = 1  # as if it had been removed
     conduct.write(tree, tmp_path / "sweep.json")
-    assert not study.recorded(str(tmp_path), made.plan.cells).picks
+    assert not study.recorded(str(tmp_path), made.plan).picks
 
 
 def test_an_optimum_at_the_edge_extends_all_grids(made, trained, tmp_path):
@@ -145,7 +145,7 @@ def test_the_noise_floor_is_that_of_the_reference(made, trained, tmp_path):
     assert {run.study["role"] for run in runs} == {"tuning"}  # never reported
     results = conduct.conduct(runs, tmp_path / "runs", silent, STUDY.metric)
     conduct.write(conduct.noise(results, made.plan), tmp_path / "noise.json")
-    floor = study.recorded(str(tmp_path), made.plan.cells).floor
+    floor = study.recorded(str(tmp_path), made.plan).floor
     assert floor.runs == 8
     assert floor.sigma == pytest.approx(0.01 * math.sqrt(6))  # of eight seeds one apart
     plan = dataclasses.replace(made.plan, floor=floor)
@@ -203,7 +203,7 @@ def test_an_isoflop_study_is_tuned_and_conducted(curves, trained, tmp_path):
 
     trained.scores = lambda settings: abs(math.log2(settings.optimizer.learning_rate / 6e-3))
     conduct.write(conduct.tuned(curves.plan, tmp_path, silent), tmp_path / "sweep.json")
-    known = study.recorded(str(tmp_path), curves.plan.cells)
+    known = study.recorded(str(tmp_path), curves.plan)
     assert len(known.picks) == 30 and {p.rate for p in known.picks.values()} == {6e-3}
     trained.scores = loss
     runs = [r for r in conduct.reported(curves.plan, known.picks) if r.key.candidate == "mamba2"]
@@ -246,6 +246,52 @@ def test_a_config_without_a_study_is_refused(tmp_path, text, said):
     assert said in str(error.value)
 
 
+def test_records_of_another_metric_or_rate_are_not_taken(made, trained, tmp_path):
+    """A sigma in bits per byte would be smaller than one in nats by what a token is long."""
+    trained.scores = lambda settings: abs(math.log2(settings.optimizer.learning_rate / 6e-3))
+    conduct.write(conduct.tuned(made.plan, tmp_path / "runs", silent), tmp_path / "sweep.json")
+    known = study.recorded(str(tmp_path), made.plan)
+    trained.scores = lambda settings: 2.0 + 0.01 * settings.seed
+    runs = conduct.repeats(STUDY, made.plan, known.picks)
+    results = conduct.conduct(runs, tmp_path / "noise", silent, STUDY.metric)
+    conduct.write(conduct.noise(results, made.plan), tmp_path / "noise.json")
+    assert study.recorded(str(tmp_path), made.plan).floor.runs == 8
+
+    nats = dataclasses.replace(STUDY, metric="test/nats_per_token", unit="nats")
+    found = study.recorded(str(tmp_path), study.planned(nats, SHARED, VOCAB).plan)
+    assert found.floor is None and found.picks == known.picks
+    assert found.sources[1].endswith(
+        " is of the metric test/bits_per_byte, not test/nats_per_token: not taken"
+    )
+    chosen = dataclasses.replace(STUDY, tuning_metric="valid/nats_per_token")
+    found = study.recorded(str(tmp_path), study.planned(chosen, SHARED, VOCAB).plan)
+    assert not found.picks and "not valid/nats_per_token: not taken" in found.sources[0]
+    assert found.floor is None  # untuned, runs would have another rate than its
+    assert found.sources[1].endswith(" is at the learning rate 0.006, not 0.003: not taken")
+
+
+@pytest.mark.parametrize(
+    "metric", ["test/bits_per_byte", "decode_ms_per_token@256", "valid/", "train/loss"]
+)
+def test_choices_are_made_on_the_validation_split_alone(metric):
+    with pytest.raises(ConfigError, match="must be of the validation split"):
+        study.planned(dataclasses.replace(STUDY, tuning_metric=metric), SHARED, VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("change", "twice"),
+    [
+        ({"noise_seeds": tuple(range(8))}, r"seeds \[0, 1, 2\] are of several"),
+        ({"noise_seeds": tuple(range(1000, 1008))}, r"seeds \[1000\] are"),
+        ({"tuning_seeds": (2,)}, r"seeds \[2\] are"),
+        ({"seeds": (0, 0, 1)}, r"seeds \[0\] are"),
+    ],
+)
+def test_seeds_serve_one_purpose(change, twice):
+    with pytest.raises(ConfigError, match=twice):
+        dataclasses.replace(STUDY, **change)
+
+
 def test_what_is_missing_is_told(made, tmp_path):
     with pytest.raises(ConfigError, match="the plan has 9 runs: 0 to 8"):
         conduct.only(conduct.reported(made.plan, conduct.untuned(made.plan)), 9)
@@ -253,7 +299,7 @@ def test_what_is_missing_is_told(made, tmp_path):
         conduct.score(tmp_path, 3, "test/x")
     (tmp_path / "sweep.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(DataError, match="no record of format 1"):
-        study.recorded(str(tmp_path), ())
+        study.recorded(str(tmp_path), made.plan)
     with pytest.raises(ConfigError, match="give --config=FILE of a study"):
         compare.run([])
 
