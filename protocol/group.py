@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from protocol.declared import Study
+from protocol.declared import MOST_DECLARED, Study
 from protocol.records import Record
 from protocol.rows import FOUND, TOLERANCE, Row, names, pooled
 from protocol.verdict import Metric, Sample, Verdict, judged, ranks
@@ -220,7 +220,7 @@ def _count(studies: Sequence[Study]) -> int:
     plans: dict[str, int] = {}
     for study in studies:
         plans[study.plan] = max(plans.get(study.plan, 0), study.declared)
-    return sum(plans.values())
+    return min(sum(plans.values()), MOST_DECLARED)
 
 
 def _same_data(row: Row, other: Row) -> str:

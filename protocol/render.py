@@ -110,8 +110,20 @@ def spreadsheet(board: Board) -> str:
     costs, keys = list(COLUMNS), list(board.families[0].keys) if board.families else []
     writer.writerow(
         [
-            *("family", "axis", "value", "rank", "candidate", "metric", "mean", "low", "high"),
-            *("n", "diverged", *costs, "same_data", "pareto", "problems", "notes", "source"),
+            *("family", "axis", "value", "rank", "exploratory", "candidate", "metric"),
+            *(
+                "mean",
+                "low",
+                "high",
+                "n",
+                "diverged",
+                *costs,
+                "same_data",
+                "pareto",
+                "problems",
+                "notes",
+                "source",
+            ),
             *("command", "evidence", *keys),
         ]
     )
@@ -127,7 +139,8 @@ def _line(number: int, family: Family, group: Group, row: Row) -> list[Any]:
     texts = [row.same_data, " ".join(row.fronts), "; ".join(row.problems), "; ".join(row.notes)]
     texts += [row.first.source, row.first.command, row.first.evidence, *family.keys.values()]
     return [
-        *(number, safe(group.axis), _blank(group.value), _blank(row.rank), safe(row.name)),
+        *(number, safe(group.axis), _blank(group.value), _blank(row.rank)),
+        *(str(group.explored).lower(), safe(row.name)),
         *(safe(family.name), _blank(row.sample.mean)),
         *(("", "") if interval is None else interval),
         *(row.sample.runs, row.sample.diverged),
@@ -162,6 +175,7 @@ def _group(group: Group, family: Family) -> dict[str, Any]:
     return {
         "axis": group.axis,
         "declared": group.declared,
+        "exploratory": group.explored,
         "value": group.value,
         "head": words.head(group, family)._asdict(),
         "comparisons": [

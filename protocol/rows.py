@@ -139,7 +139,7 @@ def _unmatched(runs: Sequence[Record], amounts: Mapping[str, float]) -> str:
     if not any(run.state == "finished" for run in runs):
         return ""  # a diverged run has no end to measure
     if (actual := amounts.get(column)) is None:
-        return f"its {axis} are not known, so nothing shows that they are the declared"
+        return f"its {axis} is not known, so nothing shows that it is the declared one"
     if abs(actual / value - 1) <= (TIMING if column == "seconds" else TOLERANCE):
         return ""
     return (

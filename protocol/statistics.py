@@ -129,9 +129,9 @@ def holm(p: Float[Array, "*studies m"]) -> Float[Array, "*studies m"]:
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval | None:
-    """Of the mean over runs; None for a single run, whose scatter nobody knows."""
+    """Of the mean over runs; None for one run or equal ones, whose scatter nobody knows."""
     x = np.asarray(values, float)
-    if x.size < 2:
+    if x.size < 2 or not _variance(x):
         return None
     half = special.stdtrit(x.size - 1, (1 + level) / 2) * math.sqrt(_variance(x) / x.size)
     return Interval(float(x.mean() - half), float(x.mean() + half))

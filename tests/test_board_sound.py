@@ -1,14 +1,17 @@
 """The board is not fooled: by rows without a say, by what is missing, by what nobody declared."""
 
+import csv
 import json
+import re
 import shutil
+from pathlib import Path
 
 import board_runs as runs
 import pytest
 from scipy import stats
 from test_board import boarded, edit, only
 
-from protocol import words
+from protocol import render, words
 from protocol.declared import Study
 from protocol.metrics import BETTER, better
 
@@ -64,6 +67,8 @@ def test_what_nobody_declared_is_exploratory_and_has_no_margin(tmp_path):
     assert verdict.kind == "lower" and verdict.metric.margin == 0 and not verdict.declared
     assert verdict.sentence.startswith("exploratory: a is lower than b")
     assert "(exploratory)" in words.subtitle(group)
+    header, *lines = csv.reader(render.spreadsheet(boarded(tmp_path)).splitlines())
+    assert [line[header.index("exploratory")] for line in lines] == ["true", "true"]
     assert words.head(group, family).short.startswith("Exploratory: a has the lowest")
 
 
@@ -135,7 +140,7 @@ def test_a_row_without_a_say_splits_no_group(tmp_path):
 
 UNKNOWN = {
     "nothing declared": ({"axis": "", "value": None}, True, "no axis was declared, and its"),
-    "no column": ({}, True, "its training_flops are not known"),
+    "no column": ({}, True, "its training_flops is not known"),
     "no value": ({"value": None}, False, "the axis training_flops without its value"),
     "no such axis": ({"axis": "flopz"}, False, "the axis flopz, which is none"),
 }
@@ -195,6 +200,21 @@ def test_every_name_that_is_ranked_has_a_direction(tmp_path):
     assert better("prefill_tokens_per_second@256", Study()) == "higher"
     assert better("decode_ms_per_token@256", Study()) == "lower"
     assert set(BETTER.values()) == {"lower", "higher"}
+
+
+def test_a_new_score_needs_a_direction_or_has_none():
+    """Every name that stands in eval/ is in BETTER, or here among those that rank nothing."""
+    neither = "majority_accuracy bag_of_words_accuracy bag_of_words_nats out_of_conclusions layer"
+    neither += " recall@1_low recall@1_high spearman_low spearman_high alignment uniformity chance"
+    neither += " untrained_spearman bag_of_words_spearman learning_rate set mask sample"
+    found = set()
+    for path in (Path(__file__).parents[1] / "eval").rglob("*.py"):
+        for name in re.findall(r'_?[Ss]core\(\s*f?"([^"]*)"', path.read_text("utf-8")):
+            plain = re.sub(r"@\{\w+\}x?$", "", name)
+            found.add(re.split(r"[}/]", plain)[-1].removesuffix("@1"))
+    assert {"bits_per_byte", "spearman", "recall", "decode_ms_per_token"} <= found - {""}
+    assert found - {""} <= BETTER.keys() | set(neither.split())
+    assert not BETTER.keys() & set(neither.split())
 
 
 @pytest.mark.parametrize(
@@ -274,6 +294,7 @@ def test_runs_that_do_not_differ_have_no_interval(tmp_path):
     assert "the runs of each do not differ among themselves, so that no interval exists" in (
         verdict.sentence
     )
+    assert all(row.interval is None for row in group.rows)
     head = words.head(group, family)
     assert "claim" not in " ".join([head.short, *head.by, *head.sure])
 
