@@ -59,6 +59,7 @@ def run_json(name: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
         },
         "code": {"commit": "c" * 40, "dirty": False, "changes": ""},
         "devices": {"kind": "cpu", "count": 1},
+        "packages": {"jax": "0.10.2", "numpy": "2.3.0"},
         "study": {"candidate": name, **STUDY, **changes.get("study", {})},
     }
 

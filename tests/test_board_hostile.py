@@ -243,13 +243,18 @@ def paths(tree, here=()):
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("fuzz") / "runs"
     runs.candidate(root, "good", [2.0, 2.1, 2.2], rows=2)
-    return runs.run(root / "bad", "bad", 1, 1.0, rows=1)
+    study = {"comparisons": [["bad", "good"]], "seeds": [1], "declared": 2, "better": "lower"}
+    bad = runs.run(root / "bad", "bad", 1, 1.0, rows=1, study=study | {"margin": 0.1})
+    event = {"event": "settings", "changes": {"train.steps": [50, 100]}}
+    (bad / "events.jsonl").write_text(json.dumps(event) + "\n")
+    return bad
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_json_in_any_place_is_survived(folder, data):
     names = ("run.json", "status.json", "eval/100/bits_per_byte.json", "metrics.jsonl")
+    names += ("events.jsonl",)
     path = folder / data.draw(st.sampled_from(names))
     old = path.read_text()
     tree = json.loads(old)

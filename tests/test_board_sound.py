@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import board_runs as runs
+import numpy as np
 import pytest
 from scipy import stats
 from test_board import boarded, edit, only
@@ -374,7 +375,7 @@ def test_seconds_are_those_of_a_machine(tmp_path):
     found = boarded(tmp_path)
     assert len(found.families) == 3 and all("in hardware" in text for text in found.apart)
     assert {f.keys["hardware"] for f in found.families} == {
-        *("8 x H100", "1 x cpu", "1 x cpu, jax 9.9")
+        *("8 x H100, jax 0.10.2", "1 x cpu, jax 0.10.2", "1 x cpu, jax 9.9")
     }
 
 
@@ -387,3 +388,37 @@ def test_the_front_of_time_is_of_one_machine(tmp_path):
         edit(tmp_path / f"b-{seed}/run.json", devices={"kind": "H100", "count": 8})
     rows, _, _ = only(boarded(tmp_path))
     assert "time" in rows["a"].fronts and "time" in rows["b"].fronts
+
+
+def test_whoever_has_no_say_changes_nothing(tmp_path):
+    """Results from elsewhere and runs that changed on the way, with anything in their study."""
+    rng = np.random.default_rng(0)
+    study = declares(("b", "a"), ("c", "a"), margin=0.02, seeds=[0, 1, 2])
+    put(tmp_path / "runs", a=(A, study), b=(B, study), c=(C, study))
+    digests = {row.runs[0].identity for row in only(boarded(tmp_path / "runs"))[0].values()}
+
+    def said(found):
+        (group,) = (g for f in found.families for g in f.groups if len(g.rows) >= 3)
+        told = {(v.a.digest, v.b.digest, v.kind, v.p, v.metric.margin) for v in group.verdicts}
+        rows = [row for row in group.rows if row.runs[0].identity in digests]
+        return told, [(row.runs[0].identity, row.rank, row.sample.values) for row in rows]
+
+    before, (family,) = said(boarded(tmp_path / "runs")), boarded(tmp_path / "runs").families
+    for number in range(25):
+        anything = {
+            "candidate": str(rng.choice(["a", "b", "z"])),
+            "axis": "training_flops",
+            "value": runs.STUDY["value"] * float(rng.uniform(0.98, 1.02)),
+            "margin": float(rng.uniform(0, 9)),
+            "declared": int(rng.integers(0, 99)),
+            "seeds": [int(seed) for seed in rng.integers(0, 9, 3)],
+            "comparisons": [[str(x) for x in rng.choice(["a", "b", "c", "z"], 2)]],
+            "plan": str(rng.choice(["p" * 64, "another"])),
+        }
+        values = [float(x) for x in rng.uniform(1, 3, 3)]
+        theirs = reported(tmp_path, family, name="theirs", values=values, study=anything)
+        folder = tmp_path / "more/0"
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        runs.run(folder, "more", 0, values[0], study=anything, model={"depth": 9})
+        (folder / "events.jsonl").write_text('{"event": "rollback", "step": 5}\n')
+        assert said(boarded(tmp_path / "runs", theirs, folder.parent)) == before, number
