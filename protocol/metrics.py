@@ -8,6 +8,7 @@ intervals (`recall@1_low`), and what a useless model can make perfect (`alignmen
 import re
 from typing import Literal
 
+from errors import ConfigError
 from protocol.declared import Study
 
 Better = Literal["lower", "higher"]
@@ -46,8 +47,14 @@ AT = re.compile(r"@\d{1,12}x?$")
 
 def better(metric: str, study: Study) -> Better | None:
     """Which way is better: as the table says, else as the study does; None: nobody says."""
-    known = BETTER.get(AT.sub("", metric.rpartition("/")[2]))
-    return known or DECLARED.get(study.better)
+    return _known(metric) or DECLARED.get(study.better)
+
+
+def agreed(metric: str, better: Better) -> Better:
+    """What a study declares of its metric; ConfigError where that is known to be otherwise."""
+    if (known := _known(metric)) not in (None, better):
+        raise ConfigError(f"better is {better!r}, but of {metric} {known} is; set better={known!r}")
+    return better
 
 
 def objection(metric: str, study: Study) -> str:
@@ -58,3 +65,7 @@ def objection(metric: str, study: Study) -> str:
     if study.better not in ("", way):
         return f"its study says of {metric} that {study.better} is better, but {way} is"
     return ""
+
+
+def _known(metric: str) -> Better | None:
+    return BETTER.get(AT.sub("", metric.rpartition("/")[2]))

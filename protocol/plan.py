@@ -17,6 +17,7 @@ from errors import ConfigError
 from protocol.budget import TOLERANCE, Axis, measured
 from protocol.cells import Cell, Key, hashed
 from protocol.columns import many
+from protocol.metrics import agreed
 from protocol.power import NoiseFloor, smallest_claim, smallest_claim_of_minima
 from protocol.tuning import NO_TRIAL, RATES, Better, Trial, grid
 from schema import changed, nearest
@@ -269,7 +270,7 @@ def _run(
         "axis": declared.axis,
         "value": value(plan, cell),
         "metric": declared.metric,
-        "better": declared.better,
+        "better": agreed(declared.metric, declared.better),
         "margin": declared.margin,
         "comparisons": [list(pair) for pair in declared.comparisons],
         "declared": plan.comparisons,

@@ -156,6 +156,15 @@ def test_reported_runs_say_what_was_declared(plan):
     }
 
 
+def test_the_wrong_end_of_a_known_metric_is_refused(plan):
+    """Else the board would bar what ran for days."""
+    wrong = replace(plan, declaration=replace(DECLARED, metric="test/recall@1"))
+    with pytest.raises(ConfigError, match=r"of test/recall@1 higher is; set better='higher'"):
+        plans.sweep(wrong)
+    own = replace(plan, declaration=replace(DECLARED, metric="test/own", better="higher"))
+    assert plans.sweep(own)[0].study["better"] == "higher"
+
+
 def test_unequal_tuning_is_refused(plan):
     picks = {cell.key: Pick(2e-3, 14 + i) for i, cell in enumerate(plan.cells)}
     with pytest.raises(ConfigError, match=r"had \[14, 15\] trials"):
