@@ -7,7 +7,9 @@ Prints what `train.py --dry_run` prints, compiles the real step, and says what i
 device, what it sends between them, and whether it fits (exit code 0), or what would (77).
 """
 
+import math
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -34,13 +36,22 @@ def run(argv: Sequence[str]) -> None:
 def pretend(argv: Sequence[str]) -> None:
     """Keep to the CPU what is compiled for elsewhere, and make the CPU devices that are asked for;
     JAX reads this when it is first imported."""
-    counts = [a.partition("=")[2] for a in argv if a.startswith("--devices=")]
-    counts += [a.rpartition(":")[2] for a in argv if a.startswith("--topology=cpu:")]
-    if any(a.startswith("--topology=") for a in argv) or counts:
+    counts, topologies = _given("devices", argv), _given("topology", argv)
+    counts += [t.partition(":")[2] for t in topologies if t.startswith("cpu:")]
+    if topologies or counts:
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # libtpu would ask the cloud where it is
-    if counts and counts[-1].isdigit() and int(counts[-1]):
-        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={counts[-1]}"
+    if counts and re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", counts[-1]):
+        count = math.prod(map(int, counts[-1].split("x")))
+        flag = f"--xla_force_host_platform_device_count={count}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+
+
+def _given(name: str, argv: Sequence[str]) -> list[str]:
+    """The values of a flag, said as --name=value or --name value, with one dash or two."""
+    words = [a if a.startswith("--") else f"-{a}" for a in argv]
+    said = [a.partition("=")[2] for a in words if a.startswith(f"--{name}=")]
+    return said + [b for a, b in zip(words, argv[1:], strict=False) if a == f"--{name}"]
 
 
 if __name__ == "__main__":

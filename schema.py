@@ -22,6 +22,8 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 from errors import ConfigError
 
+LARGEST = 2**31 - 1  # of counts, of which nobody need be told: what counts them has 32 bits
+
 
 @dataclasses.dataclass(frozen=True)
 class Range:
@@ -39,12 +41,13 @@ class Range:
 
     def __str__(self) -> str:
         low = "" if self.low == -math.inf else f"{'>' if self.open_low else '>='} {self.low:g}"
-        high = "" if self.high == math.inf else f"{'<' if self.open_high else '<='} {self.high:g}"
+        open_end = self.high in (math.inf, LARGEST)
+        high = "" if open_end else f"{'<' if self.open_high else '<='} {self.high:g}"
         return " and ".join(filter(None, (low, high))) or "any finite number"
 
 
-Count = Annotated[int, Range(low=1)]
-Natural = Annotated[int, Range(low=0)]
+Count = Annotated[int, Range(low=1, high=LARGEST)]
+Natural = Annotated[int, Range(low=0, high=LARGEST)]
 Positive = Annotated[float, Range(low=0, open_low=True)]
 NonNegative = Annotated[float, Range(low=0)]
 Share = Annotated[float, Range(low=0, high=1)]
@@ -110,7 +113,9 @@ def fit(value: Any, hint: Any, key: str) -> Any:
         value = fit(value, base, key)
         for bound in (e for e in extra if isinstance(e, Range)):
             if value not in bound:
-                raise ConfigError(f"{key} is {value!r}, must be {bound}")
+                most = bound.high == LARGEST and value > LARGEST
+                rule = f"at most {LARGEST:,}" if most else str(bound)
+                raise ConfigError(f"{key} is {value!r}, must be {rule}")
         return value
     origin = typing.get_origin(hint)
     if origin is Literal:

@@ -62,7 +62,6 @@ def run(argv: Sequence[str]) -> None:
         folder,
         harness.judges,
         resume=command.flags.resume,
-        init_from=command.flags.init_from,
         parameters=parameters,
         flags={name: command.flags[name].value for name in FLAGS},
     )

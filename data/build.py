@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import Tally
+from data.files import Tally, home
 from data.progress import progress
 from data.records import RECORDS
 from data.sources import SOURCES, DataConfig, Document, Source
@@ -36,9 +36,11 @@ LOG = logging.getLogger(__name__)
 def ready(cfg: DataConfig, *, records: bool = False) -> Path:
     """The folder with the three stores and their tokenizer; built if it is not there."""
     source = _source(cfg, records)
-    cache = Path(cfg.cache).expanduser()
+    cache = home(cfg.cache, "data.cache")
     folder = cache / _key(source, cfg.tokenizer)
-    if not folder.exists():
+    with _disk(cache):
+        there = folder.exists()
+    if not there:
         with _disk(cache):
             cache.mkdir(parents=True, exist_ok=True)
             with _alone(folder):
@@ -116,11 +118,12 @@ def _write(
         show(tally.read, _counted(writers))
     for split, writer in writers.items():
         if not writer.tokens:
+            where = "data.path" if split == "train" else f"data.{split}_path"
             counts = ", ".join(f"{w.documents} {name}" for name, w in writers.items())
             raise DataError(
                 f"no tokens in the {split} split of {cfg.path or cfg.source} (documents: {counts}; "
-                f"empty {writer.dropped}, skipped {tally.skipped[split]}); set data.{split}_path, "
-                "or data.separator to cut files into documents"
+                f"empty {writer.dropped}, skipped {tally.skipped[split]}); set {where}, or "
+                "data.separator to cut files into documents"
             )
         counted = {"skipped": tally.skipped[split], "replaced": tally.replaced[split]}
         writer.finish({"split": split, **counted, "source": source.identity})

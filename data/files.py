@@ -20,10 +20,18 @@ from typing import Any, BinaryIO, NamedTuple
 
 import zstandard
 
-from errors import DataError
+from errors import ConfigError, DataError
 
 BOM = b"\xef\xbb\xbf"
 BLOCK = 1 << 20
+
+
+def home(path: str, key: str) -> Path:
+    """`path`, the value of the setting `key`, with ~ as the folder that it stands for."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{key} is {path!r}: there is no such user; write the folder") from error
 
 
 @dataclass
@@ -140,11 +148,11 @@ def at(path: Path, offset: int) -> str:
 
 def expand(patterns: str) -> list[Path]:
     """The files that `patterns` names: files, globs and folders, separated by commas."""
-    whole = os.path.exists(Path(patterns).expanduser())  # a name may hold a comma
+    whole = os.path.exists(home(patterns, "data.path"))  # a name may hold a comma
     names = [patterns] if whole else patterns.split(",")
     found: dict[Path, None] = {}
     for name in filter(None, map(str.strip, names)):
-        path = Path(name).expanduser()
+        path = home(name, "data.path")
         literal = os.path.exists(path)
         matches = [path] if literal else map(Path, glob.glob(str(path), recursive=True))
         files = sorted(file for match in matches for file in _within(match))

@@ -196,6 +196,7 @@ class Writer:
             **facts,
             "files": {name: file.close() for name, file in self._files.items()},
         }
+        index["sha256"] = _digest(index)
         (self.folder / INDEX).write_text(json.dumps(index, indent=1))
 
 
@@ -226,13 +227,18 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read ({error!r}); {REMEDY}") from error
     if not sound:
         raise DataError(f"{path} contradicts itself; {REMEDY}")
+    if index.pop("sha256", None) not in (_digest(index), None):  # stores had none at first
+        raise DataError(f"{path} is not what was written: its sha256 differs; {REMEDY}")
     return index
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint(index: dict[str, Any]) -> str:
     """sha256 of what the data are, whatever their source files were called."""
-    facts = {name: index[name] for name in IDENTITY}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return _digest({name: index[name] for name in IDENTITY})
 
 
 class _Hashed:

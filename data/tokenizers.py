@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import tokenizers as hf
 
+from data.files import home
 from errors import ConfigError, DataError
 
 FILE = "tokenizer.json"
@@ -29,8 +30,8 @@ NAMES = (
 # What published tokenizers call their specials, best first; BERT frames with [CLS] and [SEP].
 KNOWN = {
     "pad": ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>"),
-    "bos": ("<|bos|>", "<s>", "<bos>", "[BOS]", "<|begin_of_text|>", "<|endoftext|>", "[CLS]"),
-    "eos": ("<|eos|>", "</s>", "<eos>", "[EOS]", "<|end_of_text|>", "<|endoftext|>", "[SEP]"),
+    "bos": ("<|bos|>", "<s>", "<bos>", "[BOS]", "<|begin_of_text|>", "[CLS]", "<|endoftext|>"),
+    "eos": ("<|eos|>", "</s>", "<eos>", "[EOS]", "<|end_of_text|>", "[SEP]", "<|endoftext|>"),
     "sep": ("<|sep|>", "[SEP]", "<sep>", "</s>"),
     "cls": ("<|cls|>", "[CLS]", "<cls>", "<s>"),
     "mask": ("<|mask|>", "[MASK]", "<mask>"),
@@ -138,9 +139,9 @@ def open_tokenizer(spec: str) -> Tokenizer:
     """The tokenizer "bytes", or the one in a tokenizer.json, or in the folder of one."""
     if spec == "bytes":
         return ByteTokenizer()
-    path = Path(spec).expanduser()
-    path = path / FILE if path.is_dir() else path
+    path = home(spec, "data.tokenizer")
     try:
+        path = path / FILE if path.is_dir() else path
         definition = path.read_bytes()
     except OSError as error:
         raise DataError(

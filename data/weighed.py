@@ -1,12 +1,14 @@
 """Documents whose parts count unequally: a loss mask, or one weight for all of a document."""
 
-import math
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from data.files import Policy
+
+MOST = 1e30  # weight of a document: sums of them are still float32
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ def weighted(
 ) -> Weighed | None:
     """A document with the weight that its line holds under `name`; None: left out."""
     weight = record.get(name)
-    if not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-        policy.refuse(f"{where} has {weight!r} under {name!r}, must be a number >= 0")
+    if not isinstance(weight, (int, float)) or not 0 <= weight <= MOST:
+        shown = textwrap.shorten(repr(weight), 40)
+        policy.refuse(f"{where} has {shown} under {name!r}, must be a number from 0 to {MOST:g}")
         return None
     return Weighed(((text, float(weight)),))
 

@@ -106,7 +106,12 @@ def judge(subject: Subject, names: Iterable[str], run: RunFolder, step: int) -> 
 
 
 def _serves(record: dict[str, Any], version: int, splits: tuple[str, ...]) -> bool:
-    return record["version"] == version and {*splits} <= {*record.get("splits", ())}
+    """Whether `record`, as it was found, has what is asked for."""
+    scores, judged = record.get("scores"), record.get("splits")
+    if not isinstance(scores, list) or not isinstance(judged, list):
+        return False
+    sound = all(isinstance(s, dict) and {"name", "value"} <= s.keys() for s in scores)
+    return sound and record.get("version") == version and {*splits} <= {*map(str, judged)}
 
 
 def _record(name: str, task: Task, subject: Subject, step: int) -> dict[str, Any]:

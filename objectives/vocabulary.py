@@ -60,9 +60,25 @@ def ordinary(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def word_starts(tokenizer: Tokenizer) -> np.ndarray:
-    """bool by id: its text begins with a space, so that a word begins with it."""
-    texts = [tokenizer.decode([i]) for i in range(tokenizer.vocab)]
-    return np.array([text[:1].isspace() for text in texts])
+    """bool by id: a word begins with it, because a space stands before it in a text.
+
+    Decoders drop a space at the beginning, and some make one of every token that does not go on
+    (WordPiece): so it is looked for behind another token. ConfigError if there is none.
+    """
+    known = np.flatnonzero(ordinary(tokenizer))
+    texts = {i: tokenizer.decode([i]) for i in map(int, known)}
+    found = np.zeros(tokenizer.vocab, bool)
+    before = next((i for i, text in texts.items() if text.strip() == text != ""), -1)
+    if before < 0:  # nothing is text
+        return found
+    for i in texts:
+        found[i] = tokenizer.decode([before, i])[len(texts[before]) :][:1].isspace()
+    if not found.any():
+        raise ConfigError(
+            "masked_lm.whole_words: no token of this tokenizer begins with a space, so that it is "
+            "not known where words begin; set it to false"
+        )
+    return found
 
 
 def no_source(name: str, encoder_depth: int) -> None:

@@ -1,6 +1,8 @@
 """Checkpoints: what was saved comes back bit for bit, or an error says what is wrong with it."""
 
 import errno
+import functools
+import json
 import os
 import resource
 import shutil
@@ -417,6 +419,50 @@ def test_a_newer_format_is_refused_not_passed_over(run, monkeypatch):  # covers 
         for read in (store.latest, lambda: store.read_meta(2)):
             with pytest.raises(CheckpointError, match="format 2, written by isoflop .* up to 1"):
                 read()
+
+
+def test_a_flipped_bit_is_no_newer_format(run):
+    state = saved(run, 1, 2)[1]
+    path = run.path / "checkpoints/2" / manifest.NAME
+    text = path.read_text()
+    assert '"format": 1' in text
+    deep = json.dumps(
+        json.loads(text) | {"describe": functools.reduce(lambda x, _: [x], range(600))}
+    )
+    for change in (text.replace('"format": 1', '"format": 9'), deep):
+        path.write_text(change)
+        assert manifest.look(path.parent, hashes=False).problem == f"{manifest.NAME} is damaged"
+    path.unlink()
+    path.mkdir()
+    with checkpoints(run) as store:
+        assert store.latest() == 1
+        assert_same(store.restore(1, abstract(state)), state)
+
+
+def test_a_run_that_ended_before_it_saved_leaves_the_folder_free(run, tmp_path):
+    saved(run, 1)
+    with opened(tmp_path / "other", run_id="def") as other:
+        checkpoints(other).close()
+        (other.path / "checkpoints/3.ab-1.writing").mkdir()
+    with opened(tmp_path / "other2", run_id="ghi") as third:
+        shutil.move(other.path / "checkpoints", third.path / "checkpoints")
+        with checkpoints(third) as store:
+            assert store.latest() is None
+        assert os.listdir(third.path / "checkpoints") == ["OWNER.json"]
+        saved(third, 1)
+
+
+def test_a_damaged_marker_is_made_again_where_all_checkpoints_are_ours(run, tmp_path):
+    saved(run, 1)
+    marker = run.path / "checkpoints/OWNER.json"
+    marker.write_text('{"run_id": "ab')
+    with checkpoints(run) as store:
+        assert store.latest() == 1
+    marker.write_text("{")
+    with opened(tmp_path / "other", run_id="def") as other:
+        shutil.copytree(run.path / "checkpoints", other.path / "checkpoints")
+        with pytest.raises(CheckpointError, match="is of run abc; use another"):
+            checkpoints(other)
 
 
 def test_checkpoints_of_another_run_are_refused(run, tmp_path):  # covers K18

@@ -10,7 +10,7 @@ import pytest
 
 from data import DataConfig, build, open_data
 from data.store import Writer
-from errors import DataError, DiskError
+from errors import ConfigError, DataError, DiskError
 
 SPLITS = ("train", "valid", "test")
 
@@ -96,6 +96,13 @@ def test_bpe_is_learnt_from_the_training_split_alone(texts, tmp_path):
     first = open_data(DataConfig(**texts, tokenizer="bpe:300")).tokenizer.fingerprint
     (tmp_path / "valid.txt").write_text("zyzzyva " * 999)
     assert open_data(DataConfig(**texts, tokenizer="bpe:300")).tokenizer.fingerprint == first
+
+
+@pytest.mark.parametrize("key", ["cache", "tokenizer", "path", "valid_path"])
+def test_a_home_that_is_nobodys_is_refused(texts, key):
+    name = "path" if "path" in key else key
+    with pytest.raises(ConfigError, match=f"data.{name} is '~nosuchuser/x': there is no such user"):
+        open_data(DataConfig(**{**texts, key: "~nosuchuser/x"}))
 
 
 @pytest.mark.parametrize("split", SPLITS)

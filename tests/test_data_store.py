@@ -125,6 +125,15 @@ def test_a_flipped_bit_is_found(tmp_path, name):
             Store(tmp_path / "s", verify=False)
 
 
+@pytest.mark.parametrize(("name", "value"), [("text_bytes", 501), ("bos", 256), ("dropped", 7)])
+def test_a_digit_of_the_index_is_covered_too(tmp_path, name, value):
+    # covers D5: bits per byte are divided by text_bytes
+    made_store(tmp_path / "s", distinct([10, 20]))
+    edit(tmp_path / "s", **{name: value})
+    with pytest.raises(DataError, match=r"index.json is not what was written: its sha256"):
+        Store(tmp_path / "s", verify=False)
+
+
 def test_specials_travel_with_the_store(tmp_path):
     tokenizer = ByteTokenizer()
     tokenizer.fingerprint = "0" * 64  # covers D7: equal ids of another tokenizer

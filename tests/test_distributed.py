@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -102,6 +103,8 @@ def test_variables_that_are_no_numbers_are_named():
         ("auto", Place(process=1, processes=2), "give all three"),
         ("on", Place("a:1", 2, 2), "must be below --processes=2"),
         ("on", Place("a", 0, 2), "is not HOST:PORT"),
+        ("on", Place("a:99999", 0, 2), "is not HOST:PORT .* between 1 and 65535"),
+        ("on", Place("a:\N{SUPERSCRIPT TWO}", 0, 2), "is not HOST:PORT"),
     ],
 )
 def test_flags_that_name_a_place_must_name_it_whole(how, place, said):
@@ -138,6 +141,17 @@ def test_an_error_of_process_0_ends_them_all(monkeypatch):
         distributed.decided(lambda: 1 / 0)
     monkeypatch.setattr(distributed, "gathered", lambda _: [{"value": 4}, {}])
     assert distributed.decided(lambda: 1 / 0) == 4
+
+
+@pytest.mark.parametrize("kind", [ValueError, jax.errors.JaxRuntimeError, RuntimeError])
+def test_a_collective_that_fails_says_that_a_host_is_gone(monkeypatch, kind):
+    # covers M1: jax 0.10 raises ValueError from eager collectives
+    monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
+    text = "UNKNOWN: Gloo AllGather failed: Connection closed by peer"
+    with pytest.raises(DistributedError, match="another host is gone"), distributed.companions():
+        raise kind(text)
+    with pytest.raises(kind, match="shapes"), distributed.companions():
+        raise kind("shapes do not fit")
 
 
 def free_port() -> int:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ml_collections.config_dict import ConfigDict, placeholder, required_placeholder
 
 from errors import ConfigError
-from schema import Count, Natural, Positive, Share, config
+from schema import LARGEST, Count, Natural, Positive, Share, config
 from training import flags
 from training.flags import as_json, differences, editable, from_json, frozen, parse, rows
 from training.tree import leaves, shown
@@ -257,6 +257,7 @@ def test_copies_are_independent_and_still_guarded():
         ("--config.model.layers[0]=a", ["unknown key config.model.layers[0]; did you mean"]),
         ("--config.model.variants.a.b=3", ["unknown key config.model.variants.a"]),
         # covers C3
+        ("--config.train.steps=3000000000", ["must be at most 2,147,483,647"]),
         ("--config.train.steps=256.5", ["config.train.steps", "'256.5'", "integer"]),
         ("--config.train.steps=2e3", ["config.train.steps", "'2e3'", "integer"]),
         ("--config.train.steps=abc", ["config.train.steps", "'abc'", "integer"]),
@@ -513,8 +514,10 @@ def trees() -> st.SearchStrategy[Tree]:
         rope=st.builds(Rope, theta=positive),
         variants=st.dictionaries(names, free, max_size=2),
     )
-    train = st.builds(Train, steps=st.integers(1), rate=positive, betas=st.tuples(share, share))
-    return st.builds(Tree, seed=st.integers(0), name=texts, model=model, train=train)
+    train = st.builds(
+        Train, steps=st.integers(1, LARGEST), rate=positive, betas=st.tuples(share, share)
+    )
+    return st.builds(Tree, seed=st.integers(0, LARGEST), name=texts, model=model, train=train)
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import tokenizers as hf
 
 from arch import MIXERS
 from arch.config import EncoderConfig
+from data.tokenizers import JsonTokenizer
 from errors import ConfigError, DataError
 from objectives import (
     OBJECTIVES,
@@ -23,10 +25,12 @@ from objectives import (
     Member,
     Mixed,
 )
-from objectives.vocabulary import BlankSpecials
+from objectives.vocabulary import BlankSpecials, word_starts
 from training.optimizer import OptimizerConfig
+from training.settings import Settings, resolved
 from training.state import initial, transformation
 from training.step import gradients, make_step
+from training.tree import frozen
 
 LENGTH, BATCH, STEPS, TEXT = 32, 8, 60, 30
 # 30 ids of text, ten specials
@@ -186,6 +190,66 @@ def test_whole_words_and_ngrams_are_hidden_together():
         return chosen.sum() / (chosen[:, 1:] & ~chosen[:, :-1]).sum()
 
     assert runs(MaskedLM(rate=0.15, ngram=3)) > 1.4 * runs(MaskedLM(rate=0.15))
+
+
+def published(model, specials, **parts):
+    """A tokenizer of the library, as published ones are made."""
+    made = hf.Tokenizer(model)
+    for name, part in parts.items():
+        setattr(made, name, part)
+    made.add_special_tokens(specials)
+    return JsonTokenizer(made.to_str().encode(), "made here")
+
+
+def test_words_begin_where_published_tokenizers_say():
+    """WordPiece marks what goes on, SentencePiece what begins; both decode a piece alone alike."""
+    pieces = ["the", "cat", "un", "##aff", "##able"]
+    ids = {t: i for i, t in enumerate(["[UNK]", "[MASK]", *pieces])}
+    wordpiece = published(
+        *(hf.models.WordPiece(ids, unk_token="[UNK]"), ["[UNK]", "[MASK]"]),
+        pre_tokenizer=hf.pre_tokenizers.BertPreTokenizer(),
+        decoder=hf.decoders.WordPiece(),
+    )
+    found = word_starts(wordpiece)
+    assert [found[ids[p]] for p in pieces] == [True, True, True, False, False]
+    scores = [("<unk>", 0.0), ("<mask>", 0.0), ("\u2581the", -1.0), ("ing", -1.0), ("\u2581", -2.0)]
+    metaspace = published(
+        *(hf.models.Unigram(scores, unk_id=0), ["<unk>", "<mask>"]),
+        pre_tokenizer=hf.pre_tokenizers.Metaspace(),
+        decoder=hf.decoders.Metaspace(),
+    )
+    assert list(word_starts(metaspace)[2:5]) == [True, False, True]
+    example = MaskedLM(whole_words=True).host(tiny.config(), 16, wordpiece)
+    text = np.array([2, 3, 4, 5, 6] * 3 + [2], np.int32)
+    rows = [example([text], 16, np.random.default_rng(i)) for i in range(20)]
+    assert sum(row["weights"].sum() for row in rows) > 20
+
+
+def test_without_words_there_are_no_whole_ones():
+    letters = hf.models.BPE({"a": 0, "b": 1, "[MASK]": 2}, [])
+    one = published(letters, ["[MASK]"], decoder=hf.decoders.Fuse())
+    with pytest.raises(ConfigError, match="whole_words: no token of this tokenizer begins"):
+        MaskedLM(whole_words=True).host(tiny.config(), 16, one)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"style": "infill"},
+        {"corruptions": ((0.5, 32.0, 2), (0.8, 8.0, -1))},
+    ],
+)
+def test_positions_reach_to_the_end_of_the_longest_row(changes):
+    model = {"encoder": {"depth": 1}, "positions": {"learned": True}, "vocab": 365}
+    chosen = {"objective": "denoising", "model": model, "denoising": changes}
+    made = resolved(frozen(Settings, chosen | {"train": {"length": 64}}), 365)
+    rows = made.rows
+    assert rows.tokens > 64 and made.model.positions.length == rows.tokens
+    model["positions"]["length"] = 64
+    with pytest.raises(
+        ConfigError, match=rf"rows have {rows.tokens} tokens .* model.positions.length 64"
+    ):
+        frozen(Settings, chosen | {"train": {"length": 64}})
 
 
 def test_logits_are_computed_where_tokens_are_hidden():

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
+import preflight as typed
 from errors import ConfigError, DeviceMemoryError
 from training import mesh as meshes
 from training import preflight, targets
@@ -220,3 +221,24 @@ def test_a_model_that_is_too_large_is_refused_by_the_compiler():
     big = ("--config=configs/scale/dense8b.py", "--config.train.batch=8")
     said, code = preflighted(*big, "--topology=v5e:2x2")
     assert code == 77 and "Refused by the compiler" in said and "of 15.8 GiB" in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "count"),
+    [
+        (["--devices=8"], 8),
+        (["--config=x", "--devices", "8"], 8),
+        (["-devices", "4"], 4),
+        (["--topology=cpu:8"], 8),
+        (["--topology", "cpu:2x4"], 8),
+        (["--topology=v5e:2x2"], None),
+        (["--devices=x"], None),
+        ([], None),
+    ],
+)
+def test_devices_are_made_however_they_are_asked_for(monkeypatch, argv, count):
+    monkeypatch.setattr(typed.os, "environ", made := {"XLA_FLAGS": "--xla_a=1"})
+    typed.pretend(argv)
+    flag = f"--xla_a=1 --xla_force_host_platform_device_count={count}" if count else "--xla_a=1"
+    assert made["XLA_FLAGS"] == flag
+    assert (made.get("JAX_PLATFORMS") == "cpu") == bool(argv)

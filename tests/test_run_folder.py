@@ -150,6 +150,50 @@ def test_an_owner_that_lost_the_lock_stops_writing(tmp_path):
     assert snapshot(tmp_path) == before
 
 
+def test_a_disk_that_is_away_for_a_moment_does_not_end_the_heartbeat(tmp_path, monkeypatch):
+    mine, real, away = lock.Lock(tmp_path / "LOCK", beat=0.02), lock.read_json, [True] * 3
+    monkeypatch.setattr(lock, "read_json", lambda *a: real(*a) if not away else fail(away.pop()))
+    away.clear()
+    mine.acquire()
+    away += [True] * 3
+    wait_for(lambda: not away)
+    os.utime(tmp_path / "LOCK", (1, 1))
+    wait_for(lambda: (tmp_path / "LOCK").stat().st_mtime > 1)
+    mine.check()
+    mine.release()
+
+
+def test_who_cannot_beat_for_too_long_has_lost_the_lock(tmp_path, monkeypatch):
+    mine = lock.Lock(tmp_path / "LOCK", beat=0.02, stale=0.2)
+    mine.acquire()
+    monkeypatch.setattr(lock, "read_json", fail)
+    wait_for(lambda: mine.lost)
+    monkeypatch.undo()
+    mine.release()
+
+
+def fail(*_):
+    raise DiskError("LOCK: stale file handle")
+
+
+@pytest.mark.parametrize("name", ["LOCK", "run.json", "status.json"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_is_no_file_is_refused_without_waiting(tmp_path, name, kind):
+    begun(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    if kind == "link":
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    else:
+        os.mkfifo(tmp_path / name)
+    if (name, kind) == ("LOCK", "pipe"):
+        os.utime(tmp_path / name, (1, 1))  # old: a dead owner's
+    if (name, kind) in {("LOCK", "pipe"), ("status.json", "pipe")}:
+        open_run(tmp_path, record()).close()
+        return
+    with pytest.raises((CheckpointError, DiskError), match=name):
+        open_run(tmp_path, record())
+
+
 def wait_for(condition):
     for _ in range(500):
         if condition():
@@ -254,6 +298,38 @@ def test_newer_or_damaged_run_json_is_refused(tmp_path):  # covers K17
         files.read_json(tmp_path / "run.json")
 
 
+def test_what_is_no_record_is_refused(tmp_path):
+    begun(tmp_path)
+    tree = json.loads((tmp_path / "run.json").read_text())
+    del tree["created"]
+    (tmp_path / "run.json").write_text(json.dumps(tree))
+    with pytest.raises(CheckpointError, match="no record of a run"):
+        open_run(tmp_path, record())
+
+
+@pytest.mark.parametrize("text", ['{"attempt": "1"}', '{"attempt"', "\udcff"])
+def test_a_damaged_status_is_as_none(tmp_path, text):
+    begun(tmp_path)
+    begun(tmp_path)
+    (tmp_path / "status.json").write_bytes(text.encode(errors="surrogateescape"))
+    with open_run(tmp_path, record()) as run:
+        assert run.attempt == 3 and run.finished_at is None  # as the events tell
+
+
+def test_a_run_stays_what_it_began_with(tmp_path):
+    begun(tmp_path, flags={"init_from": "a"})
+    assert begun(tmp_path, flags={"init_from": "a"}).attempt == 2
+    assert begun(tmp_path, flags={"config": "x"}).record["flags"] == {
+        "config": "x",
+        "init_from": "a",
+    }
+    with pytest.raises(ConfigError, match="began from --init_from=a, not from b; leave it out"):
+        open_run(tmp_path, record(flags={"init_from": "b"}))
+    begun(tmp_path / "other")
+    with pytest.raises(ConfigError, match="began without --init_from, not from b"):
+        open_run(tmp_path / "other", record(flags={"init_from": "b"}))
+
+
 # How a run ends.
 
 
@@ -332,9 +408,10 @@ def test_a_torn_last_row_is_left_out_and_repaired(tmp_path, tail):
 
 def test_repair_finds_the_start_of_a_long_row_and_keeps_a_whole_one(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"step": 1}\n' + "x" * 200_000)
-    files.Rows(path).close()
-    assert path.read_text() == '{"step": 1}\n'
+    for torn in ("x" * 200_000, "\0" * 2**25):  # blocks that were never written read as zeros
+        path.write_text('{"step": 1}\n' + torn)
+        files.Rows(path).close()
+        assert path.read_text() == '{"step": 1}\n'
     path.write_text('{"step": 1}')
     files.Rows(path).close()
     assert path.read_text() == '{"step": 1}\n'
@@ -469,13 +546,34 @@ def test_secrets_are_not_recorded(monkeypatch):  # covers S10
     monkeypatch.setenv("WANDB_API_KEY", "hunter2")
     monkeypatch.setenv("JAX_CACHE_TOKEN", "hunter2")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://user:hunter2@bucket?sig=hunter2&a=1")
-    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=hf_aaaaaaaaaaaaaaaaaaaa")
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to=hf_{'a' * 34}")
     made = described()
     text = json.dumps(made)
     assert "hunter2" not in text and "hf_aaa" not in text and "HF_TOKEN" not in text
     assert made["environment"]["JAX_COMPILATION_CACHE_DIR"].startswith("gs://[redacted]@bucket")
     assert "--config.data.tokenizer=bpe" in made["command"]  # a tokenizer is no token
     assert made["settings"]["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["/data/hf_wikitext_shuffled/train.txt", "sk-learn-20newsgroups-x", "Bearer of bad news"],
+)
+def test_names_that_begin_like_credentials_stay(text):
+    assert environment.redacted({"path": text}) == {"path": text}
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        *("hf_" + "aB3" * 11 + "x", "ghp_" + "aB3" * 12, "github_pat_11ABC_" + "aB3" * 12),
+        *("sk-proj-" + "aB3-" * 9, "glpat-" + "aB3_" * 5, "AKIA" + "ABCD2345" * 2),
+    ],
+)
+def test_credentials_are_known_by_their_form(secret):  # covers S10
+    # Lengths as their makers have them: 34 after hf_, 36 after ghp_, 16 after AKIA.
+    assert secret not in environment.without_credentials(f"see {secret} there")
+    assert "eyJhbGciOi" not in environment.without_credentials("Bearer eyJhbGciOi1JIUzI1NiIs.x")
 
 
 def test_run_json_tells_what_it_ran_on():

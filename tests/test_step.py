@@ -171,6 +171,18 @@ def test_loss_spikes_are_skipped_once_half_a_window_is_known():
     assert int(guard.skipped) == 1 and int(guard.seen) == 5 and not bool(guard.halted)
 
 
+@pytest.mark.parametrize("policy", ["abort", "skip"])
+def test_spikes_without_end_halt(policy):
+    """A level that does not come down again is no spike."""
+    # covers N4
+    cfg = OptimizerConfig(on_nonfinite=policy, spike=6.0, window=8, max_skips=3)
+    guard, halts = _guard(8), []
+    for loss in [3.0, 3.1, 2.9, 3.0, 3.1, *[6.0] * 5]:
+        taken, guard = admit(guard, jnp.float32(loss), jnp.float32(1), cfg)
+        halts.append(bool(guard.halted))
+    assert halts == [False] * 8 + [True] * 2 and int(guard.seen) == 5
+
+
 def test_going_back_halts_at_spikes_too():
     cfg, guard = OptimizerConfig(on_nonfinite="rollback", spike=6.0, window=8), _guard(8)
     for loss in [3.0, 3.1, 2.9, 3.0]:

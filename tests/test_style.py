@@ -36,6 +36,7 @@ UNSAFE_SWITCHES = {"shell", "allow_pickle"}
 READS_ENVIRONMENT = {
     "training/environment.py",  # records it in run.json, and sets nothing by it
     "training/cluster.py",  # tells which cluster started the process
+    "preflight.py",  # adds to what XLA is told
 }
 
 Rule = Callable[[PurePosixPath, str, ast.Module], Iterator[str]]

@@ -3,7 +3,9 @@
 One tiny model on a text made here; every run compiles once, so each test asks much of few runs.
 """
 
+import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import train
 from protocol import records
 from training import restore
 from training.command import guarded
+from training.console import Console
 from training.run import RunFolder
 
 ROOT = Path(__file__).parents[1]
@@ -178,6 +181,53 @@ def test_another_mesh_takes_the_run_over_bit_by_bit(whole, text, tmp_path):
         np.testing.assert_array_equal(array, saved[name])
     losses = [[row["loss"] for row in RunFolder(f).metrics()] for f in (whole, other)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_steps_below_the_checkpoint_are_refused(text, tmp_path, capsys):
+    assert run(*flags(text, tmp_path, "--config.debug.fault=sigterm@4")) == 75
+    before = RunFolder(tmp_path).metrics()
+    assert run(*flags(text, tmp_path, "--config.train.steps=2")) == 2
+    said = capsys.readouterr().err
+    assert "has trained 5 steps, which is beyond train.steps 2" in said or "trained 4 steps" in said
+    assert RunFolder(tmp_path).metrics() == before and not (tmp_path / "eval").exists()
+
+
+def test_a_beginning_is_read_again_when_the_run_goes_back_to_it(whole, text, tmp_path, capsys):
+    """And never once there is a checkpoint: its folder may be gone."""
+    source = tmp_path / "source"
+    shutil.copytree(whole, source)
+    more = ("--config.optimizer.on_nonfinite=rollback", "--config.debug.fault=nan@2")
+    more += (f"--init_from={source}", "--config.checkpoint.every=0", "--config.eval.tasks=sample")
+    assert run(*flags(text, tmp_path / "run", *more)) == 0, capsys.readouterr().err
+    assert "rollback" in kinds(tmp_path / "run")
+    shutil.rmtree(source)
+    longer = (*more, "--resume=extend", "--config.train.steps=7")
+    assert run(*flags(text, tmp_path / "run", *longer)) == 0, capsys.readouterr().err
+
+
+class Broken(io.StringIO):
+    def write(self, text):
+        raise BrokenPipeError
+
+
+def test_a_terminal_that_is_gone_does_not_end_training():
+    console = Console("plain", total=3, file=Broken())
+    console.row(1, {"loss": 1.0})
+    console.message("nobody hears this")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch, capfd):
+    def talk(_):
+        raise BrokenPipeError
+
+    assert guarded(talk, []) == 0 and "Traceback" not in capfd.readouterr().err
+
+
+def test_operations_that_make_a_nan_are_named(text, tmp_path, capfd):
+    more = ("--config.debug.nans=true", "--config.debug.fault=nan@2")
+    assert run(*flags(text, tmp_path, *more)) == 1
+    said = capfd.readouterr().err
+    assert "FloatingPointError: invalid value (nan) encountered in" in said
 
 
 def test_parameters_of_another_run_are_a_beginning(whole, text, tmp_path, capsys):

@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 from errors import CheckpointError, DiskError, DistributedError, IsoflopError
 from schema import Count, Natural, config
 from training import manifest, restore
-from training.distributed import decided
+from training.distributed import decided, gathered
 from training.environment import packages
 from training.faults import Faults
 from training.leaves import layout, named_leaves
@@ -84,7 +84,7 @@ class Checkpoints:
         self._run.lock.check()
         self._settle()
         self._start(step, state, meta)
-        if wait and self._settle():
+        if wait and any(gathered(self._settle())):  # of all, or the others would go on without
             self._start(step, state, meta)
             self._settle()
         self.seconds["stall"] = time.perf_counter() - begun

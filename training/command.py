@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import sys
 import traceback
@@ -13,18 +14,25 @@ from absl import flags
 
 from errors import DeviceMemoryError, DiskError, IsoflopError
 from training import distributed
+from training.console import unheard
 from training.flags import as_json
 from training.settings import Settings
 
 
 def guarded(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """Run a command; the exit code. With --debug the traceback is printed too."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows few letters is no error
     return distributed.left(_guarded(command, argv))
 
 
 def _guarded(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     try:
         command(argv)
+        return 0
+    except BrokenPipeError:
+        unheard()  # as after `| head`: who read it has seen enough
         return 0
     except KeyboardInterrupt:
         print("stopped at once; the last checkpoint is intact", file=sys.stderr)
@@ -56,10 +64,11 @@ def typed(error: Exception) -> IsoflopError | None:
 
 
 def workdir(values: flags.FlagValues, settings: Settings) -> Path:
-    """The --workdir, or runs/<config>-<digest of the settings>: the same command, the same run."""
+    """The --workdir, or runs/<config>-<digest of the settings and --init_from>: the same command,
+    the same run."""
     if values.workdir:
         return Path(values.workdir)
     path, _, size = (values.config or "default").partition(":")
-    text = json.dumps(as_json(settings), sort_keys=True)
+    text = json.dumps(as_json(settings), sort_keys=True) + values.init_from
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return Path("runs") / "-".join(filter(None, (Path(path).stem, size, digest)))

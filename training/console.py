@@ -4,7 +4,9 @@ Messages of the project go to the logger "isoflop". While a console is open it s
 go nowhere else; opening a second one in the same process (a notebook) replaces the first.
 """
 
+import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -84,10 +86,15 @@ class Console:
 
     def _print(self, text: str, style: str) -> None:
         text = printable(text)
-        if self._mode == "rich":
-            self._rich.print(Text(text, style=style))
-        elif self._mode == "plain":
-            print(text, file=self._file or sys.stdout, flush=True)
+        try:
+            if self._mode == "rich":
+                self._rich.print(Text(text, style=style))
+            elif self._mode == "plain":
+                print(text, file=self._file or sys.stdout, flush=True)
+        except OSError:  # who read it is gone (`| head`); the run goes on
+            self._mode = "off"
+            if self._file is None:
+                unheard()
 
     def _status(self) -> Text:
         share = self._step / self._total if self._total else 1.0
@@ -133,6 +140,14 @@ def clock(seconds: float) -> str:
 def printable(text: str) -> str:
     """`text` without control characters, which a terminal would obey."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def unheard() -> None:
+    """Let what is printed from here on go nowhere, also what Python flushes at its end."""
+    with contextlib.suppress(OSError, ValueError):  # a notebook's stdout has no number
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _cells(metrics: Mapping[str, float]) -> list[str]:

@@ -97,7 +97,7 @@ def companions() -> Iterator[None]:
     """A collective that fails, because a host is gone, is a DistributedError."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # eager collectives raise the latter
         if jax.process_count() == 1 or not GONE.search(str(error)):
             raise
         line = " ".join(str(error).split())[:160]
@@ -206,8 +206,11 @@ def _check(how: How, place: Place) -> None:
             "is 0"
         )
     host, _, port = place.coordinator.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f"--coordinator={place.coordinator!r} is not HOST:PORT of process 0")
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
+        raise ConfigError(
+            f"--coordinator={place.coordinator!r} is not HOST:PORT of process 0, whose port is "
+            "between 1 and 65535"
+        )
 
 
 def _short(value: Any) -> str:

@@ -36,8 +36,11 @@ CREDENTIALS = (
     (r"((?<=://))[^/\s@'\"]+(?=@)", KEPT),  # https://user:password@host
     (r"([?&][\w.-]*(?:token|secret|key|sig|signature|credential)=)[^&\s'\"]+", KEPT),
     (rf"((?:^|[\s;])--?[\w.-]*{SECRET}[= ])\S+", KEPT),
-    (r"(\bBearer\s+)[\w.~+/=-]+", KEPT),
-    (r"(\b(?:hf_|gh[a-z]_|github_pat_|glpat-|sk-|xox[a-z]-|AKIA|AIza))[\w-]{12,}", KEPT),
+    # Those that random letters follow: names such as hf_wikitext or sk-learn-20newsgroups stay.
+    (r"(\bBearer\s+)(?=\S*\d)[\w.~+/=-]{16,}", KEPT),
+    (r"(\b(?:hf_|gh[a-z]_))[a-z0-9]{30,}", KEPT),
+    (r"(\b(?:github_pat_|xox[a-z]-|sk-))(?=\S*\d)[\w-]{32,}", KEPT),
+    (r"(\b(?:glpat-|AKIA|AIza))[\w-]{16,}", KEPT),
 )
 
 

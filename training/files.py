@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -61,19 +62,20 @@ class Rows:
 
     def _repair(self) -> None:
         size = end = os.fstat(self._file).st_size
-        tail = b""
-        while end and b"\n" not in tail:
+        whole = 0  # bytes up to the last line's end
+        while end and not whole:
             start = max(0, end - 2**16)
-            tail = os.pread(self._file, end - start, start) + tail
-            end = start
-        torn = tail.rpartition(b"\n")[2]
-        if not torn:
+            whole = os.pread(self._file, end - start, start).rfind(b"\n") + 1
+            whole, end = start + whole if whole else 0, start
+        if whole == size:
             return
         try:
-            decode(torn.decode())
+            if size - whole > WHOLE_LIMIT:
+                raise ValueError("no row is as long")
+            decode(os.pread(self._file, size - whole, whole).decode())
             os.write(self._file, b"\n")  # whole but for its end
         except ValueError:
-            os.ftruncate(self._file, size - len(torn))
+            os.ftruncate(self._file, whole)
 
 
 def read_rows(path: Path, limit: int = ROWS_LIMIT) -> list[dict[str, Any]]:
@@ -204,7 +206,10 @@ def disk(path: Path) -> Iterator[None]:
 def _read(path: Path, limit: int) -> str | None:
     with disk(path):
         try:
-            size = path.stat().st_size
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode):
+                raise CheckpointError(f"{path} is no regular file; move it away")
+            size = found.st_size
             data = path.read_bytes() if size <= limit else b""
         except (FileNotFoundError, NotADirectoryError):
             return None

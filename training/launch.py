@@ -1,6 +1,7 @@
 """From settings to a run: data, mesh, program, run folder, loop; or only a dry run's report."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,6 @@ def prepared(settings: Settings, devices: list[jax.Device] | None = None) -> tup
     if cache and cache != jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", cache)
         compilation_cache.reset_cache()  # else the first folder of a process is its last
-    jax.config.update("jax_debug_nans", settings.debug.nans)
     data = open_data(settings.data, settings.reads)
     settings = resolved(settings, data.tokenizer.vocab)
     return data, program(settings, meshes.build(settings.mesh, devices))
@@ -71,19 +71,20 @@ def preflight(settings: Settings, origins: dict[str, str], topology: str) -> Non
     preflights.check(made, where)
 
 
+@distributed.companions()
 def train(
     settings: Settings,
     folder: Path,
     judges_of: Callable[[Job], tuple[Judge, Judge]],
     *,
     resume: str = "auto",
-    init_from: str = "",
     parameters: Reader | None = None,
     flags: dict[str, Any] | None = None,
     study: dict[str, Any] | None = None,
 ) -> None:
-    """Train in `folder`, or go on there; then judge. `parameters` reads `init_from`, by default as
-    another run; `study` is what a comparison declared.
+    """Train in `folder`, or go on there; then judge. `flags` are those of the command that a run
+    is known by; `parameters` reads what `init_from` among them names, by default as another run;
+    `study` is what a comparison declared.
     """
     here = {"code": environment.code_version(), "packages": environment.packages()}
     distributed.agree("what they run", {"settings": as_json(settings), **here})
@@ -106,11 +107,11 @@ def train(
             job = Job(made, bill, data, run, checkpoints, log, stop, faults)
             during, after = judges_of(job)
             read, fingerprint = parameters or of_run, data.tokenizer.fingerprint
-            start = read(init_from, made, fingerprint) if init_from else None
-            with distributed.companions():
-                scores = loop.train(job, during=during, after=after, initial=start)
-        if distributed.first():
-            report.tell(scores, run.path)
+            source = (flags or {}).get("init_from") or run.record["flags"].get("init_from")
+            start = functools.partial(read, source, made, fingerprint) if source else None
+            scores = loop.train(job, during=during, after=after, initial=start)
+    if distributed.first():
+        report.tell(scores, run.path)
 
 
 def _opened(folder: Path, record: dict[str, Any], allow_changed: bool) -> RunFolder:
@@ -120,7 +121,8 @@ def _opened(folder: Path, record: dict[str, Any], allow_changed: bool) -> RunFol
     def lead() -> dict[str, Any]:
         run = open_run(folder, record, resumable=RESUMABLE, allow_changed=allow_changed)
         opened.append(run)
-        return {key: run.record[key] for key in ("run_id", "created")} | {"attempt": run.attempt}
+        told = {key: run.record[key] for key in ("run_id", "created", "flags")}
+        return told | {"attempt": run.attempt}
 
     led = distributed.decided(lead)
     return opened[0] if opened else follow(folder, record, led)

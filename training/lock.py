@@ -13,11 +13,12 @@ import os
 import secrets
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
-from errors import CheckpointError, LockedError
-from training.files import disk, encode, read_json
+from errors import CheckpointError, DiskError, LockedError
+from training.files import disk, encode, inside, read_json
 
 BEAT = 10.0  # seconds between heartbeats
 STALE = 180.0  # an owner elsewhere that is silent for so long is dead
@@ -41,6 +42,7 @@ class Lock:
             while not self._create():
                 owner = self._read()
                 if owner is None:  # released between the two looks
+                    inside(self.path.parent, self.path.name)
                     continue
                 reason = self._dead(owner)
                 if not reason:
@@ -127,18 +129,23 @@ class Lock:
     def _ours(self) -> bool:
         try:
             return (self._read() or {}).get("token") == self._token
-        except OSError:
+        except (OSError, DiskError):
             return False
 
     def _heartbeat(self) -> None:
+        last = time.monotonic()
         while not self._stop.wait(self._beat):
-            with contextlib.suppress(OSError):  # a file system that is away for a moment
+            with contextlib.suppress(OSError, DiskError):  # a file system away for a moment
                 content = self._read()
                 if (content or {}).get("token") == self._token:
                     os.utime(self.path)
+                    last = time.monotonic()
                 elif content != {} and not self._stop.is_set():
                     self.lost = True
                     return
+            if time.monotonic() - last > self._stale and not self._stop.is_set():
+                self.lost = True  # away for so long that another may have taken it over
+                return
 
 
 def process_start(pid: int) -> str | None:

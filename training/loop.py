@@ -13,7 +13,7 @@ from arch import Cost
 from data import Data
 from data.loader import Batches, Joined, read_ahead
 from data.texts import rows_of
-from errors import DataError, NonFiniteError
+from errors import ConfigError, DataError, NonFiniteError
 from objectives import Learner, Member, Metrics
 from training import mesh as meshes
 from training.banks import filled
@@ -46,17 +46,26 @@ class Job(NamedTuple):
 
 
 def train(
-    job: Job, *, during: Judge | None = None, after: Judge | None = None, initial: Any = None
+    job: Job,
+    *,
+    during: Judge | None = None,
+    after: Judge | None = None,
+    initial: Callable[[], Learner] | None = None,
 ) -> dict[str, Any]:
     """Train to the last step, from the newest valid checkpoint if there is one; the last scores.
 
-    `during` judges every eval.every steps, `after` at the end; `initial` are parameters to begin
-    with, a Learner; without a head that begins anew. Raises Preempted once a stop is asked for and
-    the state is saved.
+    `during` judges every eval.every steps, `after` at the end; `initial` reads parameters to begin
+    with where no checkpoint is; without a head that begins anew. Raises Preempted once a stop is
+    asked for and the state is saved.
     """
     batches = make_batches(job)
-    step = job.program.compiled()
     place = begin(job, initial)
+    if place.step > job.program.settings.train.steps:
+        raise ConfigError(
+            f"{job.run.path} has trained {place.step} steps, which is beyond train.steps "
+            f"{job.program.settings.train.steps}; set it to at least that, or use another --workdir"
+        )
+    step = job.program.compiled()
     job.run.begin(place.step)
     while True:
         try:
@@ -147,7 +156,7 @@ class Halted(Exception):
         self.step, self.loss, self.norm = step, loss, norm
 
 
-def begin(job: Job, initial: Any) -> Place:
+def begin(job: Job, initial: Callable[[], Learner] | None) -> Place:
     """The newest good checkpoint, or the start."""
     with jax.set_mesh(job.program.mesh):
         found = job.checkpoints.latest()
@@ -160,8 +169,9 @@ def begin(job: Job, initial: Any) -> Place:
     settings = job.program.settings
     state = state._replace(banks=filled(settings, job.data, job.program.mesh))
     if initial is not None:
-        head = state.learner.head if initial.head is None else initial.head
-        state = state._replace(learner=Learner(initial.model, head))
+        model, head = initial()
+        head = state.learner.head if head is None else head
+        state = state._replace(learner=Learner(model, head))
     return Place(state, 0, "")
 
 
@@ -172,7 +182,7 @@ def refuse_halted(metrics: Metrics | None, step: int) -> None:
         raise Halted(step, *map(float, values))
 
 
-def back(job: Job, place: Place, halted: Halted, initial: Any) -> Place:
+def back(job: Job, place: Place, halted: Halted, initial: Callable[[], Learner] | None) -> Place:
     """The checkpoint before what is not finite, with the data after it; else NonFiniteError.
 
     Such a run is not comparable with others, which its event tells the board.

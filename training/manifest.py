@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from errors import CheckpointError
+from errors import CheckpointError, DiskError
 from training.files import decode, encode, read_json, write_json
 
 FORMAT = 1
@@ -47,19 +47,23 @@ def look(folder: Path, *, hashes: bool) -> Found:
         return Found(folder, None)
     try:
         content = read_json(folder / NAME)
-    except CheckpointError as error:
+    except (CheckpointError, DiskError) as error:
         return Found(folder, None, str(error))
     if content is None:
         return Found(folder, None, f"no {NAME}" if (folder / "state").is_dir() else "")
+    digest = content.pop("sha256", None)
+    try:
+        whole = digest == _digest(content)
+    except RecursionError:
+        whole = False
+    if not whole:
+        return Found(folder, None, f"{NAME} is damaged")
     version = content.get("format")
     if isinstance(version, int) and version > FORMAT:
         raise CheckpointError(
             f"{folder} has checkpoint format {version}, written by {content.get('writer')}; this "
             f"reads up to {FORMAT}: use the version that wrote it"
         )
-    digest = content.pop("sha256", None)
-    if digest != _digest(content):
-        return Found(folder, None, f"{NAME} is damaged")
     if not all(isinstance(content.get(key), kind) for key, kind in FIELDS.items()):
         return Found(folder, None, f"{NAME} is incomplete")
     return Found(folder, content, _damage(folder, content["files"], hashes))

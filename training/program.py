@@ -32,9 +32,27 @@ class Program(NamedTuple):
     step: Any  # jitted: (state, batch) -> (state, metrics); the state is donated
 
     def compiled(self) -> Any:
-        """The step, compiled once for these shapes: another shape is an error, not a recompile."""
+        """The step, compiled once for these shapes: another shape is an error, not a recompile.
+
+        Under debug.nans a step whose loss is none is computed again on one device, operation by
+        operation, and the first that makes a NaN is a FloatingPointError.
+        """
         with jax.set_mesh(self.mesh):
-            return self.step.lower(self.state, self.batch).compile()
+            step = self.step.lower(self.state, self.batch).compile()
+        if not self.settings.debug.nans:
+            return step
+
+        def watched(state: State, batch: Any) -> Any:
+            found = step(state, batch)
+            if not np.isfinite(jax.device_get(found[1]["loss"].sum)):
+                one = meshes.build(meshes.MeshConfig(), jax.local_devices()[:1])
+                with jax.transfer_guard("allow"), jax.set_mesh(one):
+                    here = jax.device_put(jax.device_get((state, batch)), meshes.everywhere(one))
+                    with jax.disable_jit(), jax.debug_nans(True):
+                        self.step.__wrapped__(*here)
+            return found
+
+        return watched
 
 
 def program(settings: Settings, mesh: Mesh) -> Program:
@@ -64,7 +82,10 @@ def program(settings: Settings, mesh: Mesh) -> Program:
         _laid_out(shapes, place),
         batch_shapes(settings, mesh),
         functools.partial(jax.jit(init, out_shardings=place), seed),
-        jax.jit(step, donate_argnums=0, out_shardings=(place, alone)),
+        # Under debug.nans the state before a step may be needed again.
+        jax.jit(
+            step, donate_argnums=() if settings.debug.nans else 0, out_shardings=(place, alone)
+        ),
     )
 
 

@@ -20,16 +20,15 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from errors import CheckpointError, ConfigError, DataError, IsoflopError, Preempted
-from training.environment import FORMAT, redacted, without_credentials
+from errors import CheckpointError, IsoflopError, Preempted
+from training.environment import redacted, without_credentials
 from training.files import Rows, disk, inside, number, plain, read_json, read_rows, slug, write_json
 from training.lock import Lock
-from training.tree import differences
+from training.sameness import began, brief, check_same, differing, listed
 
 Report = Callable[[str, Mapping[str, Any]], None]  # (kind, details), as RunFolder.event
 LOGGER = logging.getLogger("isoflop")
@@ -70,7 +69,16 @@ class RunFolder:
         return inside(self.path, *parts)
 
     def status(self) -> dict[str, Any]:
-        return read_json(self.file("status.json")) or {}
+        """What status.json says; a damaged one says nothing: the run goes on and writes another."""
+        try:
+            return read_json(self.file("status.json")) or {}
+        except CheckpointError:
+            return {}
+
+    def last_attempt(self) -> int:
+        """The number of the newest attempt, 0 before the first."""
+        found = [self.status().get("attempt"), *(e.get("attempt") for e in self.events())]
+        return max((n for n in found if isinstance(n, int)), default=0)
 
     def events(self) -> list[dict[str, Any]]:
         return read_rows(self.file("events.jsonl"))
@@ -100,7 +108,7 @@ class RunFolder:
         """Append to events.jsonl, durably, and tell the log; `details["message"]` is for people."""
         details = redacted(plain(details))
         level = logging.INFO if kind in CALM else logging.WARNING
-        LOGGER.log(level, "%s", details.get("message") or f"{kind} {_brief(details)}".strip())
+        LOGGER.log(level, "%s", details.get("message") or f"{kind} {brief(details)}".strip())
         if self._closed or not self.leads:
             return
         self._events = self._events or Rows(self.file("events.jsonl"))
@@ -204,17 +212,17 @@ class RunFolder:
     def _tell_changes(self) -> None:
         old, new = self.old or {}, self.record
         for key in ("mesh", "devices"):
-            if changes := _changes(old, new, key):
-                message = f"{key} changed: {_listed(changes)}"
+            if changes := differing(old, new, key):
+                message = f"{key} changed: {listed(changes)}"
                 self.event("elastic", {"message": message, "changes": changes})
         for key in SURROUNDINGS:
-            if changes := _changes(old, new, key):
-                message = f"{key} changed since the run began or went on: {_listed(changes)}"
+            if changes := differing(old, new, key):
+                message = f"{key} changed since the run began or went on: {listed(changes)}"
                 self.event("environment", {"message": message, "changes": changes})
-        if changes := _changes(old, new, "settings"):
-            self.event("settings", {"message": f"settings: {_listed(changes)}", "changes": changes})
-        if changes := _changes(old, new, "fingerprints"):
-            message = f"the data is another: {_listed(changes)}"
+        if changes := differing(old, new, "settings"):
+            self.event("settings", {"message": f"settings: {listed(changes)}", "changes": changes})
+        if changes := differing(old, new, "fingerprints"):
+            message = f"the data is another: {listed(changes)}"
             self.event("data", {"message": message, "changes": changes})
 
 
@@ -242,9 +250,10 @@ def open_run(
         folder.record = redacted(plain(record))
         folder.old = read_json(folder.file("run.json"))
         if folder.old is not None:
-            _check_same(folder.path, folder.old, folder.record, resumable, allow_changed)
+            check_same(folder.path, folder.old, folder.record, resumable, allow_changed)
             folder.record |= {key: folder.old[key] for key in ("run_id", "created")}
-        folder.attempt = 1 + folder.status().get("attempt", 0)
+            folder.record["flags"] = began(folder.path, folder.old, folder.record)
+        folder.attempt = 1 + folder.last_attempt()
         if folder.lock.took_over:
             message = f"took the lock over: it was {folder.lock.took_over}"
             folder.event("lock", {"message": message})
@@ -256,10 +265,11 @@ def open_run(
 
 def follow(path: str | os.PathLike, record: Mapping[str, Any], led: Mapping[str, Any]) -> RunFolder:
     """The run folder as processes other than 0 have it: they write nothing. `led` is what process 0
-    found: run_id, created, attempt."""
+    found: run_id, created, flags, attempt."""
     folder = RunFolder(path)
     folder.leads = False
-    folder.record = redacted(plain(record)) | {key: led[key] for key in ("run_id", "created")}
+    own = {key: value for key, value in led.items() if key != "attempt"}
+    folder.record = redacted(plain(record)) | own
     folder.attempt = led["attempt"]
     return folder
 
@@ -274,7 +284,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for row in read_rows(path):
         step = row.get("step")
         if not isinstance(step, int):
-            raise CheckpointError(f"{path} has a row without a step: {_brief(row)}")
+            raise CheckpointError(f"{path} has a row without a step: {brief(row)}")
         while series and series[-1]["step"] > step:
             series.pop()
         if row.get("resumed"):
@@ -288,57 +298,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         else:
             series.append(row)
     return series
-
-
-def _check_same(
-    path: Path,
-    old: Mapping[str, Any],
-    new: Mapping[str, Any],
-    resumable: Sequence[str],
-    allow_changed: bool,
-) -> None:
-    version = old.get("format")
-    if not isinstance(version, int) or version > FORMAT:
-        raise CheckpointError(
-            f"{path}/run.json has format {version}, this is isoflop with format {FORMAT}; use the "
-            "version that wrote it"
-        )
-    if not isinstance(old.get("run_id"), str) or not isinstance(old.get("settings"), Mapping):
-        raise CheckpointError(f"{path}/run.json is no record of a run; use another --workdir")
-    changes = {
-        key: change
-        for key, change in _changes(old, new, "settings").items()
-        if not any(fnmatchcase(key, pattern) for pattern in resumable)
-    }
-    if changes:
-        raise ConfigError(
-            f"{path} is a run with other settings: {_listed(changes)}; use them, or another "
-            "--workdir (--init_from takes the parameters along)"
-        )
-    changes = _changes(old, new, "fingerprints")
-    if changes and not allow_changed:
-        raise DataError(
-            f"{path} was trained on other data: {_listed(changes)}; restore it, use another "
-            "--workdir, or set --config.data.allow_changed=true"
-        )
-
-
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any], key: str) -> dict[str, list]:
-    """What `key` held and holds, by dotted name."""
-    pair = [{key: record[key]} if key in record else {} for record in (old, new)]
-    return {name.removeprefix(f"{key}."): [a, b] for name, a, b in differences(*pair)}
-
-
-def _listed(changes: Mapping[str, list], most: int = 5) -> str:
-    texts = [f"{key} {_short(a)} -> {_short(b)}" for key, (a, b) in list(changes.items())[:most]]
-    more = len(changes) - most
-    return ", ".join(texts) + (f" and {more} more" if more > 0 else "")
-
-
-def _short(value: Any) -> str:
-    text = "(none)" if value is None else str(value)
-    return text if len(text) <= 60 else f"{text[:28]}...{text[-28:]}"
-
-
-def _brief(details: Mapping[str, Any]) -> str:
-    return " ".join(f"{key}={_short(value)}" for key, value in details.items())

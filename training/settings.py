@@ -5,7 +5,7 @@ else. `defaults()` is what config files start from.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from ml_collections import ConfigDict
 
@@ -26,7 +26,7 @@ from objectives import (
     Rows,
     members,
 )
-from schema import Count, Natural, config, nearest
+from schema import Count, Natural, Range, config, nearest
 from training.checkpoint import CheckpointConfig
 from training.flags import editable
 from training.log import LogConfig
@@ -57,12 +57,12 @@ class EvalConfig:
 @config
 class DebugConfig:
     fault: str = ""  # rehearse a failure, as "kill@save:5" (training/faults.py)
-    nans: bool = False  # jax_debug_nans: stop at the operation that makes one
+    nans: bool = False  # name the operation that makes one, by computing its step again
 
 
 @config
 class Settings:
-    seed: Natural = 0
+    seed: Annotated[int, Range(low=0, high=2**63 - 1)] = 0
     model: ModelConfig = ModelConfig()
     objective: Literal["causal_lm", "masked_lm", "denoising", "contrastive", "mixture"] = (
         "causal_lm"
@@ -82,11 +82,11 @@ class Settings:
     debug: DebugConfig = DebugConfig()
 
     def check(self) -> None:
-        positions, T = self.model.positions, self.train.length
+        positions, T = self.model.positions, longest(self)
         if positions.learned and 0 < positions.length < T:
             raise ConfigError(
-                f"train.length {T} is longer than model.positions.length {positions.length}; "
-                f"set either to the other"
+                f"rows have {T} tokens (train.length {self.train.length}), which is more than "
+                f"model.positions.length {positions.length}; set either to the other"
             )
         if self.train.batch % self.train.accumulate:
             near = max(self.train.batch // self.train.accumulate, 1) * self.train.accumulate
@@ -162,6 +162,13 @@ def defaults() -> ConfigDict:
     return editable(Settings())
 
 
+def longest(settings: Settings) -> int:
+    """Tokens of the longest row that a stack sees, of sources and of what is made from them."""
+    model, length = settings.model, settings.train.length
+    rows = [member.objective.rows(model, length) for member in settings.members()]
+    return max(length, *(max(one.tokens, one.source) for one in rows))
+
+
 def resolved(settings: Settings, vocab: int) -> Settings:
     """With what the data decides: `vocab` ids, and a position for every token of a row."""
     model = settings.model
@@ -170,7 +177,7 @@ def resolved(settings: Settings, vocab: int) -> Settings:
             f"model.vocab {model.vocab} is below the tokenizer's {vocab}; set it to {vocab} or 0"
         )
     positions = model.positions
-    length = positions.length or (settings.train.length if positions.learned else 0)
+    length = positions.length or (longest(settings) if positions.learned else 0)
     positions = dataclasses.replace(positions, length=length)
     model = dataclasses.replace(model, vocab=model.vocab or vocab, positions=positions)
     return dataclasses.replace(settings, model=model)

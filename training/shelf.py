@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -103,27 +104,41 @@ class Shelf:
         """Mark the folder as this run's, and clear away what a kill left."""
         with disk(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            marker = read_json(self.root / MARKER)
             names = [entry.name for entry in self.root.iterdir() if not entry.is_symlink()]
-            if marker is None:
-                sealed = [n for n in steps(self.root) if self._sealed(n)]
-                if sealed or any(LEFT_OVER.fullmatch(n) or REPLACED.fullmatch(n) for n in names):
-                    raise CheckpointError(
-                        f"{self.root} has checkpoints but no {MARKER}: it is not known whose they "
-                        "are; use another --workdir, or --init_from for the parameters"
-                    )
-                write_json(self.root / MARKER, {"run_id": self._run_id})
-            elif marker.get("run_id") != self._run_id:
+            if reason := self._not_ours(names):
                 raise CheckpointError(
-                    f"{self.root} is of run {marker.get('run_id')}, not of this run "
-                    f"({self._run_id}); use another --workdir, or --init_from for the parameters"
+                    f"{self.root} {reason}; use another --workdir, or --init_from for the "
+                    "parameters"
                 )
+            write_json(self.root / MARKER, {"run_id": self._run_id})
             self._clear()
             for match in filter(None, map(REPLACED.fullmatch, names)):
                 if self._sealed(int(match[1])):
                     remove_tree(self.root / match[0], self.root)
                 else:
                     os.rename(self.root / match[0], self.root / match[1])
+
+    def _not_ours(self, names: Sequence[str]) -> str:
+        """Why this run may not use the folder, in which `names` are; "" if it may.
+
+        A run that ended before it wrote anything leaves a marker with nothing behind it.
+        """
+        sealed = [n for n in steps(self.root) if self._sealed(n)]
+        kept = bool(sealed) or any(map(REPLACED.fullmatch, names))
+        try:
+            marker = read_json(self.root / MARKER)
+        except CheckpointError:
+            found = (manifest.look(self.root / str(n), hashes=False).content for n in sealed)
+            owners = {content["run_id"] for content in found if content}
+            return "" if owners <= {self._run_id} else f"is of run {', '.join(sorted(owners))}"
+        if marker is None:
+            kept = kept or any(map(LEFT_OVER.fullmatch, names))
+            reason = f"has checkpoints but no {MARKER}: it is not known whose they are"
+            return reason if kept else ""
+        owner = marker.get("run_id")
+        if owner == self._run_id or not kept:
+            return ""
+        return f"is of run {owner}, not of this run ({self._run_id})"
 
     def _clear(self) -> None:
         """Delete left-over folders; one that is still written to is left to the next time."""

@@ -67,16 +67,15 @@ def admit(guard: Guard, loss: Array, norm: Array, cfg: OptimizerConfig) -> tuple
     """Whether a step's update may be applied, and the guard after it.
 
     A loss or gradient that is not finite never is, nor is a spike. Under "abort" the first one that
-    is not finite halts the run, under "skip" more than `max_skips` in a row, under "rollback" any
-    of both; a halted run changes nothing until the loop ends it or goes back.
+    is not finite halts the run, under "rollback" any of both; so do, however they are met, more
+    than `max_skips` in a row. A halted run changes nothing until the loop ends it or goes back.
     """
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     spike = _is_spike(guard, loss, cfg)
     taken = finite & ~spike & ~guard.halted
     streak = jnp.where(taken, 0, guard.streak + 1)
-    limit = cfg.max_skips if cfg.on_nonfinite == "skip" else 0
-    refused = ~taken if cfg.on_nonfinite == "rollback" else ~finite
-    halted = guard.halted | (refused & (streak > limit))
+    strict = {"abort": ~finite, "rollback": ~taken, "skip": jnp.zeros((), bool)}
+    halted = guard.halted | strict[cfg.on_nonfinite] | (streak > cfg.max_skips)
     place = guard.seen % guard.losses.shape[0]
     losses = jnp.where(taken, guard.losses.at[place].set(loss), guard.losses)
     seen, skipped = guard.seen + taken, guard.skipped + ~taken

@@ -5,7 +5,6 @@ Python cannot interrupt what waits in C: the process writes what every thread is
 
 import contextlib
 import faulthandler
-import os
 import statistics
 import sys
 import threading
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from errors import HangError
+from training import distributed
 from training.run import RunFolder
 
 SLOWER = 10  # times the median of the last steps
@@ -73,4 +73,4 @@ class Watchdog:
             faulthandler.dump_traceback(sys.stderr, all_threads=True)
             self._run.cut_off(error)
         print(f"HangError: {error}", file=sys.stderr, flush=True)
-        os._exit(error.code)
+        distributed.leave(error.code)
