@@ -207,7 +207,7 @@ class Attention(nnx.Module):
         """Projections and core; `reference` executes the whole T x T."""
         H, G, K = cfg.shape(D)
         params, core = _params(D, cfg), 4.0 * H * K * place.keys(cfg.window)
-        whole = 4.0 * H * K * place.length
+        executed = 4.0 * H * K * place.length if cfg.implementation == "reference" else core
         projections = 4.0 * D * (H + G) * K
         slots = min(place.length, cfg.window or place.length)
         return Bill(
@@ -215,7 +215,7 @@ class Attention(nnx.Module):
             active=params,
             work={
                 "projections": Work(projections, projections),
-                "core": Work(core, whole if cfg.implementation == "reference" else core),
+                "core": Work(core, executed, batched=True),
             },
             state_bytes=2 * G * K * slots * place.itemsize,
         )
@@ -232,7 +232,7 @@ class Attention(nnx.Module):
             active=params,
             work={
                 "projections": Work(queries + keys, queries + keys),
-                "core": Work(core, core),
+                "core": Work(core, core, batched=True),
             },
             state_bytes=2 * G * K * place.source * place.itemsize,
         )

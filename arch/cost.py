@@ -20,7 +20,8 @@ from arch.pooler import Pooler
 from arch.positions import RelativePositions
 from arch.sequence import View
 
-OUTSIDE = ("embedding", "head")  # terms that body totals leave out
+OBJECTIVE = "objective"  # what its own weights cost (`joined`)
+OUTSIDE = ("embedding", "head", OBJECTIVE)  # terms that body totals leave out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Cost:
     executed_flops: float
     terms: dict[str, Work]
     parts: dict[str, int]  # parameters by part
+    recomputed_flops: float  # executed ones that the backward pass runs again (`model.remat`)
     state_bytes: int  # that decoding keeps for one row of `length` tokens
 
     @property
@@ -47,8 +49,9 @@ class Cost:
 
     @property
     def body_flops(self) -> float:
-        """Model FLOPs without the head."""
-        return self.model_flops - self.head_flops
+        """Model FLOPs without the head and the objective's own."""
+        own = sum(work.model for name, work in self.terms.items() if _part(name) == OBJECTIVE)
+        return self.model_flops - self.head_flops - own
 
     @property
     def head_flops(self) -> float:
@@ -98,22 +101,43 @@ def cost(
         executed_flops=sum(work.executed for work in terms.values()),
         terms=terms,
         parts=parts,
+        recomputed_flops=_recomputed(config, terms),
         state_bytes=sum(bill.state_bytes for _, bill in bills),
     )
 
 
+def joined(cost: Cost, own: Bill) -> Cost:
+    """`cost` with what an objective's own weights add to a token of its rows."""
+    terms = {f"{OBJECTIVE}.{name}": work for name, work in own.work.items()}
+    return dataclasses.replace(
+        cost,
+        params=cost.params + own.params,
+        active_params=cost.active_params + own.active,
+        model_flops=cost.model_flops + sum(work.model for work in terms.values()),
+        executed_flops=cost.executed_flops + sum(work.executed for work in terms.values()),
+        terms=cost.terms | terms,
+        parts=cost.parts | ({OBJECTIVE: own.params} if own.params else {}),
+    )
+
+
 def mean(bills: Sequence[Cost], shares: Sequence[float]) -> Cost:
-    """The cost of a token that is of each bill by its share; one model's parameters are one."""
+    """The cost of a token that is of each bill by its share; one model's parameters are one, and
+    those of objectives add up."""
     pairs = list(zip(bills, shares, strict=True))
 
     def term(name: str) -> Work:
-        found = [(bill.terms[name], share) for bill, share in pairs if name in bill.terms]
-        model = sum(share * work.model for work, share in found)
-        executed = sum(share * work.executed for work, share in found)
-        return Work(model, executed, found[0][0].elementwise)
+        found = [bill.terms[name].times(share) for bill, share in pairs if name in bill.terms]
+        model, executed = (sum(vars(one)[key] for one in found) for key in ("model", "executed"))
+        return dataclasses.replace(found[0], model=model, executed=executed)
 
+    own = sum(bill.parts.get(OBJECTIVE, 0) for bill in bills)
+    more = own - bills[0].parts.get(OBJECTIVE, 0)
     return dataclasses.replace(
         bills[0],
+        params=bills[0].params + more,
+        active_params=bills[0].active_params + more,
+        parts=bills[0].parts | ({OBJECTIVE: own} if own else {}),
+        recomputed_flops=sum(share * bill.recomputed_flops for bill, share in pairs),
         model_flops=sum(share * bill.model_flops for bill, share in pairs),
         executed_flops=sum(share * bill.executed_flops for bill, share in pairs),
         terms={name: term(name) for bill in bills for name in bill.terms},
@@ -143,10 +167,7 @@ def _encoder(
     found = []
     place = Place(source, "both", 0, itemsize)
     for name, bill in _layers(config, config.encoder_plan(), place, False):
-        work = {
-            term: Work(share * one.model, share * one.executed, one.elementwise)
-            for term, one in bill.work.items()
-        }
+        work = {term: one.times(share) for term, one in bill.work.items()}
         found.append((f"encoder.{name}", Bill(bill.params, bill.active, work)))
     return found
 
@@ -166,5 +187,19 @@ def _added(bills: list[tuple[str, Bill]]) -> dict[str, Work]:
         for term, work in bill.work.items():
             old = terms.get(f"{name}.{term}", Work(0.0, 0.0))
             total = old.model + work.model, old.executed + work.executed
-            terms[f"{name}.{term}"] = Work(*total, work.elementwise)
+            terms[f"{name}.{term}"] = dataclasses.replace(work, model=total[0], executed=total[1])
     return terms
+
+
+def _recomputed(config: ModelConfig, terms: dict[str, Work]) -> float:
+    """Of the blocks: all of it, or what is no product with a weight. A compiler may leave out the
+    last product of a block, for which nothing asks again; here it counts."""
+    if config.remat == "none":
+        return 0.0
+    blocks = [work for name, work in terms.items() if _part(name) not in OUTSIDE]
+    again = [w for w in blocks if config.remat == "full" or w.elementwise or w.batched]
+    return sum(work.executed for work in again)
+
+
+def _part(name: str) -> str:
+    return name.partition(".")[0]

@@ -77,10 +77,7 @@ class BothWays(nnx.Module):
         active = bill.active * (2 if both and cfg.weights == "separate" else 1) + gate * both
         if not both:
             return dataclasses.replace(bill, params=params, active=active)
-        work = {
-            name: Work(2 * one.model, 2 * one.executed, one.elementwise)
-            for name, one in bill.work.items()
-        }
+        work = {name: one.times(2) for name, one in bill.work.items()}
         if gated:
             work["gate"] = Work(2.0 * gate, 2.0 * gate)
         return Bill(params, active, work, bill.state_bytes)

@@ -141,9 +141,11 @@ class GatedDeltaNet(nnx.Module):
             work["core"] = Work(core, core, elementwise=True)
         else:
             Q = min(cfg.chunk, max(place.length, 1))
-            work["core"] = Work(core, H * (6.0 * K * V + 4.0 * Q * K + 2.0 * Q * V))
+            chunked = H * (6.0 * K * V + 4.0 * Q * K + 2.0 * Q * V)
+            work["core"] = Work(core, chunked, batched=True)
             doublings = max(math.ceil(math.log2(Q)) - 1, 0)  # of the inverse's blocks
-            work["solve"] = Work(0.0, H * (2.0 * Q * (K + V) + 4.0 * Q**2 * doublings))
+            solve = H * (2.0 * Q * (K + V) + 4.0 * Q**2 * doublings)
+            work["solve"] = Work(0.0, solve, batched=True)
         state = 4 * H * K * V + place.itemsize * (taps - 1) * wide
         return Bill(params, params, work, state)
 

@@ -12,11 +12,16 @@ from arch.sequence import View
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """FLOPs per token of one term; `elementwise` ones are no matrix products and cost otherwise."""
+    """FLOPs per token of one term; `elementwise` ones are no matrix products and cost otherwise.
+    `batched` ones are no plain products with a weight: `model.remat=dots` computes them again."""
 
     model: float
     executed: float
     elementwise: bool = False
+    batched: bool = False
+
+    def times(self, share: float) -> "Work":
+        return dataclasses.replace(self, model=share * self.model, executed=share * self.executed)
 
 
 @dataclasses.dataclass(frozen=True)

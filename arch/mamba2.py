@@ -152,11 +152,11 @@ class Mamba2(nnx.Module):
         work = {
             "in": Work(2.0 * into, 2.0 * into),
             "conv": Work(2.0 * K * taps, 2.0 * K * taps, elementwise=True),
-            "cb": Work(FROZEN * N * G, runs * 2.0 * Q * N * G),
-            "yx": Work(FROZEN * C, runs * 2.0 * Q * C),
-            "states": Work(2.0 * N * C, runs * 2.0 * N * C),
+            "cb": Work(FROZEN * N * G, runs * 2.0 * Q * N * G, batched=True),
+            "yx": Work(FROZEN * C, runs * 2.0 * Q * C, batched=True),
+            "states": Work(2.0 * N * C, runs * 2.0 * N * C, batched=True),
             "inter_chunk": Work(2.0 * N * C / FROZEN, runs * 2.0 * N * C / Q, elementwise=True),
-            "off_diagonal": Work(2.0 * N * C, runs * 2.0 * N * C),
+            "off_diagonal": Work(2.0 * N * C, runs * 2.0 * N * C, batched=True),
             "out": Work(2.0 * C * D, 2.0 * C * D),
         }
         if not runs:

@@ -251,7 +251,7 @@ class MoE(nnx.Module):
         else:
             runs = float(k)
         router = 2.0 * D * E
-        work = {"router": Work(router, router), "routed": Work(k * once, runs * once)}
+        work = {"router": Work(router, router), "routed": Work(k * once, runs * once, batched=True)}
         always = D * E + (E if cfg.bias_rate else 0) + E * cfg.router_bias
         if cfg.shared:
             shared = Mlp.cost(D, cfg.common(D), place)

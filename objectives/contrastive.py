@@ -96,6 +96,12 @@ class Contrastive:
             texts=2 + self.negatives,
             added=mined,
             logits=False,
+            own=ContrastiveHead.cost(
+                *(model.width, self.width or model.width, length),
+                pooling=self.pooling,
+                projection=self.projection,
+                learned=self.learned,
+            ),
             remedy=way,
         )
 

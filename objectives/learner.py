@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from arch import Model
+from arch.ledger import Bill
 from arch.sequence import View
 from arch.terms import Amount, Aux
 
@@ -38,6 +39,7 @@ class Rows(NamedTuple):
     added: int = 0  # texts that a bank adds to these
     in_place: bool = False  # tokens stand or are predicted where they are, so text may be weighed
     logits: bool = True  # whether the model's head is asked for any
+    own: Bill | None = None  # what the objective's own weights cost, of a token
     remedy: str = ""  # what else to do where a model cannot take the view
 
     def positions(self, length: int) -> int:

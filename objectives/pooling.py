@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from arch.ledger import Bill, Work
 from arch.sharding import P, matrix, vector, weight
 
 Pooling = Literal["mean", "last", "first", "attention"]
@@ -36,6 +37,20 @@ class ContrastiveHead(nnx.Module):
             matrix(keys[1], (D, inner), P("data", "model")) if projection != "none" else None
         )
         self.w_out = matrix(keys[2], (D, E), P("model", "data")) if projection == "mlp" else None
+
+    @staticmethod
+    def cost(
+        D: int, E: int, length: int, *, pooling: Pooling, projection: Projection, learned: bool
+    ) -> Bill:
+        """Of a token; a text of `length` of them is projected once."""
+        weights = {"none": 0, "linear": D * E, "mlp": D * D + D * E}[projection]
+        scores = D if pooling == "attention" else 0
+        work = {
+            "scores": Work(2.0 * scores, 2.0 * scores),
+            "projection": Work(2.0 * weights / length, 2.0 * weights / length),
+        }
+        params = weights + scores + learned
+        return Bill(params, params, {name: one for name, one in work.items() if one.model})
 
 
 def pool(

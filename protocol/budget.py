@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from errors import ConfigError
 from protocol.sizing import Measure, Shape, sized
 from schema import nearest
-from training.report import positions, priced
+from training.report import executed, positions, priced
 from training.settings import Settings
 from training.tree import differences
 
@@ -68,7 +68,7 @@ def measured(settings: Settings, seconds: float = 0.0) -> Measures:
         state_bytes=bill.state_bytes,
         body_params=bill.body_params,
         body_flops=3 * bill.body_flops * scored,
-        executed_flops=3 * bill.executed_flops * scored,
+        executed_flops=executed(settings) * scored,
         head_share=bill.head_flops / bill.model_flops,
     )
 

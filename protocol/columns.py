@@ -51,7 +51,9 @@ COLUMNS: Mapping[str, Column] = {
         scientific,
     ),
     "executed_flops": Column(
-        "executed", "FLOPs that really run: with padding, whole score matrices and all.", scientific
+        "executed",
+        "FLOPs that really run: with padding, whole score matrices, what is computed again.",
+        scientific,
     ),
     "head_share": Column("head", "Share of the model FLOPs that the output head takes.", share),
     "tokens": Column("tokens", "Tokens that were trained on, repetitions included.", human),
@@ -61,7 +63,7 @@ COLUMNS: Mapping[str, Column] = {
         "time", "Median step, waiting for data included, times steps; no compilation.", duration
     ),
     "tokens_per_second": Column("tok/s", "Training speed, median.", human),
-    "mfu": Column("MFU", "Executed FLOPs per second over the device's peak.", share),
+    "mfu": Column("MFU", "FLOPs per second, none counted again, over the device's peak.", share),
     "peak_memory": Column("memory", "Most bytes that a device held while training.", size),
     "prefill_tokens_per_second": Column("prefill", "Tokens read per second at inference.", human),
     "decode_ms_per_token": Column(

@@ -55,14 +55,14 @@ def amounts(
     last = {name: _last(series, name) for name in LAST}
     head = cost.section("terms").section("head.logits").amount("model")
     token, step = cost.amount("training_flops"), _median(series, "step_seconds")
-    executed, forward = cost.amount("executed_flops"), cost.amount("model_flops")
+    forward, executed = cost.amount("model_flops"), cost.amount("executed_training_flops")
+    if executed is None and (once := cost.amount("executed_flops")) is not None:
+        executed = 3 * once  # of runs that recorded but the forward pass
     found = {name: cost.amount(name) for name in ("params", "active_params", "state_bytes")}
     found |= {LAST[name]: value for name, value in last.items()}
     found |= {
         "training_flops": None if token is None or positions is None else token * positions,
-        "executed_flops": None
-        if executed is None or positions is None
-        else 3 * executed * positions,
+        "executed_flops": None if executed is None or positions is None else executed * positions,
         "head_share": head / forward if head is not None and forward else None,
         "seconds": None if step is None else step * (train.amount("steps") or 0),
         "tokens_per_second": _median(series, "tokens_per_second"),

@@ -26,9 +26,7 @@ class Meter:
     def __init__(self, program: Program, bill: Cost, batches: Batches | Joined, store: Store):
         train = program.settings.train
         self._batches = batches
-        # Cached representations (training/gradients.py) are computed twice.
-        again = train.accumulate > 1 and not program.objective.additive
-        self._flops = (4 if again else 3) * bill.executed_flops
+        self._flops = 3 * bill.executed_flops  # what is computed twice is no use of the device
         self._tokens = positions(program.settings) // max(train.steps, 1)  # of a step
         self._device = program.mesh.local_devices[0]
         peak = device.peak(self._device)

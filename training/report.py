@@ -2,15 +2,16 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 from rich.console import Console
 from rich.table import Table
 
 from arch import Cost, cost
-from arch.cost import mean
+from arch.cost import joined, mean
 from objectives import Rows
 from training import banks
 from training.console import printable
@@ -29,31 +30,57 @@ UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k
 def priced(settings: Settings) -> Cost:
     """The cost of the model of `settings` on the rows it trains on: of one position, which in a
     mixture is the mean over those of all its parts."""
-    read = _read(settings, max(settings.train.steps, 1))
-    bills, whole = [_bill(settings, rows) for rows, _ in read], sum(n for _, n in read)
-    return bills[0] if len(bills) == 1 else mean(bills, [n / whole for _, n in read])
+    found = [*_read(settings, max(settings.train.steps, 1))]
+    bills, whole = [read.bill for read in found], sum(read.positions for read in found)
+    return bills[0] if len(bills) == 1 else mean(bills, [read.positions / whole for read in found])
 
 
 def positions(settings: Settings) -> int:
     """Positions of the whole run that cost what `priced` says one costs; one that is read without
     a gradient, to mine negatives, counts as a third."""
-    return round(sum(n for _, n in _read(settings, settings.train.steps)))
+    return round(sum(read.positions for read in _read(settings, settings.train.steps)))
 
 
-def _read(settings: Settings, steps: int) -> list[tuple[Rows, float]]:
-    """The rows of each part of a mixture, and their positions in so many steps."""
-    train, found = settings.train, []
+def executed(settings: Settings) -> float:
+    """Executed FLOPs of training for each of `positions`, forward and backward as they run: with
+    what rematerialised blocks compute again, and the pass without a gradient that makes the
+    representations which accumulation caches (`training/gradients.py`)."""
+    total = whole = 0.0
+    for read in _read(settings, max(settings.train.steps, 1)):
+        passes = 3 + (settings.train.accumulate > 1 and not read.additive)
+        with_gradient = passes * read.bill.executed_flops + read.bill.recomputed_flops
+        total += read.learnt * with_gradient + read.looked * read.bill.executed_flops
+        whole += read.positions
+    return total / whole
+
+
+class _Read(NamedTuple):
+    """What a part of a mixture reads in so many steps."""
+
+    bill: Cost
+    additive: bool
+    learnt: float  # positions with a gradient
+    looked: float  # and without one, to mine negatives
+
+    @property
+    def positions(self) -> float:
+        return self.learnt + self.looked / 3
+
+
+def _read(settings: Settings, steps: int) -> Iterator[_Read]:
+    train = settings.train
     for member in settings.members():
         rows = member.objective.rows(settings.model, train.length)
-        places = steps * train.batch * rows.positions(train.length)
-        found.append((rows, places + banks.reads(settings, member, steps) / 3))
-    return found
+        learnt = steps * train.batch * rows.positions(train.length)
+        looked = banks.reads(settings, member, steps)
+        yield _Read(_bill(settings, rows), member.objective.additive, learnt, looked)
 
 
 def _bill(settings: Settings, rows: Rows) -> Cost:
     length = rows.tokens or settings.train.length
     share = (rows.targets or length) / length if rows.logits else 0.0
-    return cost(settings.model, length, view=rows.view, source=rows.source, logits=share)
+    found = cost(settings.model, length, view=rows.view, source=rows.source, logits=share)
+    return joined(found, rows.own) if rows.own else found
 
 
 def tables(program: Program, origins: dict[str, str], memory: dict[str, int]) -> list[Table]:
@@ -107,6 +134,7 @@ def summary(cost: Cost, settings: Settings) -> dict[str, Any]:
         "executed_flops": cost.executed_flops,
         "body_flops": cost.body_flops,
         "training_flops": cost.training_flops,
+        "executed_training_flops": executed(settings),
         "terms": {name: dataclasses.asdict(work) for name, work in cost.terms.items()},
         "state_bytes": cost.state_bytes,
     }
