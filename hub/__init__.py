@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from arch import Model, ModelConfig
 from data.tokenizers import Tokenizer
+from errors import ConfigError
 from hub import checkpoint, tensors
 from hub.fetch import local
 from hub.keys import FILE, read_config
@@ -57,10 +58,12 @@ def save(
     """Write a folder that Hugging Face's libraries read, of the first family that computes the same
     (or of `family`); ConfigError with the differences if there is none. `about` adds to config.json
     what the family does not say itself (`max_position_embeddings`, ids of specials); files have
-    about `limit` bytes.
+    about `limit` bytes. A folder that holds weights is refused.
     """
     found, keys = checkpoint.exported(config, family)
     folder = Path(path)
+    if held := sorted(p.name for pattern in tensors.WEIGHTS for p in folder.glob(pattern)):
+        raise ConfigError(f"{folder} holds weights already ({held[0]}); give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save_model(model, config, folder, found, dtype, limit)
     keys = dict(about or {}) | keys | {"torch_dtype": dtype}

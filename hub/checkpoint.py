@@ -66,6 +66,9 @@ def load_model(
         homes = dict(zip(leaves, jax.tree.leaves(meshes.layouts(mesh, abstract)), strict=True))
     bounds = bind(config, abstract, family.ties(config))
     files = _renamed(tensors.entries(folder), family, {n for b in bounds for n in b.theirs})
+    for name, of in family.twins(config):
+        if name in files and all(name not in b.theirs for b in bounds):
+            files.setdefault(of, files.pop(name))
     _check(folder, family, files, bounds, config, leaves)
     made: dict[str, Any] = {}
     for names, group in _by_leaves(bounds):
@@ -82,6 +85,7 @@ def save_model(
 ) -> None:
     """Write the tensors of `model` as `family` names them."""
     leaves, kind = named_leaves(model), DTYPES[dtype]
+    twins = family.twins(config)
 
     def each() -> Iterator[tuple[str, np.ndarray]]:
         for bound in bind(config, model, family.ties(config)):
@@ -90,7 +94,8 @@ def save_model(
             rows = zip(*parts, strict=True) if many else [parts]
             for name, own in zip(bound.theirs, rows, strict=True):
                 whole = bound.tie.form.theirs(joined(list(own), bound.tie))
-                yield name, np.ascontiguousarray(whole.astype(kind))
+                made = np.ascontiguousarray(whole.astype(kind))
+                yield from ((n, made) for n in (name, *(t for t, of in twins if of == name)))
 
     tensors.write(folder, each(), limit)
 
@@ -112,7 +117,7 @@ def exported(
             again = family.read(
                 Keys({"model_type": family.kind, **keys}, FILE, names, family.defaults)
             )
-            missed = differences(config, again)
+            missed = differences(config, again) + family.lacks(config)
             if views and family.task in VIEWS and VIEWS[family.task] not in views:
                 missed.append(f"the view {', '.join(views)}, not {VIEWS[family.task]}")
         except (LookupError, ConfigError, CheckpointError):

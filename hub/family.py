@@ -17,6 +17,8 @@ class Family:
     `defaults` are what a missing key means to the reference where that is not what null means.
     A file may leave out `prefix`, may hold tensors that match `ignored`, `copies` of others
     (name: of which), and names that `renames` (pattern, replacement) turn into those of the map.
+    `twins` are what version 5 of the reference has twice and version 4 once (name: of which):
+    both are written; read is the second, and the first where that is missing.
     """
 
     kind: str  # model_type
@@ -29,6 +31,9 @@ class Family:
     ignored: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
     copies: tuple[tuple[str, str], ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
+    twins: Callable[[ModelConfig], tuple[tuple[str, str], ...]] = lambda config: ()
+    # What the classes that read an export cannot do, though config.json has words for it.
+    lacks: Callable[[ModelConfig], list[str]] = lambda config: []
     # Of the first real token in a padded row: "column" is where it stands, "count" 0, and "ids"
     # counts the tokens that are not `pad_token_id`.
     positions: Literal["column", "count", "ids"] = "column"

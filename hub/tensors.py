@@ -33,6 +33,7 @@ DTYPES = {
 }
 HEADER_LIMIT = 100 << 20  # bytes, as of the format's own library
 SHARD = 5 << 30  # bytes of a file that is written
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 OTHERS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.npz")
 
 

@@ -25,7 +25,7 @@ def model(size: str) -> ModelConfig:
         gated=False,
         activation="relu",
         normalize=False,
-        capacity=1.25,
+        slots=64,  # expert_capacity of the released models
     )
     encoder = EncoderConfig(depth=base.encoder.depth, layers=LAYERS)
     return dataclasses.replace(base, layers=LAYERS, encoder=encoder, moe=moe)

@@ -82,6 +82,12 @@ def write_roberta(config: ModelConfig) -> dict[str, Any]:
     return write(config) | {"pad_token_id": config.positions.offset - 1}
 
 
+def lacks(config: ModelConfig) -> list[str]:
+    """Their classes always have both, at random where a file has none."""
+    found = [] if config.head.transform else ["head.transform False, not True"]
+    return found if config.embed.types else [*found, "embed.types 0, not 1 or more"]
+
+
 def encoder(base: str) -> tuple[Tie, ...]:
     """Everything but the heads, below `base`."""
     e, t = f"{base}.embeddings.", base + ".encoder.layer.{i}."
@@ -109,7 +115,7 @@ def ties_bert(config: ModelConfig) -> tuple[Tie, ...]:
         *linear("head.w_transform", f"{p}transform.dense"),
         *norm("head.norm", f"{p}transform.LayerNorm"),
         same("head.table", f"{p}decoder.weight"),
-        same("head.bias", f"{p}bias"),
+        same("head.bias", f"{p}bias" if config.head.tied else f"{p}decoder.bias"),
         *linear("pooler.w_class", "cls.seq_relationship"),
     )
 
@@ -120,8 +126,18 @@ def ties_roberta(config: ModelConfig) -> tuple[Tie, ...]:
         *linear("head.w_transform", "lm_head.dense"),
         *norm("head.norm", "lm_head.layer_norm"),
         same("head.table", "lm_head.decoder.weight"),
-        same("head.bias", "lm_head.bias"),
+        same("head.bias", "lm_head.bias" if config.head.tied else "lm_head.decoder.bias"),
     )
+
+
+def twins_bert(config: ModelConfig) -> tuple[tuple[str, str], ...]:
+    bias = "cls.predictions.bias", "cls.predictions.decoder.bias"
+    return () if config.head.tied or not config.head.bias else (bias,)
+
+
+def twins_roberta(config: ModelConfig) -> tuple[tuple[str, str], ...]:
+    bias = "lm_head.bias", "lm_head.decoder.bias"
+    return () if config.head.tied or not config.head.bias else (bias,)
 
 
 OLD = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
@@ -135,6 +151,8 @@ BERT = Family(
         ("cls.predictions.decoder.bias", "cls.predictions.bias"),
     ),
     renames=OLD,
+    twins=twins_bert,
+    lacks=lacks,
     task="masked",
     padding_sees=True,
 )
@@ -148,6 +166,8 @@ ROBERTA = Family(
         ("lm_head.decoder.bias", "lm_head.bias"),
     ),
     renames=OLD,
+    twins=twins_roberta,
+    lacks=lacks,
     positions="ids",
     task="masked",
     padding_sees=True,

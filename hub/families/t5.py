@@ -53,12 +53,15 @@ def frame(k: Keys, scaled: bool) -> ModelConfig:
 def read_t5(k: Keys) -> ModelConfig:
     tied = k.get("tie_word_embeddings", True)
     config = frame(k, k.get("scale_decoder_outputs", tied))
-    k.unused("dense_act_fn", "is_gated_act")  # say again what the next key says
     text = k.get("feed_forward_proj", "relu")
     gate, _, name = text.rpartition("-")
     name = "gelu_new" if text == "gated-gelu" else name
     if gate not in ("", "gated") or name not in ACTIVATIONS:
         raise k.refused("feed_forward_proj", f"known: gated- or not, {', '.join(ACTIVATIONS)}")
+    # The reference heeds these two before it heeds that one.
+    k.only("is_gated_act", bool(gate))
+    if k.activation("dense_act_fn", name) != ACTIVATIONS[name]:
+        raise k.refused("dense_act_fn", f"feed_forward_proj {text!r} implies {name!r}")
     mlp = dataclasses.replace(config.mlp, gated=bool(gate), activation=ACTIVATIONS[name])
     return dataclasses.replace(config, mlp=mlp)
 
@@ -84,7 +87,9 @@ def read_switch(k: Keys) -> ModelConfig:
     k.only("is_gated_act", False)
     k.unused("router_aux_loss_coef", "router_z_loss_coef", "router_jitter_noise")
     k.unused("add_router_probs")
-    act = k.activation("dense_act_fn", "relu")
+    act, slots = k.activation("dense_act_fn", "relu"), k["expert_capacity"]
+    if slots < 1:
+        raise k.refused("expert_capacity", "known: 1 or more; with 0 no token meets an expert")
     moe = MoeConfig(
         experts=k["num_experts"],
         top_k=1,
@@ -93,7 +98,7 @@ def read_switch(k: Keys) -> ModelConfig:
         activation=act,
         router_bias=k.get("router_bias", False),
         normalize=False,
-        slots=k["expert_capacity"],
+        slots=slots,
     )
     encoder = _sparse(k, "encoder", config.encoder.depth)
     return dataclasses.replace(
@@ -111,7 +116,7 @@ def write_switch(config: ModelConfig) -> dict[str, Any]:
         "d_ff": m.size(config.width),
         "dense_act_fn": activation_name(m.activation),
         "num_experts": m.experts,
-        "expert_capacity": m.slots,
+        **({"expert_capacity": m.slots} if m.slots else {}),  # without it, 64
         "router_bias": m.router_bias,
         "num_sparse_encoder_layers": _sparse_count(config.encoder_plan().entries()),
         "num_sparse_decoder_layers": _sparse_count(config.plan().entries()),
@@ -190,11 +195,28 @@ def ties_switch(config: ModelConfig) -> tuple[Tie, ...]:
 SHARED = tuple(
     (f"{stack}.embed_tokens.weight", "shared.weight") for stack in ("encoder", "decoder")
 )
+
+
+def twins_t5(config: ModelConfig) -> tuple[tuple[str, str], ...]:
+    return () if config.head.tied else SHARED
+
+
+def twins_switch(config: ModelConfig) -> tuple[tuple[str, str], ...]:
+    return () if config.head.scale != 1.0 else SHARED
+
+
+def lacks_switch(config: ModelConfig) -> list[str]:
+    """Its head is tied and scaled, or neither."""
+    alone = config.head.tied and config.head.scale == 1.0
+    return ["head.tied True without a head.scale, not False"] if alone else []
+
+
 UNUSED = (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",)
 T5 = Family(
     *("t5", "T5ForConditionalGeneration", read_t5, write_t5, ties_t5),
     ignored=UNUSED,
     copies=SHARED,
+    twins=twins_t5,
     task="seq2seq",
 )
 SWITCH = Family(
@@ -203,9 +225,11 @@ SWITCH = Family(
     read_switch,
     write_switch,
     ties_switch,
-    defaults={"num_decoder_layers": 12},
+    defaults={"num_decoder_layers": 12, "expert_capacity": 64},
     ignored=UNUSED,
     copies=SHARED,
+    twins=twins_switch,
+    lacks=lacks_switch,
     task="seq2seq",
     padding_sees=True,
 )

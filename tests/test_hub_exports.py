@@ -1,0 +1,134 @@
+"""What is exported says to Hugging Face's readers what it says here; what they lack is refused.
+
+Which tensors and keys transformers 5.23 reads was measured there, from random weights.
+"""
+
+import dataclasses
+import json
+
+import hub_goldens as goldens
+import numpy as np
+import pytest
+import tiny
+
+import hub
+from arch.embedding import EmbedConfig, HeadConfig
+from configs.families import switch
+from errors import ConfigError
+from hub import checkpoint, tensors
+from hub.families import FAMILIES
+
+
+def made(name, to, changes, extra=None):
+    """A golden's copy with other keys, and with other tensors beside its own."""
+    folder = goldens.copy(name, to, leave=("model.safetensors",))
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    tensors.write(folder, (goldens.arrays(name, "model") | (extra or {})).items())
+    return folder
+
+
+def again(folder, to):
+    """The tensors and keys of a folder that is read and written."""
+    model, config, _ = hub.load(folder)
+    hub.save(model, config, to)
+    return tensors.read_file(to / "model.safetensors"), checkpoint.read_config(to)
+
+
+def test_a_folder_that_holds_weights_is_refused(tmp_path):
+    """The index of an older checkpoint would win over a newer single file."""
+    config = tiny.config(depth=1)
+    hub.save(tiny.model(config), config, tmp_path / "x", limit=4000)
+    held = sorted(path.name for path in (tmp_path / "x").iterdir())
+    with pytest.raises(ConfigError, match=r"holds weights already \(model-00001-of-"):
+        hub.save(tiny.model(config), config, tmp_path / "x")
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == held
+
+
+def test_a_switch_without_slots_is_refused_both_ways(tmp_path):
+    """expert_capacity 0 drops every token there; without the key it is 64."""
+    name = "switch_transformers"
+    _, config = checkpoint.family_of(goldens.FOLDER / name)
+    free = dataclasses.replace(config, moe=dataclasses.replace(config.moe, slots=0, capacity=1.25))
+    with pytest.raises(ConfigError, match=r"moe\.slots 0, not 64"):
+        checkpoint.exported(free, name)
+    with pytest.raises(ConfigError, match="expert_capacity 0 is not implemented; known: 1 or more"):
+        hub.load(made(name, tmp_path / "x", {"expert_capacity": 0}))
+
+
+@pytest.mark.parametrize("size", ["base-8", "base-128"])
+def test_published_switches_are_exported_with_their_capacity(size):
+    family, keys = checkpoint.exported(switch.model(size))
+    assert (family.kind, keys["expert_capacity"]) == ("switch_transformers", 64)
+
+
+@pytest.mark.parametrize(("name", "base"), [("bert", "cls.predictions."), ("roberta", "lm_head.")])
+def test_an_untied_head_has_the_bias_that_version_5_reads(tmp_path, name, base):
+    """It reads decoder.bias and leaves bias as it is; version 4 has one array for both."""
+    held = goldens.arrays(name, "model")
+    rng, (V, D) = np.random.default_rng(0), held[f"{name}.embeddings.word_embeddings.weight"].shape
+    extra = {f"{base}decoder.weight": rng.normal(size=(V, D)).astype("f4")}
+    extra[f"{base}decoder.bias"] = rng.normal(size=V).astype("f4")
+    extra[f"{base}bias"] = np.zeros(V, "f4")
+    folder = made(name, tmp_path / "x", {"tie_word_embeddings": False}, extra)
+    model, config, _ = hub.load(folder)
+    assert not config.head.tied
+    np.testing.assert_array_equal(model.head.bias[...], extra[f"{base}decoder.bias"])
+    found, keys = again(folder, tmp_path / "y")
+    assert keys["tie_word_embeddings"] is False
+    for key in ("decoder.bias", "bias"):
+        np.testing.assert_array_equal(found[base + key], extra[f"{base}decoder.bias"])
+    old = held | {f"{base}decoder.weight": extra[f"{base}decoder.weight"]}
+    (folder / "model.safetensors").unlink()
+    tensors.write(folder, old.items())
+    model, _, _ = hub.load(folder)
+    np.testing.assert_array_equal(model.head.bias[...], held[f"{base}bias"])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("switch_transformers", {"tie_word_embeddings": False}), ("t5_v1_1", {})]
+)
+def test_an_untied_encoder_decoder_has_its_table_three_times(tmp_path, name, changes):
+    table = goldens.arrays(name, "model")["shared.weight"]
+    found, _ = again(
+        made(name, tmp_path / "x", changes, {"lm_head.weight": table[::-1].copy()}), tmp_path / "y"
+    )
+    for stack in ("encoder", "decoder"):
+        np.testing.assert_array_equal(found[f"{stack}.embed_tokens.weight"], table)
+    np.testing.assert_array_equal(found["lm_head.weight"], table[::-1])
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"head": HeadConfig()}, "head.transform False, not True"),
+        ({"embed": EmbedConfig(norm=True)}, "embed.types 0, not 1 or more"),
+    ],
+)
+def test_a_bert_without_what_its_class_has_is_refused(name, changes, words):
+    _, config = checkpoint.family_of(goldens.FOLDER / name)
+    with pytest.raises(ConfigError, match=words):
+        checkpoint.exported(dataclasses.replace(config, **changes), name)
+    assert checkpoint.exported(config, name)[0] is FAMILIES[name]
+
+
+def test_a_tied_head_without_a_scale_is_no_switch():
+    _, config = checkpoint.family_of(goldens.FOLDER / "switch_transformers")
+    with pytest.raises(ConfigError, match=r"head\.tied True without a head\.scale"):
+        checkpoint.exported(dataclasses.replace(config, head=HeadConfig()), "switch_transformers")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "word"),
+    [
+        ("t5_v1_0", {"is_gated_act": True}, "is_gated_act True"),
+        ("t5_v1_0", {"dense_act_fn": "gelu_new"}, "dense_act_fn 'gelu_new'"),
+        ("t5_v1_1", {"dense_act_fn": "gelu"}, "dense_act_fn 'gelu'"),
+        ("t5_v1_1", {"is_gated_act": False}, "is_gated_act False"),
+    ],
+)
+def test_a_t5_that_says_its_activation_twice_says_the_same(tmp_path, name, changes, word):
+    """The reference heeds these keys before it heeds feed_forward_proj."""
+    with pytest.raises(ConfigError, match=f"{word} is not implemented"):
+        hub.load(made(name, tmp_path / "x", changes))
