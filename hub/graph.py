@@ -13,10 +13,23 @@ from arch.mamba1 import Mamba1Config
 from arch.mlp import MlpConfig
 from arch.moe import MoeConfig
 from arch.pattern import Plan
+from arch.rope import RopeConfig
 
 # Fields that change training or speed only.
 ASIDE = {"dropout", "implementation", "chunk", "step", "jitter", "balance", "z", "capacity"}
 ASIDE |= {"min_capacity"}
+# Fields of rotary positions that only some ways to stretch them use, and which.
+STRETCHES = {
+    "factor": ("linear", "dynamic", "llama3", "yarn", "longrope"),
+    "original": ("dynamic", "llama3", "yarn", "longrope"),
+    "low": ("llama3",),
+    "high": ("llama3",),
+    "beta_fast": ("yarn",),
+    "beta_slow": ("yarn",),
+    "truncate": ("yarn",),
+    "short": ("longrope",),
+    "long": ("longrope",),
+}
 KINDS = {"local_attention": "attention"}  # entries of one class
 
 
@@ -91,7 +104,7 @@ def _spelt(part: Any, D: int) -> Any:
         if part.position != "rope":
             rope = blank.rope
         else:
-            rope = dataclasses.replace(rope, width=rope.width or K)
+            rope = _stretched(dataclasses.replace(rope, width=rope.width or K))
         eps = part.qk_norm_eps if part.qk_norm != "none" else blank.qk_norm_eps
         whole = dataclasses.replace(part, kv_heads=G, head_width=K, rope=rope, qk_norm_eps=eps)
         return dataclasses.replace(whole, scale=part.scale or K**-0.5)
@@ -104,3 +117,10 @@ def _spelt(part: Any, D: int) -> Any:
         eps = part.norm_eps if part.norms else Mamba1Config().norm_eps
         return dataclasses.replace(part, rank=part.sizes(D)[2], norm_eps=eps)
     return part
+
+
+def _stretched(rope: RopeConfig) -> RopeConfig:
+    """Without what its scaling does not use."""
+    plain = dataclasses.asdict(RopeConfig())
+    idle = {name: plain[name] for name, kinds in STRETCHES.items() if rope.scaling not in kinds}
+    return dataclasses.replace(rope, **idle)

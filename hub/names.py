@@ -34,22 +34,31 @@ class Bound(NamedTuple):
 
 
 def places(config: ModelConfig, model: Any) -> dict[str, Place]:
-    """Every parameter of `model` (arrays or shapes) by the name that a map uses."""
+    """Every parameter of `model` (arrays or shapes) by the name that a map uses.
+
+    What reads a row both ways has the weights of a published mixer if both ways share them; the
+    leaves that no such mixer has are below `both`.
+    """
     found: dict[str, Place] = {}
-    for name in named_leaves(model):
+    leaves = named_leaves(model)
+    wrapped = {name.partition(".mixer.")[0] for name in leaves if ".mixer.ahead." in name}
+    for name in leaves:
         match = re.fullmatch(r"(encoder|stack)\.(first|blocks|last)\.(\d+)\.(.*)", name)
         if match is None:
             found[name] = Place(name, -1)
             continue
         stack, group, slot, rest = match[1], match[2], int(match[3]), match[4]
+        if rest.startswith("mixer.") and name.partition(".mixer.")[0] in wrapped:
+            _, way, leaf = rest.partition("mixer.ahead.")
+            rest = f"mixer.{leaf}" if way else rest.replace("mixer.", "mixer.both.", 1)
         plan = config.plan() if stack == "stack" else config.encoder_plan()
         if group != "blocks":
             layer = slot if group == "first" else len(plan.entries()) - len(plan.last) + slot
-            found[_named(stack, plan, layer, rest)] = Place(name, -1)
+            _put(found, _named(stack, plan, layer, rest), Place(name, -1))
             continue
         for repeat in range(plan.repeats):
             layer = len(plan.first) + repeat * len(plan.layers) + slot
-            found[_named(stack, plan, layer, rest)] = Place(name, repeat)
+            _put(found, _named(stack, plan, layer, rest), Place(name, repeat))
     return found
 
 
@@ -89,13 +98,17 @@ def shape(bound: Bound, config: ModelConfig, leaves: dict[str, Any]) -> tuple[in
     return bound.tie.form.theirs(joined(parts, bound.tie)).shape
 
 
-def _named(stack: str, plan: Plan, layer: int, rest: str) -> str:
-    """`mixer` and `channel` by the names of the parts that they are.
+def _put(found: dict[str, Place], name: str, place: Place) -> None:
+    if name in found:
+        raise CheckpointError(
+            f"{found[name].leaf} and {place.leaf} are both {name}; rename one in its module"
+        )
+    found[name] = place
 
-    What reads a row both ways has the weights of a published mixer if both ways share them.
-    """
+
+def _named(stack: str, plan: Plan, layer: int, rest: str) -> str:
+    """`mixer` and `channel` by the names of the parts that they are."""
     e = plan.entries()[layer]
     part, dot, leaf = rest.partition(".")
-    leaf = leaf.removeprefix("ahead.") if part == "mixer" else leaf
     part = {"mixer": KINDS.get(e.mixer, e.mixer), "channel": e.channel}.get(part, part)
     return f"{stack}.{layer}.{part}{dot}{leaf}"

@@ -99,7 +99,7 @@ def written(cfg: RopeConfig, head: int, *, partial: float = 0.0) -> dict[str, An
         scaling |= {"attention_factor": cfg.magnitude}
     if cfg.scaling == "dynamic":
         keys["max_position_embeddings"] = cfg.original
-    elif cfg.original:
+    elif cfg.scaling != "linear":
         scaling["original_max_position_embeddings"] = cfg.original
     return keys | {"rope_scaling": scaling}
 

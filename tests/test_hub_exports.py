@@ -7,16 +7,20 @@ import dataclasses
 import json
 
 import hub_goldens as goldens
+import jax
 import numpy as np
 import pytest
 import tiny
 
 import hub
+from arch import Model
+from arch.directions import DirectionsConfig
 from arch.embedding import EmbedConfig, HeadConfig
-from configs.families import switch
-from errors import ConfigError
+from configs.families import switch, vicuna
+from errors import CheckpointError, ConfigError
 from hub import checkpoint, tensors
 from hub.families import FAMILIES
+from hub.names import Place, _put, bind, places
 
 
 def made(name, to, changes, extra=None):
@@ -132,3 +136,53 @@ def test_a_t5_that_says_its_activation_twice_says_the_same(tmp_path, name, chang
     """The reference heeds these keys before it heeds feed_forward_proj."""
     with pytest.raises(ConfigError, match=f"{word} is not implemented"):
         hub.load(made(name, tmp_path / "x", changes))
+
+
+@pytest.mark.parametrize("mixer", ["mamba1", "mamba2"])
+@pytest.mark.parametrize(("weights", "merge"), [("shared", "gate"), ("separate", "sum")])
+def test_what_joins_two_directions_is_no_part_of_the_mixer(mixer, weights, merge):
+    """The gate between both ways and that of Mamba have one name in their modules."""
+    config = tiny.config(mixer, "none", directions=DirectionsConfig(weights, merge))
+    shapes = jax.eval_shape(lambda: Model(config, key=jax.random.key(0)))
+    assert places(config, shapes)[f"stack.0.{mixer}.w_gate"].leaf.endswith("mixer.ahead.w_gate")
+    family = FAMILIES[mixer.removesuffix("1")]
+    with pytest.raises(CheckpointError, match=rf"no names for stack\.0\.{mixer}\.both\."):
+        bind(config, shapes, family.ties(config))
+    with pytest.raises(ConfigError, match="no family computes"):
+        checkpoint.exported(config)
+
+
+def test_two_leaves_of_one_name_are_refused():
+    found = {}
+    _put(found, "stack.0.mamba1.w_gate", Place("a", -1))
+    with pytest.raises(CheckpointError, match=r"a and b are both stack\.0\.mamba1\.w_gate"):
+        _put(found, "stack.0.mamba1.w_gate", Place("b", -1))
+
+
+def test_a_gemma2_without_windows_has_the_window_that_its_class_asks_for():
+    """With null it raises."""
+    _, config = checkpoint.family_of(goldens.FOLDER / "gemma2")
+    _, keys = checkpoint.exported(dataclasses.replace(config, layers=("attention+mlp",)), "gemma2")
+    assert set(keys["layer_types"]) == {"full_attention"}
+    assert keys["sliding_window"] == 4096
+
+
+def test_a_bamba_without_attention_uses_no_cache():
+    """Its cache asks an attention layer how long it is."""
+    _, config = checkpoint.family_of(goldens.FOLDER / "bamba")
+    assert "use_cache" not in checkpoint.exported(config, "bamba")[1]
+    alone = dataclasses.replace(config, layers=("mamba2+mlp",), first=())
+    assert checkpoint.exported(alone, "bamba")[1]["use_cache"] is False
+
+
+def test_rotary_fields_that_a_scaling_does_not_use_are_no_difference():
+    config = vicuna.model("7b-16k")
+    assert config.attention.rope.original == 0
+    rope = dataclasses.replace(config.attention.rope, original=4096, low=2.0)
+    attention = dataclasses.replace(config.attention, rope=rope)
+    _, keys = checkpoint.exported(dataclasses.replace(config, attention=attention), "llama")
+    assert keys["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+    rope = dataclasses.replace(rope, scaling="llama3", original=4096, factor=8.0, low=1.0)
+    attention = dataclasses.replace(attention, rope=rope)
+    _, keys = checkpoint.exported(dataclasses.replace(config, attention=attention), "llama")
+    assert keys["rope_scaling"]["original_max_position_embeddings"] == 4096

@@ -16,7 +16,7 @@ def model(size: str) -> ModelConfig:
     base = llama2.model(pick(SIZES, size))
     if not size.endswith("-16k"):
         return base
-    rope = RopeConfig(scaling="linear", factor=4.0, original=4096)
+    rope = RopeConfig(scaling="linear", factor=4.0)
     return dataclasses.replace(base, attention=dataclasses.replace(base.attention, rope=rope))
 
 

@@ -72,7 +72,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "attn_logit_softcapping": a.softcap or None,
         "final_logit_softcapping": config.head.cap or None,
         "layer_types": windows.written(parts),
-        "sliding_window": max(p.window for p in parts) or None,
+        "sliding_window": max(p.window for p in parts) or 4096,  # the reference's, if none has one
     }
 
 

@@ -100,6 +100,7 @@ def write_bamba(config: ModelConfig) -> dict[str, Any]:
         **(rotary.nested(turns) if "partial_rotary_factor" in turns else turns),
         **limit_words(m),
         "attn_layer_indices": attends,
+        **({} if attends else {"use_cache": False}),  # the reference's cache counts on attention
         "attention_bias": a.bias_qkv,
         "intermediate_size": mlp_.size(config.width),
         "hidden_act": activation_name(mlp_.activation),
