@@ -109,7 +109,8 @@ def train(
             read, fingerprint = parameters or of_run, data.tokenizer.fingerprint
             source = (flags or {}).get("init_from") or run.record["flags"].get("init_from")
             start = functools.partial(read, source, made, fingerprint) if source else None
-            scores = loop.train(job, during=during, after=after, initial=start)
+            with distributed.companions():  # so that the run records it by its name
+                scores = loop.train(job, during=during, after=after, initial=start)
     if distributed.first():
         report.tell(scores, run.path)
 
