@@ -1,7 +1,8 @@
 """What a stack knows of its tokens besides their vectors: place, document, and who may see whom.
 
 Token j is visible to token i iff they share a segment that is not 0, and (not `causal`, or j <= i,
-or `prefix[j]`). Segment 0 is padding; positions restart with every document.
+or `prefix[j]`). Segment 0 is padding; positions restart with every document. Rows that a state goes
+on from are padded on the left: what a recurrence or a window keeps is of the last columns.
 """
 
 import dataclasses
