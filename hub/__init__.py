@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from arch import Model, ModelConfig
 from data.tokenizers import Tokenizer
 from errors import ConfigError
-from hub import checkpoint, tensors
+from hub import checkpoint, tensors, vocabulary
 from hub.fetch import local
 from hub.keys import FILE, read_config
 from hub.outputs import outputs
@@ -60,17 +60,19 @@ def save(
     what the family does not say itself (`max_position_embeddings`, ids of specials); files have
     about `limit` bytes. A folder that holds weights is refused.
     """
-    found, keys = checkpoint.exported(config, family)
+    about = dict(about or {})
+    pad = about.get("pad_token_id", None if tokenizer is None else tokenizer.specials.pad)
+    found, keys = checkpoint.exported(config, family, pad=pad)
     folder = Path(path)
     if held := sorted(p.name for pattern in tensors.WEIGHTS for p in folder.glob(pattern)):
         raise ConfigError(f"{folder} holds weights already ({held[0]}); give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save_model(model, config, folder, found, dtype, limit)
-    keys = dict(about or {}) | keys | {"torch_dtype": dtype}
+    keys = found.usual(config) | about | keys | {"torch_dtype": dtype}
     keys |= {"architectures": [found.architecture], "model_type": found.kind}
     (folder / FILE).write_text(json.dumps(keys, indent=2, sort_keys=True) + "\n")
     if tokenizer is not None:
-        tokenizer.save(folder)
+        vocabulary.save(tokenizer, folder)
 
 
 def forward(

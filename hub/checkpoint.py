@@ -101,10 +101,11 @@ def save_model(
 
 
 def exported(
-    config: ModelConfig, name: str = "", views: Collection[str] = ()
+    config: ModelConfig, name: str = "", views: Collection[str] = (), pad: int | None = None
 ) -> tuple[Family, dict[str, Any]]:
     """The first family that computes what `config` does (or that of `name`), and its keys; with
-    `views`, one that reads a row in one of these ways.
+    `views`, one that reads a row in one of these ways; with `pad`, the id of the texts' padding
+    (-1: they have none), one that numbers positions so.
     """
     if name and name not in FAMILIES:
         raise ConfigError(f"family {name!r} is not known; {nearest(name, FAMILIES)}")
@@ -120,6 +121,9 @@ def exported(
             missed = differences(config, again) + family.lacks(config)
             if views and family.task in VIEWS and VIEWS[family.task] not in views:
                 missed.append(f"the view {', '.join(views)}, not {VIEWS[family.task]}")
+            if family.positions == "ids" and pad not in (None, keys["pad_token_id"]):
+                told = f"{keys['pad_token_id']}, one below model.positions.offset"
+                missed.append(f"the tokenizer's padding {pad}, which must be {told}")
         except (LookupError, ConfigError, CheckpointError):
             continue
         if not missed:

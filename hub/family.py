@@ -32,6 +32,9 @@ class Family:
     copies: tuple[tuple[str, str], ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
     twins: Callable[[ModelConfig], tuple[tuple[str, str], ...]] = lambda config: ()
+    usual: Callable[[ModelConfig], dict[str, Any]] = (
+        lambda config: {}
+    )  # keys, if a run has no other
     # What the classes that read an export cannot do, though config.json has words for it.
     lacks: Callable[[ModelConfig], list[str]] = lambda config: []
     # Of the first real token in a padded row: "column" is where it stands, "count" 0, and "ids"

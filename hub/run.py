@@ -86,20 +86,21 @@ def export(run: Path, to: Path, family: str = "", dtype: str = "float32") -> str
     settings = from_json(Settings, record["settings"])
     rows = [m.objective.rows(settings.model, settings.train.length) for m in settings.members()]
     views = sorted({row.view for row in rows})
-    found, _ = checkpoint.exported(settings.model, family, views)  # before anything is read
+    tokenizer = open_data(settings.data).tokenizer
+    pad = tokenizer.specials.pad
+    found, _ = checkpoint.exported(settings.model, family, views, pad)  # before parameters are read
     root = run / "checkpoints"
     step = restore.newest(root)
+    told = about(settings, tokenizer)
     learner = restore.restore_subset(root, step, _abstract(settings), "learner")
-    tokenizer = open_data(settings.data).tokenizer
     hub.save(
         *(learner.model, settings.model, to),
         family=found.kind,
         dtype=dtype,
-        about=about(settings, tokenizer),
+        about=told,
+        tokenizer=tokenizer if isinstance(tokenizer, JsonTokenizer) else None,
     )
-    if isinstance(tokenizer, JsonTokenizer):
-        tokenizer.save(to)
-    ids = {k: v for k, v in about(settings, tokenizer).items() if k.endswith("_token_id")}
+    ids = {k: v for k, v in told.items() if k.endswith("_token_id")}
     _write(to / "generation_config.json", ids)
     (to / "README.md").write_text(card.text(record, run, step, found.architecture))
     return found.kind
@@ -110,6 +111,8 @@ def about(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
     names = ("bos", "eos", "pad")
     ids = {f"{name}_token_id": getattr(tokenizer.specials, name) for name in names}
     found = {name: value for name, value in ids.items() if value >= 0}
+    if settings.model.encoder.depth and "bos_token_id" in found:
+        found["decoder_start_token_id"] = found["bos_token_id"]  # as targets begin in training
     turns = any(e.mixer.endswith("attention") for e in settings.model.plan().entries())
     if turns and not settings.model.positions.learned and not settings.model.encoder.depth:
         found["max_position_embeddings"] = settings.train.length

@@ -17,10 +17,13 @@ from arch import Model
 from arch.directions import DirectionsConfig
 from arch.embedding import EmbedConfig, HeadConfig
 from configs.families import switch, vicuna
+from data.tokenizers import ByteTokenizer, train_bpe
 from errors import CheckpointError, ConfigError
 from hub import checkpoint, tensors
+from hub import run as runs
 from hub.families import FAMILIES
 from hub.names import Place, _put, bind, places
+from training.settings import Settings
 
 
 def made(name, to, changes, extra=None):
@@ -186,3 +189,41 @@ def test_rotary_fields_that_a_scaling_does_not_use_are_no_difference():
     attention = dataclasses.replace(attention, rope=rope)
     _, keys = checkpoint.exported(dataclasses.replace(config, attention=attention), "llama")
     assert keys["rope_scaling"]["original_max_position_embeddings"] == 4096
+
+
+@pytest.mark.parametrize("pad", [256, 0, -1])
+def test_a_roberta_whose_texts_are_padded_otherwise_is_refused(tmp_path, pad):
+    """Its readers number the tokens that are not `pad_token_id`, one below the first position."""
+    _, config = checkpoint.family_of(goldens.FOLDER / "roberta")
+    with pytest.raises(ConfigError, match=f"padding {pad}, which must be 1, one below"):
+        checkpoint.exported(config, pad=pad)
+    assert checkpoint.exported(config, pad=1)[1]["pad_token_id"] == 1
+    model, _, _ = hub.load(goldens.FOLDER / "roberta")
+    with pytest.raises(ConfigError, match=f"padding {pad}, which"):
+        hub.save(model, config, tmp_path / "x", about={"pad_token_id": pad})
+    with pytest.raises(ConfigError, match="padding 256, which"):
+        hub.save(model, config, tmp_path / "x", tokenizer=ByteTokenizer())
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_decoder_starts_as_it_did_in_training(tmp_path):
+    """With the tokenizer's bos; without a tokenizer with 0, as published models."""
+    model, config, _ = hub.load(goldens.FOLDER / "t5_v1_0")
+    hub.save(model, config, tmp_path / "published")
+    assert checkpoint.read_config(tmp_path / "published")["decoder_start_token_id"] == 0
+    told = runs.about(Settings(model=config, objective="denoising"), ByteTokenizer())
+    hub.save(model, config, tmp_path / "trained", about=told)
+    assert checkpoint.read_config(tmp_path / "trained")["decoder_start_token_id"] == 257
+
+
+def test_an_exported_tokenizer_is_one_of_no_model(tmp_path):
+    """Else AutoTokenizer takes the class of the `model_type`, which adds specials of its own."""
+    config, ours = tiny.config(depth=1), train_bpe(["some words, and more words"] * 9, 300)
+    hub.save(tiny.model(config), config, tmp_path / "bpe", tokenizer=ours)
+    assert json.loads((tmp_path / "bpe" / "tokenizer_config.json").read_text()) == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        **{f"{name}_token": f"<|{name}|>" for name in ("pad", "bos", "eos", "sep", "cls", "mask")},
+    }
+    hub.save(tiny.model(config), config, tmp_path / "bytes", tokenizer=ByteTokenizer())
+    assert not (tmp_path / "bytes" / "tokenizer_config.json").exists()

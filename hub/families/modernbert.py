@@ -79,9 +79,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
     local = next((p for p in parts if p.window), config.local_attention)
     whole = next((p for p in parts if not p.window), config.attention)
     m = part(config, "mlp")
-    # The reference's own, 50283, must be a row of the table.
-    padding = {} if config.vocab > 50283 else {"pad_token_id": 0}
-    return padding | {
+    return {
         "hidden_size": config.width,
         "num_hidden_layers": config.depth,
         "vocab_size": config.vocab,
@@ -101,6 +99,11 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "global_rope_theta": whole.rope.theta,
         "local_rope_theta": local.rope.theta,
     }
+
+
+def usual(config: ModelConfig) -> dict[str, Any]:
+    """The reference's own, 50283, must be a row of the table."""
+    return {} if config.vocab > 50283 else {"pad_token_id": 0}
 
 
 def ties(config: ModelConfig) -> tuple[Tie, ...]:
@@ -127,6 +130,7 @@ MODERNBERT = Family(
     *("modernbert", "ModernBertForMaskedLM", read, write, ties),
     prefix="model.",
     copies=(("decoder.weight", "model.embeddings.tok_embeddings.weight"),),
+    usual=usual,
     task="masked",
     padding_sees=True,
 )

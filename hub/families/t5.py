@@ -141,7 +141,6 @@ def _words(config: ModelConfig) -> dict[str, Any]:
     H, _, K = part(config, "attention").shape(config.width)
     return {
         "is_encoder_decoder": True,
-        "decoder_start_token_id": 0,
         "d_model": config.width,
         "num_layers": config.encoder.depth,
         "num_decoder_layers": config.depth,
@@ -197,6 +196,10 @@ SHARED = tuple(
 )
 
 
+def usual(config: ModelConfig) -> dict[str, Any]:
+    return {"decoder_start_token_id": 0}  # their padding
+
+
 def twins_t5(config: ModelConfig) -> tuple[tuple[str, str], ...]:
     return () if config.head.tied else SHARED
 
@@ -217,6 +220,7 @@ T5 = Family(
     ignored=UNUSED,
     copies=SHARED,
     twins=twins_t5,
+    usual=usual,
     task="seq2seq",
 )
 SWITCH = Family(
@@ -230,6 +234,7 @@ SWITCH = Family(
     copies=SHARED,
     twins=twins_switch,
     lacks=lacks_switch,
+    usual=usual,
     task="seq2seq",
     padding_sees=True,
 )
