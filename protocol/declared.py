@@ -1,5 +1,6 @@
 """What a study declares before it runs: `study` in run.json, or in a result from elsewhere."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from protocol.untrusted import Fields
@@ -24,6 +25,7 @@ class Study(NamedTuple):
     declared: int = 0  # comparisons of the whole plan, other sizes and objectives included
     seeds: tuple[int, ...] = ()  # of the runs that will be reported
     varies: tuple[str, ...] = ()  # settings of the objective that it compares
+    curve: str = ""  # of several sizes at one budget, of which this is one; minima are compared
 
 
 def study_of(study: Fields) -> Study:
@@ -42,4 +44,13 @@ def study_of(study: Fields) -> Study:
         declared=min(study.count("declared") or 0, MOST_DECLARED),
         seeds=tuple(study.counts("seeds")),
         varies=tuple(study.texts("varies", 80)),
+        curve=study.text("curve", 80),
     )
+
+
+def counted(studies: Iterable[Study]) -> int:
+    """Comparisons that the plans of these declare, together."""
+    plans: dict[str, int] = {}
+    for study in studies:
+        plans[study.plan] = max(plans.get(study.plan, 0), study.declared)
+    return min(sum(plans.values()), MOST_DECLARED)

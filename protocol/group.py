@@ -11,7 +11,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from protocol.declared import MOST_DECLARED, Study
+from protocol import curves
+from protocol.curves import Curve
+from protocol.declared import Study, counted
 from protocol.records import Record
 from protocol.rows import FOUND, TOLERANCE, Row, names, pooled
 from protocol.verdict import Metric, Sample, Verdict, judged, ranks
@@ -42,6 +44,7 @@ class Group(NamedTuple):
     rows: tuple[Row, ...]
     verdicts: tuple[Verdict, ...]
     refusals: tuple[str, ...]
+    curves: tuple[Curve, ...] = ()  # of candidates whose rows are sizes of an isoFLOP study
 
     @property
     def explored(self) -> bool:
@@ -111,12 +114,19 @@ def _group(value: float | None, records: Sequence[Record], metric: Metric) -> Gr
     axis = records[0].study.axis
     candidates = list(_candidates(records, lambda record: None).values())
     rows = [pooled(name, runs) for name, runs in zip(names(candidates), candidates, strict=True)]
-    verdicts, places, refusals = _judged(rows, metric)
+    alone = [row for row in rows if not row.first.study.curve]
+    verdicts, places, refusals = _judged(alone, metric)
+    drawn = curves.drawn(rows, metric)
+    verdicts += curves.verdicts(drawn, metric)
+    refusals += [curve.refusal for curve in drawn if curve.refusal]
     rows = [dataclasses.replace(row, rank=places.get(row.name)) for row in rows]
-    refusals += [f"{row.name}: {problem}" for row in rows for problem in row.problems]
+    for row in rows:
+        problems = row.barred if row.first.study.curve else row.problems
+        refusals += [f"{row.name}: {problem}" for problem in problems]
     rows.sort(key=lambda row: (bool(row.problems), row.rank or 99, *order(row.sample, metric)))
     rows = [dataclasses.replace(row, same_data=_same_data(row, rows[0])) for row in rows]
-    return Group(axis or FOUND, bool(axis), value, tuple(rows), tuple(verdicts), tuple(refusals))
+    said = tuple(verdicts), tuple(refusals), tuple(drawn)
+    return Group(axis or FOUND, bool(axis), value, tuple(rows), *said)
 
 
 def _judged(
@@ -144,7 +154,7 @@ def _judged(
         found = judged(samples, those, metric, beside=beside, margins=pairs.margins(those))
         return [dataclasses.replace(v, declared=declared) for v in found]
 
-    count = _count(studies)
+    count = counted(studies)
     firm = judge(pairs.firm, True, max(count - len(pairs.firm), 0))
     loose = judge(pairs.loose, False, max(count - len(pairs.loose), 0))
     compared = {name for pair in pairs.firm or pairs.loose for name in pair}
@@ -213,14 +223,6 @@ def _refused(pairs: Pairs, sound: Sequence[str], declared: bool) -> list[str]:
         told = len(pairs.firm) + len(pairs.loose)
         found.append(f"{told} of {every} pairs were declared, and only those are judged")
     return found
-
-
-def _count(studies: Sequence[Study]) -> int:
-    """Comparisons that the plans declare, together."""
-    plans: dict[str, int] = {}
-    for study in studies:
-        plans[study.plan] = max(plans.get(study.plan, 0), study.declared)
-    return min(sum(plans.values()), MOST_DECLARED)
 
 
 def _same_data(row: Row, other: Row) -> str:

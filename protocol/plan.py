@@ -277,6 +277,7 @@ def _run(
         "seeds": list(plan.seeds),
         "role": role,
         **({"varies": list(declared.varies)} if declared.varies else {}),
+        **({"curve": cell.curve} if cell.curve else {}),
     }
     if count is not None:
         study["trials"] = count

@@ -183,6 +183,7 @@ def _group(group: Group, family: Family) -> dict[str, Any]:
             | {"verdict": v.kind, "p": v.p, "sentence": v.sentence}
             for v in group.verdicts
         ],
+        **({"minima": [curve.tree for curve in group.curves]} if group.curves else {}),
         "refusals": list(group.refusals),
         "rows": [_row(row, family) for row in group.rows],
     }

@@ -59,6 +59,9 @@ def amounts(
     if executed is None and (once := cost.amount("executed_flops")) is not None:
         executed = 3 * once  # of runs that recorded but the forward pass
     found = {name: cost.amount(name) for name in ("params", "active_params", "state_bytes")}
+    params, active, body = (cost.amount(f"{name}params") for name in ("", "active_", "body_"))
+    if None not in (params, active, body):
+        found["active_body_params"] = active - (params - body)  # type: ignore[operator]
     found |= {LAST[name]: value for name, value in last.items()}
     found |= {
         "training_flops": None if token is None or positions is None else token * positions,

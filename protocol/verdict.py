@@ -128,15 +128,17 @@ def judged(
     where: str = "at this N and D",
     beside: int = 0,
     margins: Sequence[float] = (),
+    differences: Sequence[Difference] = (),
 ) -> list[Verdict]:
     """A verdict for each declared comparison; all of them count in the adjustment.
 
     So do comparisons `beside` these, which the same plan declares of other samples. `margins`
-    are those of the comparisons where they are not the metric's.
+    are those of the comparisons where they are not the metric's, `differences` what is compared
+    where it is not means.
     """
     known = _by_name(samples, declared)
     pairs = [(known[a], known[b]) for a, b in declared]
-    found = _differences(pairs, samples)
+    found = [*differences] or _differences(pairs, samples)
     ones = [1.0 if d is None else float(d.p) for d in found]
     metrics = [metric._replace(margin=m) for m in margins or [metric.margin] * len(declared)]
     ties = [

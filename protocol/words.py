@@ -100,6 +100,8 @@ def counts(board: Board) -> str:
 def _short(group: Group, family: Family) -> str:
     """The verdicts on the first row in one sentence."""
     first = group.rows[0]
+    if group.curves and first.rank is None:
+        return "Candidates are compared at the minima of their curves, not size by size."
     if first.rank is None:
         return "Nothing is ranked here."
     others: dict[str, list[str]] = {"worse": [], "open": [], "equivalent": [], "constant": []}
@@ -154,8 +156,10 @@ def _differs(group: Group) -> str:
 
 def _by(group: Group) -> tuple[str, ...]:
     """The sentences about the first row, then what else was told apart, then what was not."""
+    drawn = [curve.sentence for curve in group.curves if curve.sentence]
     if not group.verdicts:
-        return ("Nothing can be said: fewer than two candidates here may be compared.",)
+        nothing = "Nothing can be said: fewer than two candidates here may be compared."
+        return (*drawn[:MOST], nothing)
     first = group.rows[0].name
 
     def place(v: Verdict) -> tuple[bool, bool, float]:
@@ -164,7 +168,11 @@ def _by(group: Group) -> tuple[str, ...]:
     said = (_sentence(v.sentence) for v in sorted(group.verdicts, key=place))
     told = list(dict.fromkeys(said))  # a rate of divergence is the same in each comparison
     left = len(told) - MOST
-    return (*told[:MOST], *([f"And {many(left, 'more comparison')}."] if left > 0 else ()))
+    return (
+        *drawn[:MOST],
+        *told[:MOST],
+        *([f"And {many(left, 'more comparison')}."] if left > 0 else ()),
+    )
 
 
 def _cost(group: Group) -> tuple[str, ...]:
@@ -224,7 +232,7 @@ def _sure(group: Group) -> tuple[str, ...]:
         if claims:
             text += f"; differences below {min(claims):.2g} could not have been claimed"
         found.append(f"{text}. A rank is 1 + the rows shown to be better.")
-    elif len(group.rows) > 1 and not group.refusals:
+    elif len(group.rows) > 1 and not group.refusals and not group.curves:
         found.append("Nothing is ranked: that takes 3 training runs each of two candidates.")
     lost = [(row, sum(r.state in ("failed", "unfinished") for r in row.runs)) for row in ranked]
     found += [f"Left out of {row.name}: {many(n, 'run')} without an end." for row, n in lost if n]

@@ -51,6 +51,7 @@ def run_json(name: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
         "cost": {
             "params": changes.get("params", 1_000_000),
             "active_params": 1_000_000,
+            "body_params": changes.get("body_params", 900_000),
             "model_flops": token / 3,
             "executed_flops": token / 3,
             "training_flops": token,

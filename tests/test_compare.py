@@ -180,6 +180,7 @@ def test_the_strong_comparison_is_planned_with_default_settings(curves):
     assert runs[0].name == "dense_causal_lm_only-1e15-size1_lr0.003_seed0"
     assert {round(run.study["value"] / 1e15, 3) for run in runs} == {1, 3, 12.5}
     assert all(abs(run.flops / run.study["value"] - 1) < 0.01 for run in runs)
+    assert runs[0].study["curve"] == "only-1e15" and runs[0].study["declared"] == 3
     assert math.isfinite(plans.hours(runs, {run.key: 0.1 for run in runs}))
     assert sum(one.ratios == {n: 1 for n in one.ratios} for one in curves.matched.values()) == 15
     again = conduct.repeats(CURVES, plan, conduct.untuned(plan))
