@@ -15,7 +15,7 @@ from jaxtyping import Float
 from scipy import special
 
 from errors import DataError
-from protocol.scaling import Numbers, Point, kept
+from protocol.scaling import MOST_EPOCHS, Numbers, Point, kept
 from protocol.statistics import Difference, Interval
 
 SIZES = 5  # of a budget's parabola, which has three constants
@@ -64,9 +64,13 @@ class Minimum(NamedTuple):
 
 def minima(points: Iterable[Point]) -> list[Minimum]:
     """One for each `Point.budget`, by rising budget."""
-    used, _ = kept(points)
+    used, left_out = kept(points)
     budgets = sorted({point.budget for point in used})
-    if not budgets or budgets[0] <= 0:
+    if not budgets:
+        raise DataError(
+            f"no point is left: {left_out} are beyond {MOST_EPOCHS:g} epochs; train on more text"
+        )
+    if budgets[0] <= 0:
         raise DataError("isoFLOP points need the budget they were planned for; set Point.budget")
     return [_parabola(b, [p for p in used if p.budget == b]) for b in budgets]
 

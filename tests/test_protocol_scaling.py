@@ -308,6 +308,7 @@ def test_the_envelope_of_curves_finds_the_frontier(noise, tolerance):
     [
         ([p._replace(budget=0.0) for p in points()], "set Point.budget"),
         (points(sizes=4), "has 4 sizes, must be 5"),
+        ([p._replace(epochs=5.0) for p in points()], "no point is left: 45 are beyond 4 epochs"),
     ],
 )
 def test_points_that_hold_no_curve_are_refused(rows, message):
