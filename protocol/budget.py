@@ -131,6 +131,30 @@ def by_steps(
     return found
 
 
+def as_given(
+    candidates: Mapping[str, Settings],
+    axis: Axis = "training_flops",
+    *,
+    reference: str,
+    tolerance: float = TOLERANCE,
+) -> list[Matched]:
+    """Candidates as they are, which must cost the same already; ConfigError where one does not."""
+    _known(candidates, reference)
+    if axis == "wall_clock":
+        raise ConfigError("wall_clock is not known before it is measured; match it by steps")
+    goal = measured(candidates[reference])
+    target, found = goal._asdict()[axis], []
+    for name, settings in candidates.items():
+        one = _matched(name, settings, settings, axis, target, goal)
+        if abs(one.residual) > tolerance:
+            raise ConfigError(
+                f"{name} has {axis} {target * (1 + one.residual):.6g}, {one.residual:+.2%} from "
+                f"{reference}, must be within {tolerance:.0%}; set rule to size or steps"
+            )
+        found.append(one)
+    return found
+
+
 def isoflop(
     candidates: Mapping[str, Settings],
     budgets: Sequence[float],

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from errors import ConfigError, DataError
-from protocol.budget import Axis, Matched, by_size, by_steps, isoflop
+from protocol.budget import Axis, Matched, as_given, by_size, by_steps, isoflop
 from protocol.cells import Cell, Key
 from protocol.plan import Declaration, Pick, Plan, Tuning, nested
 from protocol.power import NoiseFloor, noise_floor
@@ -213,7 +213,7 @@ def _equal(study: Study, candidates: Mapping[str, Settings]) -> list[Matched]:
         return isoflop(first | dict(candidates), study.budgets)
     if study.rule == "steps":
         return by_steps(candidates, study.axis, reference=study.reference)
-    return by_steps(candidates, "tokens", reference=study.reference)
+    return as_given(candidates, study.axis, reference=study.reference)
 
 
 def _short(number: float) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from errors import ConfigError
-from protocol.budget import by_size, by_steps, isoflop, measured
+from protocol.budget import as_given, by_size, by_steps, isoflop, measured
 from training.flags import load
 from training.settings import Settings, resolved
 from training.tree import frozen
@@ -133,6 +133,22 @@ def test_tokens_and_seconds_are_axes_of_steps(tiny):
     found = by_steps(some, "wall_clock", reference="dense", seconds={"dense": 0.1, "moe": 0.4})[1]
     assert found.settings.train.steps == 250
     assert found.measures.wall_clock == 100 and found.ratios["wall_clock"] == 1
+
+
+def test_what_is_said_to_cost_the_same_is_left_as_it_is_or_refused(tiny):
+    same = {name: tiny["dense"] for name in ("a", "b")}
+    for one in as_given(same, reference="a"):
+        assert one.settings == tiny["dense"] and one.residual == 0 and not one.changed
+    longer = replace(tiny["dense"], train=replace(tiny["dense"].train, steps=2000))
+    steps = tiny["dense"].train.steps
+    more = f"{2000 / steps - 1:+.2%}".replace("+", r"\+")
+    with pytest.raises(
+        ConfigError, match=f"b has training_flops .*, {more} from a, must be within"
+    ):
+        as_given(same | {"b": longer}, reference="a")
+    assert as_given(same | {"b": longer}, "params", reference="a")[1].settings is longer
+    with pytest.raises(ConfigError, match="wall_clock is not known before"):
+        as_given(same, "wall_clock", reference="a")
 
 
 def test_isoflop_runs_spread_around_the_likely_best(tiny):
