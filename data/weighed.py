@@ -29,7 +29,9 @@ def weighted(
     weight = record.get(name)
     if not isinstance(weight, (int, float)) or not 0 <= weight <= MOST:
         shown = textwrap.shorten(repr(weight), 40)
-        policy.refuse(f"{where} has {shown} under {name!r}, must be a number from 0 to {MOST:g}")
+        policy.refuse(
+            f"{where} has {shown} under {name!r}, must be a number >= 0, at most {MOST:g}"
+        )
         return None
     return Weighed(((text, float(weight)),))
 

@@ -85,7 +85,7 @@ class Settings:
         positions, T = self.model.positions, longest(self)
         if positions.learned and 0 < positions.length < T:
             raise ConfigError(
-                f"rows have {T} tokens (train.length {self.train.length}), which is more than "
+                f"rows have {T} tokens (train.length {self.train.length}), longer than "
                 f"model.positions.length {positions.length}; set either to the other"
             )
         if self.train.batch % self.train.accumulate:
