@@ -4,6 +4,7 @@ Every part bills itself (`arch/ledger.py`); nothing here knows a formula of a pa
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -126,9 +127,8 @@ def mean(bills: Sequence[Cost], shares: Sequence[float]) -> Cost:
     pairs = list(zip(bills, shares, strict=True))
 
     def term(name: str) -> Work:
-        found = [bill.terms[name].times(share) for bill, share in pairs if name in bill.terms]
-        model, executed = (sum(vars(one)[key] for one in found) for key in ("model", "executed"))
-        return dataclasses.replace(found[0], model=model, executed=executed)
+        found = (bill.terms[name].times(share) for bill, share in pairs if name in bill.terms)
+        return functools.reduce(Work.plus, found)
 
     own = sum(bill.parts.get(OBJECTIVE, 0) for bill in bills)
     more = own - bills[0].parts.get(OBJECTIVE, 0)
@@ -185,9 +185,8 @@ def _added(bills: list[tuple[str, Bill]]) -> dict[str, Work]:
     terms: dict[str, Work] = {}
     for name, bill in bills:
         for term, work in bill.work.items():
-            old = terms.get(f"{name}.{term}", Work(0.0, 0.0))
-            total = old.model + work.model, old.executed + work.executed
-            terms[f"{name}.{term}"] = dataclasses.replace(work, model=total[0], executed=total[1])
+            key = f"{name}.{term}"
+            terms[key] = terms[key].plus(work) if key in terms else work
     return terms
 
 

@@ -20,6 +20,10 @@ class Work:
     elementwise: bool = False
     batched: bool = False
 
+    def plus(self, other: "Work") -> "Work":
+        total = self.model + other.model, self.executed + other.executed
+        return dataclasses.replace(self, model=total[0], executed=total[1])
+
     def times(self, share: float) -> "Work":
         return dataclasses.replace(self, model=share * self.model, executed=share * self.executed)
 

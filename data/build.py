@@ -39,9 +39,7 @@ def ready(cfg: DataConfig, *, records: bool = False) -> Path:
     cache = home(cfg.cache, "data.cache")
     folder = cache / _key(source, cfg.tokenizer)
     with _disk(cache):
-        there = folder.exists()
-    if not there:
-        with _disk(cache):
+        if not folder.exists():
             cache.mkdir(parents=True, exist_ok=True)
             with _alone(folder):
                 if not folder.exists():

@@ -316,6 +316,16 @@ def test_a_damaged_status_is_as_none(tmp_path, text):
         assert run.attempt == 3 and run.finished_at is None  # as the events tell
 
 
+def test_damaged_events_do_not_keep_a_run_from_going_on(tmp_path):
+    begun(tmp_path)
+    path = tmp_path / "events.jsonl"
+    path.write_text("{" + path.read_text())
+    with open_run(tmp_path, record()) as run:
+        assert run.attempt == 2
+    (tmp_path / "status.json").write_text("{")
+    open_run(tmp_path, record()).close()
+
+
 def test_a_run_stays_what_it_began_with(tmp_path):
     begun(tmp_path, flags={"init_from": "a"})
     assert begun(tmp_path, flags={"init_from": "a"}).attempt == 2

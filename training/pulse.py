@@ -11,7 +11,6 @@ import logging
 import secrets
 import selectors
 import socket
-import sys
 import threading
 import time
 from types import TracebackType
@@ -23,6 +22,7 @@ from errors import DistributedError, Preempted
 from training import distributed
 from training.lock import machine
 from training.run import RunFolder
+from training.watchdog import end
 
 LOGGER = logging.getLogger("isoflop")
 JOIN = 20  # seconds for all connections
@@ -90,10 +90,7 @@ class Pulse:
         error = DistributedError(
             f"{word['said']}; start all hosts again: the run goes on from its last checkpoint"
         )
-        with contextlib.suppress(Exception):  # whatever fails, the process must end
-            self._run.cut_off(error)
-        print(f"{distributed.speaker()}DistributedError: {error}", file=sys.stderr, flush=True)
-        distributed.leave(error.code)
+        end(self._run, error)
 
     def _tell(self, word: Word, but: int = -1) -> None:
         for number, link in self._links.items():

@@ -77,7 +77,10 @@ class RunFolder:
 
     def last_attempt(self) -> int:
         """The number of the newest attempt, 0 before the first."""
-        found = [self.status().get("attempt"), *(e.get("attempt") for e in self.events())]
+        found = [self.status().get("attempt")]
+        if not isinstance(found[0], int):  # its file is damaged; perhaps the events tell
+            with contextlib.suppress(CheckpointError):
+                found = [event.get("attempt") for event in self.events()]
         return max((n for n in found if isinstance(n, int)), default=0)
 
     def events(self) -> list[dict[str, Any]]:

@@ -51,9 +51,9 @@ def began(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[st
     flags, before = dict(new.get("flags") or {}), dict(old.get("flags") or {})
     source, asked = before.get("init_from") or "", flags.get("init_from") or ""
     if asked and asked != source:
-        began = f"began from --init_from={source}" if source else "began without --init_from"
+        how = f"from --init_from={source}" if source else "without --init_from"
         raise ConfigError(
-            f"{path} {began}, not from {asked}; leave it out, or use another --workdir"
+            f"{path} began {how}, not from {asked}; leave it out, or use another --workdir"
         )
     return flags | ({"init_from": source} if source else {})
 

@@ -105,12 +105,14 @@ class Shelf:
         with disk(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             names = [entry.name for entry in self.root.iterdir() if not entry.is_symlink()]
-            if reason := self._not_ours(names):
+            owner = self._owner()
+            if reason := self._not_ours(owner, names):
                 raise CheckpointError(
                     f"{self.root} {reason}; use another --workdir, or --init_from for the "
                     "parameters"
                 )
-            write_json(self.root / MARKER, {"run_id": self._run_id})
+            if owner != self._run_id:
+                write_json(self.root / MARKER, {"run_id": self._run_id})
             self._clear()
             for match in filter(None, map(REPLACED.fullmatch, names)):
                 if self._sealed(int(match[1])):
@@ -118,24 +120,29 @@ class Shelf:
                 else:
                     os.rename(self.root / match[0], self.root / match[1])
 
-    def _not_ours(self, names: Sequence[str]) -> str:
+    def _owner(self) -> str | None:
+        """The run that the marker names, "" if it is damaged, None without one."""
+        try:
+            marker = read_json(self.root / MARKER)
+        except CheckpointError:
+            return ""
+        return None if marker is None else str(marker.get("run_id", ""))
+
+    def _not_ours(self, owner: str | None, names: Sequence[str]) -> str:
         """Why this run may not use the folder, in which `names` are; "" if it may.
 
         A run that ended before it wrote anything leaves a marker with nothing behind it.
         """
         sealed = [n for n in steps(self.root) if self._sealed(n)]
         kept = bool(sealed) or any(map(REPLACED.fullmatch, names))
-        try:
-            marker = read_json(self.root / MARKER)
-        except CheckpointError:
+        if owner == "":
             found = (manifest.look(self.root / str(n), hashes=False).content for n in sealed)
             owners = {content["run_id"] for content in found if content}
             return "" if owners <= {self._run_id} else f"is of run {', '.join(sorted(owners))}"
-        if marker is None:
+        if owner is None:
             kept = kept or any(map(LEFT_OVER.fullmatch, names))
             reason = f"has checkpoints but no {MARKER}: it is not known whose they are"
             return reason if kept else ""
-        owner = marker.get("run_id")
         if owner == self._run_id or not kept:
             return ""
         return f"is of run {owner}, not of this run ({self._run_id})"

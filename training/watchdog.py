@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
 
-from errors import HangError
+from errors import HangError, IsoflopError
 from training import distributed
 from training.run import RunFolder
 
@@ -69,8 +69,14 @@ class Watchdog:
             f"no step for {silent:.0f} s after step {self._run.step}; the stacks of all threads "
             "are in error.log; run the same command again, or raise train.patience"
         )
-        with contextlib.suppress(Exception):  # whatever fails, the process must end
+        with contextlib.suppress(Exception):
             faulthandler.dump_traceback(sys.stderr, all_threads=True)
-            self._run.cut_off(error)
-        print(f"HangError: {error}", file=sys.stderr, flush=True)
-        distributed.leave(error.code)
+        end(self._run, error)
+
+
+def end(run: RunFolder, error: IsoflopError) -> None:
+    """End the process from outside its main thread, recorded in `run` as far as that can be."""
+    with contextlib.suppress(Exception):  # whatever fails, the process must end
+        run.cut_off(error)
+    print(f"{distributed.speaker()}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    distributed.leave(error.code)
