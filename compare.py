@@ -1,7 +1,7 @@
-"""Compare architectures at the same cost: `compare.py --config=configs/compare/quickstart.py`.
+"""Compares architectures at the same cost: `compare.py --config=configs/compare/quickstart.py`.
 
-Prints the plan, trains every run of it, and writes the board. The same command goes on where it
-stopped; shared settings are flags, --config.train.steps=50.
+It prints the plan, trains every run of it, and writes the board. The same command resumes a study
+that was interrupted. Shared settings are flags, for example --config.train.steps=50.
 """
 
 import sys
@@ -15,63 +15,90 @@ from rich.console import Console
 import leaderboard
 from data import open_data
 from errors import ConfigError
-from protocol import conduct, pace, plan, study
-from training.command import guarded
-from training.flags import parse
+from protocol.study import plan, run_study, study, time_estimate
+from settings.cli import parse_args
+from training.run.cli_errors import run_command
 from training.settings import Settings
 
 
-def declare(values: flags.FlagValues) -> None:
-    text, switch = flags.DEFINE_string, flags.DEFINE_bool
-    text("workdir", "", "folder of the runs; by default runs/compare/<config>", flag_values=values)
-    stages = ["report", "tune", "noise"]
-    what = (
-        "report: train what is reported, then the board; tune: choose learning rates; noise: "
-        "repeat the reference (both write to `recorded` of the study)"
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of this command beside the settings."""
+    flags.DEFINE_string(
+        "workdir",
+        "",
+        "The folder of the runs; by default runs/compare/<config>.",
+        flag_values=values,
     )
-    flags.DEFINE_enum("stage", "report", stages, what, flag_values=values)
-    flags.DEFINE_integer("index", -1, "only this run of the plan, from 0", flag_values=values)
-    switch("dry_run", False, "print the plan, and stop", flag_values=values)
-    switch("debug", False, "print tracebacks", flag_values=values)
+    flags.DEFINE_enum(
+        "stage",
+        "run",
+        ["run", "tune", "noise_floor"],
+        "run: train the reported runs, then write the board; tune: select learning rates; "
+        "noise_floor: repeat the reference. tune and noise_floor write to the study's results_dir.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "run_index", -1, "Train only this run of the plan, counted from 0.", flag_values=values
+    )
+    flags.DEFINE_bool("dry_run", False, "Print the plan and exit.", flag_values=values)
+    flags.DEFINE_bool("debug", False, "Print tracebacks of errors.", flag_values=values)
 
 
 def run(argv: Sequence[str]) -> None:
-    command = parse(argv, Settings, declare, about=__doc__ or "")
-    if not command.flags.config:
-        raise ConfigError("give --config=FILE of a study, as configs/compare/quickstart.py")
-    say = Console(highlight=False, soft_wrap=True).print
-    asked = study.load(command.flags.config)
-    vocab = open_data(command.settings.data, command.settings.reads).tokenizer.vocab
-    made = study.planned(asked, command.settings, vocab)
-    known = study.recorded(asked.recorded, made.plan)
-    made = made._replace(plan=replace(made.plan, floor=known.floor))
-    folder = Path(command.flags.workdir or f"runs/compare/{Path(command.flags.config).stem}")
-    picks = known.picks or conduct.untuned(made.plan)
-    if command.flags.stage == "tune":
-        runs = plan.sweep(made.plan)
-    elif command.flags.stage == "noise":
-        runs = conduct.repeats(asked, made.plan, picks)
+    """Plans, tunes or runs the study that `argv` names.
+
+    Raises:
+        ConfigError: if no study is given; other errors of `errors.py` come from below.
+    """
+    command = parse_args(argv, Settings, define_flags, description=__doc__ or "")
+    settings, args = command.settings, command.flags
+    if not args.config:
+        raise ConfigError(
+            "give --config=FILE of a study, for example configs/compare/quickstart.py"
+        )
+    console = Console(highlight=False, soft_wrap=True)
+    spec = study.load_study(args.config)
+    folder = Path(args.workdir or f"runs/compare/{Path(args.config).stem}")
+    results_dir = Path(spec.results_dir)
+
+    vocab_size = open_data(settings.data, settings.store_kinds).tokenizer.vocab_size
+    matched = study.make_plan(spec, settings, vocab_size)
+    prior = study.load_prior_results(spec.results_dir, matched.plan)
+    matched = matched._replace(plan=replace(matched.plan, noise_floor=prior.noise_floor))
+    choices = prior.tuning_choices or run_study.default_choices(matched.plan)
+    if args.stage == "tune":
+        runs = plan.sweep_runs(matched.plan)
+    elif args.stage == "noise_floor":
+        runs = run_study.noise_runs(spec, matched.plan, choices)
     else:
-        runs = plan.reported(made.plan, picks)
-    seconds, speed = pace.steps(runs, folder), pace.products(command.settings.model.dtype)
-    told = plan.lines(made.plan, runs, seconds, speed)
-    for line in (*told, *study.unmatched(made), *known.sources):
-        say(line, markup=False)
-    if not known.picks:
-        say("no sweep of these settings is recorded: all candidates have the same learning rate")
-    if command.flags.dry_run:
+        runs = plan.reported_runs(matched.plan, choices)
+
+    step_seconds = time_estimate.read_step_seconds(runs, folder)
+    matmul_flops = time_estimate.measure_matmul_flops(settings.model.dtype)
+    plan_lines = plan.format_plan(matched.plan, runs, step_seconds, matmul_flops)
+    for line in (*plan_lines, *study.describe_unmatched(matched), *prior.sources):
+        console.print(line, markup=False)
+    if not prior.tuning_choices:
+        console.print(
+            "No tuning sweep is recorded for these settings; all candidates use the same learning "
+            "rate."
+        )
+    if args.dry_run:
         return
-    if command.flags.stage == "tune":
-        conduct.write(conduct.tuned(made.plan, folder, say), Path(asked.recorded) / "sweep.json")
+
+    if args.stage == "tune":
+        record = run_study.run_tuning(matched.plan, folder, console.print)
+        run_study.write_record(record, results_dir / "sweep.json")
         return
-    if command.flags.index >= 0:
-        runs = conduct.only(runs, command.flags.index)
-    results = conduct.conduct(runs, folder, say, asked.metric)
-    if command.flags.stage == "noise":
-        conduct.write(conduct.noise(results, made.plan), Path(asked.recorded) / "noise.json")
-    elif command.flags.index < 0:
-        leaderboard.run([str(folder / run.name) for run in runs] + [f"--out={folder / 'board'}"])
+    if args.run_index >= 0:
+        runs = run_study.select_run(runs, args.run_index)
+    results = run_study.run_all(runs, folder, console.print, spec.metric)
+    if args.stage == "noise_floor":
+        record = run_study.noise_record(results, matched.plan)
+        run_study.write_record(record, results_dir / "noise.json")
+    elif args.run_index < 0:
+        leaderboard.show([folder / run.name for run in runs], folder / "board")
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(run, sys.argv[1:]))
+    sys.exit(run_command(run, sys.argv[1:]))

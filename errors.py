@@ -1,19 +1,20 @@
-"""What can go wrong, by kind: each error has an exit code and says what, where and a way out.
+"""The project's errors: each has an exit code, and its message states the value and a way out.
 
-The commands print an `IsoflopError` as one line and exit with its code; the traceback stays in the
-run's `error.log` (`--debug` prints it). Codes follow sysexits where one fits: 65 data, 70 internal,
-73 cannot create, 74 input/output, 75 temporary failure, so that Slurm can requeue on 75.
+The commands print an `IsoflopError` as one line and exit with its code. The traceback is written to
+the run's `error.log`; `--debug` prints it too. The codes follow sysexits where one fits: 65 data,
+70 internal error, 73 cannot create, 74 input or output, 75 temporary failure (Slurm can requeue a
+job that exits with 75).
 """
 
 
 class IsoflopError(Exception):
-    """Base of all errors that a user can act on; `code` is the exit status of the command."""
+    """Base class of all errors that a user can act on; `code` is the exit status of the command."""
 
     code = 1
 
 
 class ConfigError(IsoflopError):
-    """A setting is unknown, of the wrong type, out of range, or does not fit another."""
+    """A setting is unknown, has the wrong type, is out of range or contradicts another setting."""
 
     code = 2
 
@@ -25,7 +26,7 @@ class DataError(IsoflopError):
 
 
 class CheckpointError(IsoflopError):
-    """A checkpoint is damaged, of another model, of another run, or of a newer format."""
+    """A checkpoint is damaged, or has another model, another run or another format."""
 
     code = 66
 
@@ -49,24 +50,24 @@ class LockedError(IsoflopError):
 
 
 class DiskError(IsoflopError):
-    """The disk is full, read-only, or failed; what was saved before is intact."""
+    """The disk is full, read-only or has failed; everything saved before is intact."""
 
     code = 74
 
 
-class Preempted(IsoflopError):
-    """A signal asked the run to stop; its state is saved and the same command resumes it."""
+class PreemptedError(IsoflopError):
+    """A signal stopped the run; its state is saved, and the same command resumes it."""
 
     code = 75
 
 
 class DistributedError(IsoflopError):
-    """Hosts cannot find each other or disagree."""
+    """Hosts cannot find each other, disagree, or one of them has died."""
 
     code = 76
 
 
 class DeviceMemoryError(IsoflopError):
-    """The step does not fit the device's memory."""
+    """The training step does not fit into the device's memory."""
 
     code = 77

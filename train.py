@@ -1,6 +1,7 @@
-"""Train a model and judge it: `train.py --config=configs/quickstart.py --workdir=runs/first`.
+"""Train a model and evaluate it: `train.py --config=configs/quickstart.py --workdir=runs/first`.
 
-The same command goes on where it stopped. Every setting is a flag: --config.train.steps=100.
+Run the same command again to resume a run that stopped. Every setting is a flag, for example
+--config.train.steps=100.
 """
 
 import sys
@@ -8,64 +9,102 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from eval import harness
-from hub.run import parameters
-from training import distributed, launch
-from training.command import guarded, workdir
-from training.flags import parse
+from settings.cli import parse_args
+from training.distributed import multihost
+from training.run.cli_errors import resolve_workdir, run_command
 from training.settings import Settings
 
-FLAGS = ("config", "workdir", "init_from", "resume")  # that run.json records
+RECORDED_FLAGS = ("config", "workdir", "init_from", "resume")  # that run.json records
 
 
-def declare(values: flags.FlagValues) -> None:
-    text, switch = flags.DEFINE_string, flags.DEFINE_bool
-    text("workdir", "", "run folder; by default runs/<config>-<digest>", flag_values=values)
-    text(
+def define_flags(values: flags.FlagValues) -> None:
+    """Define the flags of this command beside the settings."""
+    flags.DEFINE_string(
+        "workdir", "", "The run folder; by default runs/<config>-<digest>.", flag_values=values
+    )
+    flags.DEFINE_string(
         "init_from",
         "",
-        "run folder or Hugging Face folder whose parameters to begin with",
+        "A run folder or a Hugging Face folder whose parameters training starts from.",
         flag_values=values,
     )
-    switch("dry_run", False, "print what the run would be, and stop", flag_values=values)
-    switch("debug", False, "print tracebacks", flag_values=values)
-    ways = ["auto", "strict", "extend"]
-    what = (
-        "auto: go on from the newest valid checkpoint; strict: refuse a damaged one; "
-        "extend: train a finished run further"
+    flags.DEFINE_bool(
+        "dry_run",
+        False,
+        "Print the settings, cost and memory of the run, and exit.",
+        flag_values=values,
     )
-    flags.DEFINE_enum("resume", "auto", ways, what, flag_values=values)
-    what = (
-        "several hosts, one process each: auto asks the cluster (Slurm, Open MPI, Kubernetes, TPU)"
+    flags.DEFINE_bool("debug", False, "Print tracebacks of errors.", flag_values=values)
+    flags.DEFINE_enum(
+        "resume",
+        "auto",
+        ["auto", "strict", "extend"],
+        "auto: resume from the newest valid checkpoint; strict: refuse a damaged checkpoint; "
+        "extend: train a finished run for more steps.",
+        flag_values=values,
     )
-    flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], what, flag_values=values)
-    text("coordinator", "", "HOST:PORT of process 0, where no cluster tells", flag_values=values)
-    number = flags.DEFINE_integer
-    number("process_id", -1, "number of this process, with --coordinator", flag_values=values)
-    number("processes", 0, "how many there are, with --coordinator", flag_values=values)
-    what = "seconds to wait for the other hosts"
-    number("join_timeout", 300, what, lower_bound=1, flag_values=values)
+    flags.DEFINE_enum(
+        "distributed",
+        "auto",
+        ["auto", "on", "off"],
+        "How several processes start: auto reads the variables of the cluster (Slurm, Open MPI, "
+        "Kubernetes, TPU).",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "coordinator_address",
+        "",
+        "HOST:PORT of process 0, where no cluster provides it.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "process_id",
+        -1,
+        "The number of this process, with --coordinator_address.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "num_processes",
+        0,
+        "The number of processes, with --coordinator_address.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "initialization_timeout",
+        300,
+        "Seconds to wait for the other processes at the start.",
+        lower_bound=1,
+        flag_values=values,
+    )
 
 
 def run(argv: Sequence[str]) -> None:
-    command = parse(argv, Settings, declare, about=__doc__ or "")
-    harness.chosen(command.settings)
-    given = command.flags
-    place = distributed.Place(given.coordinator, given.process_id, given.processes)
-    distributed.join(given.distributed, place, given.join_timeout)
-    if command.flags.dry_run:
-        launch.dry_run(command.settings, command.provenance)
+    """Train, resume or dry-run what `argv` describes.
+
+    Raises: every error of `errors.py`; `run_command` prints it as one line.
+    """
+    command = parse_args(argv, Settings, define_flags, description=__doc__ or "")
+    settings, args = command.settings, command.flags
+    # These load most of the project, which --help does not need.
+    from eval import harness
+    from hub.run import load_params
+    from training import runner
+
+    harness.resolve_tasks(settings)  # an unknown task is an error before any work starts
+    process = multihost.ProcessInfo(args.coordinator_address, args.process_id, args.num_processes)
+    multihost.initialize(args.distributed, process, args.initialization_timeout)
+    if args.dry_run:
+        runner.dry_run(settings, command.provenance)
         return
-    folder = workdir(command.flags, command.settings)
-    launch.train(
-        command.settings,
-        folder,
-        harness.judges,
-        resume=command.flags.resume,
-        parameters=parameters,
-        flags={name: command.flags[name].value for name in FLAGS},
+    runner.train(
+        settings,
+        resolve_workdir(args, settings),
+        harness.make_evaluators,
+        resume=args.resume,
+        read_params=load_params,
+        flags={name: args[name].value for name in RECORDED_FLAGS},
     )
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(run, sys.argv[1:]))
+    sys.exit(run_command(run, sys.argv[1:]))

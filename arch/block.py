@@ -1,137 +1,173 @@
-"""A block: a mixer, a channel and perhaps cross-attention on a residual stream, in a known wiring.
+"""A block: a mixer, a channel and optional cross-attention on a residual stream.
 
-pre        x + f(n(x))                                   GPT-2, LLaMA
-normed     n(x) + f(n(x))                                BLOOM's option (arXiv:2211.05100)
-post       n(x + f(x))                                   BERT (arXiv:1706.03762)
-sandwich   x + n'(f(n(x)))                               Gemma-2 (arXiv:2105.13290)
-parallel   x + mixer(n(x)) + channel(n'(x))              GPT-J, Falcon; n' = n if `norms` is 1
+The wirings, for a branch f and norms n and n':
 
-A decoder's block attends to its encoder between mixer and channel (T5, arXiv:1910.10683). The
-channel `none` leaves out its norm too.
+pre                 x + f(n(x))                    GPT-2, LLaMA
+residual_post_norm  n(x) + f(n(x))                 BLOOM's option (arXiv:2211.05100)
+post                n(x + f(x))                    BERT (arXiv:1706.03762)
+sandwich            x + n'(f(n(x)))                Gemma-2 (arXiv:2105.13290)
+parallel            x + mixer(n(x)) + channel(n'(x))   GPT-J, Falcon; n' = n if `norms` is 1
+
+In a decoder with an encoder, cross-attention is between mixer and channel (T5, arXiv:1910.10683).
+With the channel `none` the block has neither a channel nor its norm.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from arch.dropout import dropout, split
-from arch.norms import Norm, NormConfig
-from arch.nothing import Nothing
-from arch.sequence import Sequence
+from arch.channels.no_channel import NoChannel
+from arch.layers.dropout import dropout, maybe_split_key
+from arch.layers.norms import Norm, NormConfig
+from arch.mixers.attention import Attention, AttentionState
+from arch.mixers.bidirectional import Bidirectional
+from arch.part import Channel, Memory, Mixer
+from arch.sequence import SequenceInfo
 from arch.sharding import constrain
-from arch.terms import Aux
-from schema import Rate, config
+from arch.weighted_sum import AuxMetrics
+from settings.types import Probability, config
+
+BranchOutput = TypeVar("BranchOutput")  # What a branch returns besides its vectors.
 
 
 @config
 class BlockConfig:
-    wiring: Literal["pre", "normed", "post", "sandwich", "parallel"] = "pre"
-    norms: Literal[1, 2] = 2  # of a parallel block
-    bare_first: bool = False  # the first block's mixer has no norm of its own (ModernBERT)
-    dropout: Rate = 0.0  # of what is added to the residual stream
+    """The residual connections and norms of all blocks."""
+
+    # Positions of the norms relative to the branches and the residual stream.
+    wiring: Literal["pre", "residual_post_norm", "post", "sandwich", "parallel"] = "pre"
+    norms: Literal[1, 2] = 2  # Number of norms in a parallel block: shared, or one per branch.
+    skip_first_norm: bool = False  # Omit the norm before the first block's mixer (ModernBERT).
+    dropout: Probability = 0.0  # Dropout rate of the branches, before the residual addition.
 
 
 class BlockState(NamedTuple):
-    """What a block keeps while decoding."""
+    """The decoding state of a block."""
 
-    mixer: Any
-    cross: Any = None
+    mixer: PyTree  # None where a block has no decoding state.
+    cross: AttentionState | None = None
 
 
 class Block(nnx.Module):
+    """A module `block(x, seq) -> (x, aux, state)` that adds its branches to the residual stream."""
+
     def __init__(
         self,
         D: int,
         cfg: BlockConfig,
         norm: NormConfig,
-        mixer: Any,
-        channel: Any,
-        cross: Any = None,
-        bare: bool = False,
+        mixer: Mixer | Bidirectional,
+        channel: Channel,
+        cross: Attention | None = None,
+        skip_norm: bool = False,
     ):
         self.cfg, self.mixer, self.channel = cfg, mixer, channel
-        self.silent = isinstance(channel, Nothing)
+        self.is_mixer_only = isinstance(channel, NoChannel)
         sandwich = cfg.wiring == "sandwich"
-        self.norm_mixer = None if bare else Norm(D, norm)
-        self.norm_mixed = Norm(D, norm) if sandwich else None
-        own = not self.silent and (cfg.wiring != "parallel" or cfg.norms == 2)
-        self.norm_channel = Norm(D, norm) if own else None
-        self.norm_channelled = Norm(D, norm) if sandwich and not self.silent else None
+        self.norm_mixer = None if skip_norm else Norm(D, norm)
+        self.norm_post_mixer = Norm(D, norm) if sandwich else None
+        has_channel_norm = not self.is_mixer_only and (cfg.wiring != "parallel" or cfg.norms == 2)
+        self.norm_channel = Norm(D, norm) if has_channel_norm else None
+        self.norm_post_channel = Norm(D, norm) if sandwich and not self.is_mixer_only else None
         self.cross = cross
         self.norm_cross = Norm(D, norm) if cross is not None else None
-        self.norm_crossed = Norm(D, norm) if sandwich and cross is not None else None
+        self.norm_post_cross = Norm(D, norm) if sandwich and cross is not None else None
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        seq: Sequence,
+        seq: SequenceInfo,
         *,
         state: BlockState | None = None,
-        memory: tuple[Array, Sequence] | None = None,
+        memory: Memory | None = None,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], Aux, BlockState | None]:
-        """`memory` is an encoder's output; a state that has seen it once keeps it."""
-        keys, aux = split(key, 6), Aux()
-        old = BlockState(None) if state is None else state
+    ) -> tuple[Float[Array, "B T D"], AuxMetrics, BlockState | None]:
+        """Runs the block.
+
+        Args:
+            x: the residual stream.
+            seq: the structure of the rows.
+            state: the decoding state; None outside decoding.
+            memory: an encoder's output and its structure, for cross-attention; a state keeps its
+                keys and values, so later calls with that state need no memory.
+            key: the key of dropout and jitter; None means neither.
+        """
+        keys, aux = maybe_split_key(key, 6), AuxMetrics()
+        prev = BlockState(None) if state is None else state
         if self.cfg.wiring == "parallel":
-            return self._parallel(x, seq, old, keys)
+            return self._parallel_branches(x, seq, prev, keys)
 
-        def mix(x: Array) -> tuple[Array, Any]:
-            return self.mixer(x, seq, state=old.mixer, key=keys[0])
+        def mix(x: Array) -> tuple[Array, PyTree]:
+            return self.mixer(x, seq, state=prev.mixer, key=keys[0])
 
-        def attend(x: Array) -> tuple[Array, Any]:
-            return self.cross(x, seq, state=old.cross, memory=memory, key=keys[1])
+        def attend(x: Array) -> tuple[Array, AttentionState | None]:
+            return self.cross(x, seq, state=prev.cross, memory=memory, key=keys[1])
 
-        def think(x: Array) -> tuple[Array, Any]:
+        def feed_forward(x: Array) -> tuple[Array, AuxMetrics]:
             return self.channel(x, seq, key=keys[2])
 
-        x, mixed = self._added(x, mix, self.norm_mixer, self.norm_mixed, keys[3])
-        crossed = None
+        x, mixer_state = self._residual_branch(
+            x, mix, self.norm_mixer, self.norm_post_mixer, keys[3]
+        )
+        cross_state = None
         if self.cross is not None:
-            x, crossed = self._added(x, attend, self.norm_cross, self.norm_crossed, keys[4])
-        if not self.silent:
-            x, aux = self._added(x, think, self.norm_channel, self.norm_channelled, keys[5])
-        return constrain(x), aux, None if state is None else BlockState(mixed, crossed)
+            x, cross_state = self._residual_branch(
+                x, attend, self.norm_cross, self.norm_post_cross, keys[4]
+            )
+        if not self.is_mixer_only:
+            x, aux = self._residual_branch(
+                x, feed_forward, self.norm_channel, self.norm_post_channel, keys[5]
+            )
+        new_state = None if state is None else BlockState(mixer_state, cross_state)
+        return constrain(x), aux, new_state
 
-    def start(self, batch: int, capacity: int, source: int, dtype: Any) -> BlockState:
-        cross = None if self.cross is None else self.cross.start(batch, source, dtype)
-        return BlockState(self.mixer.start(batch, capacity, dtype), cross)
+    def init_state(
+        self, batch_size: int, max_length: int, source_length: int, dtype: jnp.dtype
+    ) -> BlockState:
+        """Returns an empty state for decoding `batch_size` rows of at most `max_length` tokens."""
+        cross = (
+            None if self.cross is None else self.cross.init_state(batch_size, source_length, dtype)
+        )
+        return BlockState(self.mixer.init_state(batch_size, max_length, dtype), cross)
 
-    def _added(
+    def _residual_branch(
         self,
         x: Array,
-        function: Callable[[Array], tuple[Array, Any]],
-        norm: Any,
-        after: Any,
+        branch: Callable[[Array], tuple[Array, BranchOutput]],
+        norm: Norm | None,
+        post_norm: Norm | None,
         key: Array | None,
-    ) -> tuple[Array, Any]:
-        """x with what `function` makes of it, and what else that returns."""
+    ) -> tuple[Array, BranchOutput]:
+        """Adds a branch to `x` by the wiring; returns the sum and the branch's second output."""
         post = self.cfg.wiring == "post"
         normed = x if post or norm is None else norm(x)
-        y, out = function(normed)
-        y = y if after is None else after(y)
-        x = (normed if self.cfg.wiring == "normed" else x) + dropout(y, self.cfg.dropout, key)
-        return norm(x) if post else x, out
+        y, extra = branch(normed)
+        y = y if post_norm is None else post_norm(y)
+        x = (normed if self.cfg.wiring == "residual_post_norm" else x) + dropout(
+            y, self.cfg.dropout, key
+        )
+        return norm(x) if post else x, extra
 
-    def _parallel(
-        self, x: Array, seq: Sequence, old: BlockState, keys: tuple
-    ) -> tuple[Array, Aux, BlockState | None]:
-        normed, aux = self.norm_mixer(x), Aux()
-        y, mixed = self.mixer(normed, seq, state=old.mixer, key=keys[0])
-        if not self.silent:
+    def _parallel_branches(
+        self, x: Array, seq: SequenceInfo, block_state: BlockState, keys: tuple
+    ) -> tuple[Array, AuxMetrics, BlockState | None]:
+        normed, aux = self.norm_mixer(x), AuxMetrics()
+        y, mixer_state = self.mixer(normed, seq, state=block_state.mixer, key=keys[0])
+        if not self.is_mixer_only:
             normed = normed if self.norm_channel is None else self.norm_channel(x)
             z, aux = self.channel(normed, seq, key=keys[2])
             y = y + z
-        state = None if old.mixer is None else BlockState(mixed)
+        state = None if block_state.mixer is None else BlockState(mixer_state)
         return constrain(x + dropout(y, self.cfg.dropout, keys[3])), aux, state
 
     @staticmethod
     def params(D: int, cfg: BlockConfig, norm: NormConfig, channel: str, cross: bool) -> int:
-        """Of the block itself, its parts apart."""
+        """Returns the number of parameters of the block's norms, without those of its parts."""
         branches = 1 + (channel != "none") + cross
-        count = branches * (2 if cfg.wiring == "sandwich" else 1)
+        num_norms = branches * (2 if cfg.wiring == "sandwich" else 1)
         if cfg.wiring == "parallel":
-            count = min(count, cfg.norms)
-        return count * Norm.params(D, norm)
+            num_norms = min(num_norms, cfg.norms)
+        return num_norms * Norm.params(D, norm)

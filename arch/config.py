@@ -1,33 +1,36 @@
-"""The backbone's settings, and the tables of parts that its patterns name."""
+"""The settings of a model and the tables of the parts that layer patterns name."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 
-from arch.attention import Attention, AttentionConfig
 from arch.block import BlockConfig
-from arch.directions import DirectionsConfig
-from arch.embedding import EmbedConfig, HeadConfig
-from arch.gated_conv import GatedConv, GatedConvConfig
-from arch.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
-from arch.lstm import Lstm, LstmConfig
-from arch.mamba1 import Mamba1, Mamba1Config
-from arch.mamba2 import Mamba2, Mamba2Config
-from arch.mlp import Mlp, MlpConfig
-from arch.moe import MoE, MoeConfig
-from arch.norms import NormConfig
-from arch.nothing import Nothing
-from arch.pattern import Entry, Plan, parse, plan
-from arch.pooler import PoolerConfig
-from arch.positions import PositionsConfig
-from arch.sequence import EVERYWHERE, View
+from arch.channels.mlp import Mlp, MlpConfig
+from arch.channels.moe import MoE, MoeConfig
+from arch.channels.no_channel import NoChannel
+from arch.layers.embedding import EmbedConfig, HeadConfig
+from arch.layers.norms import NormConfig
+from arch.layers.pooler import PoolerConfig
+from arch.layers.positions import PositionsConfig
+from arch.mixers.attention import Attention, AttentionConfig
+from arch.mixers.bidirectional import BidirectionalConfig
+from arch.mixers.gated_conv import GatedConv, GatedConvConfig
+from arch.mixers.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
+from arch.mixers.lstm import Lstm, LstmConfig
+from arch.mixers.mamba1 import Mamba1, Mamba1Config
+from arch.mixers.mamba2 import Mamba2, Mamba2Config
+from arch.part import Channel, Mixer
+from arch.pattern import LayerLayout, LayerSpec, make_layout, parse_layer
+from arch.sequence import ALL_VIEWS, View
 from errors import ConfigError
-from schema import Count, Natural, changed, config, nearest
+from settings.changes import with_changes
+from settings.types import NonNegativeInt, PositiveInt, config, did_you_mean
 
-# To add a part: write its file, import it, name it here and (if it has settings) in ModelConfig.
-MIXERS: dict[str, Any] = {
+# The interfaces are in arch/part.py. To add a part, write its file, import it here, and add it to
+# the table and, if it has settings, to ModelConfig under the same name.
+MIXERS: dict[str, type[Mixer]] = {
     "attention": Attention,
     "local_attention": Attention,
     "mamba1": Mamba1,
@@ -36,31 +39,36 @@ MIXERS: dict[str, Any] = {
     "lstm": Lstm,
     "gated_conv": GatedConv,
 }
-CHANNELS: dict[str, Any] = {"mlp": Mlp, "moe": MoE, "none": Nothing}
+CHANNELS: dict[str, type[Channel]] = {"mlp": Mlp, "moe": MoE, "none": NoChannel}
 
 
 @config
 class EncoderConfig:
-    """A stack of its own that reads the source from both sides; the decoder attends to it."""
+    """The encoder: a bidirectional stack over the source, to which the decoder attends."""
 
-    depth: Natural = 0  # 0: no encoder
-    layers: tuple[str, ...] = ("attention+mlp",)  # tiled over the depth
-    first: tuple[str, ...] = ()  # layers before the repeats
+    depth: NonNegativeInt = 0  # Number of layers of the encoder; 0: no encoder.
+    # Pattern of mixer+channel blocks, repeated over the depth.
+    layers: tuple[str, ...] = ("attention+mlp",)
+    first_layers: tuple[str, ...] = ()  # Blocks before the pattern.
 
 
 @config
 class ModelConfig:
-    width: Count = 256  # D
-    depth: Count = 4  # L
-    layers: tuple[str, ...] = ("attention+mlp",)  # tiled over the depth
-    first: tuple[str, ...] = ()  # layers before the repeats
-    vocab: Natural = 0  # ids; 0: the tokenizer's
-    vocab_multiple: Count = 128  # rows of the table are padded to a multiple of this
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # of computation
-    # What the backward pass computes again; offload: dots, with the products in the host's memory.
+    """A model: its size, its layers and the settings of every part."""
+
+    width: PositiveInt = 256  # Width of the residual stream (D).
+    depth: PositiveInt = 4  # Number of layers (L).
+    # Pattern of mixer+channel blocks, repeated over the depth.
+    layers: tuple[str, ...] = ("attention+mlp",)
+    first_layers: tuple[str, ...] = ()  # Blocks before the pattern.
+    vocab_size: NonNegativeInt = 0  # Number of token ids; 0: the tokenizer's.
+    vocab_multiple: PositiveInt = 128  # Pad the rows of the token table to a multiple of this.
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # Dtype of the computation.
+    # Recomputation in the backward pass: none, all but products with weights (dots), or everything
+    # (full); offload: as dots, with these products in the host's memory.
     remat: Literal["none", "dots", "full", "offload"] = "none"
-    scan: bool = True  # over repeats; False unrolls them, to the same parameters
-    final_norm: bool = True
+    scan: bool = True  # Scan over the repeats; False unrolls them, with the same parameters.
+    final_norm: bool = True  # Apply a norm after the last block.
     encoder: EncoderConfig = EncoderConfig()
     embed: EmbedConfig = EmbedConfig()
     positions: PositionsConfig = PositionsConfig()
@@ -68,10 +76,11 @@ class ModelConfig:
     block: BlockConfig = BlockConfig()
     head: HeadConfig = HeadConfig()
     pooler: PoolerConfig = PoolerConfig()
-    directions: DirectionsConfig = DirectionsConfig()
+    bidirectional: BidirectionalConfig = BidirectionalConfig()
     attention: AttentionConfig = AttentionConfig()
     local_attention: AttentionConfig = AttentionConfig(window=256)
-    cross: AttentionConfig = AttentionConfig(position="none")  # of a decoder to its encoder
+    # Attention of the decoder to the encoder.
+    cross_attention: AttentionConfig = AttentionConfig(position_encoding="none")
     mamba1: Mamba1Config = Mamba1Config()
     mamba2: Mamba2Config = Mamba2Config()
     gated_deltanet: GatedDeltaNetConfig = GatedDeltaNetConfig()
@@ -79,131 +88,168 @@ class ModelConfig:
     gated_conv: GatedConvConfig = GatedConvConfig()
     mlp: MlpConfig = MlpConfig()
     moe: MoeConfig = MoeConfig()
-    variants: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)  # name: differences
+    variants: Mapping[str, Mapping] = dataclasses.field(
+        default_factory=dict
+    )  # Named variants of a part: the settings that differ.
 
     def check(self) -> None:
-        self.cuts()
-        self.losses()
-        self.relative_heads()
+        """Checks that all parts fit the model.
+
+        Raises:
+            ConfigError: if a part, the dtype, the encoder or `skip_first_norm` does not fit.
+        """
+        self.tp_dims()
+        self.aux_losses()
+        self.num_relative_heads()
         if self.dtype == "float64" and not jax.config.read("jax_enable_x64"):
-            raise ConfigError("model.dtype is 'float64', which needs jax_enable_x64; or 'float32'")
+            raise ConfigError(
+                "model.dtype is 'float64', which needs jax_enable_x64; set it, or use 'float32'"
+            )
         if self.encoder.depth:
             self._check_encoder()
-        if self.block.bare_first and (self.block.wiring != "pre" or not self.first):
+        if self.block.skip_first_norm and (self.block.wiring != "pre" or not self.first_layers):
             raise ConfigError(
-                "model.block.bare_first needs block.wiring 'pre' and the first block by itself in "
-                "model.first, as ('attention+mlp',)"
+                "model.block.skip_first_norm needs block.wiring 'pre' and the first block in "
+                "model.first_layers, as ('attention+mlp',)"
             )
 
-    def plan(self) -> Plan:
-        """Of the decoder, or the only stack."""
-        return self._plan(self.first, self.layers, self.depth, "model")
+    def layer_layout(self) -> LayerLayout:
+        """Returns the layout of the decoder, which is the only stack without an encoder."""
+        return self._make_layout(self.first_layers, self.layers, self.depth, "model")
 
-    def encoder_plan(self) -> Plan:
+    def encoder_layout(self) -> LayerLayout:
+        """Returns the layout of the encoder."""
         cfg = self.encoder
-        return self._plan(cfg.first, cfg.layers, cfg.depth, "model.encoder")
+        return self._make_layout(cfg.first_layers, cfg.layers, cfg.depth, "model.encoder")
 
-    def entries(self) -> set[Entry]:
-        """The kinds of block that there are, in both stacks."""
+    def layer_specs(self) -> set[LayerSpec]:
+        """Returns the distinct blocks of both stacks."""
         return {
-            *self.plan().entries(),
-            *(self.encoder_plan().entries() if self.encoder.depth else ()),
+            *self.layer_layout().layer_specs(),
+            *(self.encoder_layout().layer_specs() if self.encoder.depth else ()),
         }
 
-    def part(self, name: str, variant: str = "") -> Any:
-        """The config of a part or of a variant of it; None for a part without settings."""
-        known = {field.name for field in dataclasses.fields(self)}
-        base = getattr(self, name) if name in known else None
+    def part_config(self, name: str, variant: str = "") -> object:
+        """Returns the config of a part or of its variant; None for a part without settings.
+
+        Raises:
+            ConfigError: if `model.variants` does not have the variant.
+        """
+        sections = {field.name for field in dataclasses.fields(self)}
+        base = getattr(self, name) if name in sections else None
         if not variant:
             return base
         if variant not in self.variants:
-            hint = nearest(variant, self.variants)
+            hint = did_you_mean(variant, self.variants)
             raise ConfigError(f"model.layers has {name}@{variant}; model.variants: {hint}")
-        return changed(base, self.variants[variant], f"model.variants.{variant}")
+        return with_changes(base, self.variants[variant], f"model.variants.{variant}")
 
-    def cuts(self) -> dict[str, int]:
-        """What tensor parallelism cuts along, by setting; ConfigError if a part does not fit."""
-        found: dict[str, int] = {}
-        for e in sorted(self.entries()):
-            for table, name, variant in ((MIXERS, *e[:2]), (CHANNELS, *e[2:])):
-                own = table[name].cuts(self.width, self.part(name, variant))
-                kind = f"{name}@{variant}" if variant else name
-                found |= {f"{kind}.{key}": size for key, size in own.items()}
+    def tp_dims(self) -> dict[str, int]:
+        """Returns the sizes that tensor and expert parallelism split, by setting."""
+        dims: dict[str, int] = {}
+        for layer in sorted(self.layer_specs()):
+            for table, name, variant in ((MIXERS, *layer[:2]), (CHANNELS, *layer[2:])):
+                part_dims = table[name].tp_dims(self.width, self.part_config(name, variant))
+                section = f"{name}@{variant}" if variant else name
+                dims |= {f"{section}.{key}": size for key, size in part_dims.items()}
         if self.encoder.depth:
-            own = Attention.cuts(self.width, self.cross)
-            found |= {f"cross.{key}": size for key, size in own.items()}
-        return found
+            part_dims = Attention.tp_dims(self.width, self.cross_attention)
+            dims |= {f"cross_attention.{key}": size for key, size in part_dims.items()}
+        return dims
 
-    def views(self) -> dict[View, str]:
-        """What the model can do under each view it is able to take."""
-        able = EVERYWHERE
-        for e in self.plan().entries():
-            able = _both(able, self.able(e))
-        return able
+    def supported_views(self) -> dict[View, str]:
+        """Returns the views that all layers support, with "full" or "causal" for each."""
+        views = ALL_VIEWS
+        for layer in self.layer_layout().layer_specs():
+            views = _intersect_views(views, self.layer_supported_views(layer))
+        return views
 
-    def able(self, e: Entry) -> dict[View, str]:
-        """What one kind of block can do under each view."""
-        mixer = MIXERS[e.mixer].views(self.part(*e[:2]))
-        if "both" not in mixer and self.directions.weights != "none":
-            mixer = {**mixer, "both": "full"}
-        return _both(mixer, CHANNELS[e.channel].views(self.part(*e[2:])))
+    def layer_supported_views(self, layer: LayerSpec) -> dict[View, str]:
+        """Returns the views that one layer supports, with "full" or "causal" for each."""
+        mixer = MIXERS[layer.mixer].supported_views(self.part_config(*layer[:2]))
+        if "bidirectional" not in mixer and self.bidirectional.weights != "none":
+            mixer = {**mixer, "bidirectional": "full"}
+        return _intersect_views(
+            mixer, CHANNELS[layer.channel].supported_views(self.part_config(*layer[2:]))
+        )
 
-    def losses(self) -> dict[str, float]:
-        """The coefficient of every loss term that channels report."""
-        found: dict[str, float] = {}
-        for e in sorted(self.entries()):
-            for name, coefficient in CHANNELS[e.channel].losses(self.part(*e[2:])).items():
-                if found.setdefault(name, coefficient) != coefficient:
+    def aux_losses(self) -> dict[str, float]:
+        """Returns the coefficient of each loss term that channels report.
+
+        Raises:
+            ConfigError: if two variants of a channel give a term different coefficients.
+        """
+        losses: dict[str, float] = {}
+        for layer in sorted(self.layer_specs()):
+            channel_losses = CHANNELS[layer.channel].aux_losses(self.part_config(*layer[2:]))
+            for name, coefficient in channel_losses.items():
+                if losses.setdefault(name, coefficient) != coefficient:
                     raise ConfigError(
-                        f"model.variants give {name} the coefficients {found[name]} and "
+                        f"model.variants give {name} the coefficients {losses[name]} and "
                         f"{coefficient}, must be equal in all layers"
                     )
-        return found
+        return losses
 
-    def relative_heads(self) -> int:
-        """Heads of the table of relative positions that attentions share; 0: none asks for it."""
-        parts = [self.part(*e[:2]) for e in sorted(self.entries())]
-        asking = [p for p in parts if isinstance(p, AttentionConfig) and p.position == "relative"]
-        heads = sorted({part.heads for part in asking})
+    def num_relative_heads(self) -> int:
+        """Returns the number of heads of the relative position table; 0: no layer uses it.
+
+        Raises:
+            ConfigError: if attentions that share the table differ in their number of heads.
+        """
+        parts = [self.part_config(*layer[:2]) for layer in sorted(self.layer_specs())]
+        heads = sorted(
+            {
+                part.heads
+                for part in parts
+                if isinstance(part, AttentionConfig) and part.position_encoding == "relative"
+            }
+        )
         if len(heads) > 1:
             raise ConfigError(
-                f"attentions with position 'relative' share a table, their heads are {heads}, "
-                f"must be equal; nearest: {heads[-1]}"
+                f"attentions with position_encoding 'relative' share a table, their heads are "
+                f"{heads}, must be equal; nearest valid value: {heads[-1]}"
             )
         return heads[0] if heads else 0
 
     @property
-    def rows(self) -> int:
-        """Rows of the embedding table."""
-        if not self.vocab:
-            raise ConfigError("model.vocab is 0 outside a run; give the number of ids")
-        return -(-self.vocab // self.vocab_multiple) * self.vocab_multiple
+    def padded_vocab_size(self) -> int:
+        """The number of rows of the embedding table, which is padded to `vocab_multiple`.
 
-    def _plan(
-        self, first: tuple[str, ...], layers: tuple[str, ...], depth: int, where: str
-    ) -> Plan:
-        def parsed(texts: tuple[str, ...], key: str) -> list[Entry]:
-            return [parse(text, f"{where}.{key}", MIXERS, CHANNELS) for text in texts]
+        Raises:
+            ConfigError: if `vocab_size` is 0, which only a run replaces by the tokenizer's.
+        """
+        if not self.vocab_size:
+            raise ConfigError(
+                "model.vocab_size is 0 outside a run; set it to the number of token ids"
+            )
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
-        return plan(parsed(first, "first"), parsed(layers, "layers"), depth, where)
+    def _make_layout(
+        self, first: tuple[str, ...], layers: tuple[str, ...], depth: int, section: str
+    ) -> LayerLayout:
+        def parse(texts: tuple[str, ...], key: str) -> list[LayerSpec]:
+            return [parse_layer(text, f"{section}.{key}", MIXERS, CHANNELS) for text in texts]
+
+        return make_layout(parse(first, "first_layers"), parse(layers, "layers"), depth, section)
 
     def _check_encoder(self) -> None:
         if self.block.wiring == "parallel":
             raise ConfigError(
-                "model.block.wiring 'parallel' has no place for cross-attention; use 'pre'"
+                "model.block.wiring 'parallel' does not support cross-attention; use 'pre'"
             )
-        if self.cross.position != "none" or self.cross.window:
+        if self.cross_attention.position_encoding != "none" or self.cross_attention.window:
             raise ConfigError(
-                "model.cross must have position 'none' and window 0: the source has other positions"
+                "model.cross_attention must have position_encoding 'none' and window 0, because "
+                "source and target have different positions"
             )
-        for e in self.encoder_plan().entries():
-            if "both" not in self.able(e):
+        for layer in self.encoder_layout().layer_specs():
+            if "bidirectional" not in self.layer_supported_views(layer):
                 raise ConfigError(
-                    f"model.encoder reads the source from both sides, which {e.mixer}+{e.channel} "
-                    "cannot; set model.directions.weights=shared, or another part"
+                    f"model.encoder is bidirectional, which {layer.mixer}+{layer.channel} does not "
+                    "support; set model.bidirectional.weights=shared, or use another part"
                 )
 
 
-def _both(a: Mapping[View, str], b: Mapping[View, str]) -> dict[View, str]:
-    """What can be done where both have to."""
+def _intersect_views(a: Mapping[View, str], b: Mapping[View, str]) -> dict[View, str]:
+    """Returns the views in both, "full" where both support them fully."""
     return {view: "full" if a[view] == b[view] == "full" else "causal" for view in a if view in b}

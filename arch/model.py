@@ -1,17 +1,19 @@
-"""The one backbone: a stack of `mixer+channel` blocks between an embedding and a head.
+"""The backbone: an embedding, a stack of `mixer+channel` blocks, and an output head.
 
-A **mixer** lets tokens talk: `mixer(x, seq, *, state=None, memory=None, key=None) -> (y, state)`,
-with `mixer.start(batch, capacity, dtype)` the empty state to decode from. A **channel** treats each
-token by itself: `channel(x, seq, *, key=None) -> (y, aux)`, with `losses(cfg)` the coefficients of
-what in `aux` is a loss. Both are built as `Part(D, cfg, key=key, scale=scale)` (`scale` of the
-matrix that writes to the residual stream), say what they can do under each view, `views(cfg)`, bill
-themselves, `cost(D, cfg, place)`, and say what tensor parallelism cuts along, `cuts(D, cfg)`. A
-channel's `remedy` is the way out where a view is refused.
+`Mixer` and `Channel` in `arch/part.py` are the interfaces of the two parts of a block. `MIXERS` and
+`CHANNELS` in `arch/config.py` list the parts by the names that layer patterns use.
 
-Left out on purpose: losses, data, devices.
+**Stacked parameters.** The stack scans over the repeats of its pattern. It makes the modules of one
+layer of the pattern under `jax.vmap`, one per repeat, so each parameter gets a leading axis
+[rep ...], in its value and its layout. Three rules follow. A constructor must be traceable: all
+attributes besides parameters depend on `D` and `cfg` only. In a call, the scan has removed the
+leading axis, so parameters have the shapes with which they were made. `init_state` is called on the
+stacked module and must return the state of one repeat: it takes sizes from `cfg` or from attributes
+of the constructor, or counts axes of a parameter from the end (`w.shape[-1]`). The stack adds
+the leading axis to the state.
+
+Losses, data and devices are not part of the backbone.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,96 +21,120 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from arch.config import ModelConfig
-from arch.dropout import split
-from arch.embedding import Embedding, Head, HeadWeights
-from arch.pooler import Pooler
-from arch.sequence import Sequence
-from arch.stack import Stack, State
-from arch.terms import Aux
+from arch.layers.dropout import maybe_split_key
+from arch.layers.embedding import Embedding, HeadWeights, OutputHead
+from arch.layers.pooler import Pooler
+from arch.sequence import SequenceInfo
+from arch.stack import Stack, StackState
+from arch.weighted_sum import AuxMetrics
 
 
 class Model(nnx.Module):
-    """`model(tokens, seq) -> (hidden, aux, state)`; logits are asked for apart."""
+    """A model `model(tokens, seq) -> (hidden, aux, state)`; `logits(hidden)` gives scores."""
 
     def __init__(self, config: ModelConfig, *, key: Array):
-        D, V = config.width, config.rows
+        D, V = config.width, config.padded_vocab_size
         keys = jax.random.split(key, 4)
         embed, norm = config.embed, config.norm
         self.config = config
         self.embed = Embedding(V, D, embed, config.positions, norm, keys[0])
-        decodes = config.encoder.depth > 0
-        self.encoder = Stack(config, config.encoder_plan(), key=keys[1]) if decodes else None
-        self.stack = Stack(config, config.plan(), key=keys[2], decodes=decodes)
-        self.head = Head(V, D, config.head, embed, norm, key=keys[3])
-        pools = config.pooler.kind != "none"
-        self.pooler = Pooler(D, config.pooler, key=jax.random.fold_in(key, 4)) if pools else None
+        has_encoder = config.encoder.depth > 0
+        self.encoder = Stack(config, config.encoder_layout(), key=keys[1]) if has_encoder else None
+        self.stack = Stack(
+            config, config.layer_layout(), key=keys[2], has_cross_attention=has_encoder
+        )
+        self.head = OutputHead(V, D, config.head, embed, norm, key=keys[3])
+        has_pooler = config.pooler.kind != "none"
+        pooler_key = jax.random.fold_in(key, 4)
+        self.pooler = Pooler(D, config.pooler, key=pooler_key) if has_pooler else None
         if config.dtype == "float64":
-            _widen(self)
+            _to_float64(self)
 
     def __call__(
         self,
         tokens: Int[Array, "B T"],
-        seq: Sequence,
+        seq: SequenceInfo,
         *,
-        state: State | None = None,
-        source: tuple[Int[Array, "B S"], Sequence] | None = None,
+        state: StackState | None = None,
+        source: tuple[Int[Array, "B S"], SequenceInfo] | None = None,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], Aux, State | None]:
-        """Hidden vectors after the last norm; `key=None` means no dropout.
+    ) -> tuple[Float[Array, "B T D"], AuxMetrics, StackState | None]:
+        """Computes the hidden vectors after the final norm.
 
-        `aux` has a number a layer of what channels report; an encoder's stand under "encoder/".
-        An encoder-decoder needs `source`, or a state that has seen it.
+        Args:
+            tokens: token ids; for an encoder-decoder, those of the decoder.
+            seq: the structure of the rows.
+            state: a decoding state from `init_state` or an earlier call; None outside decoding.
+            source: token ids and structure of the encoder's rows. An encoder-decoder needs it,
+                except with a state from a call that had it.
+            key: the key of dropout and jitter; None means neither.
+
+        Returns:
+            The hidden vectors, the channels' reports with one entry per layer ([layers] by name,
+            the encoder's under "encoder/"), and the new state (None without a state).
+
+        Raises:
+            ValueError: if a source is missing, or given without an encoder.
         """
-        keys, aux, memory = split(key, 4), Aux(), None
+        keys, aux, memory = maybe_split_key(key, 4), AuxMetrics(), None
         if self.encoder is None and source is not None:
             raise ValueError("a source needs model.encoder.depth > 0")
         if self.encoder is not None and source is None and state is None:
-            raise ValueError("model.encoder is there: give `source`, (tokens, Sequence)")
+            raise ValueError("a model with an encoder needs a source; give `source`")
         if self.encoder is not None and source is not None:
-            encoded, said = self.encode(*source, key=keys[0])
-            aux = {f"encoder/{name}": amount for name, amount in said.items()}
+            encoded, encoder_aux = self.encode(*source, key=keys[0])
+            aux = {f"encoder/{name}": value for name, value in encoder_aux.items()}
             memory = encoded, source[1]
         with jax.named_scope("embed"):
             x = self.embed(tokens, seq, jnp.dtype(self.config.dtype), keys[1])
-        x, said, new = self.stack(x, seq, state=state, memory=memory, key=keys[2])
-        return x, aux | said, new
+        x, stack_aux, new_state = self.stack(x, seq, state=state, memory=memory, key=keys[2])
+        return x, aux | stack_aux, new_state
 
     def encode(
-        self, tokens: Int[Array, "B S"], seq: Sequence, *, key: Array | None = None
-    ) -> tuple[Float[Array, "B S D"], Aux]:
-        """What the encoder makes of a source."""
-        keys = split(key, 2)
+        self, tokens: Int[Array, "B S"], seq: SequenceInfo, *, key: Array | None = None
+    ) -> tuple[Float[Array, "B S D"], AuxMetrics]:
+        """Returns the encoder's hidden vectors after its final norm, and its channels' reports."""
+        keys = maybe_split_key(key, 2)
         with jax.named_scope("encode"):
             x = self.embed(tokens, seq, jnp.dtype(self.config.dtype), keys[0])
             x, aux, _ = self.encoder(x, seq, key=keys[1])
         return x, aux
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Scores of every id; those of padding ids are the lowest number there is."""
+        """Computes the logits in at least float32.
+
+        The logits of padding ids are the lowest finite number.
+        """
         head = self.head_weights()
         wide = jnp.promote_types(hidden.dtype, jnp.float32)
         table, hidden = head.table.astype(hidden.dtype), self.features(hidden)
         y = head.scale * jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=wide)
         y = y if head.bias is None else y + head.bias
-        y = head.cap * jnp.tanh(y / head.cap) if head.cap else y
-        return jnp.where(jnp.arange(y.shape[-1]) < head.vocab, y, jnp.finfo(wide).min)
+        y = head.softcap * jnp.tanh(y / head.softcap) if head.softcap else y
+        return jnp.where(jnp.arange(y.shape[-1]) < head.vocab_size, y, jnp.finfo(wide).min)
 
-    def features(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T W"]:
-        """What the head's table meets: the hidden vectors, but where a head transforms them."""
+    def features(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T features"]:
+        """Returns the vectors that the head multiplies by its table: `hidden`, or its transform."""
         return self.head.features(hidden)
 
     def head_weights(self) -> HeadWeights:
-        """What makes logits of `features`."""
+        """Returns the weights that map `features` to logits."""
         cfg = self.config.head
         table = self.embed.table if cfg.tied else self.head.table
         bias = self.head.bias[...] if cfg.bias else None
-        return HeadWeights(table[...], bias, self.config.vocab, cfg.scale, cfg.cap)
+        return HeadWeights(table[...], bias, self.config.vocab_size, cfg.scale, cfg.logit_softcap)
 
-    def start(self, batch: int, capacity: int, *, source: int = 0) -> State:
-        """An empty state for rows of at most `capacity` tokens (and `source` encoded ones)."""
-        return self.stack.start(batch, capacity, source)
+    def init_state(self, batch_size: int, max_length: int, *, source_length: int = 0) -> StackState:
+        """Returns an empty state for decoding.
+
+        Args:
+            batch_size: the number of rows.
+            max_length: the maximum tokens per row, those of the prompt included.
+            source_length: the tokens per row of the encoder; 0 without an encoder.
+        """
+        return self.stack.init_state(batch_size, max_length, source_length)
 
 
-def _widen(model: Any) -> None:
+def _to_float64(model: nnx.Module) -> None:
     for param in jax.tree.leaves(model, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)):
         param.set_value(param[...].astype(jnp.float64))

@@ -1,14 +1,14 @@
-"""Layer patterns: `mixer+channel`, each optionally a variant (`attention@local+mlp`)."""
+"""Layer patterns: a layer is `mixer+channel`; either may name a variant (`attention@local+mlp`)."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from errors import ConfigError
-from schema import nearest
+from settings.types import did_you_mean
 
 
-class Entry(NamedTuple):
-    """One block of a pattern; a variant names a section of differences, "" the part as it is."""
+class LayerSpec(NamedTuple):
+    """The parts of one block; a variant names a section of changed settings, "" means none."""
 
     mixer: str
     mixer_variant: str
@@ -16,42 +16,54 @@ class Entry(NamedTuple):
     channel_variant: str
 
 
-class Plan(NamedTuple):
-    """A stack's blocks: those before the repeats, one repeat, how many, those left over."""
+class LayerLayout(NamedTuple):
+    """The blocks of a stack: a prefix, one period, how often the period repeats, and a suffix."""
 
-    first: tuple[Entry, ...]
-    layers: tuple[Entry, ...]
+    prefix: tuple[LayerSpec, ...]
+    period: tuple[LayerSpec, ...]
     repeats: int
-    last: tuple[Entry, ...]
+    suffix: tuple[LayerSpec, ...]
 
-    def entries(self) -> tuple[Entry, ...]:
-        """Every block, in order."""
-        return (*self.first, *self.layers * self.repeats, *self.last)
+    def layer_specs(self) -> tuple[LayerSpec, ...]:
+        """Returns every block of the stack, in order."""
+        return (*self.prefix, *self.period * self.repeats, *self.suffix)
 
 
-def parse(text: str, where: str, mixers: Iterable[str], channels: Iterable[str]) -> Entry:
-    """The entry that `text` names; ConfigError with the nearest name otherwise."""
+def parse_layer(
+    text: str, setting: str, mixers: Iterable[str], channels: Iterable[str]
+) -> LayerSpec:
+    """Parses one layer of a pattern, such as `attention@local+mlp`.
+
+    Raises:
+        ConfigError: if `text` is not `mixer+channel` or names an unknown part.
+    """
     halves = text.split("+")
     if len(halves) != 2:
-        raise ConfigError(f"{where} has {text!r}, must be mixer+channel, as attention+mlp")
-    found = []
-    for half, kind, known in zip(halves, ("mixer", "channel"), (mixers, channels), strict=True):
+        raise ConfigError(f"{setting} has {text!r}, must be mixer+channel, as attention+mlp")
+    fields = []
+    for half, kind, choices in zip(halves, ("mixer", "channel"), (mixers, channels), strict=True):
         name, _, variant = half.strip().partition("@")
-        if name not in known:
-            raise ConfigError(f"{where} has the {kind} {name!r}; {nearest(name, known)}")
-        found += [name, variant]
-    return Entry(*found)
+        if name not in choices:
+            raise ConfigError(f"{setting} has the {kind} {name!r}; {did_you_mean(name, choices)}")
+        fields += [name, variant]
+    return LayerSpec(*fields)
 
 
-def plan(first: list[Entry], layers: list[Entry], depth: int, where: str) -> Plan:
-    """`layers` tiled over what `first` leaves of `depth`; ConfigError if one round does not fit."""
+def make_layout(
+    first: list[LayerSpec], layers: list[LayerSpec], depth: int, section: str
+) -> LayerLayout:
+    """Repeats `layers` after `first` until the stack has `depth` blocks.
+
+    Raises:
+        ConfigError: if `layers` is empty, or `first` and one repeat of it exceed `depth`.
+    """
     if not layers:
-        raise ConfigError(f"{where}.layers is empty, must name a block, as ('attention+mlp',)")
-    least = len(first) + len(layers)
-    if depth < least:
+        raise ConfigError(f"{section}.layers is empty, must name a block, as ('attention+mlp',)")
+    min_depth = len(first) + len(layers)
+    if depth < min_depth:
         raise ConfigError(
-            f"{where}.depth {depth} does not hold {where}.first and one round of {where}.layers"
-            f" ({least} blocks); nearest: {least}"
+            f"{section}.depth {depth} is too small for {section}.first_layers and one repeat of "
+            f"{section}.layers ({min_depth} blocks); nearest valid value: {min_depth}"
         )
-    repeats, left = divmod(depth - len(first), len(layers))
-    return Plan(tuple(first), tuple(layers), repeats, tuple(layers[:left]))
+    repeats, remaining = divmod(depth - len(first), len(layers))
+    return LayerLayout(tuple(first), tuple(layers), repeats, tuple(layers[:remaining]))

@@ -1,87 +1,110 @@
-"""What a stack knows of its tokens besides their vectors: place, document, and who may see whom.
+"""The structure of the rows of a batch: positions, documents, and which token may see which.
 
-Token j is visible to token i iff they share a segment that is not 0, and (not `causal`, or j <= i,
-or `prefix[j]`). Segment 0 is padding; positions restart with every document. Rows that a state goes
-on from are padded on the left: what a recurrence or a window keeps is of the last columns.
+Token j is visible to token i if and only if both are in the same segment, that segment is not 0,
+and one of these holds: the view is not causal, j <= i, or `is_prefix[j]`. Segment 0 is padding.
+Positions restart with every document. Rows that continue from a decoding state are padded on the
+left, because recurrences and windows keep their last columns.
 """
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from ops.attention import Tokens
+from ops.attention import BiasFn, TokenIndex
 
-View = Literal["causal", "prefix", "both"]
-VIEWS: tuple[View, ...] = ("causal", "prefix", "both")
-# What a part can do under each view: "full", or "causal" (it reads a prefix one way).
-EVERYWHERE: dict[View, str] = {"causal": "full", "prefix": "full", "both": "full"}
-ONE_WAY: dict[View, str] = {"causal": "full", "prefix": "causal"}
+View = Literal["causal", "prefix", "bidirectional"]
+VIEWS: tuple[View, ...] = ("causal", "prefix", "bidirectional")
+# What a part supports under each view: "full", or "causal" if it reads a prefix in one direction.
+ALL_VIEWS: dict[View, str] = {"causal": "full", "prefix": "full", "bidirectional": "full"}
+CAUSAL_ONLY: dict[View, str] = {"causal": "full", "prefix": "causal"}
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["positions", "segments", "prefix", "bias", "types", "shown"],
+    data_fields=[
+        "positions",
+        "segment_ids",
+        "is_prefix",
+        "attn_bias",
+        "token_type_ids",
+        "key_mask",
+    ],
     meta_fields=["causal"],
 )
 @dataclasses.dataclass(frozen=True)
-class Sequence:
-    """A batch of rows; `prefix=None` says that no token is seen from before it (the fast path).
+class SequenceInfo:
+    """The positions, documents and visibility of a batch of rows; it is a pytree.
 
-    `bias` is what a stack shares among its attentions, `bias(queries, keys)` (T5's table). `types`
-    are of tokens, for a table of them; None: all are 0. `shown` says which tokens attention may see
-    at all, None: all; what is not shown may yet see, as padding does in published encoders.
+    `is_prefix` marks tokens that all tokens of their document see; None marks none, which is the
+    fast path. `attn_bias` is a function `(queries, keys) -> bias` that all attentions of a stack
+    share (T5's table). `token_type_ids` index a table of token types; None means that all are 0.
+    `key_mask` marks the tokens that attention may see; None marks all. A token outside `key_mask`
+    still sees others, as padding does in published encoders.
     """
 
     positions: Int[Array, "B T"]
-    segments: Int[Array, "B T"]
-    prefix: Bool[Array, "B T"] | None = None
+    segment_ids: Int[Array, "B T"]
+    is_prefix: Bool[Array, "B T"] | None = None
     causal: bool = True
-    bias: Any = None
-    types: Int[Array, "B T"] | None = None
-    shown: Bool[Array, "B T"] | None = None
+    attn_bias: BiasFn | None = None
+    token_type_ids: Int[Array, "B T"] | None = None
+    key_mask: Bool[Array, "B T"] | None = None
 
     @classmethod
-    def plain(cls, batch: int, length: int, *, causal: bool = True, start: int = 0) -> "Sequence":
-        """One document a row, without padding, its first position at `start`."""
+    def unpacked(
+        cls, batch_size: int, length: int, *, causal: bool = True, start_position: int = 0
+    ) -> "SequenceInfo":
+        """Returns rows of one document each, without padding, from `start_position` on."""
         positions = jnp.broadcast_to(
-            jnp.arange(start, start + length, dtype=jnp.int32), (batch, length)
+            jnp.arange(start_position, start_position + length, dtype=jnp.int32),
+            (batch_size, length),
         )
-        return cls(positions, jnp.ones((batch, length), jnp.int32), None, causal)
+        return cls(positions, jnp.ones((batch_size, length), jnp.int32), None, causal)
 
     @classmethod
-    def of(cls, batch: dict[str, Array], view: View, source: str = "") -> "Sequence":
-        """The sequence of a training batch under a view; `source="source_"` is the encoder's."""
-        prefix = batch["prefix"] if view == "prefix" else None
-        positions, segments = batch[f"{source}positions"], batch[f"{source}segments"]
-        return cls(positions, segments, prefix, causal=view != "both")
+    def from_batch(
+        cls, batch: dict[str, Array], view: View, key_prefix: str = ""
+    ) -> "SequenceInfo":
+        """Returns the structure of a training batch; `key_prefix="source_"` is the encoder's."""
+        prefix = batch["is_prefix"] if view == "prefix" else None
+        positions, segments = batch[f"{key_prefix}positions"], batch[f"{key_prefix}segment_ids"]
+        return cls(positions, segments, prefix, causal=view != "bidirectional")
 
-    def tokens(self) -> Tokens:
-        """As attention sees them; `order` leaves padding out, so that it changes nothing."""
-        order = jnp.cumsum(self.segments != 0, axis=1, dtype=jnp.int32) - 1
-        return Tokens(order, self.segments, self.positions, self.prefix)
+    def query_index(self) -> TokenIndex:
+        """Returns the tokens as attention's queries; `order` counts tokens without padding."""
+        order = jnp.cumsum(self.segment_ids != 0, axis=1, dtype=jnp.int32) - 1
+        return TokenIndex(order, self.segment_ids, self.positions, self.is_prefix)
 
-    def keys(self) -> Tokens:
-        """As attention sees those that it looks at."""
-        tokens = self.tokens()
-        if self.shown is None:
+    def key_index(self) -> TokenIndex:
+        """Returns the tokens as attention's keys: those outside `key_mask` count as padding."""
+        tokens = self.query_index()
+        if self.key_mask is None:
             return tokens
-        return tokens._replace(segments=jnp.where(self.shown, self.segments, 0))
+        return tokens._replace(segment_ids=jnp.where(self.key_mask, self.segment_ids, 0))
 
-    def begins(self, last: Int[Array, " B"] | None = None) -> Bool[Array, "B T"]:
-        """Where a document begins, after a token of segment `last`: what is kept starts anew."""
-        B, T = self.segments.shape
-        last = jnp.zeros((B,), jnp.int32) if last is None else last
-        before = jnp.concatenate([last[:, None], self.segments], axis=1)[:, :T]
-        return self.segments != before
+    def resets(self, previous_segment: Int[Array, " B"] | None = None) -> Bool[Array, "B T"]:
+        """Marks the first token of each document, at which a recurrence resets its state.
 
-    def ends(self, last: Int[Array, " B"]) -> Int[Array, " B"]:
-        """The segment of each row's last token; `last` is that of the one before the first."""
-        return jnp.concatenate([last[:, None], self.segments], axis=1)[:, -1]
+        `previous_segment` is the segment of the token before the row; None means padding.
+        """
+        B, T = self.segment_ids.shape
+        previous_segment = (
+            jnp.zeros((B,), jnp.int32) if previous_segment is None else previous_segment
+        )
+        before = jnp.concatenate([previous_segment[:, None], self.segment_ids], axis=1)[:, :T]
+        return self.segment_ids != before
 
-    def flipped(self) -> "Sequence":
-        """The rows from their ends; positions and prefixes, which one-way mixers read not, stay."""
-        return dataclasses.replace(self, segments=jnp.flip(self.segments, 1))
+    def last_segment(self, previous_segment: Int[Array, " B"]) -> Int[Array, " B"]:
+        """Returns the segment of each row's last token, `previous_segment` for rows of length 0."""
+        return jnp.concatenate([previous_segment[:, None], self.segment_ids], axis=1)[:, -1]
+
+    def flip(self) -> "SequenceInfo":
+        """Returns the rows in reverse order, for a one-directional mixer.
+
+        Only the segments are reversed: such a mixer reads neither positions nor prefixes.
+        """
+        return dataclasses.replace(self, segment_ids=jnp.flip(self.segment_ids, 1))

@@ -1,12 +1,13 @@
-"""The mesh axes, and the two places where they are named: beside a weight and at block boundaries.
+"""The mesh axes and the two places that name them: beside each weight and at block boundaries.
 
-Batch is split over replica, data and expert; the sequence over context; parameters over data (FSDP)
-and model (TP), experts over expert. The shape of the mesh is the whole strategy.
+The batch is split over replica, data and expert; the sequence over context; parameters over data
+(FSDP) and model (tensor parallelism); experts over expert. The shape of the mesh alone determines
+the parallelism.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,28 +15,30 @@ from flax import nnx
 from jaxtyping import Array
 
 P = jax.P
-AXES = ("replica", "data", "context", "expert", "model")
-BATCH = ("replica", "data", "expert")
-ROWS = P(BATCH, "context")  # of arrays [B T ...]
+MESH_AXES = ("replica", "data", "context", "expert", "model")
+BATCH_AXES = ("replica", "data", "expert")
+TOKEN_SPEC = P(BATCH_AXES, "context")  # Layout of arrays [B T ...].
 
 Initializer = Callable[..., Array]
-Role = Literal["matrix", "table", "vector", "balance"]
+Module = TypeVar("Module", bound=nnx.Module)
+ParamRole = Literal["matrix", "table", "vector", "balance_bias"]
 
 
-def weight(
+def make_param(
     key: Array,
     shape: tuple[int, ...],
     spec: P,
     init: Initializer,
     *,
-    role: Role = "table",
+    role: ParamRole = "table",
     decay: bool = True,
     rate: float = 0.0,
 ) -> nnx.Param:
-    """A float32 parameter with its layout beside it; nothing is placed, so building stays abstract.
+    """Makes a float32 parameter whose metadata holds its layout and the optimizer's hints.
 
-    Optimizers read `role` (only a "matrix" [.. in out] may be orthogonalised), `decay` (whether
-    weight decay may act on it) and, of a "balance", its step `rate` here.
+    The value is not placed on devices, so construction can stay abstract. Optimizers read `role`
+    (only a "matrix" [.. in out] may be orthogonalized), `decay` (whether weight decay applies) and,
+    for a "balance_bias", the step size `rate`.
     """
     value = init(key, shape, jnp.float32)
     return nnx.Param(
@@ -43,38 +46,46 @@ def weight(
     )
 
 
-def matrix(key: Array, shape: tuple[int, ...], spec: P, scale: float = 1.0) -> nnx.Param:
-    """A matrix [.. in out] of variance scale^2 / in (LeCun et al. 1998), cut at two deviations."""
-    spread = scale * shape[-2] ** -0.5 / 0.87962566  # the deviation that the cut takes away
-    return weight(key, shape, spec, nnx.initializers.truncated_normal(spread), role="matrix")
+def make_matrix(key: Array, shape: tuple[int, ...], spec: P, scale: float = 1.0) -> nnx.Param:
+    """Makes a matrix [.. in out] of variance scale^2 / in, truncated at two standard deviations.
+
+    The variance is that of LeCun et al. (1998).
+    """
+    # Truncation at two deviations lowers the standard deviation to 0.8796 of its value.
+    stddev = scale * shape[-2] ** -0.5 / 0.87962566
+    return make_param(key, shape, spec, nnx.initializers.truncated_normal(stddev), role="matrix")
 
 
-def vector(width: int, value: float, *, decay: bool = False) -> nnx.Param:
-    """A scale or bias [width], on every device, by default outside weight decay."""
+def make_vector(width: int, value: float, *, decay: bool = False) -> nnx.Param:
+    """Makes a scale or bias [width] that is replicated and, by default, not decayed."""
     init = nnx.initializers.constant(value)
-    return weight(jax.random.key(0), (width,), P(None), init, role="vector", decay=decay)
+    return make_param(jax.random.key(0), (width,), P(None), init, role="vector", decay=decay)
 
 
-def fitting(spec: P, shape: tuple[int, ...], sizes: Mapping[str, int]) -> P:
-    """`spec` without the axes that do not divide their dimension of `shape`."""
+def divisible_spec(spec: P, shape: tuple[int, ...], axis_sizes: Mapping[str, int]) -> P:
+    """Returns `spec` without the mesh axes that do not divide their dimension of `shape`."""
 
-    def kept(size: int, axes: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    def keep_axes(size: int, axes: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         names = (axes,) if isinstance(axes, str) else axes or ()
-        return axes if size % math.prod(sizes[name] for name in names) == 0 else None
+        return axes if size % math.prod(axis_sizes[name] for name in names) == 0 else None
 
-    return P(*(kept(size, axes) for size, axes in zip(shape, spec, strict=False)))
+    return P(*(keep_axes(size, axes) for size, axes in zip(shape, spec, strict=False)))
 
 
-def constrain(x: Array, spec: P = ROWS) -> Array:
-    """`x` laid out by `spec` on the mesh in context, if there is one."""
+def constrain(x: Array, spec: P = TOKEN_SPEC) -> Array:
+    """Lays `x` out by `spec` on the mesh in context; without a mesh, returns `x` unchanged."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, fitting(spec, x.shape, mesh.shape))
+    return jax.lax.with_sharding_constraint(x, divisible_spec(spec, x.shape, mesh.shape))
 
 
-def stacked(make: Callable[[Array], nnx.Module], keys: Array) -> nnx.Module:
-    """Modules made from `keys`, as one whose parameters have a leading axis; layouts follow."""
+def stack_modules(make: Callable[[Array], Module], keys: Array) -> Module:
+    """Makes one module per key and stacks their parameters along a new leading axis.
+
+    The layouts in the metadata get a leading None for that axis. Each parameter of the result is
+    [rep ...], so code that runs on the stacked module must index shapes from the end.
+    """
     module = jax.vmap(make)(keys)
     for param in jax.tree.leaves(module, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)):
         param.set_metadata(out_sharding=P(None, *param.get_metadata()["out_sharding"]))

@@ -1,150 +1,205 @@
-"""A stack of blocks: those before the repeats, the repeats of a pattern, those left over.
+"""A stack of blocks: a prefix, the repeats of a pattern, and a suffix (see `arch/pattern.py`).
 
-Parameters of the pattern are stacked over its repeats and scanned.
+The parameters of the pattern have a leading axis over its repeats, over which the stack scans.
 """
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from arch.attention import Attention
-from arch.block import Block
+from arch.block import Block, BlockState
 from arch.config import CHANNELS, MIXERS, ModelConfig
-from arch.directions import BothWays
-from arch.dropout import split
-from arch.norms import Norm
-from arch.pattern import Entry, Plan
-from arch.positions import RelativePositions
-from arch.sequence import Sequence
-from arch.sharding import stacked
-from arch.terms import Amount, Aux
+from arch.layers.dropout import maybe_split_key
+from arch.layers.norms import Norm
+from arch.layers.positions import RelativePositionBias
+from arch.mixers.attention import Attention
+from arch.mixers.bidirectional import Bidirectional
+from arch.part import Memory, Mixer
+from arch.pattern import LayerLayout, LayerSpec
+from arch.sequence import SequenceInfo
+from arch.sharding import stack_modules
+from arch.weighted_sum import AuxMetrics, WeightedSum
 
-POLICIES = {
+REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": None,
     "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
 }
 
+BlockStates = Sequence[BlockState | None]  # In the order of the blocks; None outside decoding.
+BlockOutput = tuple[Array, AuxMetrics, BlockState | None]
+# The blocks of one repeat, their states and the key; in a scan, of all repeats on a leading axis.
+Repeat = tuple[list[Block], BlockStates, Array | None]
 
-class State(NamedTuple):
-    """What decoding keeps, a block's state each; those of the repeats are stacked."""
 
-    first: list[Any]
-    blocks: list[Any]
-    last: list[Any]
+class StackState(NamedTuple):
+    """The decoding state, one block state per block; `blocks` have a leading axis of repeats."""
+
+    first: BlockStates
+    blocks: BlockStates
+    last: BlockStates
 
 
 class Stack(nnx.Module):
-    """`stack(x, seq) -> (x, aux, state)`; `decodes` gives its blocks cross-attention."""
+    """A module `stack(x, seq) -> (x, aux, state)` that runs its blocks in order."""
 
-    def __init__(self, config: ModelConfig, plan: Plan, *, key: Array, decodes: bool = False):
+    def __init__(
+        self,
+        config: ModelConfig,
+        layout: LayerLayout,
+        *,
+        key: Array,
+        has_cross_attention: bool = False,
+    ):
         keys = jax.random.split(key, 4)
-        self.config, self.repeats = config, plan.repeats
+        self.config, self.repeats = config, layout.repeats
 
-        def block(entry: Entry, key: Array, bare: bool = False) -> Block:
-            return _block(config, entry, key, len(plan.entries()), decodes, bare)
+        def make_block(layer: LayerSpec, key: Array, skip_norm: bool = False) -> Block:
+            depth = len(layout.layer_specs())
+            return _make_block(config, layer, key, depth, has_cross_attention, skip_norm)
 
-        def each(entries: Iterable[Entry], key: Array, bare: bool = False) -> nnx.List:
+        def make_blocks(
+            layers: Iterable[LayerSpec], key: Array, skip_first_norm: bool = False
+        ) -> nnx.List:
             return nnx.List(
-                block(entry, jax.random.fold_in(key, i), bare and i == 0)
-                for i, entry in enumerate(entries)
+                make_block(layer, jax.random.fold_in(key, i), skip_first_norm and i == 0)
+                for i, layer in enumerate(layers)
             )
 
-        self.first = each(plan.first, keys[0], config.block.bare_first)
+        self.first = make_blocks(layout.prefix, keys[0], config.block.skip_first_norm)
         self.blocks = nnx.List(
-            stacked(
-                lambda k, entry=entry: block(entry, k),  # type: ignore[misc]
-                jax.random.split(jax.random.fold_in(keys[1], i), plan.repeats),
+            stack_modules(
+                lambda k, layer=layer: make_block(layer, k),  # type: ignore[misc]
+                jax.random.split(jax.random.fold_in(keys[1], i), layout.repeats),
             )
-            for i, entry in enumerate(plan.layers)
+            for i, layer in enumerate(layout.period)
         )
-        self.last = each(plan.last, keys[2])
-        heads = config.relative_heads()
+        self.last = make_blocks(layout.suffix, keys[2])
+        heads = config.num_relative_heads()
         self.relative = (
-            RelativePositions(config.width, heads, config.positions, key=keys[3]) if heads else None
+            RelativePositionBias(config.width, heads, config.positions, key=keys[3])
+            if heads
+            else None
         )
         self.norm = Norm(config.width, config.norm) if config.final_norm else None
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        seq: Sequence,
+        seq: SequenceInfo,
         *,
-        state: State | None = None,
-        memory: tuple[Array, Sequence] | None = None,
+        state: StackState | None = None,
+        memory: Memory | None = None,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], Aux, State | None]:
-        """Vectors after the last norm, what channels report by layer ([layers] each), the state."""
-        keys = split(key, 3)
-        if state is not None:
-            self._check(state, x.shape[0])
-        if self.relative is not None:
-            seq = dataclasses.replace(seq, bias=self.relative.bias(seq.causal))
-        none = State(*([None] * len(part) for part in (self.first, self.blocks, self.last)))
-        old = none if state is None else state
-        x, said, first = self._each(self.first, x, seq, old.first, memory, keys[0])
-        x, more, blocks = self._repeats(x, seq, old.blocks, memory, keys[1])
-        x, rest, last = self._each(self.last, x, seq, old.last, memory, keys[2])
-        x = x if self.norm is None else self.norm(x)
-        return x, _by_layer(said, more, rest), None if state is None else State(first, blocks, last)
+    ) -> tuple[Float[Array, "B T D"], AuxMetrics, StackState | None]:
+        """Runs all blocks and the final norm.
 
-    def start(self, batch: int, capacity: int, source: int) -> State:
+        Returns the vectors after the norm, the channels' reports with one entry per layer that
+        makes them ([layers] by name), and the new state (None without a state).
+        """
+        keys = maybe_split_key(key, 3)
+        if state is not None:
+            self._check_state(state, x.shape[0])
+        if self.relative is not None:
+            seq = dataclasses.replace(seq, attn_bias=self.relative.make_bias(seq.causal))
+        groups = (self.first, self.blocks, self.last)
+        states: Iterable[BlockStates] = (
+            [[None] * len(group) for group in groups] if state is None else state
+        )
+        prev_first, prev_blocks, prev_last = states
+        x, aux_first, first = self._unscanned_layers(
+            self.first, x, seq, prev_first, memory, keys[0]
+        )
+        x, aux_blocks, blocks = self._scan_repeats(x, seq, prev_blocks, memory, keys[1])
+        x, aux_last, last = self._unscanned_layers(self.last, x, seq, prev_last, memory, keys[2])
+        x = x if self.norm is None else self.norm(x)
+        return (
+            x,
+            _stack_layer_metrics(aux_first, aux_blocks, aux_last),
+            None if state is None else StackState(first, blocks, last),
+        )
+
+    def init_state(self, batch_size: int, max_length: int, source_length: int) -> StackState:
+        """Returns an empty state for decoding `batch_size` rows of at most `max_length` tokens."""
         dtype = jnp.dtype(self.config.dtype)
 
-        def empty(block: Any) -> Any:
-            return block.start(batch, capacity, source, dtype)
+        def block_state(block: Block) -> BlockState:
+            return block.init_state(batch_size, max_length, source_length, dtype)
 
-        def repeated(block: Any) -> Any:
-            one = empty(block)
-            return jax.tree.map(lambda a: jnp.broadcast_to(a, (self.repeats, *a.shape)), one)
-
-        return State(
-            [empty(b) for b in self.first],
-            [repeated(b) for b in self.blocks],
-            [empty(b) for b in self.last],
-        )
-
-    def _check(self, state: State, batch: int) -> None:
-        """A state of another model or of other rows would broadcast, or fail far from here."""
-        own = jax.eval_shape(lambda: self.start(batch, 1, 1))
-        wanted, found = (
-            [(jax.tree_util.keystr(path[:2]), leaf) for path, leaf in _leaves(s)]
-            for s in (own, state)
-        )
-        if [(at, x.ndim) for at, x in wanted] != [(at, x.ndim) for at, x in found]:
-            raise ValueError(
-                "the state is of another architecture; make it by start(batch, capacity) of this"
+        def repeated_state(block: Block) -> BlockState:
+            return jax.tree.map(
+                lambda a: jnp.broadcast_to(a, (self.repeats, *a.shape)), block_state(block)
             )
-        for (at, a), (_, b) in zip(wanted, found, strict=True):
-            axis = int(".blocks" in at)
+
+        return StackState(
+            [block_state(b) for b in self.first],
+            [repeated_state(b) for b in self.blocks],
+            [block_state(b) for b in self.last],
+        )
+
+    def _check_state(self, state: StackState, batch_size: int) -> None:
+        """Refuses a state of another model or batch size, which could broadcast silently.
+
+        Raises:
+            ValueError: if the structure or the number of rows differs.
+        """
+        template = jax.eval_shape(lambda: self.init_state(batch_size, 1, 1))
+        expected, actual = (
+            [(jax.tree_util.keystr(path[:2]), leaf) for path, leaf in _flatten_with_path(s)]
+            for s in (template, state)
+        )
+        if [(path, x.ndim) for path, x in expected] != [(path, x.ndim) for path, x in actual]:
+            raise ValueError(
+                "the state is of another architecture; make it by "
+                "init_state(batch_size, max_length) of this model"
+            )
+        for (path, a), (_, b) in zip(expected, actual, strict=True):
+            axis = int(".blocks" in path)
             if a.ndim > axis and a.shape[axis] != b.shape[axis]:
                 raise ValueError(
-                    f"the state is of {b.shape[axis]} rows, there are {batch}; "
-                    f"make it by start({batch}, capacity)"
+                    f"the state is of {b.shape[axis]} rows, there are {batch_size}; "
+                    f"make it by init_state({batch_size}, max_length)"
                 )
 
-    def _each(self, blocks, x, seq, states, memory, key):
-        auxes, new = [], []
-        for block, state, k in zip(blocks, states, split(key, len(blocks)), strict=True):
-            x, aux, state = self._remat(_run)(block, x, seq, state, memory, k)
+    def _unscanned_layers(
+        self,
+        blocks: nnx.List,
+        x: Array,
+        seq: SequenceInfo,
+        states: BlockStates,
+        memory: Memory | None,
+        key: Array | None,
+    ) -> tuple[Array, list[AuxMetrics], BlockStates]:
+        auxes, new_states = [], []
+        for block, state, k in zip(blocks, states, maybe_split_key(key, len(blocks)), strict=True):
+            x, aux, state = self._remat(_call_block)(block, x, seq, state, memory, k)
             auxes.append(aux)
-            new.append(state)
-        return x, auxes, new
+            new_states.append(state)
+        return x, auxes, new_states
 
-    def _repeats(self, x, seq, states, memory, key):
-        def body(x, repeat):
+    def _scan_repeats(
+        self,
+        x: Array,
+        seq: SequenceInfo,
+        states: BlockStates,
+        memory: Memory | None,
+        key: Array | None,
+    ) -> tuple[Array, list[AuxMetrics], BlockStates]:
+        def body(x: Array, repeat: Repeat) -> tuple[Array, tuple[list[AuxMetrics], BlockStates]]:
             blocks, states, k = repeat
-            auxes, new = [], []
-            for block, state, kk in zip(blocks, states, split(k, len(blocks)), strict=True):
-                x, aux, state = self._remat(_run)(block, x, seq, state, memory, kk)
+            auxes, new_states = [], []
+            for block, state, kk in zip(
+                blocks, states, maybe_split_key(k, len(blocks)), strict=True
+            ):
+                x, aux, state = self._remat(_call_block)(block, x, seq, state, memory, kk)
                 auxes.append(aux)
-                new.append(state)
-            return x, (auxes, new)
+                new_states.append(state)
+            return x, (auxes, new_states)
 
         xs = (
             list(self.blocks),
@@ -153,46 +208,68 @@ class Stack(nnx.Module):
         )
         with jax.named_scope("blocks"):
             if self.config.scan:
-                x, (auxes, new) = jax.lax.scan(body, x, xs)
+                x, (auxes, new_states) = jax.lax.scan(body, x, xs)
             else:
-                x, (auxes, new) = _unrolled(body, x, xs, self.repeats)
-        return x, auxes, new
+                x, (auxes, new_states) = _unrolled_scan(body, x, xs, self.repeats)
+        return x, auxes, new_states
 
-    def _remat(self, function):
+    def _remat(self, function: Callable[..., BlockOutput]) -> Callable[..., BlockOutput]:
         if self.config.remat == "none":
             return function
-        policy = POLICIES[self.config.remat]
+        policy = REMAT_POLICIES[self.config.remat]
         return jax.checkpoint(function, policy=policy, prevent_cse=not self.config.scan)
 
 
-def _block(
-    config: ModelConfig, entry: Entry, key: Array, depth: int, decodes: bool, bare: bool
+def _make_block(
+    config: ModelConfig,
+    layer: LayerSpec,
+    key: Array,
+    depth: int,
+    has_cross_attention: bool,
+    skip_norm: bool,
 ) -> Block:
     D, keys = config.width, jax.random.split(key, 3)
-    scale = (2 * depth) ** -0.5  # the residual stream keeps its size (GPT-2, section 2.3)
-    part, Mixer = config.part(entry.mixer, entry.mixer_variant), MIXERS[entry.mixer]
-    if "both" in Mixer.views(part) or config.directions.weights == "none":
-        mixer = Mixer(D, part, key=keys[0], scale=scale)
+    scale = (2 * depth) ** -0.5  # Keeps the size of the residual stream (GPT-2, section 2.3).
+    mixer_config = config.part_config(layer.mixer, layer.mixer_variant)
+    mixer_class = MIXERS[layer.mixer]
+    mixer: Mixer | Bidirectional
+    if config.bidirectional.weights == "none" or "bidirectional" in mixer_class.supported_views(
+        mixer_config
+    ):
+        mixer = mixer_class(D, mixer_config, key=keys[0], scale=scale)
     else:
-        mixer = BothWays(Mixer, D, part, config.directions, key=keys[0], scale=scale)
-    channel = config.part(entry.channel, entry.channel_variant)
+        mixer = Bidirectional(
+            mixer_class, D, mixer_config, config.bidirectional, key=keys[0], scale=scale
+        )
+    channel_config = config.part_config(layer.channel, layer.channel_variant)
     return Block(
         *(D, config.block, config.norm, mixer),
-        CHANNELS[entry.channel](D, channel, key=keys[1], scale=scale),
-        Attention(D, config.cross, key=keys[2], scale=scale, cross=True) if decodes else None,
-        bare,
+        CHANNELS[layer.channel](D, channel_config, key=keys[1], scale=scale),
+        Attention(D, config.cross_attention, key=keys[2], scale=scale, is_cross=True)
+        if has_cross_attention
+        else None,
+        skip_norm,
     )
 
 
-def _leaves(tree: Any) -> list[tuple[Any, Any]]:
+def _flatten_with_path(tree: PyTree) -> list[tuple[jax.tree_util.KeyPath, Array]]:
     return jax.tree_util.tree_flatten_with_path(tree)[0]
 
 
-def _run(block, x, seq, state, memory, key):
+def _call_block(
+    block: Block,
+    x: Array,
+    seq: SequenceInfo,
+    state: BlockState | None,
+    memory: Memory | None,
+    key: Array | None,
+) -> BlockOutput:
     return block(x, seq, state=state, memory=memory, key=key)
 
 
-def _unrolled(body, x, xs, repeats: int):
+def _unrolled_scan(
+    body: Callable[[Array, Repeat], tuple[Array, PyTree]], x: Array, xs: Repeat, repeats: int
+) -> tuple[Array, PyTree]:
     outs = []
     for i in range(repeats):
         x, out = body(x, jax.tree.map(lambda a: a[i], xs))  # noqa: B023
@@ -200,19 +277,20 @@ def _unrolled(body, x, xs, repeats: int):
     return x, jax.tree.map(lambda *a: jnp.stack(a), *outs)
 
 
-def _by_layer(first: list[Aux], blocks: list[Aux], last: list[Aux]) -> Aux:
-    """Reports in the order of the layers that make them, [layers] by name; `blocks` are [R]."""
+def _stack_layer_metrics(
+    first: list[AuxMetrics], blocks: list[AuxMetrics], last: list[AuxMetrics]
+) -> AuxMetrics:
+    """Concatenates reports in layer order to [layers] by name; those of `blocks` are [R]."""
 
-    def single(auxes: list[Aux]) -> list[list[Aux]]:
+    def single(auxes: list[AuxMetrics]) -> list[list[AuxMetrics]]:
         return [[jax.tree.map(lambda a: a[None], aux)] for aux in auxes]
 
-    found: dict[str, list[Amount]] = {}
+    parts: dict[str, list[WeightedSum]] = {}
     for group in (*single(first), blocks, *single(last)):
         for name in dict.fromkeys(name for aux in group for name in aux):
-            own = [aux[name] for aux in group if name in aux]
-            tiled = jax.tree.map(lambda *a: jnp.stack(a, axis=1).reshape(-1), *own)
-            found.setdefault(name, []).append(tiled)
+            sums = [aux[name] for aux in group if name in aux]
+            interleaved = jax.tree.map(lambda *a: jnp.stack(a, axis=1).reshape(-1), *sums)
+            parts.setdefault(name, []).append(interleaved)
     return {
-        name: jax.tree.map(lambda *a: jnp.concatenate(a), *amounts)
-        for name, amounts in found.items()
+        name: jax.tree.map(lambda *a: jnp.concatenate(a), *sums) for name, sums in parts.items()
     }

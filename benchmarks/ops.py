@@ -1,10 +1,11 @@
-"""Time and memory of each operation beside its reference, forward and with its backward pass.
+"""Compares time and memory of each operation with its reference, forward and with backward.
 
     uv run benchmarks/ops.py [--only=attention] [--repeats=7] [--dtype=float32] [--growth]
 
-Medians of interleaved calls, so that a busy machine slows all alike; MiB is what XLA allocates
-beside arguments and results; the last column is the first implementation's time over a row's own,
-with the backward pass. To add an operation, add its rows to ROWS.
+Times are medians of interleaved calls, so that a busy machine slows all implementations equally.
+MiB is the memory that XLA allocates in addition to arguments and results. The last column is the
+speedup over the first implementation, with the backward pass. To add an operation, add its cases to
+CASES.
 """
 
 import argparse
@@ -20,12 +21,12 @@ import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from arch import routing
-from arch.linear import linear
-from ops.attention import Tokens, attention
+from arch.channels import routing
+from arch.layers.linear import linear
+from ops.attention import TokenIndex, attention
 from ops.causal_conv import causal_conv
 from ops.cross_entropy import cross_entropy
-from ops.experts import Weights, experts
+from ops.experts import ExpertWeights, experts
 from ops.gated_delta import gated_delta
 from ops.selective_scan import selective_scan
 from ops.ssd import ssd
@@ -33,19 +34,23 @@ from ops.ssd import ssd
 Shapes = tuple[tuple[int, ...], ...]
 
 
-class Row(NamedTuple):
+class BenchmarkCase(NamedTuple):
+    """An operation at one size, with the implementations to compare."""
+
     name: str
-    call: Callable[..., jax.Array]  # of the arrays and an implementation
-    shapes: Shapes  # of the arrays, which are all differentiated
+    fn: Callable[..., jax.Array]  # takes the arrays and the name of an implementation
+    shapes: Shapes  # shapes of the arrays, which are all differentiated
     implementations: tuple[str, ...] = ("reference", "xla")
-    beside: tuple["Row", ...] = ()  # rows timed in turn with it, to compare
+    rivals: tuple["BenchmarkCase", ...] = ()  # cases that are timed in turn with this one
 
 
-def attend(B: int, T: int, S: int = 0, H: int = 8, G: int = 8, K: int = 64, window: int = 0) -> Row:
-    """Causal attention of rows packed with three documents, or (S > 0) of T tokens to S cached."""
-    segments = jnp.broadcast_to(1 + jnp.arange(S or T) * 3 // (S or T), (B, S or T))
+def attention_case(
+    B: int, T: int, S: int = 0, H: int = 8, G: int = 8, K: int = 64, window: int = 0
+) -> BenchmarkCase:
+    """Returns causal attention of rows with three documents, or (S > 0) of T tokens to S cached."""
+    segment_ids = jnp.broadcast_to(1 + jnp.arange(S or T) * 3 // (S or T), (B, S or T))
     order = jnp.broadcast_to(jnp.arange(S or T), (B, S or T))
-    keys = Tokens(order, jnp.ones_like(segments) if S else segments, order)
+    keys = TokenIndex(order, jnp.ones_like(segment_ids) if S else segment_ids, order)
     queries = jax.tree.map(lambda x: x[:, -T:], keys)
 
     def call(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str) -> jax.Array:
@@ -61,45 +66,53 @@ def attend(B: int, T: int, S: int = 0, H: int = 8, G: int = 8, K: int = 64, wind
     case = (
         f"B={B} T={T}" + f" S={S}" * bool(S) + f" W={window}" * bool(window) + f" H={H}/{G} K={K}"
     )
-    return Row(f"attention {case}", call, ((B, T, H, K), (B, S or T, G, K), (B, S or T, G, K)))
+    return BenchmarkCase(
+        f"attention {case}", call, ((B, T, H, K), (B, S or T, G, K), (B, S or T, G, K))
+    )
 
 
-def predict(B: int, T: int, D: int, V: int) -> Row:
-    """Cross-entropy and z-loss of B x T tokens."""
+def cross_entropy_case(B: int, T: int, D: int, V: int) -> BenchmarkCase:
+    """Returns cross-entropy and z-loss of B x T tokens."""
     targets = jax.random.randint(jax.random.key(1), (B, T), 0, V)
 
     def call(hidden: jax.Array, table: jax.Array, implementation: str) -> jax.Array:
-        out = cross_entropy(hidden, table, targets, vocab=V, implementation=implementation)
-        return out.nats + 1e-4 * jnp.square(out.lse) + out.correct * 1e-9
+        out = cross_entropy(hidden, table, targets, vocab_size=V, implementation=implementation)
+        return out.loss + 1e-4 * jnp.square(out.logsumexp) + out.correct * 1e-9
 
-    return Row(f"cross_entropy B={B} T={T} D={D} V={V}", call, ((B, T, D), (V, D)))
+    return BenchmarkCase(f"cross_entropy B={B} T={T} D={D} V={V}", call, ((B, T, D), (V, D)))
 
 
-def mix(B: int, T: int, D: int, F: int, E: int, K: int, capacity: float = 0.0) -> Row:
-    """An MLP, beside it experts (the choice included) of as many active FLOPs."""
-    slots = routing.slots(capacity, K, T, E, 0) if capacity else None
+def experts_case(
+    B: int, T: int, D: int, F: int, E: int, K: int, capacity: float = 0.0
+) -> BenchmarkCase:
+    """Returns an MLP, and as its rival experts (with their routing) of as many active FLOPs."""
+    n_slots = routing.expert_capacity(capacity, K, T, E, 0) if capacity else None
 
     def call(
         x: jax.Array, logits: jax.Array, w_in: jax.Array, w_out: jax.Array, implementation: str
     ) -> jax.Array:
-        score = routing.scores(logits, "softmax")
-        chosen = routing.chosen_by_token(score, K)
-        routes = routing.by_token(score, chosen, jnp.ones((B, T), bool), normalize=True)
-        routes = routing.within(routes, slots, E) if slots else routes
-        w = Weights(w_in, None, w_out)
-        return experts(x, routes, w, jax.nn.silu, slots=slots, implementation=implementation)
+        scores = routing.router_scores(logits, "softmax")
+        chosen = routing.top_k_experts(scores, K)
+        routes = routing.token_choice(scores, chosen, jnp.ones((B, T), bool), normalize=True)
+        routes = routing.drop_over_capacity(routes, n_slots, E) if n_slots else routes
+        w = ExpertWeights(w_in, None, w_out)
+        return experts(x, routes, w, jax.nn.silu, capacity=n_slots, implementation=implementation)
 
     def dense(x: jax.Array, w_in: jax.Array, w_out: jax.Array, implementation: str) -> jax.Array:
         return linear(jax.nn.silu(linear(x, w_in)), w_out)
 
     name = f"experts B={B} T={T} D={D} F={F} E={E} K={K} capacity={capacity}"
-    own = ("gather",) if capacity else ("reference", "blocks", "ragged")
-    routed = Row("", call, ((B, T, D), (B, T, E), (E, D, F), (E, F, D)), own)
-    return Row(name, dense, ((B, T, D), (D, K * F), (K * F, D)), ("dense mlp",), (routed,))
+    implementations = ("gather",) if capacity else ("reference", "blocks", "ragged")
+    routed = BenchmarkCase("", call, ((B, T, D), (B, T, E), (E, D, F), (E, F, D)), implementations)
+    return BenchmarkCase(
+        name, dense, ((B, T, D), (D, K * F), (K * F, D)), ("dense mlp",), (routed,)
+    )
 
 
-def associative(u: jax.Array, dt: jax.Array, a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
-    """The rival of the scans: all states [B T C S] at once, by jax's own associative scan."""
+def associative_scan(
+    u: jax.Array, dt: jax.Array, a: jax.Array, b: jax.Array, c: jax.Array
+) -> jax.Array:
+    """Computes all states [B T C S] at once with jax.lax.associative_scan, as a rival of scans."""
 
     def join(first: tuple, second: tuple) -> tuple:
         return first[0] * second[0], second[0] * first[1] + second[1]
@@ -109,43 +122,49 @@ def associative(u: jax.Array, dt: jax.Array, a: jax.Array, b: jax.Array, c: jax.
     return jnp.einsum("btcs,bts->btc", h, c)
 
 
-def scan(B: int, T: int, C: int = 512, S: int = 16) -> Row:
+def selective_scan_case(B: int, T: int, C: int = 512, S: int = 16) -> BenchmarkCase:
+    """Returns the scan of Mamba-1 with the associative scan as its rival."""
+
     def call(u, dt, a, b, c, implementation: str) -> jax.Array:
         dt, a = jax.nn.softplus(dt - 3), -jnp.exp(a)
         if implementation == "associative":
-            return associative(u, dt, a, b, c)
+            return associative_scan(u, dt, a, b, c)
         return selective_scan(u, dt, a, b, c, implementation=implementation)[0]
 
     shapes = ((B, T, C), (B, T, C), (C, S), (B, T, S), (B, T, S))
-    return Row(f"selective_scan B={B} T={T} C={C} S={S}", call, shapes, ("associative", "xla"))
+    return BenchmarkCase(
+        f"selective_scan B={B} T={T} C={C} S={S}", call, shapes, ("associative", "xla")
+    )
 
 
-def dual(B: int, T: int, H: int = 8, W: int = 64, N: int = 16) -> Row:
-    """The rival has as many channels and states, each with a decay of its own."""
+def ssd_case(B: int, T: int, H: int = 8, W: int = 64, N: int = 16) -> BenchmarkCase:
+    """Returns the scan of Mamba-2; its rival has as many states, with separate decays."""
 
     def call(x, dt, a, b, c, implementation: str) -> jax.Array:
         dt, a = jax.nn.softplus(dt - 3), -jnp.exp(a)
         if implementation == "associative":
             a = jnp.broadcast_to(jnp.repeat(a, W)[:, None], (H * W, N))
             x, dt = x.reshape(B, T, H * W), jnp.repeat(dt, W, axis=2)
-            return associative(x, dt, a, b[:, :, 0], c[:, :, 0])
+            return associative_scan(x, dt, a, b[:, :, 0], c[:, :, 0])
         return ssd(x, dt, a, b, c, implementation=implementation)[0].reshape(B, T, H * W)
 
     shapes = ((B, T, H, W), (B, T, H), (H,), (B, T, 1, N), (B, T, 1, N))
-    return Row(f"ssd B={B} T={T} H={H} P={W} N={N}", call, shapes, ("associative", "xla"))
+    return BenchmarkCase(f"ssd B={B} T={T} H={H} P={W} N={N}", call, shapes, ("associative", "xla"))
 
 
-def delta(B: int, T: int, H: int = 8, K: int = 64, V: int = 64) -> Row:
+def gated_delta_case(B: int, T: int, H: int = 8, K: int = 64, V: int = 64) -> BenchmarkCase:
+    """Returns the gated delta rule."""
+
     def call(q, k, v, g, beta, implementation: str) -> jax.Array:
         k, g = k / jnp.linalg.norm(k, axis=-1, keepdims=True), jax.nn.log_sigmoid(g + 3)
         return gated_delta(q, k, v, g, jax.nn.sigmoid(beta), implementation=implementation)[0]
 
     shapes = ((B, T, H, K), (B, T, H, K), (B, T, H, V), (B, T, H), (B, T, H))
-    return Row(f"gated_delta B={B} T={T} H={H} K={K} V={V}", call, shapes)
+    return BenchmarkCase(f"gated_delta B={B} T={T} H={H} K={K} V={V}", call, shapes)
 
 
-def filtered(B: int, T: int, C: int = 512, K: int = 4) -> Row:
-    """The rival is XLA's depthwise convolution, which knows no documents."""
+def causal_conv_case(B: int, T: int, C: int = 512, K: int = 4) -> BenchmarkCase:
+    """Returns the short convolution; its rival is the depthwise one of XLA without documents."""
     reset = jnp.broadcast_to(jnp.arange(T) % (T // 3) == 0, (B, T))
 
     def call(x: jax.Array, w: jax.Array, implementation: str) -> jax.Array:
@@ -158,49 +177,52 @@ def filtered(B: int, T: int, C: int = 512, K: int = 4) -> Row:
         return causal_conv(x, w, reset=reset, implementation=implementation)[0]
 
     name = f"causal_conv B={B} T={T} C={C} K={K}"
-    return Row(name, call, ((B, T, C), (K, C)), ("lax.conv", "xla"))
+    return BenchmarkCase(name, call, ((B, T, C), (K, C)), ("lax.conv", "xla"))
 
 
-ROWS = [
-    attend(32, 128),
-    attend(16, 256),
-    attend(8, 512),
-    attend(4, 1024),
-    attend(2, 2048),
-    attend(4, 1024, G=2),
-    attend(2, 2048, window=256),
-    attend(8, 1, S=1024),
-    predict(32, 256, 512, 384),
-    predict(32, 256, 512, 8192),
-    predict(32, 256, 512, 32000),
-    mix(8, 512, 512, 1024, 8, 2),
-    mix(8, 512, 512, 1024, 8, 2, capacity=1.25),
-    scan(4, 1024),
-    scan(1, 4096),
-    dual(4, 1024),
-    dual(1, 4096),
-    delta(4, 1024),
-    delta(1, 4096),
-    filtered(4, 1024),
-    filtered(1, 4096),
+CASES = [
+    attention_case(32, 128),
+    attention_case(16, 256),
+    attention_case(8, 512),
+    attention_case(4, 1024),
+    attention_case(2, 2048),
+    attention_case(4, 1024, G=2),
+    attention_case(2, 2048, window=256),
+    attention_case(8, 1, S=1024),
+    cross_entropy_case(32, 256, 512, 384),
+    cross_entropy_case(32, 256, 512, 8192),
+    cross_entropy_case(32, 256, 512, 32000),
+    experts_case(8, 512, 512, 1024, 8, 2),
+    experts_case(8, 512, 512, 1024, 8, 2, capacity=1.25),
+    selective_scan_case(4, 1024),
+    selective_scan_case(1, 4096),
+    ssd_case(4, 1024),
+    ssd_case(1, 4096),
+    gated_delta_case(4, 1024),
+    gated_delta_case(1, 4096),
+    causal_conv_case(4, 1024),
+    causal_conv_case(1, 4096),
 ]
 
-# Four rows of 1,024 tokens and one of 4,096: their costs are linear in tokens.
-LONG = [
-    (scan(4, 1024), scan(1, 4096)),
-    (dual(4, 1024), dual(1, 4096)),
-    (delta(4, 1024), delta(1, 4096)),
-    (attend(4, 1024, window=256), attend(1, 4096, window=256)),
+# Four rows of 1,024 tokens and one of 4,096 have equal costs, because these are linear in tokens.
+GROWTH_CASES = [
+    (selective_scan_case(4, 1024), selective_scan_case(1, 4096)),
+    (ssd_case(4, 1024), ssd_case(1, 4096)),
+    (gated_delta_case(4, 1024), gated_delta_case(1, 4096)),
+    (attention_case(4, 1024, window=256), attention_case(1, 4096, window=256)),
 ]
 
 
-class Timed(NamedTuple):
+class TimedProgram(NamedTuple):
+    """A compiled case, its inputs, and the times of its calls."""
+
     program: jax.stages.Compiled
     arrays: tuple[jax.Array, ...]
     seconds: list[float]
 
     @property
     def median(self) -> float:
+        """The median of the times in seconds; there must be a call."""
         return statistics.median(self.seconds)
 
     def __str__(self) -> str:
@@ -208,11 +230,13 @@ class Timed(NamedTuple):
         return f"{self.median * 1e3:9.1f} ms {temp:7.1f} MiB"
 
 
-def compiled(row: Row, implementation: str, arrays: tuple[jax.Array, ...]) -> list[Timed]:
-    """Forward, and forward + backward."""
+def compile_case(
+    case: BenchmarkCase, implementation: str, arrays: tuple[jax.Array, ...]
+) -> list[TimedProgram]:
+    """Compiles an implementation forward, and forward with backward."""
 
     def forward(*arrays: jax.Array) -> jax.Array:
-        return row.call(*arrays, implementation)
+        return case.fn(*arrays, implementation)
 
     def backward(grad: jax.Array, *arrays: jax.Array) -> Any:
         out, pull = jax.vjp(forward, *arrays)
@@ -221,63 +245,71 @@ def compiled(row: Row, implementation: str, arrays: tuple[jax.Array, ...]) -> li
     out = jax.eval_shape(forward, *arrays)
     grad = jnp.sin(jnp.arange(out.size)).astype(out.dtype).reshape(out.shape)
     calls = ((forward, arrays), (backward, (grad, *arrays)))
-    return [Timed(jax.jit(f).lower(*given).compile(), given, []) for f, given in calls]
+    return [TimedProgram(jax.jit(f).lower(*args).compile(), args, []) for f, args in calls]
 
 
-def inputs(row: Row, dtype: str) -> tuple[jax.Array, ...]:
-    keys = jax.random.split(jax.random.key(0), len(row.shapes))
+def make_inputs(case: BenchmarkCase, dtype: str) -> tuple[jax.Array, ...]:
+    """Returns random arrays for a case."""
+    keys = jax.random.split(jax.random.key(0), len(case.shapes))
     return tuple(
         (jax.random.normal(k, s) * (0.05 if len(s) == 2 else 1)).astype(dtype)
-        for k, s in zip(keys, row.shapes, strict=True)
+        for k, s in zip(keys, case.shapes, strict=True)
     )
 
 
-def run(programs: list[Timed], repeats: int) -> None:
-    """In turn; the first call is not counted."""
+def run_interleaved(programs: list[TimedProgram], repeats: int) -> None:
+    """Times the programs in turn; the first call of each is not counted."""
     for repeat in range(repeats + 1):
         for timed in programs:
-            began = time.perf_counter()
+            start = time.perf_counter()
             jax.block_until_ready(timed.program(*timed.arrays))
             if repeat:
-                timed.seconds.append(time.perf_counter() - began)
+                timed.seconds.append(time.perf_counter() - start)
 
 
-def grow(short: Row, long: Row, repeats: int, dtype: str) -> None:
-    """The fast implementation's time for the same tokens in longer rows."""
-    pair = [compiled(row, row.implementations[-1], inputs(row, dtype))[1] for row in (short, long)]
-    run(pair, repeats)
+def measure_growth(short: BenchmarkCase, long: BenchmarkCase, repeats: int, dtype: str) -> None:
+    """Prints the time of the last implementation for the same tokens in short and long rows."""
+    pair = [
+        compile_case(case, case.implementations[-1], make_inputs(case, dtype))[1]
+        for case in (short, long)
+    ]
+    run_interleaved(pair, repeats)
     print(short.name, "->", long.name)
     print(f"  with backward {pair[0]} -> {pair[1]}   {pair[1].median / pair[0].median:.2f} of 1.10")
 
 
-def measure(row: Row, repeats: int, dtype: str) -> None:
+def measure_case(case: BenchmarkCase, repeats: int, dtype: str) -> None:
+    """Prints time and memory of all implementations of a case."""
     programs = {}
-    for one in (row, *row.beside):
-        arrays = inputs(one, dtype)
-        for name in one.implementations:
-            programs[name] = compiled(one, name, arrays)
-    run([timed for pair in programs.values() for timed in pair], repeats)
-    print(row.name)
-    first = programs[row.implementations[0]][1].median
+    for rival in (case, *case.rivals):
+        arrays = make_inputs(rival, dtype)
+        for name in rival.implementations:
+            programs[name] = compile_case(rival, name, arrays)
+    run_interleaved([timed for pair in programs.values() for timed in pair], repeats)
+    print(case.name)
+    first = programs[case.implementations[0]][1].median
     for name, (forward, backward) in programs.items():
         ratio = first / backward.median
         print(f"  {name:11} forward {forward}   with backward {backward} {ratio:6.1f}x", flush=True)
 
 
 def main() -> None:
+    """Runs the benchmark of operations for the flags of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--only", default="", help="run only cases whose name contains this")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--growth", action="store_true", help="only longer rows beside short ones")
+    parser.add_argument(
+        "--growth", action="store_true", help="compare only long rows with short ones"
+    )
     args = parser.parse_args()
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {args.dtype}")
-    for short, long in LONG if args.growth else ():
+    for short, long in GROWTH_CASES if args.growth else ():
         if args.only in short.name:
-            grow(short, long, args.repeats, args.dtype)
-    for row in () if args.growth else ROWS:
-        if args.only in row.name:
-            measure(row, args.repeats, args.dtype)
+            measure_growth(short, long, args.repeats, args.dtype)
+    for case in () if args.growth else CASES:
+        if args.only in case.name:
+            measure_case(case, args.repeats, args.dtype)
 
 
 if __name__ == "__main__":

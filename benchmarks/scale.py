@@ -1,10 +1,10 @@
-"""Regenerate the tables of docs/scale.md: models of published sizes on machines that are not here.
+"""Regenerates the tables of docs/scale.md for models of published sizes on machines without access.
 
-    python benchmarks/scale.py                              every cell, by the estimate
-    python benchmarks/scale.py --compile dense8b@v5p:8x8x4  these cells, by their compilers
+    python benchmarks/scale.py                              estimates every cell
+    python benchmarks/scale.py --compile dense8b@v5p:8x8x4  compiles these cells
 
-What was compiled once stays in docs/scale.json until it is compiled again; the tables tell it from
-what is estimated. Needs libtpu (`--extra tpu`) and, for H100s, NVIDIA's plugin.
+A compiled cell stays in docs/scale.json until it is compiled again, and the tables distinguish it
+from estimates. Compilation needs libtpu (`--extra tpu`) and, for H100s, NVIDIA's plugin.
 """
 
 import argparse
@@ -16,114 +16,122 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-KEPT, PAGE = ROOT / "docs" / "scale.json", ROOT / "docs" / "scale.md"
+CELLS_FILE, TABLES_FILE = ROOT / "docs" / "scale.json", ROOT / "docs" / "scale.md"
 MODELS = {
     "dense8b": "dense, 8.0 B",
     "moe8x7b": "MoE, 46.7 B",
     "mamba2_2p7b": "Mamba-2, 2.7 B",
     "hybrid8b": "hybrid, 8.7 B",
 }
-MACHINES = {  # name: devices
+MACHINES = {  # number of devices by name
     "v5p:2x2x4": 16,
     "v5p:8x8x4": 256,
     "v5p:16x16x16": 4096,
     "h100:8": 8,
     "h100:256": 256,
 }
-SHARDS = 256  # devices that parameters are cut over, at most; more are copies
-LIMIT = 1800  # seconds for a compilation
-BEGIN, END = "<!-- tables: benchmarks/scale.py -->\n", "<!-- end of tables -->\n"
+MAX_SHARDS = 256  # limit of the devices that shard parameters; beyond it, replicas are added
+COMPILE_TIMEOUT = 1800  # seconds for one process
+TABLES_BEGIN, TABLES_END = "<!-- tables: benchmarks/scale.py -->\n", "<!-- end of tables -->\n"
 
 
-def cell(model: str, machine: str, compile: bool) -> dict[str, Any]:
-    """Of one model on one machine, a row of 4,096 tokens a device."""
-    from training import launch, memory, preflight, report, targets
-    from training.flags import load
+def estimate_cell(model: str, machine: str, use_compiler: bool) -> dict[str, Any]:
+    """Returns the memory of a model on a machine, with a row of 4,096 tokens per device."""
+    from settings.cli import load_config
+    from settings.tree import freeze
+    from training import accounting, runner
+    from training.preflight import check, memory_estimate, topology
     from training.settings import Settings
-    from training.tree import frozen
 
-    c = load(str(ROOT / "configs" / "scale" / f"{model}.py"), Settings)
-    c.train.batch = MACHINES[machine]
-    c.mesh.replica = max(1, MACHINES[machine] // SHARDS)
-    where = targets.target(machine)
-    _, made = launch.prepared(frozen(Settings, c), where.devices)
-    parts = memory.estimate(made)
-    found = {
-        "parameters": report.priced(made.settings).params,
+    c = load_config(str(ROOT / "configs" / "scale" / f"{model}.py"), Settings)
+    c.train.batch_size = MACHINES[machine]
+    c.mesh.replica = max(1, MACHINES[machine] // MAX_SHARDS)
+    target = topology.parse_topology(machine)
+    _, program = runner.prepare(freeze(Settings, c), target.devices)
+    parts = memory_estimate.estimate(program)
+    cell: dict[str, Any] = {
+        "parameters": accounting.model_cost(program.settings).params,
         "state": parts["parameters"] + parts["optimizer"],
-        "needed": sum(parts.values()),
-        "memory": where.chip.memory,
+        "required": sum(parts.values()),
+        "memory": target.chip.memory_bytes,
         "compiled": False,
     }
-    if compile:
-        out = preflight.compiled(made, where.chip)
-        sent = {kind: list(traffic) for kind, traffic in out.traffic.items()}
-        found |= {"compiled": True, "needed": out.needed, "fits": out.fits, "sent": sent}
-        found |= {"seconds": round(out.seconds)}
-    return found
+    if use_compiler:
+        result = check.try_compile(program, target.chip)
+        collectives = {kind: list(traffic) for kind, traffic in result.traffic.items()}
+        cell |= {"compiled": True, "required": result.total_bytes, "fits": result.fits}
+        cell |= {"collectives": collectives, "seconds": round(result.seconds)}
+    return cell
 
 
-def tables(cells: dict[str, Any]) -> str:
-    """Memory of all cells, then what the compiled ones send."""
+def format_tables(cells: dict[str, Any]) -> str:
+    """Returns the tables of the memory of all cells and of the collectives of compiled ones."""
     head = "| model | " + " | ".join(MACHINES) + " |\n|---|" + "---|" * len(MACHINES) + "\n"
     lines = []
-    for model, words in MODELS.items():
-        row = [_memory(cells.get(f"{model}@{machine}")) for machine in MACHINES]
-        lines.append(f"| {words} | " + " | ".join(row) + " |\n")
-    text = "GiB a device, of state (parameters and optimizer) and in all:\n\n" + head
-    text += "".join(lines) + "\nSent in a step by each device, where it was compiled:\n\n"
-    text += "| cell | collectives (times, GiB) | compiled in |\n|---|---|---|\n"
-    for name, found in sorted(cells.items()):
-        if found["compiled"]:
-            sent = [f"{k} {n:,}, {b / 2**30:.1f}" for k, (n, b) in found["sent"].items()]
-            text += f"| {name} | {'; '.join(sent) or '-'} | {found['seconds']} s |\n"
+    for model, label in MODELS.items():
+        row = [_format_memory(cells.get(f"{model}@{machine}")) for machine in MACHINES]
+        lines.append(f"| {label} | " + " | ".join(row) + " |\n")
+    text = "GiB per device for the state (parameters and optimizer), and in total:\n\n" + head
+    text += "".join(lines) + "\nCollectives in a step of one device, for compiled cells:\n\n"
+    text += "| cell | collectives (number, GiB) | compile time |\n|---|---|---|\n"
+    for name, cell in sorted(cells.items()):
+        if cell["compiled"]:
+            kinds = [f"{k} {n:,}, {b / 2**30:.1f}" for k, (n, b) in cell["collectives"].items()]
+            text += f"| {name} | {'; '.join(kinds) or '-'} | {cell['seconds']} s |\n"
     return text
 
 
-def _memory(found: dict[str, Any] | None) -> str:
-    if found is None:
+def _format_memory(cell: dict[str, Any] | None) -> str:
+    if cell is None:
         return "-"
-    state, needed = found["state"] / 2**30, found["needed"] / 2**30
-    fits = found["fits"] if found["compiled"] else found["needed"] <= found["memory"]
-    text = f"{state:.1f}, {needed:.1f}"
-    text = f"**{text}**" if found["compiled"] else f"~ {text}"
+    fits = cell["fits"] if cell["compiled"] else cell["required"] <= cell["memory"]
+    text = f"{cell['state'] / 2**30:.1f}, {cell['required'] / 2**30:.1f}"
+    text = f"**{text}**" if cell["compiled"] else f"~ {text}"
     return text if fits else f"{text} (does not fit)"
 
 
-def computed(names: list[str], compile: bool) -> dict[str, Any]:
-    """Cells by name, from a process of their own that keeps to the CPU."""
+def compute_cells(names: list[str], use_compiler: bool) -> dict[str, Any]:
+    """Computes cells in a separate process that uses only the CPU, and returns them by name."""
     command = [sys.executable, __file__, "--cells", *names]
-    command += ["--compile", *names] if compile else []
-    # Set before JAX is imported; libtpu would ask the cloud where it is.
-    set_for = ["env", "JAX_PLATFORMS=cpu", "TPU_SKIP_MDS_QUERY=1"]
+    command += ["--compile", *names] if use_compiler else []
+    # These variables must be set before JAX is imported; libtpu would query the cloud's metadata.
+    environment = ["env", "JAX_PLATFORMS=cpu", "TPU_SKIP_MDS_QUERY=1"]
     try:
-        done = subprocess.run(
-            [*set_for, *command], stdout=subprocess.PIPE, text=True, timeout=LIMIT, check=True
+        process = subprocess.run(
+            [*environment, *command],
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=COMPILE_TIMEOUT,
+            check=True,
         )
     except subprocess.SubprocessError as error:
         print(f"{', '.join(names)}: {error}", file=sys.stderr)
         return {}
-    return dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith('["'))
+    return dict(json.loads(line) for line in process.stdout.splitlines() if line.startswith('["'))
 
 
 def main() -> None:
+    """Computes the cells that the command line selects, and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--compile", nargs="*", default=[], metavar="MODEL@MACHINE")
     parser.add_argument("--cells", nargs="*", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.cells:
         for name in args.cells:
-            print(json.dumps([name, cell(*name.split("@"), compile=bool(args.compile))]))
+            print(
+                json.dumps([name, estimate_cell(*name.split("@"), use_compiler=bool(args.compile))])
+            )
         return
-    cells = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    every = [f"{m}@{d}" for m in MODELS for d in MACHINES]
-    rest = [name for name in every if not cells.get(name, {}).get("compiled")]
-    for names in [[name] for name in args.compile] or [rest]:
-        cells |= computed(names, compile=bool(args.compile))
-        KEPT.write_text(json.dumps(cells, indent=1, sort_keys=True) + "\n")
-    page = PAGE.read_text()
-    before, _, rest = page.partition(BEGIN)
-    PAGE.write_text(before + BEGIN + tables(cells) + END + rest.partition(END)[2])
+    cells = json.loads(CELLS_FILE.read_text()) if CELLS_FILE.exists() else {}
+    names = [f"{model}@{machine}" for model in MODELS for machine in MACHINES]
+    estimated = [name for name in names if not cells.get(name, {}).get("compiled")]
+    for group in [[name] for name in args.compile] or [estimated]:
+        cells |= compute_cells(group, use_compiler=bool(args.compile))
+        CELLS_FILE.write_text(json.dumps(cells, indent=1, sort_keys=True) + "\n")
+    page = TABLES_FILE.read_text()
+    before, _, tail = page.partition(TABLES_BEGIN)
+    after = tail.partition(TABLES_END)[2]
+    TABLES_FILE.write_text(before + TABLES_BEGIN + format_tables(cells) + TABLES_END + after)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""How much of this machine's matrix speed a whole training step reaches.
+"""Measures how much of this machine's matrix throughput a complete training step achieves.
 
-    uv run benchmarks/train_step.py --config=configs/dense.py:small --config.train.batch=8
+    uv run benchmarks/train_step.py --config=configs/dense.py:small --config.train.batch_size=8
 
-Prints tokens/s and model FLOP/s of the compiled step (median of several runs of a few steps), and
-the machine's own peak: the best of large square products in the compute dtype, measured between the
-runs, so that a noisy neighbour slows both. Their ratio is the model FLOP utilisation.
+Prints tokens/s and model FLOP/s of the compiled step (median of several rounds of a few steps). The
+peak of the machine is the best of large square matrix products in the compute dtype. It is measured
+between the rounds, so that other processes slow both equally. The ratio is the model FLOP
+utilization.
 """
 
 import statistics
@@ -19,49 +20,56 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # before this folder's ops.py
 
-from objectives import Blank
+from formatting import format_si
+from objectives import DummyTokenizer
+from settings.cli import parse_args
+from training import accounting
 from training import mesh as meshes
-from training import report
-from training.command import guarded
-from training.flags import parse
-from training.program import program
-from training.settings import Settings, resolved
+from training.program import make_program
+from training.run.cli_errors import run_command
+from training.settings import Settings, resolve
 
 VOCAB, ROUNDS, STEPS = 365, 7, 3
-SIZES = (1024, 2048)  # of the square matrices whose product is the peak
+MATRIX_SIZES = (1024, 2048)  # widths of the square matrices that measure the peak
 
 
-def seconds(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def time_call(run: Callable[[], object]) -> float:
+    """Returns the seconds of one call, including its computation on the device."""
+    start = time.perf_counter()
     jax.block_until_ready(run())
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
-def products(dtype: str) -> list[tuple[float, Callable[[], object]]]:
-    """(FLOPs, function) of the products that measure the peak."""
-    made = []
-    for size in SIZES:
+def make_matmuls(dtype: str) -> list[tuple[float, Callable[[], object]]]:
+    """Returns (FLOPs, function) of the matrix products that measure the peak."""
+    products: list[tuple[float, Callable[[], object]]] = []
+    for size in MATRIX_SIZES:
         x = jnp.ones((size, size), dtype)
         multiply = jax.jit(lambda a, b: a @ b).lower(x, x).compile()
-        made.append((2.0 * size**3, lambda multiply=multiply, x=x: multiply(x, x)))
-    return made
+        products.append((2.0 * size**3, lambda multiply=multiply, x=x: multiply(x, x)))
+    return products
 
 
 def run(argv: Sequence[str]) -> None:
-    settings = resolved(parse(argv, Settings, about=__doc__ or "").settings, VOCAB)
-    made = program(settings, meshes.build(settings.mesh))
-    bill, train = report.priced(settings), settings.train
-    tokens = train.batch * train.length * STEPS
+    """Runs the benchmark of the training step for one command line."""
+    settings = resolve(parse_args(argv, Settings, description=__doc__ or "").settings, VOCAB)
+    program = make_program(settings, meshes.make_mesh(settings.mesh))
+    cost, train = accounting.model_cost(settings), settings.train
+    tokens = train.batch_size * train.seq_len * STEPS
     rng = np.random.default_rng(0)
-    pieces = [rng.integers(0, VOCAB, train.length + 1).astype(np.int32) for _ in range(train.batch)]
-    example = made.objective.host(made.settings.model, train.length, Blank())
-    rows = [example([piece], train.length, rng) for piece in pieces]
+    texts = [
+        rng.integers(0, VOCAB, train.seq_len + 1).astype(np.int32) for _ in range(train.batch_size)
+    ]
+    make_row = program.objective.make_row_fn(
+        program.settings.model, train.seq_len, DummyTokenizer()
+    )
+    rows = [make_row([text], train.seq_len, rng) for text in texts]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    compiled = made.compiled()
+    compiled = program.compile_step()
     peaks, speeds = [], []
-    with jax.set_mesh(made.mesh):
-        batch = jax.device_put(batch, meshes.rows(made.mesh))
-        state, _ = compiled(made.init(), batch)
+    with jax.set_mesh(program.mesh):
+        batch = jax.device_put(batch, meshes.batch_sharding(program.mesh))
+        state, _ = compiled(program.init(), batch)
 
         def steps() -> object:
             nonlocal state
@@ -69,23 +77,22 @@ def run(argv: Sequence[str]) -> None:
                 state, metrics = compiled(state, batch)
             return metrics
 
-        gemms = products(settings.model.dtype)
-        for _, multiply in gemms:
+        products = make_matmuls(settings.model.dtype)
+        for _, multiply in products:
             multiply()
         for _ in range(ROUNDS):
-            speeds.append(tokens / seconds(steps))
-            peaks.append(max(f / min(seconds(m) for _ in range(3)) for f, m in gemms))
-    speed, peak = statistics.median(speeds), statistics.median(peaks) * made.mesh.size
-    achieved = 3 * bill.model_flops * speed
-    print(
-        f"parameters          {report.short(bill.params)} ({report.short(bill.body_params)} body)"
-    )
-    print(f"batch x length      {train.batch} x {train.length}, {settings.model.dtype}")
+            speeds.append(tokens / time_call(steps))
+            peaks.append(max(f / min(time_call(m) for _ in range(3)) for f, m in products))
+    speed, peak = statistics.median(speeds), statistics.median(peaks) * program.mesh.size
+    achieved = 3 * cost.model_flops * speed
+    non_embedding = format_si(cost.non_embedding_params)
+    print(f"parameters          {format_si(cost.params)} ({non_embedding} non-embedding)")
+    print(f"batch x length      {train.batch_size} x {train.seq_len}, {settings.model.dtype}")
     print(f"tokens per second   {speed:,.0f}")
-    print(f"model FLOP/s        {report.short(achieved)}")
-    print(f"matrix peak FLOP/s  {report.short(peak)}")
+    print(f"model FLOP/s        {format_si(achieved)}")
+    print(f"matrix peak FLOP/s  {format_si(peak)}")
     print(f"ratio               {achieved / peak:.2f}")
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(run, sys.argv[1:]))
+    sys.exit(run_command(run, sys.argv[1:]))

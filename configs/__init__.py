@@ -1,79 +1,114 @@
-"""Experiments as lab notes: claim, command, expected number; only differences from the defaults.
+"""Provides experiments as configs: each states a claim, a command and an expected number.
 
-The one dial for size stands here: tiny, small, base and large are about 1, 10, 110 and 340 million
-parameters without embedding, of those that a token meets. It implies how long and in which batches
-to train, and how deep the pattern at hand has to be to cost as much as the others.
+A config contains only the differences from the defaults. `SIZES` defines the sizes of all
+architectures: tiny, small, base and large have about 1, 10, 110 and 340 million active parameters
+without embedding. A size implies the training length, the batch, and the depth at which an
+architecture has as many active parameters as the others.
 """
 
-import dataclasses
 import math
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from arch import ModelConfig, cost
+from arch import ModelConfig, compute_cost
+from arch.scaling import require_declarations, sections_with_heads, size_settings
 from errors import ConfigError
-from schema import nearest
-from training.tree import frozen
+from settings.changes import with_changes
+from settings.tree import assigned_keys, freeze
+from settings.types import did_you_mean
 
-VOCAB = 384  # any will do: the table and the head are not counted
+REFERENCE_VOCAB = 384  # has no effect: embedding and head are not counted
 
 
-class Size(NamedTuple):
+class SizePreset(NamedTuple):
+    """The shape of the dense reference model of a size, and the length of its training."""
+
     width: int
-    depth: int
+    depth: int  # of the dense Transformer; other architectures get the depth of equal size
     heads: int
-    length: int
-    batch: int
+    seq_len: int  # tokens
+    batch_size: int  # rows
     steps: int
-    rate: float
+    learning_rate: float
 
 
 SIZES = {
-    "tiny": Size(128, 5, 4, 256, 16, 1_000, 4e-3),
-    "small": Size(384, 6, 6, 512, 32, 5_000, 2e-3),
-    "base": Size(768, 16, 12, 1024, 256, 20_000, 1e-3),
-    "large": Size(1024, 27, 16, 1024, 512, 40_000, 6e-4),
+    "tiny": SizePreset(128, 5, 4, 256, 16, 1_000, 4e-3),
+    "small": SizePreset(384, 6, 6, 512, 32, 5_000, 2e-3),
+    "base": SizePreset(768, 16, 12, 1024, 256, 20_000, 1e-3),
+    "large": SizePreset(1024, 27, 16, 1024, 512, 40_000, 6e-4),
 }
 
 
-def sized(size: str) -> Size:
-    """What `size` stands for; ConfigError if it is not known."""
+def get_size(size: str) -> SizePreset:
+    """Returns the preset of a size.
+
+    Raises:
+        ConfigError: if there is no such size.
+    """
     if size not in SIZES:
-        raise ConfigError(f"size {size!r} is not known; {nearest(size, SIZES)}")
+        raise ConfigError(f"size {size!r} is not known; {did_you_mean(size, SIZES)}")
     return SIZES[size]
 
 
-def resize(c: ConfigDict, size: str) -> None:
-    """Set what `size` implies for the parts and pattern that `c.model` has by now."""
-    chosen = sized(size)
-    c.model.width = chosen.width
-    for part in ("attention", "local_attention", "cross", "gated_deltanet"):
-        c.model[part].heads = chosen.heads
-    c.train.length, c.train.batch, c.train.steps = chosen.length, chosen.batch, chosen.steps
-    c.optimizer.learning_rate = chosen.rate
-    c.optimizer.warmup = chosen.steps // 50
-    deepen(c.model, _met(ModelConfig(width=chosen.width, depth=chosen.depth, vocab=VOCAB)))
+def apply_size(c: ConfigDict, size: str) -> None:
+    """Sets width, depth, heads and training length of `c` for a size.
+
+    Call it after the parts and the pattern of `c.model` are set, because the depth depends on them.
+
+    Raises:
+        ConfigError: if a part that the layers use has a size that is not known to follow the width.
+    """
+    preset = get_size(size)
+    c.model.width = preset.width
+    for section in sections_with_heads():
+        c.model[section].heads = preset.heads
+    c.train.seq_len, c.train.batch_size = preset.seq_len, preset.batch_size
+    c.train.steps = preset.steps
+    c.optimizer.learning_rate = preset.learning_rate
+    c.optimizer.warmup = preset.steps // 50
+    reference = ModelConfig(width=preset.width, depth=preset.depth, vocab_size=REFERENCE_VOCAB)
+    match_params_by_depth(c.model, _active_params(reference))
+    _check_sizes(c.model)
     if size in ("base", "large"):
         c.model.dtype, c.model.remat = "bfloat16", "dots"
 
 
-def deepen(model: ConfigDict, wanted: int) -> None:
-    """Set the depth (an encoder's too) at which a token meets nearest to `wanted` parameters."""
-    blocks, first = len(model.layers), len(model.first)
-    best = (math.inf, 0, 0)
-    for rounds in range(1, 1000):
-        model.depth = first + rounds * blocks
+def match_params_by_depth(model: ConfigDict, target_params: int) -> None:
+    """Sets the depths whose number of active parameters is the closest to `target_params`."""
+    closest = (math.inf, 0, 0)
+    for repeats in range(1, 1000):
+        model.depth = len(model.first_layers) + repeats * len(model.layers)
         if model.encoder.depth:
             model.encoder.depth = max(model.depth, len(model.encoder.layers))
-        count = _met(dataclasses.replace(frozen(ModelConfig, model), vocab=VOCAB))
-        if abs(count - wanted) < abs(best[0] - wanted):
-            best = count, model.depth, model.encoder.depth
-        if count > wanted:
+        count = _active_params(
+            with_changes(freeze(ModelConfig, model), {"vocab_size": REFERENCE_VOCAB})
+        )
+        if abs(count - target_params) < abs(closest[0] - target_params):
+            closest = count, model.depth, model.encoder.depth
+        if count > target_params:
             break
-    _, model.depth, model.encoder.depth = best
+    _, model.depth, model.encoder.depth = closest
 
 
-def _met(model: ModelConfig) -> int:
-    """Parameters that one token meets, without embedding and head."""
-    return cost(model, 256).active_body_params
+def _check_sizes(section: ConfigDict) -> None:
+    """Checks that the parts which the layers use follow the width.
+
+    Raises:
+        ConfigError: if a part does not declare its sizes, or the default of a size is a number.
+    """
+    model = freeze(ModelConfig, section)
+    require_declarations(model)
+    assigned = set(assigned_keys(section))
+    for setting in size_settings(model):
+        if setting.is_scaled and setting.value and setting.key not in assigned:
+            raise ConfigError(
+                f"model.{setting.key} is {setting.value} at every size; assign it for this size "
+                "before apply_size, or let its default be 0 and derive it from the width"
+            )
+
+
+def _active_params(model: ModelConfig) -> int:
+    """Returns the active parameters without embedding and head."""
+    return compute_cost(model, 256).active_non_embedding_params

@@ -1,15 +1,16 @@
-"""Gated short convolutions with SwiGLU: what can be done without recall.
+"""Trains gated short convolutions with SwiGLU, a baseline that cannot recall distant tokens.
 
 train.py --config=configs/gated_conv.py:tiny
 """
 
-from configs import resize
+from configs import apply_size
 from training.settings import defaults
 
 
 def get_config(size="tiny"):
+    """Returns the settings of gated short convolutions of one size."""
     c = defaults()
     c.model.layers = ("gated_conv+mlp",)
-    c.model.directions.weights = "shared"  # where an objective shows both sides
-    resize(c, size)
+    c.model.bidirectional.weights = "shared"  # for bidirectional objectives
+    apply_size(c, size)
     return c

@@ -1,9 +1,9 @@
-"""Every architecture under every objective, at tiny size.
+"""Combines every architecture with every objective, at tiny size.
 
     train.py --config=configs/grid.py:mamba2-contrastive
 
-`python -m configs.grid` lists the pairs, and why some cannot be. Objectives that read what belongs
-together take the verse pairs of the embedded corpus, the others its text.
+`python -m configs.grid` lists the combinations, with the reason if one is impossible. Objectives
+that need text pairs read the verse pairs of the embedded corpus, and the others its text.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from configs import deltanet, dense, encdec, gated_conv, hybrid, lstm, mamba1, mamba2, moe
 from errors import ConfigError
 from objectives import OBJECTIVES
-from schema import nearest
+from settings.tree import freeze
+from settings.types import did_you_mean
 from training.settings import Settings
-from training.tree import frozen
 
 ARCHITECTURES: dict[str, Callable[[str], ConfigDict]] = {
     "dense": dense.get_config,
@@ -28,23 +28,31 @@ ARCHITECTURES: dict[str, Callable[[str], ConfigDict]] = {
     "hybrid": hybrid.get_config,
     "encdec": encdec.get_config,
 }
-KINDS = (*OBJECTIVES, "mixture")
+OBJECTIVE_NAMES = (*OBJECTIVES, "mixture")
 
 
 def get_config(pair="dense-causal_lm"):
+    """Returns the settings of a pair ARCHITECTURE-OBJECTIVE.
+
+    Raises:
+        ConfigError: if the architecture or the objective does not exist.
+    """
     architecture, _, objective = pair.partition("-")
-    for name, table in ((architecture, ARCHITECTURES), (objective, KINDS)):
+    for name, table in ((architecture, ARCHITECTURES), (objective, OBJECTIVE_NAMES)):
         if name not in table:
-            raise ConfigError(f"{pair!r} is no pair as mamba2-contrastive; {nearest(name, table)}")
+            raise ConfigError(
+                f"{pair!r} is not ARCHITECTURE-OBJECTIVE (mamba2-contrastive); "
+                f"{did_you_mean(name, table)}"
+            )
     c = ARCHITECTURES[architecture]("tiny")
     c.objective = objective
     return c
 
 
-def refusal(architecture: str, objective: str) -> str:
-    """Why a pair cannot be; "": it can."""
+def unsupported_reason(architecture: str, objective: str) -> str:
+    """Returns why a combination is impossible, or "" if it is possible."""
     try:
-        frozen(Settings, get_config(f"{architecture}-{objective}"))
+        freeze(Settings, get_config(f"{architecture}-{objective}"))
     except ConfigError as error:
         return str(error)
     return ""
@@ -52,6 +60,6 @@ def refusal(architecture: str, objective: str) -> str:
 
 if __name__ == "__main__":
     for architecture in ARCHITECTURES:
-        for objective in KINDS:
-            why = refusal(architecture, objective)
+        for objective in OBJECTIVE_NAMES:
+            why = unsupported_reason(architecture, objective)
             print(f"{architecture}-{objective:14}{'refused: ' + why if why else ''}".rstrip())

@@ -1,15 +1,16 @@
-"""Mamba-1 blocks and nothing else (arXiv:2312.00752), on the embedded corpus.
+"""Trains Mamba-1 blocks without channels (arXiv:2312.00752) on the embedded corpus.
 
 train.py --config=configs/mamba1.py:tiny
 """
 
-from configs import resize
+from configs import apply_size
 from training.settings import defaults
 
 
 def get_config(size="tiny"):
+    """Returns the settings of Mamba-1 of one size."""
     c = defaults()
     c.model.layers = ("mamba1+none",)
-    c.model.directions.weights = "shared"  # where an objective shows both sides
-    resize(c, size)
+    c.model.bidirectional.weights = "shared"  # for bidirectional objectives
+    apply_size(c, size)
     return c

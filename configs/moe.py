@@ -1,18 +1,20 @@
-"""Eight experts, two a token, each half as wide as the dense MLP: a token costs what it does there.
+"""Trains a Mixture of Experts with eight experts, two for each token.
 
-Balanced by Switch's loss (arXiv:2101.03961); otherwise the dense Transformer of `dense.py`.
+Each expert is half as wide as the MLP of `dense.py`, so that a token costs the same. The load is
+balanced by the loss of Switch (arXiv:2101.03961). Everything else is as in `dense.py`.
 
 train.py --config=configs/moe.py:tiny
 """
 
-from arch.mlp import MlpConfig
-from configs import resize, sized
+from arch.channels.mlp import MlpConfig
+from configs import apply_size, get_size
 from training.settings import defaults
 
 
 def get_config(size="tiny"):
+    """Returns the settings of the Mixture of Experts of one size."""
     c = defaults()
     c.model.layers = ("attention+moe",)
-    c.model.moe.width = MlpConfig().size(sized(size).width) // 2
-    resize(c, size)
+    c.model.moe.width = MlpConfig().inner_dim(get_size(size).width) // 2
+    apply_size(c, size)
     return c

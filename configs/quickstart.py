@@ -1,25 +1,27 @@
-"""A Transformer of 3 million parameters learns English on two CPU cores.
+"""Trains a Transformer of 3 million parameters on English text in minutes on two CPU cores.
 
     train.py --config=configs/quickstart.py
 
-Dense, on the embedded corpus, with 2,048 pieces of text as its vocabulary: three bytes a token, so
-that a few minutes see 1.5 MB. Layers are computed again in the backward pass, which on a CPU is
-faster than to fetch them from memory.
+The model is dense, and reads the embedded corpus with a vocabulary of 2,048 pieces. A token has
+three bytes on average, so that a few minutes suffice for 1.5 MB. Layers are recomputed in the
+backward pass, which on a CPU is faster than reading them from memory.
 
-Expect 2.105 bits per byte on the test split, in 3 minutes on two quiet cores.
+Expect 2.105 bits per byte on the test split, after 3 minutes on two idle cores.
 """
 
 from training.settings import defaults
 
 
 def get_config():
+    """Returns the settings of the quickstart."""
     c = defaults()
     c.data.tokenizer = "bpe:2048"
     c.model.width, c.model.depth = 256, 3
     c.model.remat = "full"
-    c.train.batch, c.train.length, c.train.steps = 8, 256, 240
-    c.optimizer.name, c.optimizer.learning_rate, c.optimizer.muon_rate = "muon", 1e-2, 0.5
-    c.optimizer.schedule, c.optimizer.decay, c.optimizer.final = "wsd", 0.6, 0.0
+    c.train.batch_size, c.train.seq_len, c.train.steps = 8, 256, 240
+    c.optimizer.name, c.optimizer.learning_rate, c.optimizer.adam_lr_ratio = "muon", 1e-2, 0.5
+    c.optimizer.schedule, c.optimizer.cooldown_fraction = "wsd", 0.6
+    c.optimizer.final_lr_ratio = 0.0
     c.optimizer.warmup = 20
     c.checkpoint.every = 100
     return c

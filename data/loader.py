@@ -1,8 +1,8 @@
-"""Batches as a pure function of (seed, step), and building them ahead of the training loop.
+"""Batches as a pure function of (seed, step), and a loader that builds them in advance.
 
-Step s holds rows s * batch to (s + 1) * batch - 1. Each of `world` hosts builds its own contiguous
-share of them, so that the global batch does not depend on how many hosts there are, and a run
-resumes at any step without a saved iterator.
+Step s takes the rows s * batch_size to (s + 1) * batch_size - 1. Each of `world_size` hosts builds
+its own contiguous share of them. Therefore the global batch does not depend on the number of hosts,
+and a run resumes at any step without a saved iterator.
 """
 
 import hashlib
@@ -12,173 +12,193 @@ from typing import Protocol
 
 import numpy as np
 
-from data.packing import EXAMPLES, Packed, Piece, philox
-from data.store import Store
-from data.weighed import laid
+from data.loss_weights import row_weights
+from data.packing import EXAMPLE_STREAM, DocumentSlice, PackedRows, philox
+from data.store import TokenStore
 from errors import ConfigError, DataError
 
-Batch = dict[str, np.ndarray]
-# What an objective makes of a row: (pieces, length, random numbers) -> arrays of [length] by name.
-# No pieces: a row of padding.
-Example = Callable[[list[np.ndarray], int, np.random.Generator], Batch]
+HostBatch = dict[str, np.ndarray]
+# An objective makes a row with a function (slices, length, generator) -> arrays [length] by name.
+# Without slices it makes a row of padding.
+RowFn = Callable[[list[np.ndarray], int, np.random.Generator], HostBatch]
 
 
-class Rows(Protocol):
-    """Anything that gives rows by number: `Packed`, or a class over arrays of your own."""
+class RowSource(Protocol):
+    """A source of rows by number: `PackedRows`, `TextRows`, or a class over other arrays."""
 
-    length: int  # positions in a row
-    positions: int  # in one epoch
-    endless: bool  # rows go on after the last one of an epoch
+    row_length: int  # Positions in a row.
+    epoch_length: int  # Positions in one epoch.
+    is_endless: bool  # Whether more rows follow the last one of an epoch.
 
-    def row(self, index: int) -> Sequence[Piece]: ...
+    def row(self, index: int) -> Sequence[DocumentSlice]:
+        """Returns the slices of a row."""
 
 
 class Batches:
-    """`batches[step]` is a dictionary of arrays [batch / world, ...], as the example makes them."""
+    """Batches of rows: `batches[step]` is a dictionary of arrays.
+
+    The arrays are those of `make_row`, stacked: [batch_size / world_size, ...].
+    """
 
     def __init__(
         self,
-        rows: Rows,
-        batch: int,
-        example: Example,
+        row_source: RowSource,
+        batch_size: int,
+        make_row: RowFn,
         seed: int,
         *,
         rank: int = 0,
-        world: int = 1,
-        once: bool = False,
+        world_size: int = 1,
+        binarize_weights: bool = False,
     ):
-        """With `once`, what has a weight counts once: so text is judged, whatever its weights."""
-        if batch % world:
-            near = max(batch // world, 1) * world
+        """Sets up the share of host `rank` of `world_size` hosts.
+
+        With `binarize_weights` each weight becomes 0 or 1, as for evaluation.
+
+        Raises:
+            ConfigError: if the batch does not divide among the hosts.
+            DataError: if an epoch has fewer tokens than a batch.
+        """
+        if batch_size % world_size:
+            nearest = max(batch_size // world_size, 1) * world_size
             raise ConfigError(
-                f"a batch of {batch} sequences does not divide among {world} hosts; nearest: {near}"
+                f"a batch of {batch_size} sequences does not divide among {world_size} hosts; "
+                f"nearest valid value: {nearest}"
             )
-        if rows.endless and rows.positions < batch * rows.length:
+        batch_tokens = batch_size * row_source.row_length
+        if row_source.is_endless and row_source.epoch_length < batch_tokens:
             raise DataError(
-                f"one batch is {batch} x {rows.length} = {batch * rows.length} tokens, all the "
-                f"training text is {rows.positions}; lower train.batch or train.length, or add text"
+                f"one batch is {batch_size} x {row_source.row_length} = {batch_tokens} tokens, all "
+                f"the training text is {row_source.epoch_length}; lower train.batch_size or "
+                "train.seq_len, or add text"
             )
-        self.rows = rows
-        self.batch = batch
+        self.row_source = row_source
+        self.batch_size = batch_size
         self.seed = seed
-        share = batch // world
-        self._mine = range(rank * share, (rank + 1) * share)
-        self._example, self._once = example, once
+        share = batch_size // world_size
+        self._local_rows = range(rank * share, (rank + 1) * share)
+        self._make_row, self._binarize_weights = make_row, binarize_weights
 
     def __len__(self) -> int:
-        """Steps of one epoch; the last one may be partly padding, or of the next epoch."""
-        return -(-self.rows.positions // (self.batch * self.rows.length))
+        """Returns the steps of one epoch; the last may have padding or rows of the next epoch."""
+        return -(-self.row_source.epoch_length // (self.batch_size * self.row_source.row_length))
 
-    def __getitem__(self, step: int) -> Batch:
-        if step < 0 or (not self.rows.endless and step >= len(self)):
+    def __getitem__(self, step: int) -> HostBatch:
+        if step < 0 or (not self.row_source.is_endless and step >= len(self)):
             raise IndexError(f"step {step} of {len(self)}")
-        return self._built(step, {i: self._row(step, i) for i in self._mine})
+        return self._build(step, {i: self._read_row(step, i) for i in self._local_rows})
 
-    def with_digest(self, step: int) -> tuple[Batch, str]:
-        """`self[step]` and `digest(step)`, with the rows read once."""
-        rows = {i: self._row(step, i) for i in range(self.batch)}
-        return self._built(step, rows), _digest(rows)
+    def with_digest(self, step: int) -> tuple[HostBatch, str]:
+        """Returns `self[step]` and `digest(step)`, and reads the rows only once."""
+        rows = {i: self._read_row(step, i) for i in range(self.batch_size)}
+        return self._build(step, rows), _hash_rows(rows)
 
     def digest(self, step: int) -> str:
-        """sha256 of the tokens of the global batch, whatever the objective makes of them."""
-        return _digest({i: self._row(step, i) for i in range(self.batch)})
+        """Returns the sha256 of the tokens of the global batch, before `make_row`."""
+        return _hash_rows({i: self._read_row(step, i) for i in range(self.batch_size)})
 
-    def advance(self, rolling: str, step: int) -> str:
-        """The rolling hash after `step`: sha256 of the one before ("" at step 0) and the digest."""
-        return chain(rolling, self.digest(step))
+    def update_hash(self, data_hash: str, step: int) -> str:
+        """Returns the rolling hash after `step`.
 
-    def tokens(self, steps: int) -> int:
-        """Positions, padding included, in the first `steps` steps."""
-        return steps * self.batch * self.rows.length
+        It is the sha256 of the previous hash ("" at step 0) and the digest of the step.
+        """
+        return chain_hash(data_hash, self.digest(step))
 
-    def unique_tokens(self, steps: int) -> int:
-        """Positions of the corpus that the first `steps` steps show at least once."""
-        return min(self.tokens(steps), self.rows.positions)
+    def count_tokens(self, steps: int) -> int:
+        """Returns the number of positions, padding included, in the first `steps` steps."""
+        return steps * self.batch_size * self.row_source.row_length
 
-    def epoch_of(self, steps: int) -> float:
-        """Epochs that the first `steps` steps go through."""
-        return self.tokens(steps) / self.rows.positions
+    def count_unique_tokens(self, steps: int) -> int:
+        """Returns the number of distinct corpus positions in the first `steps` steps."""
+        return min(self.count_tokens(steps), self.row_source.epoch_length)
 
-    def _row(self, step: int, place: int) -> Sequence[Piece]:
-        return self.rows.row(step * self.batch + place)
+    def count_epochs(self, steps: int) -> float:
+        """Returns the number of epochs in the first `steps` steps."""
+        return self.count_tokens(steps) / self.row_source.epoch_length
 
-    def _built(self, step: int, rows: dict[int, Sequence[Piece]]) -> Batch:
+    def _read_row(self, step: int, index: int) -> Sequence[DocumentSlice]:
+        return self.row_source.row(step * self.batch_size + index)
+
+    def _build(self, step: int, rows: dict[int, Sequence[DocumentSlice]]) -> HostBatch:
         examples = []
-        for i in self._mine:
-            bits = philox(self.seed, step * self.batch + i, EXAMPLES)
-            pieces = [piece.tokens for piece in rows[i]]
-            made = self._example(pieces, self.rows.length, np.random.Generator(bits))
-            given = [piece.weights for piece in rows[i] if piece.weights is not None]
-            if given:
-                own = laid(given, len(made["weights"]), once=self._once)
-                made |= {"weights": made["weights"] * own}
-            examples.append(made)
+        for i in self._local_rows:
+            bits = philox(self.seed, step * self.batch_size + i, EXAMPLE_STREAM)
+            slices = [item.tokens for item in rows[i]]
+            arrays = self._make_row(slices, self.row_source.row_length, np.random.Generator(bits))
+            slice_weights = [item.weights for item in rows[i] if item.weights is not None]
+            if slice_weights:
+                length = len(arrays["weights"])
+                weights = row_weights(slice_weights, length, binarize=self._binarize_weights)
+                arrays |= {"weights": arrays["weights"] * weights}
+            examples.append(arrays)
         return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
 
 
-class Joined:
-    """Batches of several streams as one, their arrays under `name/`; counted by the first."""
+class MixtureBatches:
+    """Batches of several streams with prefixes `name/`; tokens are counted in the first stream."""
 
     def __init__(self, parts: dict[str, Batches]):
         self.parts = parts
         first = next(iter(parts.values()))
-        self.rows = first.rows
-        self.tokens, self.unique_tokens = first.tokens, first.unique_tokens
-        self.epoch_of = first.epoch_of
+        self.row_source = first.row_source
+        self.count_tokens, self.count_unique_tokens = first.count_tokens, first.count_unique_tokens
+        self.count_epochs = first.count_epochs
 
     def __len__(self) -> int:
         return min(map(len, self.parts.values()))
 
-    def __getitem__(self, step: int) -> Batch:
-        return _named({name: part[step] for name, part in self.parts.items()})
+    def __getitem__(self, step: int) -> HostBatch:
+        return _prefix_names({name: part[step] for name, part in self.parts.items()})
 
-    def with_digest(self, step: int) -> tuple[Batch, str]:
-        found = {name: part.with_digest(step) for name, part in self.parts.items()}
-        digests = " ".join(digest for _, digest in found.values())
-        whole = hashlib.sha256(digests.encode()).hexdigest()
-        return _named({name: batch for name, (batch, _) in found.items()}), whole
+    def with_digest(self, step: int) -> tuple[HostBatch, str]:
+        """Returns `self[step]` and a hash of the digests of all streams."""
+        results = {name: part.with_digest(step) for name, part in self.parts.items()}
+        digests = " ".join(digest for _, digest in results.values())
+        joint_digest = hashlib.sha256(digests.encode()).hexdigest()
+        batches = {name: batch for name, (batch, _) in results.items()}
+        return _prefix_names(batches), joint_digest
 
 
-def _named(batches: dict[str, Batch]) -> Batch:
+def _prefix_names(batches: dict[str, HostBatch]) -> HostBatch:
     return {f"{part}/{n}": x for part, batch in batches.items() for n, x in batch.items()}
 
 
 class ReadAhead:
-    """Iterates over (step, batch, rolling hash); made by `read_ahead`.
+    """Iterates over (step, batch, rolling hash); `read_ahead` makes it.
 
-    What a thread raises comes out of `next`, and nothing after it. `waited` is the time in seconds
-    that the caller spent waiting for batches.
+    If a thread raises an error, `next` raises it and the iteration ends. `wait_seconds` is the time
+    that the caller waited for batches.
     """
 
-    def __init__(self, built: Iterator[tuple[int, Batch, str]], rolling: str | None):
-        self.waited = 0.0
-        self._built = built
-        self._rolling = rolling
-        self._open = True
+    def __init__(self, batches: Iterator[tuple[int, HostBatch, str]], data_hash: str | None):
+        self.wait_seconds = 0.0
+        self._batches = batches
+        self._data_hash = data_hash
+        self._is_open = True
 
     def __iter__(self) -> "ReadAhead":
         return self
 
-    def __next__(self) -> tuple[int, Batch, str | None]:
-        if not self._open:
+    def __next__(self) -> tuple[int, HostBatch, str | None]:
+        if not self._is_open:
             raise StopIteration
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
-            step, batch, digest = next(self._built)
+            step, batch, digest = next(self._batches)
         except BaseException:
             self.close()
             raise
         finally:
-            self.waited += time.perf_counter() - began
-        if self._rolling is not None:
-            self._rolling = chain(self._rolling, digest)
-        return step, batch, self._rolling
+            self.wait_seconds += time.perf_counter() - start
+        if self._data_hash is not None:
+            self._data_hash = chain_hash(self._data_hash, digest)
+        return step, batch, self._data_hash
 
     def close(self) -> None:
-        """Stop building; also done at the end and after an error."""
-        if self._open:
-            self._open = False
-            self._built.close()  # type: ignore[attr-defined]
+        """Stops building; the end of the iteration and an error do so too."""
+        if self._is_open:
+            self._is_open = False
+            self._batches.close()  # type: ignore[attr-defined]
 
     def __enter__(self) -> "ReadAhead":
         return self
@@ -187,73 +207,83 @@ class ReadAhead:
         self.close()
 
 
-class _Steps:
-    """A range of steps as the random-access source that grain reads from."""
+class _StepRange:
+    """A range of steps as the random-access source from which grain reads."""
 
-    def __init__(self, batches: Batches | Joined, start: int, stop: int | None, *, hashed: bool):
+    def __init__(
+        self, batches: Batches | MixtureBatches, start: int, stop: int | None, *, with_digest: bool
+    ):
         self._batches = batches
         self._start = start
-        last = None if batches.rows.endless else len(batches)
-        stops = [s for s in (stop, last, start + (1 << 40)) if s is not None]
+        end = None if batches.row_source.is_endless else len(batches)
+        stops = [s for s in (stop, end, start + (1 << 40)) if s is not None]
         self._length = max(0, min(stops) - start)
-        self._hashed = hashed
+        self._with_digest = with_digest
 
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> tuple[int, Batch, str]:
+    def __getitem__(self, index: int) -> tuple[int, HostBatch, str]:
         step = self._start + index
-        if self._hashed:
+        if self._with_digest:
             return step, *self._batches.with_digest(step)
         return step, self._batches[step], ""
 
 
 def read_ahead(
-    batches: Batches | Joined,
+    batches: Batches | MixtureBatches,
     start: int,
     stop: int | None = None,
     *,
-    rolling: str | None = None,
-    buffer: int = 8,
-    threads: int = 1,
+    data_hash: str | None = None,
+    buffer_size: int = 8,
+    num_threads: int = 1,
 ) -> ReadAhead:
-    """Have threads build the batches of steps `start` to `stop`, up to `buffer` of them ahead.
+    """Lets threads build the batches of steps `start` to `stop`, up to `buffer_size` in advance.
 
-    `rolling` is the hash before `start` ("" at step 0). None: no hashes, which on several hosts
-    saves each of them reading the rows of the others.
+    Args:
+        batches: The batches to build.
+        start: The first step.
+        stop: The step after the last one; None: all.
+        data_hash: The rolling hash before `start` ("" at step 0). None: no hashes are computed,
+            so that on several hosts no host reads the rows of the others.
+        buffer_size: Maximum number of finished batches that wait.
+        num_threads: Number of threads.
     """
-    import grain  # takes seconds, and only a loop needs it
+    import grain  # The import takes seconds, and only a training loop needs it.
 
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
-    steps = _Steps(batches, start, stop, hashed=rolling is not None)
-    return ReadAhead(iter(grain.MapDataset.source(steps).to_iter_dataset(options)), rolling)
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=buffer_size)
+    steps = _StepRange(batches, start, stop, with_digest=data_hash is not None)
+    return ReadAhead(iter(grain.MapDataset.source(steps).to_iter_dataset(options)), data_hash)
 
 
-def windows(
-    store: Store,
-    batch: int,
-    length: int,
+def eval_batches(
+    store: TokenStore,
+    batch_size: int,
+    row_length: int,
     overlap: int,
-    example: Example,
+    make_row: RowFn,
     *,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
 ) -> Batches:
-    """A whole split in order, every position once, the last batch padded; equal for all models."""
-    packed = Packed(store, length, overlap)
-    return Batches(packed, batch, example, 0, rank=rank, world=world, once=True)
+    """Returns batches of a complete split in order: every position once, the last batch padded."""
+    packed = PackedRows(store, row_length, overlap)
+    return Batches(
+        packed, batch_size, make_row, 0, rank=rank, world_size=world_size, binarize_weights=True
+    )
 
 
-def chain(rolling: str, digest: str) -> str:
-    """One step of the rolling hash."""
-    return hashlib.sha256(f"{rolling}{digest}".encode()).hexdigest()
+def chain_hash(data_hash: str, digest: str) -> str:
+    """Returns the rolling hash after one more step with `digest`."""
+    return hashlib.sha256(f"{data_hash}{digest}".encode()).hexdigest()
 
 
-def _digest(rows: dict[int, Sequence[Piece]]) -> str:
+def _hash_rows(rows: dict[int, Sequence[DocumentSlice]]) -> str:
     state = hashlib.sha256()
-    for pieces in rows.values():
-        for piece in pieces:
-            state.update(piece.tokens.astype("<i4").tobytes())
-            if piece.weights is not None:
-                state.update(piece.weights.astype("<f4").tobytes())
+    for slices in rows.values():
+        for item in slices:
+            state.update(item.tokens.astype("<i4").tobytes())
+            if item.weights is not None:
+                state.update(item.weights.astype("<f4").tobytes())
     return state.hexdigest()

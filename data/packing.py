@@ -1,11 +1,12 @@
-"""Rows of tokens from documents of any length, by number and without state.
+"""Packing: rows of tokens from documents of any length, by number and without state.
 
-A document of n tokens is framed as [bos, t1 .. tn, eos]. It takes n + 2 - overlap positions, where
-overlap 1 is for objectives that predict the next token (inputs framed[:-1], targets framed[1:]) and
-overlap 0 for those that see each token where it stands. Positions s to e of a document need the
-tokens framed[s : e + overlap]: a piece. An epoch is all documents in a new order, one after
-another; epochs follow each other without a gap, and rows are cut from that stream. The rows that
-begin in an epoch are shuffled too, else a batch would be one passage of a long document.
+A document of n tokens is framed as [bos, t1 .. tn, eos]. It takes n + 2 - overlap positions. With
+overlap 1, for objectives that predict the next token, the inputs are framed[:-1] and the targets
+framed[1:]. With overlap 0 each token is read and predicted at its own position. Positions s to e of
+a document need the tokens framed[s : e + overlap], which are a slice. An epoch is all documents in
+a new order, one after another. Epochs follow each other without a gap, and rows are cut from that
+stream. The rows that begin in an epoch are shuffled too, otherwise a batch would be one passage of
+a long document.
 """
 
 import functools
@@ -13,108 +14,121 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.store import Store
+from data.store import TokenStore
 from errors import DataError
 
-DOCUMENTS, ROWS, EXAMPLES = 1, 2, 3  # purposes of random numbers
+# Streams of random numbers: the order of documents, the order of rows, the content of a row.
+DOCUMENT_STREAM, ROW_STREAM, EXAMPLE_STREAM = 1, 2, 3
 
 
-class Piece(NamedTuple):
+class DocumentSlice(NamedTuple):
+    """A slice is a stretch of a framed document."""
+
     tokens: np.ndarray  # int32, framed[start : start + positions + overlap]
     document: int
     start: int
-    weights: np.ndarray | None = None  # in the loss, of its positions; None: all 1
+    weights: np.ndarray | None = None  # Loss weight of each position; None: all are 1.
 
 
-class Packed:
-    """The rows of a store. With a seed they go on for ever and reshuffle every epoch; without, they
-    are one pass in order, whose last row is short."""
+class PackedRows:
+    """Packed rows of a store of documents.
 
-    def __init__(self, store: Store, length: int, overlap: int, seed: int | None = None):
+    With a seed the rows are endless and shuffled anew in every epoch. Without a seed they are one
+    pass in order, whose last row is short.
+    """
+
+    def __init__(self, store: TokenStore, row_length: int, overlap: int, seed: int | None = None):
         if store.bos < 0 or store.eos < 0:
-            lacks = "bos" if store.bos < 0 else "eos"
+            missing = "bos" if store.bos < 0 else "eos"
             raise DataError(
-                f"{store.folder}: the tokenizer has no {lacks} token, which frames documents; "
-                f"add <|{lacks}|> to its tokenizer.json"
+                f"{store.folder}: the tokenizer has no {missing} token, which frames documents; "
+                f"add <|{missing}|> to its tokenizer.json"
             )
         self.store = store
-        self.length = length
+        self.row_length = row_length
         self.overlap = overlap
         self.seed = seed
-        self._sizes = store.lengths + 2 - overlap
-        self.positions = int(self._sizes.sum())  # of one epoch
-        self.endless = seed is not None
-        self._documents = functools.lru_cache(maxsize=3)(self._order_documents)
-        self._rows = functools.lru_cache(maxsize=2)(self._order_rows)
+        self._lengths = store.lengths + 2 - overlap
+        self.epoch_length = int(self._lengths.sum())  # Positions of one epoch.
+        self.is_endless = seed is not None
+        self._document_order = functools.lru_cache(maxsize=3)(self._order_documents)
+        self._row_order = functools.lru_cache(maxsize=2)(self._order_rows)
 
-    def row(self, index: int) -> list[Piece]:
-        """The pieces of a row, which fill `length` positions; fewer at the end of a single pass."""
-        pieces: list[Piece] = []
-        at = self._shuffled(index) * self.length
-        end = at + self.length
-        while at < (end if self.endless else min(end, self.positions)):
-            epoch, place = divmod(at, self.positions)
-            order, ends = self._documents(epoch)
-            rank = int(np.searchsorted(ends, place, side="right"))
-            while at < end and rank < len(ends):
+    def row(self, index: int) -> list[DocumentSlice]:
+        """Returns the slices of a row, which fill it; fewer at the end of a single pass."""
+        slices: list[DocumentSlice] = []
+        position = self._shuffled_index(index) * self.row_length
+        end = position + self.row_length
+        while position < (end if self.is_endless else min(end, self.epoch_length)):
+            epoch, offset = divmod(position, self.epoch_length)
+            order, ends = self._document_order(epoch)
+            rank = int(np.searchsorted(ends, offset, side="right"))
+            while position < end and rank < len(ends):
                 document = int(order[rank])
-                size = int(self._sizes[document])
-                start = place - (int(ends[rank]) - size)
-                stop = min(size, start + end - at)
-                tokens = self._framed(document, start, stop + self.overlap)
-                pieces.append(Piece(tokens, document, start, self._weights(document, start, stop)))
-                at += stop - start
-                place += stop - start
+                length = int(self._lengths[document])
+                start = offset - (int(ends[rank]) - length)
+                stop = min(length, start + end - position)
+                tokens = self._with_specials(document, start, stop + self.overlap)
+                weights = self._slice_weights(document, start, stop)
+                slices.append(DocumentSlice(tokens, document, start, weights))
+                position += stop - start
+                offset += stop - start
                 rank += 1
-        return pieces
+        return slices
 
-    def _shuffled(self, index: int) -> int:
-        """The row of the stream that is served as row `index`, out of those of its epoch."""
+    def _shuffled_index(self, index: int) -> int:
+        """Returns the number in the stream of the row that is shuffled to `index`."""
         if self.seed is None:
             return index
-        epoch = index * self.length // self.positions
-        first = -(-epoch * self.positions // self.length)
-        return first + int(self._rows(epoch)[index - first])
+        epoch = index * self.row_length // self.epoch_length
+        first = -(-epoch * self.epoch_length // self.row_length)
+        return first + int(self._row_order(epoch)[index - first])
 
-    def _framed(self, document: int, start: int, stop: int) -> np.ndarray:
-        """framed[start:stop] of a document."""
-        size = int(self._sizes[document]) - 2 + self.overlap  # n
+    def _with_specials(self, document: int, start: int, stop: int) -> np.ndarray:
+        """Returns framed[start:stop] of a document."""
+        n = int(self._lengths[document]) - 2 + self.overlap
         out = np.empty(stop - start, np.int32)
-        low, high = max(start, 1), min(stop, size + 1)
+        low, high = max(start, 1), min(stop, n + 1)
         out[low - start : high - start] = self.store.slice(document, low - 1, high - 1)
         if start == 0:
             out[0] = self.store.bos
-        if stop == size + 2:
+        if stop == n + 2:
             out[-1] = self.store.eos
         return out
 
-    def _weights(self, document: int, start: int, stop: int) -> np.ndarray | None:
-        """Of what stands at positions `start` to `stop`, or is predicted there (overlap 1): bos
-        counts for nothing, eos as the token before it."""
-        size = int(self._sizes[document]) - 2 + self.overlap
-        own = self.store.weights(document, 0, size)
-        if own is None:
+    def _slice_weights(self, document: int, start: int, stop: int) -> np.ndarray | None:
+        """Returns the loss weights of positions `start` to `stop`.
+
+        With overlap 0 a position has the weight of its token, with overlap 1 that of the next
+        token. bos has weight 0, eos has the weight of the last token.
+        """
+        n = int(self._lengths[document]) - 2 + self.overlap
+        weights = self.store.weights(document, 0, n)
+        if weights is None:
             return None
-        framed = np.concatenate([[0], own, own[-1:]])
+        framed = np.concatenate([[0], weights, weights[-1:]])
         return framed[start + self.overlap : stop + self.overlap].astype(np.float32)
 
     def _order_documents(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The order of the documents in an epoch and where each one ends."""
+        """Returns the order of the documents in an epoch, and the position where each one ends."""
         if self.seed is None:
-            return np.arange(len(self._sizes)), np.cumsum(self._sizes)
-        order = permutation(self.seed, epoch, DOCUMENTS, len(self._sizes))
-        return order, np.cumsum(self._sizes[order])
+            return np.arange(len(self._lengths)), np.cumsum(self._lengths)
+        order = permutation(self.seed, epoch, DOCUMENT_STREAM, len(self._lengths))
+        return order, np.cumsum(self._lengths[order])
 
     def _order_rows(self, epoch: int) -> np.ndarray:
-        first, after = (-(-e * self.positions // self.length) for e in (epoch, epoch + 1))
-        return permutation(self.seed or 0, epoch, ROWS, after - first)
+        first, end = (-(-e * self.epoch_length // self.row_length) for e in (epoch, epoch + 1))
+        return permutation(self.seed or 0, epoch, ROW_STREAM, end - first)
 
 
-def permutation(seed: int, index: int, purpose: int, size: int) -> np.ndarray:
-    """The order of `size` words of Philox: the same under every version of numpy."""
-    return np.argsort(philox(seed, index, purpose).random_raw(size), kind="stable")
+def permutation(seed: int, index: int, stream: int, size: int) -> np.ndarray:
+    """Returns a permutation, the order of `size` outputs of Philox.
+
+    It is the same under every version of numpy.
+    """
+    return np.argsort(philox(seed, index, stream).random_raw(size), kind="stable")
 
 
-def philox(seed: int, index: int, purpose: int) -> np.random.Philox:
-    """Random bits that are a function of the arguments alone (Salmon et al., 2011)."""
-    return np.random.Philox(counter=(0, 0, 0, purpose), key=(seed, index))
+def philox(seed: int, index: int, stream: int) -> np.random.Philox:
+    """Returns a bit generator that depends on the arguments alone (Salmon et al., 2011)."""
+    return np.random.Philox(counter=(0, 0, 0, stream), key=(seed, index))

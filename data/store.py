@@ -1,12 +1,12 @@
 """The token store: one split of a corpus as ids on disk, read through a memory map.
 
-A folder with
-    tokens.bin    the ids of all documents after one another, uint16 or uint32, little endian
-    offsets.bin   int64, little endian: where each document begins, and the end of the last
+The files of a store:
+    tokens.bin    uint16 or uint32, little endian: the ids of all documents, one after another
+    offsets.bin   int64, little endian: the start of each document, and the end of the last one
     index.json    counts, vocabulary, tokenizer, and size and sha256 of the files
-    weights.bin   float32, if tokens count unequally: the weight of each in the loss
-    records.bin   int64, if documents belong together: the first one of each record, and the end
-Only text is stored; framing with bos and eos is left to packing. No document is empty.
+    weights.bin   float32, only with loss weights: the weight of each token
+    records.bin   int64, only with text pairs: the first document of each pair, and the end
+Only text is stored; packing adds bos and eos. No document is empty.
 """
 
 import functools
@@ -15,194 +15,238 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data.tokenizers import Tokenizer
 from errors import DataError
+from settings.json_types import JsonObject
 
 FORMAT = 1
-TOKENS, OFFSETS, INDEX = "tokens.bin", "offsets.bin", "index.json"
-RECORDS, WEIGHTS = "records.bin", "weights.bin"
+TOKENS_FILE, OFFSETS_FILE, INDEX_FILE = "tokens.bin", "offsets.bin", "index.json"
+RECORDS_FILE, WEIGHTS_FILE = "records.bin", "weights.bin"
 DTYPES: dict[str, np.dtype] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
-REMEDY = "have the store built again"
-IDENTITY = ("format", "dtype", "vocab", "tokenizer", "documents", "tokens", "text_bytes", "files")
+REBUILD_HINT = "rebuild the store"
+FINGERPRINT_KEYS = (
+    "format",
+    "dtype",
+    "vocab",
+    "tokenizer",
+    "documents",
+    "tokens",
+    "text_bytes",
+    "files",
+)
 
 
-class Store:
-    """An open token store. `index` is what index.json holds; damage is a DataError."""
+class TokenStore:
+    """An open token store, with the content of index.json as `index`.
+
+    Opening a damaged store raises a DataError.
+    """
 
     def __init__(self, folder: Path, *, verify: bool = True):
         self.folder = folder
         self.index = read_index(folder)
-        self.documents: int = self.index["documents"]
-        self.tokens: int = self.index["tokens"]
-        self.text_bytes: int = self.index["text_bytes"]  # of the documents in the store, as UTF-8
-        self.vocab: int = self.index["vocab"]
+        self.n_documents: int = self.index["documents"]
+        self.n_tokens: int = self.index["tokens"]
+        self.text_bytes: int = self.index["text_bytes"]  # Size of the documents as UTF-8.
+        self.vocab_size: int = self.index["vocab"]
         self.bos: int = self.index["bos"]
         self.eos: int = self.index["eos"]
         self.fingerprint = fingerprint(self.index)
         self._check_files(verify)
         dtype = DTYPES[self.index["dtype"]]
-        self._ids = np.asarray(np.memmap(folder / TOKENS, dtype, "r"))
-        self._offsets = np.asarray(np.memmap(folder / OFFSETS, "<i8", "r"))
+        self._ids = np.asarray(np.memmap(folder / TOKENS_FILE, dtype, "r"))
+        self._offsets = np.asarray(np.memmap(folder / OFFSETS_FILE, "<i8", "r"))
         self._check_offsets()
-        self.scored: int = self.index.get("scored", self.tokens + self.documents)
+        self.n_targets: int = self.index.get("scored", self.n_tokens + self.n_documents)
         self._weights: np.ndarray | None = None
-        if WEIGHTS in self.index["files"]:
-            self._weights = np.asarray(np.memmap(folder / WEIGHTS, "<f4", "r"))
-        self.records: np.ndarray | None = None  # documents from records[i] to records[i + 1]
-        if RECORDS in self.index["files"]:
-            self.records = np.asarray(np.memmap(folder / RECORDS, "<i8", "r"))
-            self._check_records(self.records)
+        if WEIGHTS_FILE in self.index["files"]:
+            self._weights = np.asarray(np.memmap(folder / WEIGHTS_FILE, "<f4", "r"))
+        # Text pair i is the documents from record_offsets[i] to record_offsets[i + 1].
+        self.record_offsets: np.ndarray | None = None
+        if RECORDS_FILE in self.index["files"]:
+            self.record_offsets = np.asarray(np.memmap(folder / RECORDS_FILE, "<i8", "r"))
+            self._check_records(self.record_offsets)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each document, int64."""
+        """The number of tokens of each document, int64."""
         return np.diff(self._offsets)
 
     def slice(self, document: int, start: int, stop: int) -> np.ndarray:
-        """Tokens `start` to `stop` of a document, int32; an id out of range is a DataError."""
+        """Returns the tokens `start` to `stop` of a document, int32.
+
+        Raises:
+            DataError: if an id is outside the vocabulary.
+        """
         begin = int(self._offsets[document])
         ids = self._ids[begin + start : begin + stop]
-        if ids.size and ids.max() >= self.vocab:
-            at = begin + start + int((ids >= self.vocab).argmax())
-            raise DataError(_out_of_range(self.folder, at, document, self._ids[at], self.vocab))
+        if ids.size and ids.max() >= self.vocab_size:
+            index = begin + start + int((ids >= self.vocab_size).argmax())
+            raise DataError(
+                _out_of_range_message(
+                    self.folder, index, document, self._ids[index], self.vocab_size
+                )
+            )
         return ids.astype(np.int32)
 
     def weights(self, document: int, start: int, stop: int) -> np.ndarray | None:
-        """The weights of tokens `start` to `stop` of a document; None: all are 1."""
+        """Returns the loss weights of tokens `start` to `stop` of a document; None: all are 1."""
         if self._weights is None:
             return None
         begin = int(self._offsets[document])
         return self._weights[begin + start : begin + stop]
 
     def document(self, document: int) -> np.ndarray:
-        """All tokens of a document, int32."""
+        """Returns all tokens of a document, int32."""
         length = int(self._offsets[document + 1] - self._offsets[document])
         return self.slice(document, 0, length)
 
     def _check_files(self, verify: bool) -> None:
-        for name in sorted({TOKENS, OFFSETS, RECORDS, WEIGHTS} & set(self.index["files"])):
+        for name in sorted(
+            {TOKENS_FILE, OFFSETS_FILE, RECORDS_FILE, WEIGHTS_FILE} & set(self.index["files"])
+        ):
             path, expected = self.folder / name, self.index["files"][name]
             if not path.is_file():
-                raise DataError(f"{path} is missing; {REMEDY}")
+                raise DataError(f"{path} is missing; {REBUILD_HINT}")
             status = path.stat()
             size = status.st_size
             if size != expected["bytes"]:
-                said = expected["bytes"]
-                raise DataError(f"{path} has {size} bytes, {INDEX} says {said}; {REMEDY}")
-            if verify and _sha256(path, size, status.st_mtime_ns) != expected["sha256"]:
-                raise DataError(f"{path} is damaged: sha256 is not that of {INDEX}; {REMEDY}")
+                raise DataError(
+                    f"{path} has {size} bytes, {INDEX_FILE} has {expected['bytes']}; {REBUILD_HINT}"
+                )
+            if verify and _file_sha256(path, size, status.st_mtime_ns) != expected["sha256"]:
+                raise DataError(
+                    f"{path} is damaged: sha256 differs from that in {INDEX_FILE}; {REBUILD_HINT}"
+                )
 
     def _check_offsets(self) -> None:
         first, last = int(self._offsets[0]), int(self._offsets[-1])
-        if (first, last) != (0, self.tokens) or (self.lengths <= 0).any():
+        if (first, last) != (0, self.n_tokens) or (self.lengths <= 0).any():
             raise DataError(
-                f"{self.folder / OFFSETS} does not divide tokens 0 to {self.tokens} into documents "
-                f"(it goes from {first} to {last}, shortest {self.lengths.min()}); {REMEDY}"
+                f"{self.folder / OFFSETS_FILE} does not divide tokens 0 to {self.n_tokens} into "
+                f"documents (offsets are {first} to {last}, shortest document "
+                f"{self.lengths.min()}); {REBUILD_HINT}"
             )
 
     def _check_records(self, starts: np.ndarray) -> None:
-        if starts[0] != 0 or starts[-1] != self.documents or (np.diff(starts) <= 0).any():
+        if starts[0] != 0 or starts[-1] != self.n_documents or (np.diff(starts) <= 0).any():
             raise DataError(
-                f"{self.folder / RECORDS} does not divide documents 0 to {self.documents} into "
-                f"records; {REMEDY}"
+                f"{self.folder / RECORDS_FILE} does not divide documents 0 to {self.n_documents} "
+                f"into text pairs; {REBUILD_HINT}"
             )
 
 
-class Writer:
-    """Writes one store, document by document, in bounded memory; `finish` writes the index last.
+class TokenStoreWriter:
+    """Writes one store, document by document, in bounded memory; `finish` writes the index.
 
-    With `records`, documents come as the texts of records, and an empty one takes its record along;
-    if it `weighs`, with a weight for each token.
+    With `has_records` the documents are the texts of text pairs, and a pair with an empty text is
+    dropped. With `has_weights` each token has a loss weight.
     """
 
     def __init__(
-        self, folder: Path, tokenizer: Tokenizer, *, records: bool = False, weighs: bool = False
+        self,
+        folder: Path,
+        tokenizer: Tokenizer,
+        *,
+        has_records: bool = False,
+        has_weights: bool = False,
     ):
         folder.mkdir(parents=True)
-        self.folder, self.records, self.weighs = folder, records, weighs
-        self.documents = self.tokens = self.text_bytes = self.dropped = 0
+        self.folder, self.has_records, self.has_weights = folder, has_records, has_weights
+        self.n_documents = self.n_tokens = self.text_bytes = self.n_dropped = 0
         self._tokenizer = tokenizer
-        self._vocab = tokenizer.vocab
-        self._dtype = "uint16" if self._vocab <= 1 << 16 else "uint32"
-        self._files = {name: _Hashed(folder / name) for name in (TOKENS, OFFSETS)}
-        self._files[OFFSETS].write(np.zeros(1, "<i8"))
-        self.scored = 0  # targets that count, ends of documents included
-        if weighs:
-            self._files[WEIGHTS] = _Hashed(folder / WEIGHTS)
-        if records:
-            self._files[RECORDS] = _Hashed(folder / RECORDS)
-            self._files[RECORDS].write(np.zeros(1, "<i8"))
+        self._vocab_size = tokenizer.vocab_size
+        self._dtype = "uint16" if self._vocab_size <= 1 << 16 else "uint32"
+        self._files = {name: _HashingFile(folder / name) for name in (TOKENS_FILE, OFFSETS_FILE)}
+        self._files[OFFSETS_FILE].write(np.zeros(1, "<i8"))
+        self.n_targets = 0  # Targets with a weight, ends of documents included.
+        if has_weights:
+            self._files[WEIGHTS_FILE] = _HashingFile(folder / WEIGHTS_FILE)
+        if has_records:
+            self._files[RECORDS_FILE] = _HashingFile(folder / RECORDS_FILE)
+            self._files[RECORDS_FILE].write(np.zeros(1, "<i8"))
 
     def add_records(self, records: Sequence[tuple[list[np.ndarray], int]]) -> None:
-        """Append records: the ids of their texts, and the bytes of all of these."""
-        kept = [(texts, size) for texts, size in records if all(len(ids) for ids in texts)]
-        self.dropped += len(records) - len(kept)
-        ends = self.documents + np.cumsum([len(texts) for texts, _ in kept], dtype=np.int64)
-        self._files[RECORDS].write(ends.astype("<i8"))
-        sizes = [size if i == 0 else 0 for texts, size in kept for i in range(len(texts))]
-        self.add([ids for texts, _ in kept for ids in texts], sizes)
+        """Appends text pairs: the ids of each text, and the size in bytes of all texts together."""
+        pairs = [(texts, size) for texts, size in records if all(len(ids) for ids in texts)]
+        self.n_dropped += len(records) - len(pairs)
+        ends = self.n_documents + np.cumsum([len(texts) for texts, _ in pairs], dtype=np.int64)
+        self._files[RECORDS_FILE].write(ends.astype("<i8"))
+        sizes = [size if i == 0 else 0 for texts, size in pairs for i in range(len(texts))]
+        self.add([ids for texts, _ in pairs for ids in texts], sizes)
 
-    def add_weighed(
+    def add_weighted(
         self,
         documents: Sequence[np.ndarray],
         text_bytes: Sequence[int],
         weights: Sequence[np.ndarray],
     ) -> None:
-        """`add`, with the weight of each token; an end of document has that of the last one."""
-        for ids, own in zip(documents, weights, strict=True):
+        """Appends documents with a weight per token; the end of a document has its last weight."""
+        for ids, token_weights in zip(documents, weights, strict=True):
             if len(ids):
-                self._files[WEIGHTS].write(own.astype("<f4"))
-                self.scored += int(np.count_nonzero(own)) + int(own[-1] != 0)
+                self._files[WEIGHTS_FILE].write(token_weights.astype("<f4"))
+                self.n_targets += int(np.count_nonzero(token_weights)) + int(token_weights[-1] != 0)
         self.add(documents, text_bytes)
 
     def add(self, documents: Sequence[np.ndarray], text_bytes: Sequence[int]) -> None:
-        """Append documents of integer ids, with the size of their text; empty ones are dropped."""
-        kept = [(ids, size) for ids, size in zip(documents, text_bytes, strict=True) if len(ids)]
-        self.dropped += len(documents) - len(kept)
-        if not kept:
-            return
-        ids = np.concatenate([ids for ids, _ in kept])
-        ends = self.tokens + np.cumsum([len(ids) for ids, _ in kept], dtype=np.int64)
-        if ids.min() < 0 or ids.max() >= self._vocab:  # narrowing would wrap them around
-            at = int(((ids < 0) | (ids >= self._vocab)).argmax())
-            document = self.documents + int(np.searchsorted(ends, self.tokens + at, side="right"))
-            where = self.tokens + at
-            raise DataError(_out_of_range(self.folder, where, document, ids[at], self._vocab))
-        self._files[TOKENS].write(ids.astype(DTYPES[self._dtype]))
-        self._files[OFFSETS].write(ends.astype("<i8"))
-        self.documents += len(kept)
-        self.tokens += len(ids)
-        self.text_bytes += sum(size for _, size in kept)
+        """Appends documents of integer ids with the size of their text; drops empty documents.
 
-    def finish(self, facts: dict[str, Any]) -> None:
-        """Close the files and write index.json, with further `facts` for the reader."""
+        Raises:
+            DataError: if an id is outside the vocabulary.
+        """
+        pairs = zip(documents, text_bytes, strict=True)
+        non_empty = [(ids, size) for ids, size in pairs if len(ids)]
+        self.n_dropped += len(documents) - len(non_empty)
+        if not non_empty:
+            return
+        ids = np.concatenate([ids for ids, _ in non_empty])
+        ends = self.n_tokens + np.cumsum([len(ids) for ids, _ in non_empty], dtype=np.int64)
+        # Without this check the cast to uint16 or uint32 would wrap such ids around.
+        if ids.min() < 0 or ids.max() >= self._vocab_size:
+            index = int(((ids < 0) | (ids >= self._vocab_size)).argmax())
+            position = self.n_tokens + index
+            document = self.n_documents + int(np.searchsorted(ends, position, side="right"))
+            raise DataError(
+                _out_of_range_message(self.folder, position, document, ids[index], self._vocab_size)
+            )
+        self._files[TOKENS_FILE].write(ids.astype(DTYPES[self._dtype]))
+        self._files[OFFSETS_FILE].write(ends.astype("<i8"))
+        self.n_documents += len(non_empty)
+        self.n_tokens += len(ids)
+        self.text_bytes += sum(size for _, size in non_empty)
+
+    def finish(self, metadata: JsonObject) -> None:
+        """Closes the files and writes index.json, with the entries of `metadata` in it."""
         specials = asdict(self._tokenizer.specials)
         index = {
             "format": FORMAT,
             "dtype": self._dtype,
-            "vocab": self._vocab,
+            "vocab": self._vocab_size,
             "bos": specials["bos"],
             "eos": specials["eos"],
             "tokenizer": self._tokenizer.fingerprint,
-            "documents": self.documents,
-            "tokens": self.tokens,
+            "documents": self.n_documents,
+            "tokens": self.n_tokens,
             "text_bytes": self.text_bytes,
-            "dropped": self.dropped,
-            **({"scored": self.scored} if WEIGHTS in self._files else {}),
-            **facts,
+            "dropped": self.n_dropped,
+            **({"scored": self.n_targets} if WEIGHTS_FILE in self._files else {}),
+            **metadata,
             "files": {name: file.close() for name, file in self._files.items()},
         }
-        index["sha256"] = _digest(index)
-        (self.folder / INDEX).write_text(json.dumps(index, indent=1))
+        index["sha256"] = _hash_json(index)
+        (self.folder / INDEX_FILE).write_text(json.dumps(index, indent=1))
 
 
-def read_index(folder: Path) -> dict[str, Any]:
-    """The content of index.json, with the types that a reader relies on."""
-    path = folder / INDEX
+def read_index(folder: Path) -> JsonObject:
+    """Returns the content of index.json after checks of types and sizes.
+
+    Raises:
+        DataError: if the file is missing, damaged or of a newer format.
+    """
+    path = folder / INDEX_FILE
     try:
         index = json.loads(path.read_text())
         if index["format"] > FORMAT:
@@ -212,37 +256,40 @@ def read_index(folder: Path) -> dict[str, Any]:
             )
         counts = ("documents", "tokens", "text_bytes", "vocab", "bos", "eos", "dropped")
         sizes = [index[name] for name in counts]
-        sizes += [index["files"][name]["bytes"] for name in (TOKENS, OFFSETS)]
+        sizes += [index["files"][name]["bytes"] for name in (TOKENS_FILE, OFFSETS_FILE)]
         width = DTYPES[index["dtype"]].itemsize
-        sound = all(type(size) is int for size in sizes) and type(index["tokenizer"]) is str
-        sound = sound and index["files"][TOKENS]["bytes"] == index["tokens"] * width
-        sound = sound and index["files"][OFFSETS]["bytes"] == 8 * (index["documents"] + 1)
-        sound = sound and index["files"].get(RECORDS, {"bytes": 16})["bytes"] >= 16
-        weights = index["files"].get(WEIGHTS, {"bytes": 4 * index["tokens"]})["bytes"]
-        sound = sound and weights == 4 * index["tokens"]
-        sound = sound and 0 < index["vocab"] <= 1 << 8 * width and index["tokens"] > 0
+        is_valid = all(type(size) is int for size in sizes) and type(index["tokenizer"]) is str
+        is_valid = is_valid and index["files"][TOKENS_FILE]["bytes"] == index["tokens"] * width
+        is_valid = is_valid and index["files"][OFFSETS_FILE]["bytes"] == 8 * (
+            index["documents"] + 1
+        )
+        is_valid = is_valid and index["files"].get(RECORDS_FILE, {"bytes": 16})["bytes"] >= 16
+        weights = index["files"].get(WEIGHTS_FILE, {"bytes": 4 * index["tokens"]})["bytes"]
+        is_valid = is_valid and weights == 4 * index["tokens"]
+        is_valid = is_valid and 0 < index["vocab"] <= 1 << 8 * width and index["tokens"] > 0
     except FileNotFoundError as error:
-        raise DataError(f"{path} is missing; {REMEDY}") from error
+        raise DataError(f"{path} is missing; {REBUILD_HINT}") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read ({error!r}); {REMEDY}") from error
-    if not sound:
-        raise DataError(f"{path} contradicts itself; {REMEDY}")
-    if index.pop("sha256", None) not in (_digest(index), None):  # stores had none at first
-        raise DataError(f"{path} is not what was written: its sha256 differs; {REMEDY}")
+        raise DataError(f"{path} cannot be read ({error!r}); {REBUILD_HINT}") from error
+    if not is_valid:
+        raise DataError(f"{path} has entries that contradict each other; {REBUILD_HINT}")
+    # The first stores had no sha256 in their index.
+    if index.pop("sha256", None) not in (_hash_json(index), None):
+        raise DataError(f"{path} is damaged: its sha256 differs; {REBUILD_HINT}")
     return index
 
 
-def _digest(facts: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+def _hash_json(content: JsonObject) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def fingerprint(index: dict[str, Any]) -> str:
-    """sha256 of what the data are, whatever their source files were called."""
-    return _digest({name: index[name] for name in IDENTITY})
+def fingerprint(index: JsonObject) -> str:
+    """Returns the sha256 of the data, which does not depend on names of source files."""
+    return _hash_json({name: index[name] for name in FINGERPRINT_KEYS})
 
 
-class _Hashed:
-    """A file that is hashed while it is written."""
+class _HashingFile:
+    """A file whose hash is computed while it is written."""
 
     def __init__(self, path: Path):
         self._file = path.open("wb")
@@ -255,20 +302,20 @@ class _Hashed:
         self._sha256.update(block)
         self._bytes += len(block)
 
-    def close(self) -> dict[str, Any]:
+    def close(self) -> JsonObject:
         self._file.close()
         return {"bytes": self._bytes, "sha256": self._sha256.hexdigest()}
 
 
 @functools.lru_cache(maxsize=64)
-def _sha256(path: Path, size: int, changed: int) -> str:
-    """The digest of a file, computed once per process as long as the file stays the same."""
+def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Returns the sha256 of a file, computed once per process while the file is unchanged."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _out_of_range(folder: Path, at: int, document: int, token: int, vocab: int) -> str:
+def _out_of_range_message(folder: Path, index: int, document: int, token: int, vocab: int) -> str:
     return (
-        f"{folder / TOKENS}: token {at} (document {document}) has id {token}, outside the "
-        f"vocabulary of {vocab} ids; the tokenizer and the store do not belong together"
+        f"{folder / TOKENS_FILE}: token {index} (document {document}) has id {token}, outside the "
+        f"vocabulary of {vocab} ids; use the store with the tokenizer that made it"
     )

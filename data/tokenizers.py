@@ -1,7 +1,8 @@
-"""Text to ids and back: bytes, a byte-level BPE trained on the spot, or any tokenizer.json.
+"""Tokenizers: bytes, a byte-level BPE learned from the training text, or any tokenizer.json.
 
-Our own vocabularies end with the same specials in the same order: pad, bos, eos, sep, cls, mask,
-100 sentinels, 3 modes. Special ids come from the program only: text that spells a special is text.
+The project's own vocabularies end with the same special tokens in the same order: pad, bos, eos,
+sep, cls, mask, 100 sentinels, 3 modes. Only the program inserts special ids. Text that spells a
+special token is encoded as text.
 """
 
 import hashlib
@@ -12,23 +13,22 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import tokenizers as hf
 
-from data.files import home
+from data.text_files import expand_user
 from errors import ConfigError, DataError
 
-FILE = "tokenizer.json"
-SINGLE = ("pad", "bos", "eos", "sep", "cls", "mask")
-SENTINELS = 100
-MODES = 3
-NAMES = (
-    *(f"<|{name}|>" for name in SINGLE),
-    *(f"<|sentinel_{i}|>" for i in range(SENTINELS)),
-    *(f"<|mode_{i}|>" for i in range(MODES)),
+TOKENIZER_FILE = "tokenizer.json"
+SPECIAL_NAMES = ("pad", "bos", "eos", "sep", "cls", "mask")
+NUM_SENTINELS = 100
+NUM_MODES = 3
+SPECIAL_TOKENS = (
+    *(f"<|{name}|>" for name in SPECIAL_NAMES),
+    *(f"<|sentinel_{i}|>" for i in range(NUM_SENTINELS)),
+    *(f"<|mode_{i}|>" for i in range(NUM_MODES)),
 )
 
-# What published tokenizers call their specials, best first; BERT frames with [CLS] and [SEP].
-KNOWN = {
+# Names of special tokens in published tokenizers, best first; BERT frames with [CLS] and [SEP].
+SPECIAL_ALIASES = {
     "pad": ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>"),
     "bos": ("<|bos|>", "<s>", "<bos>", "[BOS]", "<|begin_of_text|>", "[CLS]", "<|endoftext|>"),
     "eos": ("<|eos|>", "</s>", "<eos>", "[EOS]", "<|end_of_text|>", "[SEP]", "<|endoftext|>"),
@@ -36,13 +36,13 @@ KNOWN = {
     "cls": ("<|cls|>", "[CLS]", "<cls>", "<s>"),
     "mask": ("<|mask|>", "[MASK]", "<mask>"),
 }
-KNOWN_SENTINELS = ("<|sentinel_{}|>", "<extra_id_{}>")
-BPE_BYTES = 256 << 20  # of training text that a BPE vocabulary is learnt from
+SENTINEL_PATTERNS = ("<|sentinel_{}|>", "<extra_id_{}>")
+MAX_BPE_BYTES = 256 << 20  # Maximum size of the text from which a BPE vocabulary is learned.
 
 
 @dataclass(frozen=True)
 class Specials:
-    """Ids with a meaning of their own; -1 or an empty tuple where a tokenizer has none."""
+    """Special ids of a tokenizer; a missing id is -1, missing sentinels or modes are empty."""
 
     pad: int
     bos: int
@@ -53,61 +53,78 @@ class Specials:
     sentinels: tuple[int, ...]
     modes: tuple[int, ...]
 
-    def require(self, *names: str, what: str) -> None:
-        """Refuse a tokenizer without the ids that `what` needs."""
+    def require(self, *names: str, needed_by: str) -> None:
+        """Refuses a tokenizer that lacks one of the ids `names`.
+
+        Raises:
+            DataError: if an id is missing; `needed_by` is named in the message.
+        """
         for name in names:
             if getattr(self, name) in (-1, ()):
-                spelt = ", ".join(KNOWN.get(name, (f"<|{name.rstrip('s')}_0|>",)))
+                aliases = ", ".join(SPECIAL_ALIASES.get(name, (f"<|{name.rstrip('s')}_0|>",)))
                 raise DataError(
-                    f"{what} needs the token {name!r}, which the tokenizer lacks; "
-                    f"add one of {spelt} to its {FILE}"
+                    f"{needed_by} needs the token {name!r}, which the tokenizer lacks; "
+                    f"add one of {aliases} to its {TOKENIZER_FILE}"
                 )
 
 
 class Tokenizer(Protocol):
-    vocab: int  # number of ids, without padding
+    """A tokenizer maps text to ids and ids to text."""
+
+    vocab_size: int  # Number of ids, without padding.
     specials: Specials
-    fingerprint: str  # sha256 of the definition
+    fingerprint: str  # The sha256 of the definition.
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """The int32 ids of every text, without specials."""
+        """Returns the int32 ids of every text, without special ids."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; specials and ids outside the vocabulary are left out."""
+        """Returns the text of `ids` without special ids and ids outside the vocabulary."""
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json, which `open_tokenizer` reads."""
+        """Writes tokenizer.json, which `open_tokenizer` reads."""
 
 
 class ByteTokenizer:
-    """Ids 0 to 255 are the bytes of UTF-8."""
+    """A tokenizer whose ids 0 to 255 are the bytes of UTF-8."""
 
     def __init__(self) -> None:
-        self.specials = _ours(256)
-        self.vocab = 256 + len(NAMES)
-        self._definition = json.dumps({"type": "bytes", "format": 1, "specials": NAMES}).encode()
+        self.specials = _make_specials(256)
+        self.vocab_size = 256 + len(SPECIAL_TOKENS)
+        self._definition = json.dumps(
+            {"type": "bytes", "format": 1, "specials": SPECIAL_TOKENS}
+        ).encode()
         self.fingerprint = hashlib.sha256(self._definition).hexdigest()
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """Returns the bytes of every text, as int32.
+
+        Raises:
+            DataError: if a text has a lone surrogate.
+        """
         try:
             return [np.frombuffer(t.encode(), np.uint8).astype(np.int32) for t in texts]
         except UnicodeEncodeError as error:
             raise DataError(f"the text holds a lone surrogate: {error}") from error
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of the ids that are bytes; invalid UTF-8 is replaced."""
         return bytes(i for i in map(int, ids) if 0 <= i < 256).decode(errors="replace")
 
     def save(self, folder: Path) -> None:
-        (folder / FILE).write_bytes(self._definition)
+        """Writes tokenizer.json, which `open_tokenizer` reads."""
+        (folder / TOKENIZER_FILE).write_bytes(self._definition)
 
 
 class JsonTokenizer:
-    """A tokenizer of the `tokenizers` library; truncation, padding and templates are turned off."""
+    """A tokenizer of the `tokenizers` library without truncation, padding and templates."""
 
     def __init__(self, definition: bytes, name: str):
+        import tokenizers as hf
+
         try:
             self._hf = hf.Tokenizer.from_buffer(definition)
-        except Exception as error:  # the library raises plain Exception
+        except Exception as error:  # The library raises plain Exception.
             raise DataError(f"{name} is not a tokenizer.json: {error}") from error
         self._hf.no_truncation()
         self._hf.no_padding()
@@ -115,57 +132,83 @@ class JsonTokenizer:
         self._definition = definition
         self.fingerprint = hashlib.sha256(definition).hexdigest()
         ids = self._hf.get_vocab(with_added_tokens=True)
-        self.vocab = max(ids.values(), default=-1) + 1
-        single = {k: next((ids[n] for n in names if n in ids), -1) for k, names in KNOWN.items()}
-        sentinels = max((_numbered(ids, pattern) for pattern in KNOWN_SENTINELS), key=len)
-        self.specials = Specials(**single, sentinels=sentinels, modes=_numbered(ids, "<|mode_{}|>"))
+        self.vocab_size = max(ids.values(), default=-1) + 1
+        single_ids = {
+            k: next((ids[n] for n in names if n in ids), -1) for k, names in SPECIAL_ALIASES.items()
+        }
+        sentinels = max((_numbered_ids(ids, pattern) for pattern in SENTINEL_PATTERNS), key=len)
+        self.specials = Specials(
+            **single_ids, sentinels=sentinels, modes=_numbered_ids(ids, "<|mode_{}|>")
+        )
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """Returns the int32 ids of every text, without special ids.
+
+        Raises:
+            DataError: if a text cannot be encoded.
+        """
         try:
-            found = self._hf.encode_batch_fast(texts, add_special_tokens=False)
+            encodings = self._hf.encode_batch_fast(texts, add_special_tokens=False)
         except TypeError as error:
             raise DataError(f"the text cannot be encoded (a lone surrogate?): {error}") from error
-        return [np.array(encoding.ids, np.int32) for encoding in found]
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
-        known = [i for i in map(int, ids) if 0 <= i < self.vocab]
-        return self._hf.decode(known, skip_special_tokens=True)
+        """Returns the text of `ids` without special ids and ids outside the vocabulary."""
+        valid_ids = [i for i in map(int, ids) if 0 <= i < self.vocab_size]
+        return self._hf.decode(valid_ids, skip_special_tokens=True)
 
     def save(self, folder: Path) -> None:
-        (folder / FILE).write_bytes(self._definition)
+        """Writes tokenizer.json, which `open_tokenizer` reads."""
+        (folder / TOKENIZER_FILE).write_bytes(self._definition)
 
 
 def open_tokenizer(spec: str) -> Tokenizer:
-    """The tokenizer "bytes", or the one in a tokenizer.json, or in the folder of one."""
+    """Opens the tokenizer `spec`: "bytes", a tokenizer.json, or a folder with one.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
     if spec == "bytes":
         return ByteTokenizer()
-    path = home(spec, "data.tokenizer")
+    path = expand_user(spec, "data.tokenizer")
     try:
-        path = path / FILE if path.is_dir() else path
+        path = path / TOKENIZER_FILE if path.is_dir() else path
         definition = path.read_bytes()
     except OSError as error:
         raise DataError(
             f"data.tokenizer {spec!r}: {error.strerror} ({path}); use bytes, bpe:8192 or a file"
         ) from error
-    ours = ByteTokenizer()
-    return ours if _is(ours, definition) else JsonTokenizer(definition, str(path))
+    byte_tokenizer = ByteTokenizer()
+    if _is_byte_tokenizer(byte_tokenizer, definition):
+        return byte_tokenizer
+    return JsonTokenizer(definition, str(path))
 
 
 def bpe_size(spec: str) -> int:
-    """The size that "bpe:SIZE" asks for, 0 if `spec` names no BPE; specials come on top."""
+    """Returns SIZE of "bpe:SIZE", the vocabulary without special tokens; 0 for other tokenizers.
+
+    Raises:
+        ConfigError: if the size is not a number in range.
+    """
     kind, _, size = spec.partition(":")
     if kind != "bpe":
         return 0
     if not size.isdecimal() or not 257 <= int(size) <= 1 << 20:
-        raise ConfigError(f"data.tokenizer is {spec!r}; the size is 257 to 1048576: bpe:8192")
+        raise ConfigError(
+            f"data.tokenizer is {spec!r}; the size must be 257 to 1048576, as bpe:8192"
+        )
     return int(size)
 
 
 def train_bpe(texts: Iterable[str], size: int) -> JsonTokenizer:
-    """Learn a byte-level BPE (Sennrich et al., arXiv:1508.07909) with GPT-2's word pattern.
+    """Learns a byte-level BPE (Sennrich et al., arXiv:1508.07909) with GPT-2's word pattern.
 
-    Deterministic; reads the first 256 MiB of `texts`. A small text gives fewer than `size` entries.
+    The result is deterministic. Only the first 256 MiB of `texts` are read. A small text gives
+    fewer than `size` entries.
     """
+    import tokenizers as hf
+
     tokenizer = hf.Tokenizer(hf.models.BPE())
     tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = hf.decoders.ByteLevel()
@@ -173,31 +216,33 @@ def train_bpe(texts: Iterable[str], size: int) -> JsonTokenizer:
     trainer = hf.trainers.BpeTrainer(
         vocab_size=size, initial_alphabet=alphabet, special_tokens=[], show_progress=False
     )
-    tokenizer.train_from_iterator(_first(texts, BPE_BYTES), trainer)
-    tokenizer.add_special_tokens([hf.AddedToken(n, special=True, normalized=False) for n in NAMES])
+    tokenizer.train_from_iterator(_take_bytes(texts, MAX_BPE_BYTES), trainer)
+    tokenizer.add_special_tokens(
+        [hf.AddedToken(n, special=True, normalized=False) for n in SPECIAL_TOKENS]
+    )
     return JsonTokenizer(tokenizer.to_str(pretty=True).encode(), f"bpe:{size}")
 
 
-def _ours(first: int) -> Specials:
-    ids = iter(range(first, first + len(NAMES)))
-    single = {name: next(ids) for name in SINGLE}
-    sentinels = tuple(next(ids) for _ in range(SENTINELS))
-    return Specials(**single, sentinels=sentinels, modes=tuple(ids))
+def _make_specials(first: int) -> Specials:
+    ids = iter(range(first, first + len(SPECIAL_TOKENS)))
+    single_ids = {name: next(ids) for name in SPECIAL_NAMES}
+    sentinels = tuple(next(ids) for _ in range(NUM_SENTINELS))
+    return Specials(**single_ids, sentinels=sentinels, modes=tuple(ids))
 
 
-def _is(ours: ByteTokenizer, definition: bytes) -> bool:
-    return hashlib.sha256(definition).hexdigest() == ours.fingerprint
+def _is_byte_tokenizer(byte_tokenizer: ByteTokenizer, definition: bytes) -> bool:
+    return hashlib.sha256(definition).hexdigest() == byte_tokenizer.fingerprint
 
 
-def _numbered(ids: dict[str, int], pattern: str) -> tuple[int, ...]:
-    """The ids of pattern 0, 1, 2 ... up to the first that is not there."""
-    found: list[int] = []
-    while pattern.format(len(found)) in ids:
-        found.append(ids[pattern.format(len(found))])
-    return tuple(found)
+def _numbered_ids(ids: dict[str, int], pattern: str) -> tuple[int, ...]:
+    """Returns the ids of the pattern with 0, 1, 2 ... up to the first missing one."""
+    numbered: list[int] = []
+    while pattern.format(len(numbered)) in ids:
+        numbered.append(ids[pattern.format(len(numbered))])
+    return tuple(numbered)
 
 
-def _first(texts: Iterable[str], limit: int) -> Iterator[str]:
+def _take_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
     for text in texts:
         yield text
         limit -= len(text.encode())

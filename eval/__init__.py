@@ -1,1 +1,1 @@
-"""Judging a trained model: tasks that yield scores, the harness that runs and records them."""
+"""Evaluates trained models: tasks yield scores, and the harness runs them and records results."""

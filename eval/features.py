@@ -1,7 +1,8 @@
-"""Vectors of texts: means over the tokens, by layer, of a learner whose objective plays no part.
+"""Computes feature vectors of texts: means over the tokens of a text, for every layer of a model.
 
-A model reads as its objective has it read: from the left, from both sides, or all of a text as a
-prefix (denoising in one stack); of an encoder-decoder the encoder reads.
+The objective's own head plays no part. The model reads as its objective reads: causally,
+bidirectionally, or with the whole text as a prefix (denoising without an encoder). In an
+encoder-decoder the encoder reads the text.
 """
 
 import functools
@@ -11,65 +12,70 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from arch import Model, Sequence
-from arch.layers import by_layer
+from arch import Model, SequenceInfo
+from arch.layer_outputs import layer_outputs
 from arch.sequence import View
-from eval.rows import batches
-from eval.task import Subject
-from objectives import Learner
+from eval.length_buckets import bucketed_batches
+from eval.task import EvalContext
+from objectives import Trainable
 from training import mesh as meshes
-from training.distributed import whole
+from training.distributed.multihost import to_host
 
 
-def pooled(subject: Subject, texts: list[str]) -> Float[np.ndarray, "N L D"]:
-    """Layers are the embedding, every block and the last norm. A text longer than a row of training
-    is read in several; one without tokens is 0."""
-    length, rows, owners = subject.settings.train.length, [], list[int]()
-    for number, ids in enumerate(subject.data.tokenizer.encode(texts)):
-        for at in range(0, len(ids), length):
-            rows.append({"tokens": ids[at : at + length]})
-            owners.append(number)
-    view, place, sums = subject.settings.rows.view, meshes.rows(subject.mesh), None
+def pooled_features(ctx: EvalContext, texts: list[str]) -> Float[np.ndarray, "N L D"]:
+    """Returns the mean over the tokens of each text, for each of L layers.
+
+    The layers are the embedding, every block and the last norm. A text that is longer than a row of
+    training is read in several rows. The features of a text without tokens are 0.
+    """
+    length, rows, row_texts = ctx.settings.train.seq_len, [], list[int]()
+    for text_index, ids in enumerate(ctx.data.tokenizer.encode(texts)):
+        for start in range(0, len(ids), length):
+            rows.append({"tokens": ids[start : start + length]})
+            row_texts.append(text_index)
+    view, sharding, sums = ctx.settings.row_spec.view, meshes.batch_sharding(ctx.mesh), None
     lengths = [len(row["tokens"]) for row in rows]
-    counts = np.bincount(np.array(owners, int), lengths, len(texts))
-    with jax.set_mesh(subject.mesh):
-        for numbers, arrays in batches(subject, rows):
-            found = _sums(subject.learner.model, jax.device_put(arrays, place), view)
-            own = [owners[i] for i in numbers]
-            amounts = np.asarray(whole(found), np.float64)[: len(own)]
-            sums = np.zeros((len(texts), *amounts.shape[1:])) if sums is None else sums
-            np.add.at(sums, own, amounts)
+    counts = np.bincount(np.array(row_texts, int), lengths, len(texts))
+    with jax.set_mesh(ctx.mesh):
+        for row_indices, arrays in bucketed_batches(ctx, rows):
+            out = _layer_sums(ctx.trainable.model, jax.device_put(arrays, sharding), view)
+            indices = [row_texts[i] for i in row_indices]
+            row_sums = np.asarray(to_host(out), np.float64)[: len(indices)]
+            sums = np.zeros((len(texts), *row_sums.shape[1:])) if sums is None else sums
+            np.add.at(sums, indices, row_sums)
     if sums is None:
-        return np.zeros((len(texts), 1, subject.settings.model.width))
+        return np.zeros((len(texts), 1, ctx.settings.model.width))
     return sums / np.maximum(counts, 1)[:, None, None]
 
 
-def untrained(subject: Subject, seed: int = 0) -> Subject:
-    """The same architecture as it begins, and what the objective adds to it."""
-    config, objective = subject.learner.model.config, subject.objective
+def with_random_init(ctx: EvalContext, seed: int = 0) -> EvalContext:
+    """Returns the context with model and objective head initialized at random, not trained."""
+    config, objective = ctx.trainable.model.config, ctx.objective
 
-    def init() -> Learner:
+    def init() -> Trainable:
         key = jax.random.key(seed)
-        return Learner(Model(config, key=key), objective.head(config, jax.random.fold_in(key, 1)))
+        return Trainable(
+            Model(config, key=key), objective.make_head(config, jax.random.fold_in(key, 1))
+        )
 
-    place = meshes.layouts(subject.mesh, jax.eval_shape(init))
-    with jax.set_mesh(subject.mesh):
-        return subject._replace(learner=jax.jit(init, out_shardings=place)())
+    shardings = meshes.param_shardings(ctx.mesh, jax.eval_shape(init))
+    with jax.set_mesh(ctx.mesh):
+        return ctx._replace(trainable=jax.jit(init, out_shardings=shardings)())
 
 
 @functools.partial(jax.jit, static_argnames="view")
-def _sums(model: Model, batch: dict[str, Array], view: View) -> Float[Array, "B L D"]:
-    text = batch["segments"] != 0
-    both = view == "both" or model.encoder is not None
-    seq = Sequence(
+def _layer_sums(model: Model, batch: dict[str, Array], view: View) -> Float[Array, "B L D"]:
+    is_text = batch["segment_ids"] != 0
+    is_bidirectional = view == "bidirectional" or model.encoder is not None
+    seq = SequenceInfo(
         batch["positions"],
-        batch["segments"],
-        text if view == "prefix" and not both else None,
-        causal=not both,
+        batch["segment_ids"],
+        is_text if view == "prefix" and not is_bidirectional else None,
+        causal=not is_bidirectional,
     )
 
-    def read(x: Array) -> Array:
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        return jnp.sum(jnp.where(text[..., None], x.astype(wide), 0), axis=1)
+    def sum_tokens(x: Array) -> Array:
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        return jnp.sum(jnp.where(is_text[..., None], x.astype(dtype), 0), axis=1)
 
-    return jnp.moveaxis(by_layer(model, batch["tokens"], seq, read), 0, 1)
+    return jnp.moveaxis(layer_outputs(model, batch["tokens"], seq, sum_tokens), 0, 1)

@@ -1,51 +1,45 @@
-"""Runs tasks and records what they yield, one JSON file each: `eval/<step>/<task>.json`.
+"""Runs evaluation tasks and records their scores, one JSON file per task: `eval/STEP/TASK.json`.
 
-A file that is there for this step and version is not made again; one that an interruption left out
-is, so that evaluating twice changes nothing.
+A task is skipped if its file exists for this step and version. An interrupted evaluation can
+therefore be repeated: only the missing files are written.
 """
 
 import time
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 
+from data.fetch import MULTIPLE_CHOICE_TASKS
 from errors import ConfigError
-from eval import answers
-from eval.capability.tasks import TASKS as CAPABILITIES
-from eval.denoised import Denoised
-from eval.held_out import BitsPerByte
-from eval.inference import Inference
-from eval.masked import Masked
-from eval.positions import Positions
-from eval.probe import Probe
-from eval.retrieval import Retrieval
-from eval.sample import Sample
-from eval.similarity import Similarity
-from eval.task import Subject, Task
-from objectives import OBJECTIVES, Learner, Objective, members
-from schema import nearest
-from training.distributed import decided
-from training.loop import Job, Judge
-from training.run import RunFolder
+from eval.capability import PROBES
+from eval.task import EvalContext, ScoreValues, Task, TaskEntry
+from objectives import OBJECTIVES, Objective, Trainable, mixture_parts
+from settings.json_types import JsonObject
+from settings.types import did_you_mean
+from training.distributed.multihost import run_on_main_process
+from training.loop import Evaluator, TrainJob
+from training.run.folder import RunFolder
 from training.settings import Settings
 
-# To add a task: write its file, import it, name it here.
-TASKS: dict[str, Any] = {
-    "bits_per_byte": BitsPerByte,
-    "masked": Masked,
-    "denoised": Denoised,
-    "retrieval": Retrieval,
-    "positions": Positions,
-    "inference": Inference,
-    "sample": Sample,
-    "probe": Probe,
-    "similarity": Similarity,
-    **answers.TASKS,
-    **CAPABILITIES,
+# To add a task, write its file and add it here: the objective that it evaluates, and its class.
+TASKS: dict[str, TaskEntry] = {
+    "bits_per_byte": TaskEntry("causal_lm", "eval.tasks.bits_per_byte:BitsPerByte"),
+    "masked": TaskEntry("masked_lm", "eval.tasks.masked:MaskedTokenLoss"),
+    "denoised": TaskEntry("denoising", "eval.tasks.denoised:DenoisingLoss"),
+    "retrieval": TaskEntry("contrastive", "eval.tasks.retrieval:Retrieval"),
+    "positions": TaskEntry("causal_lm", "eval.tasks.loss_by_position:LossByPosition"),
+    "inference": TaskEntry("causal_lm", "eval.tasks.inference:Inference"),
+    "sample": TaskEntry("causal_lm", "eval.tasks.sample:TextSample"),
+    "probe": TaskEntry("", "eval.tasks.probe:LinearProbe"),
+    "similarity": TaskEntry("", "eval.tasks.similarity:Similarity"),
+    **{
+        name: TaskEntry("causal_lm", "eval.tasks.multiple_choice:MultipleChoice", (name,))
+        for name in ("lambada", *MULTIPLE_CHOICE_TASKS)
+    },
+    **{name: TaskEntry("", "eval.capability.tasks:CapabilityTask", (name,)) for name in PROBES},
 }
-# What a run judges itself by if `eval.tasks` says nothing; the first also during training.
-OWN: dict[str, tuple[str, ...]] = {
+# Tasks of a run whose `eval.tasks` is empty. The first task also runs during training.
+DEFAULT_TASKS: dict[str, tuple[str, ...]] = {
     "causal_lm": ("bits_per_byte", "sample"),
     "masked_lm": ("masked",),
     "denoising": ("denoised",),
@@ -53,93 +47,110 @@ OWN: dict[str, tuple[str, ...]] = {
 }
 
 
-def chosen(settings: Settings, asked: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The tasks asked for, else those of a run; ConfigError for one that cannot judge it."""
-    names = asked or settings.eval.tasks or own(settings)
-    able = {"", *(kind(member.objective) for member in settings.members())}
+def resolve_tasks(settings: Settings, requested: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Returns the names of the requested tasks, or those of the run if none are requested.
+
+    Raises:
+        ConfigError: if a task does not exist or cannot evaluate the objective of the run.
+    """
+    names = requested or settings.eval.tasks or default_tasks(settings)
+    accepted = {"", *(objective_kind(part.objective) for part in settings.mixture_parts())}
     for name in names:
         if name not in TASKS:
-            raise ConfigError(f"eval.tasks has {name!r}; {nearest(name, TASKS)}")
-        if TASKS[name].objective not in able:
+            raise ConfigError(f"eval.tasks has {name!r}; {did_you_mean(name, TASKS)}")
+        if TASKS[name].objective not in accepted:
             raise ConfigError(
-                f"eval.tasks has {name!r}, which judges {TASKS[name].objective}, not "
-                f"{settings.objective}; leave it out"
+                f"task {name!r} evaluates the objective {TASKS[name].objective}, but the run has "
+                f"{settings.objective}; remove it from eval.tasks"
             )
     return names
 
 
-def own(settings: Settings) -> tuple[str, ...]:
-    """The tasks of a run that names none: of a mixture, those of its parts."""
-    kinds = [kind(member.objective) for member in settings.members()]
-    return tuple(dict.fromkeys(task for name in kinds for task in OWN[name]))
+def default_tasks(settings: Settings) -> tuple[str, ...]:
+    """Returns the default tasks of a run; a mixture has those of all its parts."""
+    kinds = [objective_kind(part.objective) for part in settings.mixture_parts()]
+    return tuple(dict.fromkeys(task for kind in kinds for task in DEFAULT_TASKS[kind]))
 
 
-def kind(objective: Objective) -> str:
-    """The name of what `objective` is judged as: its own, or that of one it is a way to train."""
-    judged = type(objective.judged())
-    return next(name for name, known in OBJECTIVES.items() if known is judged)
+def objective_kind(objective: Objective) -> str:
+    """Returns the name of the objective that `objective.for_eval()` evaluates."""
+    eval_class = type(objective.for_eval())
+    return next(name for name, cls in OBJECTIVES.items() if cls is eval_class)
 
 
-def narrowed(subject: Subject, task: Any) -> Subject:
-    """What a task judges of a mixture: the part with its objective, else the first."""
-    parts = members(subject.objective)
-    member = next((m for m in parts if kind(m.objective) == task.objective), parts[0])
-    wanted = member.objective.rows(subject.settings.model, subject.settings.train.length)
-    data = subject.data.holding(wanted.reads == "records")
-    return subject._replace(
-        learner=member.learner(subject.learner), objective=member.objective, data=data
+def narrow_to_objective(ctx: EvalContext, objective: str) -> EvalContext:
+    """Returns the context of the part of a mixture that has this objective.
+
+    It is the first part if no part has that objective.
+    """
+    parts = mixture_parts(ctx.objective)
+    part = next((p for p in parts if objective_kind(p.objective) == objective), parts[0])
+    row_spec = part.objective.row_spec(ctx.settings.model, ctx.settings.train.seq_len)
+    data = ctx.data.select(row_spec.row_kind == "text_pairs")
+    return ctx._replace(
+        trainable=part.select_trainable(ctx.trainable), objective=part.objective, data=data
     )
 
 
-def judge(subject: Subject, names: Iterable[str], run: RunFolder, step: int) -> dict[str, Any]:
-    """Scores of all tasks by name; numbers are floats, samples text."""
-    scores: dict[str, Any] = {}
-    splits = subject.settings.eval.splits
-    for name in names:
+def evaluate(ctx: EvalContext, task_names: Iterable[str], run: RunFolder, step: int) -> ScoreValues:
+    """Runs the tasks whose results are missing, and returns the scores of all tasks by name.
+
+    Values are floats, and text for samples and hashes.
+    """
+    scores: ScoreValues = {}
+    splits = ctx.settings.eval.splits
+    for name in task_names:
         task = TASKS[name](splits=splits)
-        record = decided(lambda name=name: run.read_eval(step, name))  # type: ignore[misc]
-        if record is None or not _serves(record, task.version, splits):
-            record = _record(name, task, subject, step)
+        record = run_on_main_process(lambda name=name: run.read_eval(step, name))  # type: ignore[misc]
+        if record is None or not _is_complete(record, task.version, splits):
+            record = _run_task(name, task, ctx, step)
             run.write_eval(step, name, record)
         scores |= {score["name"]: score["value"] for score in record["scores"]}
     return scores
 
 
-def _serves(record: dict[str, Any], version: int, splits: tuple[str, ...]) -> bool:
-    """Whether `record`, as it was found, has what is asked for."""
-    scores, judged = record.get("scores"), record.get("splits")
-    if not isinstance(scores, list) or not isinstance(judged, list):
+def _is_complete(record: JsonObject, version: int, splits: tuple[str, ...]) -> bool:
+    """Whether a recorded result is valid, of this version, and covers these splits."""
+    scores, recorded_splits = record.get("scores"), record.get("splits")
+    if not isinstance(scores, list) or not isinstance(recorded_splits, list):
         return False
-    sound = all(isinstance(s, dict) and {"name", "value"} <= s.keys() for s in scores)
-    return sound and record.get("version") == version and {*splits} <= {*map(str, judged)}
+    is_valid = all(isinstance(s, dict) and {"name", "value"} <= s.keys() for s in scores)
+    has_splits = {*splits} <= {*map(str, recorded_splits)}
+    return is_valid and record.get("version") == version and has_splits
 
 
-def _record(name: str, task: Task, subject: Subject, step: int) -> dict[str, Any]:
-    start = time.perf_counter()
+def _run_task(name: str, task: Task, ctx: EvalContext, step: int) -> JsonObject:
+    start, context = time.perf_counter(), narrow_to_objective(ctx, TASKS[name].objective)
     with jax.named_scope(f"eval/{name}"):
-        scores = [score._asdict() for score in task(narrowed(subject, task))]
+        scores = [score._asdict() for score in task(context)]
     seconds = time.perf_counter() - start
     return {"task": name, "version": task.version, "step": step, "seconds": seconds} | {
-        "length": subject.settings.train.length,
-        "data": subject.data.fingerprint,
-        "splits": list(subject.settings.eval.splits),
+        "length": ctx.settings.train.seq_len,
+        "data": ctx.data.fingerprint,
+        "splits": list(ctx.settings.eval.splits),
         "scores": scores,
     }
 
 
-def judges(job: Job) -> tuple[Judge, Judge]:
-    """What judges during a run, on the validation split, and at its end, by all its tasks."""
-    program, tasks = job.program, own(job.program.settings)
+def make_evaluators(job: TrainJob) -> tuple[Evaluator, Evaluator]:
+    """Returns the evaluator that runs during training and the one that runs at its end.
 
-    def subject(learner: Learner) -> Subject:
-        return Subject(learner, program.mesh, program.settings, program.objective, job.data)
+    The first runs the first default task on the validation split. The second runs and records all
+    tasks of the run.
+    """
+    program, tasks = job.program, default_tasks(job.program.settings)
 
-    def during(learner: Learner, step: int) -> dict[str, Any]:
-        task = TASKS[tasks[0]](splits=("valid",))
-        scores = task(narrowed(subject(learner), task))
+    def make_context(trainable: Trainable) -> EvalContext:
+        return EvalContext(trainable, program.mesh, program.settings, program.objective, job.data)
+
+    def during_training(trainable: Trainable, step: int) -> ScoreValues:
+        entry = TASKS[tasks[0]]
+        ctx = narrow_to_objective(make_context(trainable), entry.objective)
+        scores = entry(splits=("valid",))(ctx)
         return {score.name: score.value for score in scores}
 
-    def after(learner: Learner, step: int) -> dict[str, Any]:
-        return judge(subject(learner), chosen(program.settings), job.run, step)
+    def after_training(trainable: Trainable, step: int) -> ScoreValues:
+        ctx = make_context(trainable)
+        return evaluate(ctx, resolve_tasks(program.settings), job.run, step)
 
-    return during, after
+    return during_training, after_training

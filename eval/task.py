@@ -1,4 +1,4 @@
-"""What a task gets and gives."""
+"""The interface of evaluation tasks: what a task reads, what it yields, and its table entry."""
 
 from collections.abc import Iterator
 from typing import ClassVar, NamedTuple, Protocol
@@ -6,14 +6,15 @@ from typing import ClassVar, NamedTuple, Protocol
 from jax.sharding import Mesh
 
 from data import Data
-from objectives import Learner, Objective
+from objectives import Objective, Trainable
+from settings.lazy import import_object
 from training.settings import Settings
 
 
-class Subject(NamedTuple):
-    """What is judged: a learner on its mesh, and the run's settings and data."""
+class EvalContext(NamedTuple):
+    """Holds what a task evaluates: parameters on their mesh, and the run's settings and data."""
 
-    learner: Learner
+    trainable: Trainable
     mesh: Mesh
     settings: Settings
     objective: Objective
@@ -21,17 +22,33 @@ class Subject(NamedTuple):
 
 
 class Score(NamedTuple):
-    """One result; `weight` is what a mean over several would weigh it by (bytes, examples)."""
+    """Holds one result of a task."""
 
     name: str
     value: float | str
-    weight: float | None = None
+    weight: float | None = None  # Weight in a mean over several scores, such as bytes or examples.
+
+
+ScoreValues = dict[str, float | str]  # values by the name of the score
 
 
 class Task(Protocol):
-    """A task is versioned: scores of different versions are never pooled."""
+    """Evaluates a context and yields scores; results of different versions are never pooled."""
 
     version: ClassVar[int]
-    objective: ClassVar[str]  # that it judges; "": any
 
-    def __call__(self, subject: Subject) -> Iterator[Score]: ...
+    def __call__(self, ctx: EvalContext) -> Iterator[Score]:
+        """Yields the scores of the context."""
+
+
+class TaskEntry(NamedTuple):
+    """An entry of the table of tasks; the class of a task is imported when a task is made."""
+
+    objective: str  # Objective that the task evaluates; "" accepts every objective.
+    path: str  # Class of the task, "module:NAME".
+    arguments: tuple[str, ...] = ()  # Arguments of the class, before `splits`.
+
+    def __call__(self, splits: tuple[str, ...] = ("test",)) -> Task:
+        """Returns a task that reads these splits of the data."""
+        task: Task = import_object(self.path)(*self.arguments, splits=splits)
+        return task

@@ -1,10 +1,10 @@
-"""Published checkpoints: Hugging Face folders in and out, a file a family, as one backbone.
+"""Reads and writes Hugging Face checkpoints; every family is a configuration of one backbone.
 
     model, config, tokenizer = hub.load("path/to/folder")
     hub.save(model, config, "path/to/other")
 
-Only safetensors are read, no code of a repository is run, every option that is not implemented is
-refused by its name.
+Only safetensors files are read, and no code of a repository is run. An option that is not
+implemented is refused by its name.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,10 +20,11 @@ from jax.sharding import Mesh
 from arch import Model, ModelConfig
 from data.tokenizers import Tokenizer
 from errors import ConfigError
-from hub import checkpoint, tensors, vocabulary
-from hub.fetch import local
-from hub.keys import FILE, read_config
-from hub.outputs import outputs
+from hub import checkpoint, safetensors_io, vocabulary
+from hub.download import resolve_folder
+from hub.hf_config import CONFIG_FILE, read_config
+from hub.reference_outputs import compute_outputs
+from settings.json_types import JsonObject
 
 __all__ = ["forward", "load", "save"]
 
@@ -32,15 +32,23 @@ __all__ = ["forward", "load", "save"]
 def load(
     path: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None
 ) -> tuple[Model, ModelConfig, Tokenizer | None]:
-    """A folder, or `owner/name[@revision]` of the hub, as a model that computes in `dtype`.
+    """Loads a checkpoint folder, or `owner/name[@revision]` of the hub, as a model.
 
-    Parameters pass one at a time from the file to where `mesh` has them, in float32 (float64 under
-    that dtype); the tokenizer is that of tokenizer.json, if there is one.
+    Parameters are float32 (float64 if `dtype` is float64) and are read one at a time, each to its
+    place on `mesh`.
+
+    Args:
+        path: a folder, or the name of a repository on the Hugging Face hub.
+        dtype: the dtype in which the model computes.
+        mesh: the device mesh for the parameters; by default they are on the first device.
+
+    Returns:
+        The model, its config, and the tokenizer of tokenizer.json, None if there is no such file.
     """
-    folder = local(path)
-    family, config = checkpoint.family_of(folder)
-    config = checkpoint.in_dtype(config, dtype)
-    tokenizer = checkpoint.tokenizer_of(folder, config)
+    folder = resolve_folder(path)
+    family, config = checkpoint.detect_family(folder)
+    config = checkpoint.with_dtype(config, dtype)
+    tokenizer = checkpoint.load_tokenizer(folder, config)
     return checkpoint.load_model(folder, family, config, mesh), config, tokenizer
 
 
@@ -52,44 +60,62 @@ def save(
     family: str = "",
     dtype: str = "float32",
     tokenizer: Tokenizer | None = None,
-    about: Mapping[str, Any] | None = None,
-    limit: int = tensors.SHARD,
+    extra_config: JsonObject | None = None,
+    max_shard_bytes: int = safetensors_io.MAX_SHARD_BYTES,
 ) -> None:
-    """Write a folder that Hugging Face's libraries read, of the first family that computes the same
-    (or of `family`); ConfigError with the differences if there is none. `about` adds to config.json
-    what the family does not say itself (`max_position_embeddings`, ids of specials); files have
-    about `limit` bytes. A folder that holds weights is refused.
+    """Writes a model as a folder that Hugging Face's libraries read.
+
+    Args:
+        model: the model to write.
+        config: the config of `model`.
+        path: the folder to write; it must not contain weights.
+        family: the `model_type` of the folder; by default the first family that computes the same
+            function as `config`.
+        dtype: the dtype of the tensors in the files.
+        tokenizer: a tokenizer to write next to the weights.
+        extra_config: additional keys of config.json, such as `max_position_embeddings` and the ids
+            of special tokens; a key that the family itself writes takes precedence.
+        max_shard_bytes: the approximate upper limit of the size of one file.
+
+    Raises:
+        ConfigError: if the folder already contains weights.
     """
-    about = dict(about or {})
-    pad = about.get("pad_token_id", None if tokenizer is None else tokenizer.specials.pad)
-    found, keys = checkpoint.exported(config, family, pad=pad)
+    extra_config = dict(extra_config or {})
+    pad = extra_config.get("pad_token_id", None if tokenizer is None else tokenizer.specials.pad)
+    hf_family, hf_keys = checkpoint.find_export_family(config, family, pad_id=pad)
     folder = Path(path)
-    if held := sorted(p.name for pattern in tensors.WEIGHTS for p in folder.glob(pattern)):
-        raise ConfigError(f"{folder} holds weights already ({held[0]}); give another folder")
+    weight_files = sorted(
+        p.name for pattern in safetensors_io.WEIGHT_PATTERNS for p in folder.glob(pattern)
+    )
+    if weight_files:
+        raise ConfigError(
+            f"{folder} holds weights already ({weight_files[0]}); give another folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_model(model, config, folder, found, dtype, limit)
-    keys = found.usual(config) | about | keys | {"torch_dtype": dtype}
-    keys |= {"architectures": [found.architecture], "model_type": found.kind}
-    (folder / FILE).write_text(json.dumps(keys, indent=2, sort_keys=True) + "\n")
+    checkpoint.save_model(model, config, folder, hf_family, dtype, max_shard_bytes)
+    keys = hf_family.export_defaults(config) | extra_config | hf_keys | {"torch_dtype": dtype}
+    keys |= {"architectures": [hf_family.architecture], "model_type": hf_family.model_type}
+    (folder / CONFIG_FILE).write_text(json.dumps(keys, indent=2, sort_keys=True) + "\n")
     if tokenizer is not None:
-        vocabulary.save(tokenizer, folder)
+        vocabulary.save_tokenizer(tokenizer, folder)
 
 
 def forward(
     path: str | Path, inputs: Mapping[str, np.ndarray], dtype: str = "float64"
 ) -> dict[str, np.ndarray]:
-    """What a checkpoint makes of the arrays of an `inputs.safetensors`; names: `hub/outputs.py`.
+    """Computes the outputs of a checkpoint for the arrays of an `inputs.safetensors`.
 
-    float32 runs at the highest precision of matrix products.
+    hub/reference_outputs.py lists the names of inputs and outputs. Under float32, matrix products
+    have the highest precision.
     """
-    folder = local(path)
+    folder = resolve_folder(path)
     x64 = jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
     with x64, jax.default_matmul_precision("highest"):
-        found, config = checkpoint.family_of(folder)
-        routed = any(e.channel == "moe" for e in config.entries())
-        config = dataclasses.replace(config, scan=not routed)
-        config = checkpoint.in_dtype(config, dtype)
-        model = checkpoint.load_model(folder, found, config)
+        family, config = checkpoint.detect_family(folder)
+        has_experts = any(spec.channel == "moe" for spec in config.layer_specs())
+        config = dataclasses.replace(config, scan=not has_experts)
+        config = checkpoint.with_dtype(config, dtype)
+        model = checkpoint.load_model(folder, family, config)
         keys = read_config(folder)
         pad, start = keys.get("pad_token_id") or 0, keys.get("decoder_start_token_id") or 0
-        return outputs(model, found, pad, start, inputs)
+        return compute_outputs(model, family, pad, start, inputs)

@@ -1,11 +1,9 @@
-"""A folder of Hugging Face's as a model of ours, and back; parameters pass one leaf at a time."""
+"""Converts a Hugging Face folder into a model and back, one parameter at a time."""
 
 import dataclasses
-import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,252 +11,321 @@ import numpy as np
 from jax.sharding import Mesh
 
 from arch import Model, ModelConfig
-from data.tokenizers import FILE as TOKENIZER
+from data.tokenizers import TOKENIZER_FILE as TOKENIZER
 from data.tokenizers import Tokenizer, open_tokenizer
 from errors import CheckpointError, ConfigError, DataError
-from hub import tensors
+from hub import safetensors_io
+from hub.config_equivalence import differences
 from hub.families import FAMILIES
-from hub.family import Family
-from hub.graph import differences
-from hub.keys import FILE, Keys, read_config
-from hub.layouts import cut, joined
-from hub.names import MOST, ROWS, Bound, bind, shape
-from hub.tensors import Entry
-from schema import nearest
+from hub.family import HfFamily
+from hub.hf_config import CONFIG_FILE, HfConfig, read_config
+from hub.name_binding import (
+    MAX_LISTED_NAMES,
+    VOCAB_PARAMS,
+    BoundTensor,
+    Leaf,
+    hf_shape,
+    resolve_name_map,
+)
+from hub.safetensors_io import TensorEntry
+from hub.tensor_transforms import concat_fused, split_fused
+from settings.json_types import JsonObject
+from settings.types import did_you_mean
 from training import mesh as meshes
-from training.leaves import named_leaves
+from training.checkpoint.param_names import named_leaves
 
-VIEWS = {"causal": "causal", "masked": "both"}  # of families without an encoder
-DTYPES: dict[str, Any] = {
+VIEW_OF_TASK = {"causal": "causal", "masked": "bidirectional"}  # families without an encoder
+DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype("f4"),
     "float16": np.dtype("f2"),
     "bfloat16": jnp.dtype("bfloat16"),
 }
 
 
-def family_of(folder: Path) -> tuple[Family, ModelConfig]:
-    """What config.json says; ConfigError for what is not implemented."""
-    found = read_config(folder)
-    kind = found.get("model_type")
-    if kind not in FAMILIES:
+def detect_family(folder: Path) -> tuple[HfFamily, ModelConfig]:
+    """Returns the family of a folder and the model config that its config.json describes.
+
+    Raises:
+        ConfigError: if the family or one of its options is not implemented.
+    """
+    values = read_config(folder)
+    path = folder / CONFIG_FILE
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(
-            f"{folder / FILE}: model_type {kind!r} is not known; known: {', '.join(FAMILIES)}"
+            f"{path}: model_type {model_type!r} is not known; known: {', '.join(FAMILIES)}"
         )
-    family = FAMILIES[kind]
-    keys = Keys(found, str(folder / FILE), tensors.entries(folder), family.defaults)
+    family = FAMILIES[model_type]
+    hf = HfConfig(values, str(path), safetensors_io.read_entries(folder), family.hf_defaults)
     try:
-        config = family.read(keys)
+        config = family.read(hf)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         why = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{folder / FILE} is no config of {kind} ({why}); correct it") from error
-    keys.done()
+        raise ConfigError(
+            f"{path} is not a valid config of {model_type} ({why}); correct it"
+        ) from error
+    hf.check_all_read()
     return family, config
 
 
 def load_model(
-    folder: Path, family: Family, config: ModelConfig, mesh: Mesh | None = None
+    folder: Path, family: HfFamily, config: ModelConfig, mesh: Mesh | None = None
 ) -> Model:
-    """The model with its parameters where `mesh` has them, by default on the first device."""
+    """Loads the parameters of a folder to `mesh`, by default to the first device."""
     abstract = jax.eval_shape(lambda: Model(config, key=jax.random.key(0)))
     leaves = named_leaves(abstract)
-    homes = dict.fromkeys(leaves, None)
+    shardings: dict[str, jax.sharding.Sharding | None] = dict.fromkeys(leaves)
     if mesh is not None:
-        homes = dict(zip(leaves, jax.tree.leaves(meshes.layouts(mesh, abstract)), strict=True))
-    bounds = bind(config, abstract, family.ties(config))
-    files = _renamed(tensors.entries(folder), family, {n for b in bounds for n in b.theirs})
-    for name, of in family.twins(config):
-        if name in files and all(name not in b.theirs for b in bounds):
-            files.setdefault(of, files.pop(name))
-    _check(folder, family, files, bounds, config, leaves)
-    made: dict[str, Any] = {}
-    for names, group in _by_leaves(bounds):
+        shardings = dict(
+            zip(leaves, jax.tree.leaves(meshes.param_shardings(mesh, abstract)), strict=True)
+        )
+    bounds = resolve_name_map(config, abstract, family.name_map(config))
+    expected = {name for bound in bounds for name in bound.hf_names}
+    files = _match_names(safetensors_io.read_entries(folder), family, expected)
+    for duplicate, original in family.duplicated_tensors(config):
+        if duplicate in files and duplicate not in expected:
+            files.setdefault(original, files.pop(duplicate))
+    _check_tensors(folder, family, files, bounds, config, leaves)
+    arrays: dict[str, jax.Array] = {}
+    for names, group in _group_by_leaves(bounds):
         buffers = {name: np.zeros(leaves[name].shape, leaves[name].dtype) for name in names}
         for bound in group:
-            _fill(buffers, bound, files)
+            _fill_buffers(buffers, bound, files)
         for name in names:
-            made[name] = _placed(buffers.pop(name), homes[name])
-    return jax.tree.unflatten(jax.tree.structure(abstract), [made[name] for name in leaves])
+            arrays[name] = _to_device(buffers.pop(name), shardings[name])
+    return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in leaves])
 
 
 def save_model(
-    model: Model, config: ModelConfig, folder: Path, family: Family, dtype: str, limit: int
+    model: Model,
+    config: ModelConfig,
+    folder: Path,
+    family: HfFamily,
+    dtype: str,
+    max_shard_bytes: int,
 ) -> None:
-    """Write the tensors of `model` as `family` names them."""
-    leaves, kind = named_leaves(model), DTYPES[dtype]
-    twins = family.twins(config)
+    """Writes the tensors of `model` under the names of `family`."""
+    leaves, np_dtype = named_leaves(model), DTYPES[dtype]
+    duplicated = family.duplicated_tensors(config)
 
-    def each() -> Iterator[tuple[str, np.ndarray]]:
-        for bound in bind(config, model, family.ties(config)):
-            parts = [_slice(leaves, place.leaf, place.repeat, config) for place in bound.places]
-            many = "{e}" in bound.tie.theirs
-            rows = zip(*parts, strict=True) if many else [parts]
-            for name, own in zip(bound.theirs, rows, strict=True):
-                whole = bound.tie.form.theirs(joined(list(own), bound.tie))
-                made = np.ascontiguousarray(whole.astype(kind))
-                yield from ((n, made) for n in (name, *(t for t, of in twins if of == name)))
+    def iter_tensors() -> Iterator[tuple[str, np.ndarray]]:
+        for bound in resolve_name_map(config, model, family.name_map(config)):
+            parts = [
+                _leaf_slice(leaves, index.leaf, index.repeat, config)
+                for index in bound.leaf_indices
+            ]
+            per_expert = "{e}" in bound.tensor_map.hf_name
+            rows = zip(*parts, strict=True) if per_expert else [parts]
+            for name, row in zip(bound.hf_names, rows, strict=True):
+                fused = concat_fused(list(row), bound.tensor_map)
+                tensor = bound.tensor_map.transform.to_hf(fused)
+                tensor = np.ascontiguousarray(tensor.astype(np_dtype))
+                copies = [copy for copy, original in duplicated if original == name]
+                yield from ((n, tensor) for n in (name, *copies))
 
-    tensors.write(folder, each(), limit)
+    safetensors_io.write_shards(folder, iter_tensors(), max_shard_bytes)
 
 
-def exported(
-    config: ModelConfig, name: str = "", views: Collection[str] = (), pad: int | None = None
-) -> tuple[Family, dict[str, Any]]:
-    """The first family that computes what `config` does (or that of `name`), and its keys; with
-    `views`, one that reads a row in one of these ways; with `pad`, the id of the texts' padding
-    (-1: they have none), one that numbers positions so.
+def find_export_family(
+    config: ModelConfig,
+    family_name: str = "",
+    views: Collection[str] = (),
+    pad_id: int | None = None,
+) -> tuple[HfFamily, JsonObject]:
+    """Finds the first family that computes the same function as `config`.
+
+    Args:
+        config: the model to export.
+        family_name: the only family to try; by default all, in the order of `FAMILIES`.
+        views: if given, a family without an encoder must read its rows in one of these views.
+        pad_id: if given, the id of the tokenizer's padding (-1: no padding), which must agree with
+            the way in which the family numbers positions.
+
+    Returns:
+        The family, and the keys of its config.json.
+
+    Raises:
+        ConfigError: if there is none; the message has the differences to the closest family.
     """
-    if name and name not in FAMILIES:
-        raise ConfigError(f"family {name!r} is not known; {nearest(name, FAMILIES)}")
-    best: tuple[int, str] | None = None
+    if family_name and family_name not in FAMILIES:
+        raise ConfigError(
+            f"family {family_name!r} is not known; {did_you_mean(family_name, FAMILIES)}"
+        )
+    closest: tuple[int, str] | None = None
     abstract = jax.eval_shape(lambda: Model(config, key=jax.random.key(0)))
-    for family in [FAMILIES[name]] if name else FAMILIES.values():
+    for family in [FAMILIES[family_name]] if family_name else FAMILIES.values():
         try:
             keys = family.write(config)
-            names = [n for b in bind(config, abstract, family.ties(config)) for n in b.theirs]
-            again = family.read(
-                Keys({"model_type": family.kind, **keys}, FILE, names, family.defaults)
-            )
-            missed = differences(config, again) + family.lacks(config)
-            if views and family.task in VIEWS and VIEWS[family.task] not in views:
-                missed.append(f"the view {', '.join(views)}, not {VIEWS[family.task]}")
-            if family.positions == "ids" and pad not in (None, keys["pad_token_id"]):
-                told = f"{keys['pad_token_id']}, one below model.positions.offset"
-                missed.append(f"the tokenizer's padding {pad}, which must be {told}")
+            bounds = resolve_name_map(config, abstract, family.name_map(config))
+            names = [name for bound in bounds for name in bound.hf_names]
+            values = {"model_type": family.model_type, **keys}
+            reread = family.read(HfConfig(values, CONFIG_FILE, names, family.hf_defaults))
+            mismatches = differences(config, reread) + family.unsupported(config)
+            mismatches += _view_mismatches(family, views)
+            if family.position_numbering == "ids" and pad_id not in (None, keys["pad_token_id"]):
+                mismatches.append(
+                    f"the tokenizer's padding {pad_id}, which must be {keys['pad_token_id']}, "
+                    "one below model.positions.offset"
+                )
         except (LookupError, ConfigError, CheckpointError):
             continue
-        if not missed:
+        if not mismatches:
             return family, keys
-        told = f"{family.kind} would differ in {'; '.join(missed[:3])}"
-        best = min(best or (len(missed), told), (len(missed), told))
-    why = best[1] if best else "none has words for its parts"
-    raise ConfigError(f"no family computes what this model does: {why}; train one that fits")
+        message = f"{family.model_type} would differ in {'; '.join(mismatches[:3])}"
+        closest = min(closest or (len(mismatches), message), (len(mismatches), message))
+    why = closest[1] if closest else "no family has all of its parts"
+    raise ConfigError(f"no family computes the same as this model: {why}; train a model that fits")
 
 
-def tokenizer_of(folder: Path, config: ModelConfig) -> Tokenizer | None:
-    """The tokenizer beside the weights, if there is one; DataError if it has ids without a row."""
+def _view_mismatches(family: HfFamily, views: Collection[str]) -> list[str]:
+    view = VIEW_OF_TASK.get(family.task)
+    if not views or view is None or view in views:
+        return []
+    return [f"the view {', '.join(views)}, not {view}"]
+
+
+def load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
+    """Loads the tokenizer next to the weights, None if there is none.
+
+    Raises:
+        DataError: if the tokenizer has more ids than the model's embedding has rows.
+    """
     if not (folder / TOKENIZER).is_file():
         return None
-    found = open_tokenizer(str(folder))
-    if found.vocab > config.vocab:
+    tokenizer = open_tokenizer(str(folder))
+    if tokenizer.vocab_size > config.vocab_size:
         raise DataError(
-            f"{folder / TOKENIZER} has {found.vocab} ids, the model {config.vocab}: it is of "
-            "another model; give the folder its own tokenizer.json, or none"
+            f"{folder / TOKENIZER} has {tokenizer.vocab_size} ids, the model {config.vocab_size}: "
+            "the tokenizer belongs to another model; replace or remove this tokenizer.json"
         )
-    return found
+    return tokenizer
 
 
-def in_dtype(config: ModelConfig, dtype: str) -> ModelConfig:
+def with_dtype(config: ModelConfig, dtype: str) -> ModelConfig:
+    """Returns the same config with another compute dtype."""
     return dataclasses.replace(config, dtype=dtype)  # type: ignore[arg-type]
 
 
-def _renamed(files: dict[str, Entry], family: Family, wanted: set[str]) -> dict[str, Entry]:
-    """Entries under the names of the map; buffers are left out."""
-    found: dict[str, Entry] = {}
-    for name, entry in files.items():
+def _match_names(
+    files: dict[str, TensorEntry], family: HfFamily, expected: set[str]
+) -> dict[str, TensorEntry]:
+    """Returns the entries under the names of the name map, without buffers.
+
+    Raises:
+        CheckpointError: if two tensors have one name, or tied tensors differ.
+    """
+    entries: dict[str, TensorEntry] = {}
+    valid_names = {*expected, *dict(family.tied_tensors)}
+    for file_name, entry in files.items():
+        name = file_name
         for pattern, replacement in family.renames:
             name = re.sub(pattern, replacement, name)
-        if any(re.fullmatch(pattern, name) for pattern in family.ignored):
+        if any(re.fullmatch(pattern, name) for pattern in family.ignored_tensors):
             continue
-        known = {*wanted, *dict(family.copies)}
-        if name not in known and family.prefix + name in known:
+        if name not in valid_names and family.prefix + name in valid_names:
             name = family.prefix + name
-        if name in found:
+        if name in entries:
             raise CheckpointError(f"{entry.path} has {name} under two names; remove one")
-        found[name] = entry
-    for copy, of in family.copies:
-        if copy in found and copy not in wanted and of in wanted:
-            other = found.pop(copy)
-            if not _equal(found.setdefault(of, other), other):
+        entries[name] = entry
+    for copy, original in family.tied_tensors:
+        if copy in entries and copy not in expected and original in expected:
+            entry = entries.pop(copy)
+            if not _tensors_equal(entries.setdefault(original, entry), entry):
                 raise CheckpointError(
-                    f"{other.path} has {copy} and {of}, which must be one and are not equal; set "
-                    "tie_word_embeddings to false in config.json if they are two"
+                    f"{entry.path}: {copy} and {original} must be equal, and they differ; if they "
+                    "are two parameters, set tie_word_embeddings to false in config.json"
                 )
-    return found
+    return entries
 
 
-def _check(
+def _check_tensors(
     folder: Path,
-    family: Family,
-    files: dict[str, Entry],
-    bounds: list[Bound],
+    family: HfFamily,
+    files: dict[str, TensorEntry],
+    bounds: list[BoundTensor],
     config: ModelConfig,
-    leaves: dict[str, Any],
+    leaves: Mapping[str, Leaf],
 ) -> None:
-    """Name everything that does not fit, before anything is read."""
-    wanted = {name: shape(b, config, leaves) for b in bounds for name in b.theirs}
+    """Checks names, shapes and dtypes of all tensors before any is read.
+
+    Raises:
+        CheckpointError: if tensors do not fit; the message names them.
+    """
+    shapes = {name: hf_shape(b, config, leaves) for b in bounds for name in b.hf_names}
     misshapen = [
-        f"{n} {list(files[n].shape)}, must be {list(wanted[n])}"
-        for n in wanted
-        if n in files and files[n].shape != wanted[n]
+        f"{n} {list(files[n].shape)}, must be {list(shapes[n])}"
+        for n in shapes
+        if n in files and files[n].shape != shapes[n]
     ]
     groups = {
-        "missing": sorted(set(wanted) - set(files)),
-        "not known": sorted(set(files) - set(wanted)),
+        "missing": sorted(set(shapes) - set(files)),
+        "not known": sorted(set(files) - set(shapes)),
         "of another shape": misshapen,
-        "no numbers with a fraction": [
-            n for n in wanted if n in files and files[n].dtype.kind in "iub"
-        ],
+        "not floating point": [n for n in shapes if n in files and files[n].dtype.kind in "iub"],
     }
-    told = [
-        f"{len(names)} {what}: {', '.join(names[:MOST])}{' ...' if len(names) > MOST else ''}"
-        for what, names in groups.items()
-        if names
-    ]
-    if told:
+    problems = []
+    for label, names in groups.items():
+        if names:
+            dots = " ..." if len(names) > MAX_LISTED_NAMES else ""
+            problems.append(f"{len(names)} {label}: {', '.join(names[:MAX_LISTED_NAMES])}{dots}")
+    if problems:
         raise CheckpointError(
-            f"{folder} is no {family.kind} as its config.json says: {'; '.join(told)}; "
-            "use the config and the weights of one model"
+            f"{folder}: the tensors are not those of the {family.model_type} in config.json: "
+            f"{'; '.join(problems)}; use the config and the weights of one model"
         )
 
 
-def _by_leaves(bounds: list[Bound]) -> Iterator[tuple[list[str], list[Bound]]]:
-    """Groups of lines that fill the same leaves, one group in memory at a time."""
-    groups: list[tuple[set[str], list[Bound]]] = []
+def _group_by_leaves(bounds: list[BoundTensor]) -> Iterator[tuple[list[str], list[BoundTensor]]]:
+    """Groups the tensors that fill the same leaves, so that one group at a time is in memory."""
+    groups: list[tuple[set[str], list[BoundTensor]]] = []
     for bound in bounds:
-        own = {place.leaf for place in bound.places}
-        if groups and groups[-1][0] & own:
-            groups[-1][0].update(own)
+        leaves = {index.leaf for index in bound.leaf_indices}
+        if groups and groups[-1][0] & leaves:
+            groups[-1][0].update(leaves)
             groups[-1][1].append(bound)
         else:
-            groups.append((own, [bound]))
-    merged: list[tuple[set[str], list[Bound]]] = []
-    for own, lines in groups:
-        at = next((g for g in merged if g[0] & own), None)
-        if at is None:
-            merged.append((set(own), list(lines)))
+            groups.append((leaves, [bound]))
+    merged: list[tuple[set[str], list[BoundTensor]]] = []
+    for leaves, tensors in groups:
+        overlapping = next((group for group in merged if group[0] & leaves), None)
+        if overlapping is None:
+            merged.append((set(leaves), list(tensors)))
         else:
-            at[0].update(own)
-            at[1].extend(lines)
-    for own, lines in merged:
-        yield sorted(own), lines
+            overlapping[0].update(leaves)
+            overlapping[1].extend(tensors)
+    for leaves, tensors in merged:
+        yield sorted(leaves), tensors
 
 
-def _fill(buffers: dict[str, np.ndarray], bound: Bound, files: dict[str, Entry]) -> None:
-    many = "{e}" in bound.tie.theirs
-    for e, name in enumerate(bound.theirs):
-        parts = cut(bound.tie.form.ours(tensors.read(files[name])), bound.tie)
-        for place, part in zip(bound.places, parts, strict=True):
-            into = buffers[place.leaf]
-            into = into if place.repeat < 0 else into[place.repeat]
-            into = into[e] if many else into
-            into[: part.shape[0]] = part
+def _fill_buffers(
+    buffers: dict[str, np.ndarray], bound: BoundTensor, files: dict[str, TensorEntry]
+) -> None:
+    per_expert = "{e}" in bound.tensor_map.hf_name
+    for expert, name in enumerate(bound.hf_names):
+        tensor = bound.tensor_map.transform.from_hf(safetensors_io.read_tensor(files[name]))
+        parts = split_fused(tensor, bound.tensor_map)
+        for index, part in zip(bound.leaf_indices, parts, strict=True):
+            target = buffers[index.leaf]
+            target = target if index.repeat < 0 else target[index.repeat]
+            target = target[expert] if per_expert else target
+            target[: part.shape[0]] = part  # a padded vocabulary has more rows
 
 
-def _slice(leaves: dict[str, Any], name: str, repeat: int, config: ModelConfig) -> np.ndarray:
-    leaf = leaves[name] if repeat < 0 else leaves[name][repeat]
-    found = np.asarray(leaf)
-    return found[: config.vocab] if name in ROWS else found
+def _leaf_slice(
+    leaves: Mapping[str, jax.Array], name: str, repeat: int, config: ModelConfig
+) -> np.ndarray:
+    leaf = np.asarray(leaves[name] if repeat < 0 else leaves[name][repeat])
+    return leaf[: config.vocab_size] if name in VOCAB_PARAMS else leaf
 
 
-def _placed(buffer: np.ndarray, home: Any) -> jax.Array:
-    if home is None:
+def _to_device(buffer: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    if sharding is None:
         return jnp.asarray(buffer)
-    return jax.make_array_from_callback(buffer.shape, home, lambda at: buffer[at])
+    return jax.make_array_from_callback(buffer.shape, sharding, lambda index: buffer[index])
 
 
-def _equal(a: Entry, b: Entry) -> bool:
-    return a == b or (a.shape == b.shape and np.array_equal(tensors.read(a), tensors.read(b)))
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text("utf-8"))
+def _tensors_equal(a: TensorEntry, b: TensorEntry) -> bool:
+    return a == b or (
+        a.shape == b.shape
+        and np.array_equal(safetensors_io.read_tensor(a), safetensors_io.read_tensor(b))
+    )

@@ -1,74 +1,92 @@
-"""What a published family is: how its config reads as one of ours, and the names of its tensors."""
+"""Describes a published family: how its config maps to a model config, and its tensor names."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from arch import ModelConfig
-from hub.graph import KINDS
-from hub.keys import Keys
-from hub.layouts import Tie
+from hub.config_equivalence import CANONICAL_PART
+from hub.hf_config import HfConfig
+from hub.tensor_transforms import TensorMap
+from settings.json_types import JsonObject
+
+
+def _no_duplicates(config: ModelConfig) -> tuple[tuple[str, str], ...]:
+    return ()
+
+
+def _no_defaults(config: ModelConfig) -> JsonObject:
+    return {}
+
+
+def _all_supported(config: ModelConfig) -> list[str]:
+    return []
 
 
 @dataclasses.dataclass(frozen=True)
-class Family:
-    """`read` and `write` turn their config into ours and back; `ties` is the map of names.
+class HfFamily:
+    """Holds everything that reading and writing checkpoints of one `model_type` needs."""
 
-    `defaults` are what a missing key means to the reference where that is not what null means.
-    A file may leave out `prefix`, may hold tensors that match `ignored`, `copies` of others
-    (name: of which), and names that `renames` (pattern, replacement) turn into those of the map.
-    `twins` are what version 5 of the reference has twice and version 4 once (name: of which):
-    both are written; read is the second, and the first where that is missing.
-    """
-
-    kind: str  # model_type
-    architecture: str  # the class that reads what is exported
-    read: Callable[[Keys], ModelConfig]
-    write: Callable[[ModelConfig], dict[str, Any]]  # raises LookupError where it has no words
-    ties: Callable[[ModelConfig], tuple[Tie, ...]]
-    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
-    prefix: str = ""
-    ignored: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
-    copies: tuple[tuple[str, str], ...] = ()
+    model_type: str  # `model_type` in config.json
+    architecture: str  # class of transformers that reads an exported checkpoint
+    # Converts a config.json to a model config.
+    read: Callable[[HfConfig], ModelConfig]
+    # Converts a model config to keys of config.json; a LookupError means that it has no such keys.
+    write: Callable[[ModelConfig], JsonObject]
+    # Returns the names of the tensors of a model.
+    name_map: Callable[[ModelConfig], tuple[TensorMap, ...]]
+    # Values of missing keys in the reference, where they differ from the meaning of null.
+    hf_defaults: Mapping[str, object] = dataclasses.field(default_factory=dict, hash=False)
+    prefix: str = ""  # prefix of tensor names that a file may omit
+    # Patterns of tensor names that are skipped when a file is read.
+    ignored_tensors: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
+    # Pairs (copy, original) of names: a file may contain the copy, which must equal the original.
+    tied_tensors: tuple[tuple[str, str], ...] = ()
+    # Pairs (pattern, replacement) that turn old tensor names into those of the name map.
     renames: tuple[tuple[str, str], ...] = ()
-    twins: Callable[[ModelConfig], tuple[tuple[str, str], ...]] = lambda config: ()
-    usual: Callable[[ModelConfig], dict[str, Any]] = (
-        lambda config: {}
-    )  # keys, if a run has no other
-    # What the classes that read an export cannot do, though config.json has words for it.
-    lacks: Callable[[ModelConfig], list[str]] = lambda config: []
-    # Of the first real token in a padded row: "column" is where it stands, "count" 0, and "ids"
+    # Pairs (duplicate, original) of names that version 5 of the reference stores twice and version
+    # 4 once: both are written; the original is read, or the duplicate if the original is missing.
+    duplicated_tensors: Callable[[ModelConfig], tuple[tuple[str, str], ...]] = _no_duplicates
+    # Keys of config.json for an export, unless the run has other values for them.
+    export_defaults: Callable[[ModelConfig], JsonObject] = _no_defaults
+    # Settings that config.json can express and the class that reads the export cannot compute.
+    unsupported: Callable[[ModelConfig], list[str]] = _all_supported
+    # Position of the first token in a padded row: "column" is its column, "count" is 0, and "ids"
     # counts the tokens that are not `pad_token_id`.
-    positions: Literal["column", "count", "ids"] = "column"
-    task: Literal["causal", "masked", "seq2seq"] = "causal"
-    padding_sees: bool = False  # what it sees counts: in a pooled first token, in a capacity
+    position_numbering: Literal["column", "count", "ids"] = "column"
+    task: Literal["causal", "masked", "seq2seq"] = "causal"  # task of the pre-trained head
+    padding_matters: bool = False  # whether padding changes outputs (pooled token, expert capacity)
 
 
-def part(config: ModelConfig, kind: str, layer: int = -1) -> Any:
-    """The settings of the first `kind` of mixer or channel, or of that of `layer`; LookupError."""
-    for i, e in enumerate(config.plan().entries()):
-        for name, variant in (e[:2], e[2:]):
-            found = config.part(name, variant)
-            if KINDS.get(name, name) == kind and layer in (-1, i) and found is not None:
-                return found
+def find_part(config: ModelConfig, kind: str, layer: int = -1) -> Any:
+    """Returns the config of the first mixer or channel of a kind, or of the one in `layer`.
+
+    Raises:
+        LookupError: if there is none.
+    """
+    for i, spec in enumerate(config.layer_layout().layer_specs()):
+        for name, variant in (spec[:2], spec[2:]):
+            part = config.part_config(name, variant)
+            if CANONICAL_PART.get(name, name) == kind and layer in (-1, i) and part is not None:
+                return part
     raise LookupError(f"no {kind}")
 
 
-def own(config: ModelConfig, kind: str) -> Any:
-    """As `part`, but the settings that such a layer would have where there is none."""
+def part_or_default(config: ModelConfig, kind: str) -> Any:
+    """Returns the same as `find_part`, or the config that such a layer would have."""
     try:
-        return part(config, kind)
+        return find_part(config, kind)
     except LookupError:
-        return config.part(kind, "")
+        return config.part_config(kind, "")
 
 
-def every(config: ModelConfig, kind: str) -> list[Any]:
-    """The settings of `kind` in all layers; LookupError if one has another part."""
-    return [part(config, kind, i) for i in range(config.depth)]
+def all_parts(config: ModelConfig, kind: str) -> list[Any]:
+    """Returns the config of `kind` in every layer; LookupError if a layer has another part."""
+    return [find_part(config, kind, i) for i in range(config.depth)]
 
 
-def shortest(layers: tuple[str, ...]) -> tuple[str, ...]:
-    """The shortest pattern that tiles to `layers`."""
+def shortest_period(layers: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the shortest pattern whose repetition gives `layers`."""
     n = len(layers)
     return next(
         layers[:p] for p in range(1, n + 1) if all(layers[i] == layers[i % p] for i in range(n))

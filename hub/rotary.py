@@ -1,19 +1,18 @@
-"""Rotary positions in config.json, in the words of versions 4 and 5.
+"""Converts the rotary positions of config.json, as versions 4 and 5 of transformers write them.
 
-Version 4 has `rope_theta` and `rope_scaling`, version 5 one dict `rope_parameters`. Names in files:
-`type` or `rope_type`, `su` for longrope. Formulas: `arch/rope.py`.
+Version 4 has `rope_theta` and `rope_scaling`, and version 5 has one dict, `rope_parameters`. Files
+use `type` or `rope_type`, and `su` for longrope. `arch/mixers/rope.py` has the formulas.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
-from arch.rope import RopeConfig
+from arch.mixers.rope import RopeConfig
 from errors import ConfigError
-from hub.keys import Keys
+from hub.hf_config import HfConfig
+from settings.json_types import JsonObject
 
-ALIASES = {"default": "none", "su": "longrope"}
-OWN = {  # options of each kind
+ROPE_TYPE_ALIASES = {"default": "none", "su": "longrope"}
+ROPE_TYPE_OPTIONS = {  # options of each rope_type
     "none": (),
     "linear": ("factor",),
     "dynamic": ("factor",),
@@ -22,96 +21,141 @@ OWN = {  # options of each kind
     + ("mscale", "mscale_all_dim"),
     "longrope": ("factor", "attention_factor", "short_factor", "long_factor"),
 }
-ANY: tuple[str, ...] = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
-ANY += ("original_max_position_embeddings",)
+COMMON_OPTIONS: tuple[str, ...] = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+COMMON_OPTIONS += ("original_max_position_embeddings",)
 
 
-def rope(
-    k: Keys, head: int, *, partial: float = 0.0, theta: float = 10000.0, style: str = "half"
+def from_hf(
+    hf: HfConfig,
+    head_dim: int,
+    *,
+    rotary_fraction: float = 0.0,
+    theta: float = 10000.0,
+    style: str = "half",
 ) -> RopeConfig:
-    """The rotary positions of heads of width `head`; `partial` is the share that turns where the
-    family knows one (by default), 0: it turns all."""
-    found = dict(k.get("rope_scaling", {}))
-    old = {"rope_theta": k.get("rope_theta", theta)}
-    found = old | found | k.get("rope_parameters", {})
-    share = found.get("partial_rotary_factor") or k.get("partial_rotary_factor", partial or 1.0)
-    if not partial and share != 1:
-        raise ConfigError(f"config.json: {k.kind} turns whole heads; partial_rotary_factor {share}")
-    return of(k, found, int(head * share), head, style)
+    """Reads the rotary positions of a config.
 
+    Args:
+        hf: the config.
+        head_dim: the width of a head.
+        rotary_fraction: the default of the fraction of a head that is rotated, if the family has
+            such an option; 0 if the family always rotates the full head.
+        theta: the default of the base of the frequencies.
+        style: which features of a head form pairs.
 
-def of(k: Keys, found: Mapping[str, Any], width: int, head: int, style: str = "half") -> RopeConfig:
-    """From one dict of version 5; null is as if it were not there."""
-    found = {name: value for name, value in found.items() if value is not None}
-    kind = found.get("rope_type", found.get("type", "default"))
-    kind = ALIASES.get(kind, kind)
-    if kind not in OWN:
-        raise ConfigError(f"config.json: rope_type {kind!r} is not known; known: {', '.join(OWN)}")
-    if unknown := sorted(set(found) - {*ANY, *OWN[kind]}):
-        told = ", ".join(f"{name}={found[name]!r}" for name in unknown)
-        raise ConfigError(f"config.json: rope_type {kind!r} has no {told}; remove them")
-    most = int(k.get("max_position_embeddings", 2048))
-    old = found.get("original_max_position_embeddings") or k.get(
-        "original_max_position_embeddings", most
+    Raises:
+        ConfigError: if the config rotates a part of a head and the family has no such option.
+    """
+    rope_parameters = {"rope_theta": hf.get("rope_theta", theta)}
+    rope_parameters |= hf.get("rope_scaling", {})
+    rope_parameters |= hf.get("rope_parameters", {})
+    fraction = rope_parameters.get("partial_rotary_factor") or hf.get(
+        "partial_rotary_factor", rotary_fraction or 1.0
     )
-    old = most if kind == "dynamic" else int(old)
-    options: dict[str, Any] = {"theta": float(found["rope_theta"]), "style": style}
-    options["width"] = 0 if width == head else width
+    if not rotary_fraction and fraction != 1:
+        raise ConfigError(
+            f"config.json: partial_rotary_factor {fraction} is not implemented for "
+            f"{hf.model_type}, which rotates full heads; remove it"
+        )
+    return from_rope_parameters(hf, rope_parameters, int(head_dim * fraction), head_dim, style)
+
+
+def from_rope_parameters(
+    hf: HfConfig,
+    rope_parameters: JsonObject,
+    rotary_dim: int,
+    head_dim: int,
+    style: str = "half",
+) -> RopeConfig:
+    """Reads the dict `rope_parameters` of version 5, in which null means a missing key.
+
+    Raises:
+        ConfigError: if a rope_type or an option is not implemented.
+    """
+    rope_parameters = {name: value for name, value in rope_parameters.items() if value is not None}
+    kind = str(rope_parameters.get("rope_type", rope_parameters.get("type", "default")))
+    kind = ROPE_TYPE_ALIASES.get(kind, kind)
+    if kind not in ROPE_TYPE_OPTIONS:
+        raise ConfigError(
+            f"config.json: rope_type {kind!r} is not known; known: {', '.join(ROPE_TYPE_OPTIONS)}"
+        )
+    if unknown := sorted(set(rope_parameters) - {*COMMON_OPTIONS, *ROPE_TYPE_OPTIONS[kind]}):
+        names = ", ".join(f"{name}={rope_parameters[name]!r}" for name in unknown)
+        raise ConfigError(f"config.json: rope_type {kind!r} has no option {names}; remove it")
+    max_length = int(hf.get("max_position_embeddings", 2048))
+    original_length = rope_parameters.get("original_max_position_embeddings") or hf.get(
+        "original_max_position_embeddings", max_length
+    )
+    original_length = max_length if kind == "dynamic" else int(original_length)
+    options: JsonObject = {"theta": float(rope_parameters["rope_theta"]), "style": style}
+    options["rotary_dim"] = 0 if rotary_dim == head_dim else rotary_dim
     if kind == "none":
         return RopeConfig(**options)
-    options |= {"scaling": kind, "factor": float(found.get("factor") or most / old)}
+    factor = float(rope_parameters.get("factor") or max_length / original_length)
+    options |= {"scaling": kind, "factor": factor}
     if kind == "linear":
         return RopeConfig(**options)
-    names = {"low_freq_factor": "low", "high_freq_factor": "high", "attention_factor": "magnitude"}
-    same = {name: name for name in ("beta_fast", "beta_slow")}
-    for theirs, ours in (names | same).items():
-        if theirs in found:
-            options[ours] = float(found[theirs])
+    numbers = ("low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow")
+    options |= {name: float(rope_parameters[name]) for name in numbers if name in rope_parameters}
     if kind == "longrope":
-        options |= {"short": tuple(map(float, found["short_factor"]))}
-        options |= {"long": tuple(map(float, found["long_factor"]))}
-    options |= {"truncate": found["truncate"]} if "truncate" in found else {}
-    if found.get("mscale") and found.get("mscale_all_dim") and "attention_factor" not in found:
-        up, down = (_yarn(options["factor"], found[n]) for n in ("mscale", "mscale_all_dim"))
-        options["magnitude"] = up / down
-    return RopeConfig(**options, original=old)
+        options |= {"short_factor": tuple(map(float, rope_parameters["short_factor"]))}
+        options |= {"long_factor": tuple(map(float, rope_parameters["long_factor"]))}
+    options |= {"truncate": rope_parameters["truncate"]} if "truncate" in rope_parameters else {}
+    if (
+        rope_parameters.get("mscale")
+        and rope_parameters.get("mscale_all_dim")
+        and "attention_factor" not in rope_parameters
+    ):
+        options["attention_factor"] = _yarn_mscale(
+            factor, rope_parameters["mscale"]
+        ) / _yarn_mscale(factor, rope_parameters["mscale_all_dim"])
+    return RopeConfig(**options, original_length=original_length)
 
 
-def written(cfg: RopeConfig, head: int, *, partial: float = 0.0) -> dict[str, Any]:
-    """The keys that `rope` reads, which all versions understand."""
-    keys: dict[str, Any] = {"rope_theta": cfg.theta, "rope_scaling": None}
-    share = (cfg.width or head) / head
-    if not partial and share != 1:
-        raise LookupError("a share of the head")
-    if share != (partial or 1.0):
-        keys["partial_rotary_factor"] = share
+def to_hf(cfg: RopeConfig, head_dim: int, *, rotary_fraction: float = 0.0) -> JsonObject:
+    """Returns the keys of version 4 that `from_hf` reads, which all versions accept.
+
+    `rotary_fraction` has the same meaning as in `from_hf`.
+
+    Raises:
+        LookupError: if a part of a head is rotated and the family has no such option.
+    """
+    keys: JsonObject = {"rope_theta": cfg.theta, "rope_scaling": None}
+    fraction = (cfg.rotary_dim or head_dim) / head_dim
+    if not rotary_fraction and fraction != 1:
+        raise LookupError("partial_rotary_factor")
+    if fraction != (rotary_fraction or 1.0):
+        keys["partial_rotary_factor"] = fraction
     if cfg.scaling == "none":
         return keys
-    scaling: dict[str, Any] = {"rope_type": cfg.scaling, "factor": cfg.factor}
+    scaling: JsonObject = {"rope_type": cfg.scaling, "factor": cfg.factor}
     if cfg.scaling == "llama3":
-        scaling |= {"low_freq_factor": cfg.low, "high_freq_factor": cfg.high}
+        scaling |= {
+            "low_freq_factor": cfg.low_freq_factor,
+            "high_freq_factor": cfg.high_freq_factor,
+        }
     if cfg.scaling == "yarn":
         scaling |= {"beta_fast": cfg.beta_fast, "beta_slow": cfg.beta_slow}
         scaling |= {} if cfg.truncate else {"truncate": False}
     if cfg.scaling == "longrope":
-        scaling |= {"short_factor": list(cfg.short), "long_factor": list(cfg.long)}
-    if cfg.scaling in ("yarn", "longrope") and cfg.magnitude:
-        scaling |= {"attention_factor": cfg.magnitude}
+        scaling |= {"short_factor": list(cfg.short_factor), "long_factor": list(cfg.long_factor)}
+    if cfg.scaling in ("yarn", "longrope") and cfg.attention_factor:
+        scaling |= {"attention_factor": cfg.attention_factor}
     if cfg.scaling == "dynamic":
-        keys["max_position_embeddings"] = cfg.original
+        keys["max_position_embeddings"] = cfg.original_length
     elif cfg.scaling != "linear":
-        scaling["original_max_position_embeddings"] = cfg.original
+        scaling["original_max_position_embeddings"] = cfg.original_length
     return keys | {"rope_scaling": scaling}
 
 
-def nested(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """What `written` says as the one dict of version 5, where alone some shares are heard."""
-    inside = ("rope_theta", "partial_rotary_factor")
-    found = {name: keys[name] for name in inside}
-    found |= keys["rope_scaling"] or {"rope_type": "default"}
-    rest = {name: keys[name] for name in keys if name not in (*inside, "rope_scaling")}
-    return rest | {"rope_parameters": found}
+def as_rope_parameters(keys: JsonObject) -> JsonObject:
+    """Converts the output of `to_hf` to version 5, for families that read a fraction only there."""
+    moved = ("rope_theta", "partial_rotary_factor")
+    rope_parameters = {name: keys[name] for name in moved}
+    rope_parameters |= keys["rope_scaling"] or {"rope_type": "default"}
+    remaining = {name: keys[name] for name in keys if name not in (*moved, "rope_scaling")}
+    return remaining | {"rope_parameters": rope_parameters}
 
 
-def _yarn(factor: float, scale: float) -> float:
+def _yarn_mscale(factor: float, scale: float) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0

@@ -1,9 +1,8 @@
-"""Between checkpoints and runs: parameters to begin with, runs from folders, folders from runs."""
+"""Converts checkpoints to runs and back, and loads the initial parameters of a run."""
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import NamedSharding
@@ -11,121 +10,160 @@ from jax.sharding import NamedSharding
 import hub
 from data import open_data
 from data.sources import DataConfig
-from data.tokenizers import FILE as TOKENIZER
+from data.tokenizers import TOKENIZER_FILE as TOKENIZER
 from data.tokenizers import JsonTokenizer, Tokenizer
 from errors import CheckpointError, ConfigError, DataError
-from hub import card, checkpoint
-from hub.fetch import local
-from hub.graph import differences
-from training import launch, restore
+from hub import checkpoint, model_card
+from hub.config_equivalence import differences
+from hub.download import resolve_folder
+from settings.cli import from_json
+from settings.json_types import JsonObject
 from training import mesh as meshes
-from training.files import read_json
-from training.flags import from_json
-from training.program import Program
+from training import runner
+from training.checkpoint import restore
+from training.program import TrainProgram
+from training.run.atomic_io import read_json
+from training.run.resume_check import check_format
 from training.settings import Settings, TrainConfig
-from training.state import new_learner
+from training.state import Trainable, init_trainable
 
-OBJECTIVES = {"causal": "causal_lm", "masked": "masked_lm", "seq2seq": "denoising"}
-LENGTH = 256  # tokens of a row in a run around imported parameters, if it has room
+OBJECTIVE_OF_TASK = {"causal": "causal_lm", "masked": "masked_lm", "seq2seq": "denoising"}
+MAX_IMPORT_LENGTH = 256  # tokens of a row in an imported run, unless the model allows fewer
 
 
-def parameters(source: str, made: Program, tokenizer: str) -> Any:
-    """What `--init_from` names: a run, or a folder of Hugging Face's; `tokenizer` is the
-    fingerprint of the one that the run reads text with.
+def load_params(source: str, program: TrainProgram, tokenizer_fingerprint: str) -> Trainable:
+    """Loads the parameters that `--init_from` names, from a run or a Hugging Face folder.
+
+    Args:
+        source: a run folder, a checkpoint folder, or `owner/name[@revision]` of the hub.
+        program: the program that will train the parameters.
+        tokenizer_fingerprint: the fingerprint of the tokenizer of the new run.
+
+    Returns:
+        A `Trainable`; its head is None if the objective's own parameters start from scratch.
+
+    Raises:
+        ConfigError: if the checkpoint is another model than `config.model`.
+        DataError: if the checkpoint has another tokenizer than the run.
     """
     if any((Path(source) / name).exists() for name in ("run.json", "checkpoints")):
-        return launch.of_run(source, made, tokenizer)
-    folder = local(source)
-    family, config = checkpoint.family_of(folder)
-    own = made.settings.model
-    if missed := differences(own, config):
+        return runner.params_from_run(source, program, tokenizer_fingerprint)
+    folder = resolve_folder(source)
+    family, config = checkpoint.detect_family(folder)
+    model_config = program.settings.model
+    if mismatches := differences(model_config, config):
         raise ConfigError(
-            f"{folder} is another model than config.model: {'; '.join(missed[:5])}; give its "
-            "config, as python -m hub import SRC --workdir=RUN and --config=RUN/run.json do"
+            f"{folder} is another model than config.model: {'; '.join(mismatches[:5])}; use its "
+            "config: python -m hub import SRC --workdir=RUN, then --config=RUN/run.json"
         )
-    theirs = checkpoint.tokenizer_of(folder, config)
-    if theirs is not None and theirs.fingerprint != tokenizer:
+    tokenizer = checkpoint.load_tokenizer(folder, config)
+    if tokenizer is not None and tokenizer.fingerprint != tokenizer_fingerprint:
         raise DataError(
-            f"{folder} has another tokenizer ({theirs.fingerprint[:12]}) than this run "
-            f"({tokenizer[:12]}); set data.tokenizer to {folder / TOKENIZER}"
+            f"{folder} has another tokenizer ({tokenizer.fingerprint[:12]}) than this run "
+            f"({tokenizer_fingerprint[:12]}); set data.tokenizer to {folder / TOKENIZER}"
         )
-    model = checkpoint.load_model(folder, family, own, made.mesh)
-    return made.state.learner._replace(model=model, head=None)  # its head begins anew
+    model = checkpoint.load_model(folder, family, model_config, program.mesh)
+    return program.abstract_state.trainable._replace(model=model, head=None)
 
 
-def adopt(source: str, workdir: Path, data: DataConfig | None = None) -> None:
-    """Make a run folder of a checkpoint, which --init_from, --config and evaluation can read; it is
-    judged on `data`, by default the embedded corpus.
+def import_as_run(source: str, workdir: Path, data_config: DataConfig | None = None) -> None:
+    """Creates a run folder from a checkpoint, for --init_from, --config and evaluation.
+
+    `data_config` is the data on which the run is evaluated, by default the embedded corpus.
     """
-    folder = local(source)
-    family, config = checkpoint.family_of(folder)
-    tokenizer = checkpoint.tokenizer_of(folder, config)
-    own = workdir / "tokenizer"
+    folder = resolve_folder(source)
+    family, config = checkpoint.detect_family(folder)
+    tokenizer = checkpoint.load_tokenizer(folder, config)
+    tokenizer_folder = workdir / "tokenizer"
     if tokenizer is not None:
-        own.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(own)
-    length = min(LENGTH, config.positions.length or LENGTH)
+        tokenizer_folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(tokenizer_folder)
+    length = min(MAX_IMPORT_LENGTH, config.positions.max_length or MAX_IMPORT_LENGTH)
     settings = Settings(
         model=config,
-        objective=OBJECTIVES[family.task],  # type: ignore[arg-type]
+        objective=OBJECTIVE_OF_TASK[family.task],  # type: ignore[arg-type]
         data=dataclasses.replace(
-            data or DataConfig(), tokenizer="bytes" if tokenizer is None else str(own.resolve())
+            data_config or DataConfig(),
+            tokenizer="bytes" if tokenizer is None else str(tokenizer_folder.resolve()),
         ),
-        train=TrainConfig(steps=0, length=length),
+        train=TrainConfig(steps=0, seq_len=length),
     )
-    launch.adopt(settings, workdir, str(folder), parameters)
+    runner.create_run_from_params(settings, workdir, str(folder), load_params)
 
 
-def export(run: Path, to: Path, family: str = "", dtype: str = "float32") -> str:
-    """Write the newest good checkpoint of a run as a folder; the name of its family."""
+def export_run(run: Path, target: Path, family: str = "", dtype: str = "float32") -> str:
+    """Exports the newest intact checkpoint of a run, and returns its `model_type`.
+
+    Args:
+        run: the run folder.
+        target: the folder to write; it must be empty or not exist.
+        family: the `model_type` to export as; by default the first one that fits.
+        dtype: the dtype of the tensors.
+
+    Raises:
+        CheckpointError: if `run` is not a run folder.
+        ConfigError: if `target` is not empty.
+    """
     record = read_json(run / "run.json")
     if record is None or "settings" not in record:
-        raise CheckpointError(f"{run} is no run folder: it has no run.json; give one of train.py")
-    if to.exists() and any(to.iterdir()):
-        raise ConfigError(f"{to} is not empty; give another folder")
+        raise CheckpointError(
+            f"{run} is not a run folder: it has no run.json; give a folder that train.py wrote"
+        )
+    check_format(run, record)
+    if target.exists() and any(target.iterdir()):
+        raise ConfigError(f"{target} is not empty; give another folder")
     settings = from_json(Settings, record["settings"])
-    rows = [m.objective.rows(settings.model, settings.train.length) for m in settings.members()]
-    views = sorted({row.view for row in rows})
+    row_specs = [
+        part.objective.row_spec(settings.model, settings.train.seq_len)
+        for part in settings.mixture_parts()
+    ]
+    views = sorted({row_spec.view for row_spec in row_specs})
     tokenizer = open_data(settings.data).tokenizer
-    pad = tokenizer.specials.pad
-    found, _ = checkpoint.exported(settings.model, family, views, pad)  # before parameters are read
+    # A model that cannot be exported is refused before its parameters are read.
+    hf_family, _ = checkpoint.find_export_family(
+        settings.model, family, views, tokenizer.specials.pad
+    )
     root = run / "checkpoints"
-    step = restore.newest(root)
-    told = about(settings, tokenizer)
-    learner = restore.restore_subset(root, step, _abstract(settings), "learner")
+    step = restore.newest_step(root)
+    extra_config = make_extra_config(settings, tokenizer)
+    trainable = restore.restore_subset(root, step, _abstract_trainable(settings), "trainable")
     hub.save(
-        *(learner.model, settings.model, to),
-        family=found.kind,
+        *(trainable.model, settings.model, target),
+        family=hf_family.model_type,
         dtype=dtype,
-        about=told,
+        extra_config=extra_config,
         tokenizer=tokenizer if isinstance(tokenizer, JsonTokenizer) else None,
     )
-    ids = {k: v for k, v in told.items() if k.endswith("_token_id")}
-    _write(to / "generation_config.json", ids)
-    (to / "README.md").write_text(card.text(record, run, step, found.architecture))
-    return found.kind
+    ids = {k: v for k, v in extra_config.items() if k.endswith("_token_id")}
+    _write_json(target / "generation_config.json", ids)
+    card = model_card.format_card(record, run, step, hf_family.architecture)
+    (target / "README.md").write_text(card)
+    return hf_family.model_type
 
 
-def about(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What config.json says besides the model: ids of specials, and how long rows were."""
+def make_extra_config(settings: Settings, tokenizer: Tokenizer) -> JsonObject:
+    """Returns keys of config.json for the ids of special tokens and the length of the rows."""
     names = ("bos", "eos", "pad")
     ids = {f"{name}_token_id": getattr(tokenizer.specials, name) for name in names}
-    found = {name: value for name, value in ids.items() if value >= 0}
-    if settings.model.encoder.depth and "bos_token_id" in found:
-        found["decoder_start_token_id"] = found["bos_token_id"]  # as targets begin in training
-    turns = any(e.mixer.endswith("attention") for e in settings.model.plan().entries())
-    if turns and not settings.model.positions.learned and not settings.model.encoder.depth:
-        found["max_position_embeddings"] = settings.train.length
-    return found
+    keys = {name: value for name, value in ids.items() if value >= 0}
+    model = settings.model
+    if model.encoder.depth and "bos_token_id" in keys:
+        keys["decoder_start_token_id"] = keys["bos_token_id"]  # targets start with it in training
+    has_attention = any(
+        spec.mixer.endswith("attention") for spec in model.layer_layout().layer_specs()
+    )
+    if has_attention and not model.positions.learned and not model.encoder.depth:
+        keys["max_position_embeddings"] = settings.train.seq_len
+    return keys
 
 
-def _abstract(settings: Settings) -> Any:
-    """The learner's shapes, on the first device."""
-    mesh = meshes.build(meshes.MeshConfig(), jax.devices()[:1])
-    shapes = jax.eval_shape(lambda: new_learner(settings.model, settings.chosen(), 0))
-    alone = NamedSharding(mesh, jax.P())
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=alone), shapes)
+def _abstract_trainable(settings: Settings) -> Trainable:
+    """Returns the shapes of model and objective parameters, placed on the first device."""
+    mesh = meshes.make_mesh(meshes.MeshConfig(), jax.devices()[:1])
+    shapes = jax.eval_shape(lambda: init_trainable(settings.model, settings.get_objective(), 0))
+    sharding = NamedSharding(mesh, jax.P())
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
 
 
-def _write(path: Path, value: dict[str, Any]) -> None:
+def _write_json(path: Path, value: JsonObject) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")

@@ -1,8 +1,8 @@
-"""Predict the next token (Shannon 1951; GPT, Radford et al. 2018).
+"""Causal language modeling: predict the next token (Shannon 1951; GPT, Radford et al. 2018).
 
 A document `bos t1 .. tn eos` gives the inputs `bos t1 .. tn` and the targets `t1 .. tn eos`: every
-token of the text and its end are predicted once. A document that a row cuts goes on in the next one
-without its past.
+token of the text and its end are predicted once. If the end of a row cuts a document, the rest of
+the document continues in the next row, without the earlier tokens as context.
 """
 
 from typing import ClassVar, NamedTuple
@@ -11,75 +11,91 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from arch import ModelConfig, Sequence
-from arch.terms import Amount, Aux
-from objectives.learner import Example, Learner, Metrics, Rows, Term, auxiliary
-from objectives.scoring import masked_sum, score
-from objectives.vocabulary import Tokenizer, no_source
+from arch import ModelConfig, SequenceInfo
+from arch.weighted_sum import AuxMetrics, WeightedSum
+from objectives.token_loss import masked_sum, score_tokens
+from objectives.token_sets import TokenizerLike, require_single_stack
+from objectives.types import LossTerm, Metrics, RowFn, RowSpec, Trainable, aux_loss_terms
 from ops.cross_entropy import CrossEntropy
-from schema import NonNegative, config
+from settings.types import NonNegativeFloat, config
 
 
-class Predicted(NamedTuple):
+class TokenScores(NamedTuple):
+    """Token scores are the cross-entropies [B T] of a microbatch with the auxiliary metrics."""
+
     scores: CrossEntropy
-    aux: Aux
+    aux: AuxMetrics
 
 
 @config
 class CausalLM:
-    z_loss: NonNegative = 0.0  # weight of mean(logsumexp(logits)^2) (PaLM, arXiv:2204.02311)
+    """The causal language modeling objective predicts each token from the tokens before it."""
 
-    additive: ClassVar[bool] = True
-    bank: ClassVar[None] = None
+    # Coefficient of mean(logsumexp(logits)^2) in the loss (PaLM, arXiv:2204.02311).
+    z_loss: NonNegativeFloat = 0.0
 
-    def rows(self, model: ModelConfig, length: int) -> Rows:
-        no_source("causal_lm", model.encoder.depth)
-        return Rows(text=length, overlap=1, view="causal", in_place=True)
+    sums_over_rows: ClassVar[bool] = True
+    memory_bank: ClassVar[None] = None
 
-    def judged(self) -> "CausalLM":
-        """As it is evaluated."""
+    def row_spec(self, model: ModelConfig, seq_len: int) -> RowSpec:
+        """Returns the spec of packed rows of `seq_len` positions, read with the causal view."""
+        require_single_stack("causal_lm", model.encoder.depth)
+        return RowSpec(text_length=seq_len, overlap=1, view="causal", allows_weights=True)
+
+    def for_eval(self) -> "CausalLM":
+        """Returns the objective itself."""
         return self
 
-    def host(self, model: ModelConfig, length: int, tokenizer: Tokenizer) -> Example:
-        return self.example
+    def make_row_fn(self, model: ModelConfig, seq_len: int, tokenizer: TokenizerLike) -> RowFn:
+        """Returns `make_row`."""
+        return self.make_row
 
-    def example(
-        self, pieces: list[np.ndarray], length: int, rng: np.random.Generator
+    def make_row(
+        self, slices: list[np.ndarray], length: int, rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """A row: `tokens, targets, weights, positions, segments, prefix`, each [T]."""
+        """Returns `tokens, targets, weights, positions, segment_ids, is_prefix`, each [T]."""
         row = {name: np.zeros(length, np.int32) for name in ("tokens", "targets", "positions")}
-        segments = np.zeros(length, np.int32)
-        at = 0
-        for number, piece in enumerate(pieces, start=1):
-            end = at + len(piece) - 1
-            row["tokens"][at:end], row["targets"][at:end] = piece[:-1], piece[1:]
-            row["positions"][at:end] = np.arange(end - at)
-            segments[at:end] = number
-            at = end
-        weights = (segments != 0).astype(np.float32)
-        return row | {"weights": weights, "segments": segments, "prefix": np.zeros(length, bool)}
+        segment_ids = np.zeros(length, np.int32)
+        start = 0
+        for number, tokens in enumerate(slices, start=1):
+            end = start + len(tokens) - 1
+            row["tokens"][start:end], row["targets"][start:end] = tokens[:-1], tokens[1:]
+            row["positions"][start:end] = np.arange(end - start)
+            segment_ids[start:end] = number
+            start = end
+        weights = (segment_ids != 0).astype(np.float32)
+        return row | {
+            "weights": weights,
+            "segment_ids": segment_ids,
+            "is_prefix": np.zeros(length, bool),
+        }
 
-    def head(self, model: ModelConfig, key: Array) -> None:
+    def make_head(self, model: ModelConfig, key: Array) -> None:
+        """Returns None, since the objective has no parameters of its own."""
         return None
 
-    def weights(self, batch: dict[str, Array]) -> dict[str, Array]:
+    def term_weights(self, batch: dict[str, Array]) -> dict[str, Array]:
+        """Returns the sum of the weights of all targets, for each loss term."""
         total = jnp.sum(batch["weights"], dtype=jnp.float32)
-        return {"nats": total} | ({"z": total} if self.z_loss else {})
+        return {"nats": total} | ({"z_loss": total} if self.z_loss else {})
 
-    def encode(self, learner: Learner, micro: dict[str, Array], key: Array | None) -> Predicted:
-        seq = Sequence.of(micro, "causal")
-        hidden, aux, _ = learner.model(micro["tokens"], seq, key=key)
-        return Predicted(score(learner, hidden, micro["targets"]), aux)
+    def forward(
+        self, trainable: Trainable, microbatch: dict[str, Array], key: Array | None
+    ) -> TokenScores:
+        """Runs the model with the causal view and scores every target."""
+        seq = SequenceInfo.from_batch(microbatch, "causal")
+        hidden, aux, _ = trainable.model(microbatch["tokens"], seq, key=key)
+        return TokenScores(score_tokens(trainable, hidden, microbatch["targets"]), aux)
 
     def reduce(
-        self, learner: Learner, out: Predicted, batch: dict[str, Array]
-    ) -> tuple[dict[str, Term], Metrics]:
-        weights, total = batch["weights"], self.weights(batch)
-        terms = {"nats": Term(masked_sum(out.scores.nats, weights), total["nats"])}
+        self, trainable: Trainable, out: TokenScores, batch: dict[str, Array]
+    ) -> tuple[dict[str, LossTerm], Metrics]:
+        """Returns the cross-entropy, the z-loss and the channels' terms, and the accuracy."""
+        weights, totals = batch["weights"], self.term_weights(batch)
+        terms = {"nats": LossTerm(masked_sum(out.scores.loss, weights), totals["nats"])}
         if self.z_loss:
-            terms["z"] = Term(
-                masked_sum(jnp.square(out.scores.lse), weights), total["z"], self.z_loss
-            )
-        added, metrics = auxiliary(learner, out.aux, batch)
+            squares = masked_sum(jnp.square(out.scores.logsumexp), weights)
+            terms["z_loss"] = LossTerm(squares, totals["z_loss"], self.z_loss)
+        aux_terms, metrics = aux_loss_terms(trainable, out.aux, batch)
         correct = masked_sum(out.scores.correct.astype(jnp.float32), weights)
-        return terms | added, metrics | {"accuracy": Amount(correct, total["nats"])}
+        return terms | aux_terms, metrics | {"accuracy": WeightedSum(correct, totals["nats"])}

@@ -1,10 +1,11 @@
-"""Bring texts that belong together close, and all others apart (SimCSE, arXiv:2104.08821).
+"""Contrastive learning: texts of a pair get close vectors, other texts get distant vectors.
 
-A row is several texts, each read alone: an anchor, its match, and hard negatives if there are any.
-A text becomes one vector (pooled, perhaps projected, of length 1); the loss is InfoNCE over the
-whole batch, whatever devices or microbatches it is spread over. Equal texts are never each other's
-negatives. Without given matches a text is its own, under another draw of dropout, or its halves are
-each other's. Further hard negatives may be mined (`objectives/mining.py`).
+A row is several texts, each read by itself: an anchor, its match, and hard negatives if there are
+any. Each text becomes one vector (pooled, projected if so configured, of length 1). The loss is
+InfoNCE over the whole batch, however the batch is divided into microbatches or among devices. Equal
+texts are never negatives of each other. Without text pairs, the match of a text is the text itself
+under another dropout mask (SimCSE, arXiv:2104.08821), or the two halves of a text are a pair.
+Further hard negatives may be mined (`objectives/mining.py`).
 """
 
 import dataclasses
@@ -16,194 +17,237 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from arch import ModelConfig, Sequence
-from arch.terms import Amount
+from arch import ModelConfig, SequenceInfo
+from arch.weighted_sum import WeightedSum
 from errors import ConfigError
-from objectives.infonce import alignment, candidates, hardness, info_nce, uniformity
-from objectives.learner import (
-    Example,
-    Learner,
-    Metrics,
-    Reads,
-    Represented,
-    Rows,
-    Term,
-    auxiliary,
-)
-from objectives.mining import Miner, Mining
+from objectives.infonce import alignment, hard_negative_cosine, info_nce, negative_mask, uniformity
+from objectives.mining import HardNegativeMiner, MiningConfig
 from objectives.pooling import (
     ContrastiveHead,
     Pooling,
     Projection,
-    held,
-    normalised,
+    clip_keep_inward_gradient,
+    l2_normalize,
     pool,
-    projected,
+    project,
 )
-from objectives.scoring import masked_sum
-from objectives.vocabulary import Tokenizer, no_source
-from schema import Natural, Range, config
+from objectives.token_loss import masked_sum
+from objectives.token_sets import TokenizerLike, require_single_stack
+from objectives.types import (
+    Embeddings,
+    LossTerm,
+    Metrics,
+    RowFn,
+    RowKind,
+    RowSpec,
+    Trainable,
+    aux_loss_terms,
+)
+from settings.types import NonNegativeInt, Range, config
 
-COLDEST, HOTTEST = 0.01, 10.0  # logits are at most 100 times a cosine, as CLIP's
-Positives = Literal["given", "dropout", "halves"]
-Temperature = Annotated[float, Range(low=COLDEST, high=HOTTEST)]
+# Logits are at most 100 times a cosine, as in CLIP.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 10.0
+Positives = Literal["pairs", "dropout", "split_text"]
+Temperature = Annotated[float, Range(low=MIN_TEMPERATURE, high=MAX_TEMPERATURE)]
 
 
 @config
 class Contrastive:
-    positives: Positives = "given"  # match: the record's; the text, read twice; a text's other half
-    negatives: Natural = 0  # hard ones of a row: drawn, if its record has more
-    temperature: Temperature = 0.05
-    learned: bool = False  # the temperature is where it starts
-    pooling: Pooling = "mean"
-    projection: Projection = "none"
-    width: Natural = 0  # of projected vectors; 0: the model's
-    view: Literal["both", "causal"] = "both"  # how a text is read
-    mining: Mining = Mining()
+    """The contrastive objective separates the match of a text from all other texts (InfoNCE)."""
 
-    additive: ClassVar[bool] = False
+    # Source of an anchor's match. pairs: the text pair; dropout: the same text under another
+    # dropout mask; split_text: the second half of the text.
+    positives: Positives = "pairs"
+    # Number of hard negatives in a row; if a text pair has more, they are drawn at random.
+    hard_negatives: NonNegativeInt = 0
+    # Temperature that divides the cosines; the initial value if it is learned.
+    temperature: Temperature = 0.05
+    learn_temperature: bool = False  # Whether the temperature is a trained parameter.
+    pooling: Pooling = "mean"  # How the hidden states of a text become one vector.
+    projection: Projection = "none"  # Projection of the pooled vectors before they are compared.
+    projection_dim: NonNegativeInt = 0  # Width of the projected vectors; 0: the model's width.
+    # View with which the model reads each text.
+    view: Literal["bidirectional", "causal"] = "bidirectional"
+    mining: MiningConfig = MiningConfig()
+
+    sums_over_rows: ClassVar[bool] = False
 
     def check(self) -> None:
+        """Checks that the settings agree with each other.
+
+        Raises:
+            ConfigError: if two settings contradict each other.
+        """
         if self.pooling == "first" and self.view == "causal":
             raise ConfigError(
                 "contrastive.pooling first sees one token under contrastive.view causal; use last"
             )
-        if self.positives != "given" and self.negatives:
+        if self.positives != "pairs" and self.hard_negatives:
             raise ConfigError(
-                f"contrastive.negatives {self.negatives} are of given records, which "
-                f"contrastive.positives {self.positives} does not read; set it to 0"
+                f"contrastive.hard_negatives {self.hard_negatives} needs text pairs, but "
+                f"contrastive.positives is {self.positives}; set it to 0"
             )
-        if self.width and self.projection == "none":
+        if self.projection_dim and self.projection == "none":
             raise ConfigError(
-                f"contrastive.width {self.width} needs a contrastive.projection; use linear"
+                f"contrastive.projection_dim {self.projection_dim} needs a "
+                "contrastive.projection; use linear"
             )
 
-    def rows(self, model: ModelConfig, length: int) -> Rows:
-        no_source("contrastive", model.encoder.depth)
-        if length < 3:
-            raise ConfigError(f"train.length {length} holds no text between bos and eos; use 3")
+    def row_spec(self, model: ModelConfig, seq_len: int) -> RowSpec:
+        """Returns the spec of rows of several texts of `seq_len` positions each.
+
+        Raises:
+            ConfigError: if a text has no room in a row, or if the settings need dropout.
+        """
+        require_single_stack("contrastive", model.encoder.depth)
+        if seq_len < 3:
+            raise ConfigError(f"train.seq_len {seq_len} holds no text between bos and eos; use 3")
         if self.positives == "dropout" and not (model.embed.dropout or model.block.dropout):
             raise ConfigError(
-                "contrastive.positives dropout needs dropout, else both readings of a text are "
+                "contrastive.positives dropout needs dropout, otherwise both vectors of a text are "
                 "equal; set model.block.dropout=0.1"
             )
-        reads: Reads = "records" if self.positives == "given" else "pieces"
-        way = "; or set contrastive.view=causal" if self.view == "both" else ""
-        mined = self.mining.count if self.mining.every else 0
-        return Rows(
-            *(length, 0, self.view),
-            reads=reads,
-            texts=2 + self.negatives,
-            added=mined,
-            logits=False,
-            own=ContrastiveHead.cost(
-                *(model.width, self.width or model.width, length),
+        row_kind: RowKind = "text_pairs" if self.positives == "pairs" else "slices"
+        hint = "; or set contrastive.view=causal" if self.view == "bidirectional" else ""
+        extra_texts = self.mining.hard_negatives if self.mining.refresh_every else 0
+        return RowSpec(
+            *(seq_len, 0, self.view),
+            row_kind=row_kind,
+            n_texts=2 + self.hard_negatives,
+            extra_texts=extra_texts,
+            needs_logits=False,
+            extra_cost=ContrastiveHead.cost(
+                *(model.width, self.projection_dim or model.width, seq_len),
                 pooling=self.pooling,
                 projection=self.projection,
-                learned=self.learned,
+                learn_temperature=self.learn_temperature,
             ),
-            remedy=way,
+            hint=hint,
         )
 
-    def judged(self) -> "Contrastive":
-        """As it is evaluated: by a text's match alone, and a text is no match of itself."""
-        positives = "halves" if self.positives == "dropout" else self.positives
-        return dataclasses.replace(self, positives=positives, negatives=0, mining=Mining())
+    def for_eval(self) -> "Contrastive":
+        """Returns the objective without hard negatives, and with halves instead of dropout."""
+        positives = "split_text" if self.positives == "dropout" else self.positives
+        return dataclasses.replace(
+            self, positives=positives, hard_negatives=0, mining=MiningConfig()
+        )
 
     @property
-    def bank(self) -> Miner | None:
-        return Miner(self.mining, self.width, self.encode) if self.mining.every else None
+    def memory_bank(self) -> HardNegativeMiner | None:
+        """The miner of hard negatives, or None if nothing is mined."""
+        return (
+            HardNegativeMiner(self.mining, self.projection_dim, self.forward)
+            if self.mining.refresh_every
+            else None
+        )
 
-    def host(self, model: ModelConfig, length: int, tokenizer: Tokenizer) -> Example:
-        tokenizer.specials.require("bos", "eos", what="objective contrastive")
-        V, T = 2 + self.negatives, length
+    def make_row_fn(self, model: ModelConfig, seq_len: int, tokenizer: TokenizerLike) -> RowFn:
+        """Returns the function that makes a row of texts [Y T]: anchor, match, hard negatives."""
+        tokenizer.specials.require("bos", "eos", needed_by="objective contrastive")
+        Y, T = 2 + self.hard_negatives, seq_len
 
-        def example(
-            pieces: list[np.ndarray], text: int, rng: np.random.Generator
+        def make_row(
+            slices: list[np.ndarray], text_length: int, rng: np.random.Generator
         ) -> dict[str, np.ndarray]:
-            row = {name: np.zeros((V, T), np.int32) for name in ("tokens", "positions", "segments")}
-            ids = np.zeros((V, 2), np.int32)
-            texts = self._chosen(pieces, rng)
-            for i, piece in enumerate(texts):
-                n = len(piece)
-                row["tokens"][i, :n], row["positions"][i, :n] = piece, np.arange(n)
-                row["segments"][i, :n], ids[i] = 1, text_id(piece)
+            row = {
+                name: np.zeros((Y, T), np.int32) for name in ("tokens", "positions", "segment_ids")
+            }
+            ids = np.zeros((Y, 2), np.int32)
+            texts = self._select_texts(slices, rng)
+            for i, tokens in enumerate(texts):
+                n = len(tokens)
+                row["tokens"][i, :n], row["positions"][i, :n] = tokens, np.arange(n)
+                row["segment_ids"][i, :n], ids[i] = 1, hash_text(tokens)
             return row | {"text_ids": ids, "weights": np.asarray(len(texts) > 0, np.float32)}
 
-        return example
+        return make_row
 
-    def head(self, model: ModelConfig, key: Array) -> ContrastiveHead | None:
-        if not self.learned and self.pooling != "attention" and self.projection == "none":
+    def make_head(self, model: ModelConfig, key: Array) -> ContrastiveHead | None:
+        """Returns the head with temperature, query and projection; None if none is trained."""
+        if not self.learn_temperature and self.pooling != "attention" and self.projection == "none":
             return None
         return ContrastiveHead(
             model.width,
-            self.width or model.width,
+            self.projection_dim or model.width,
             pooling=self.pooling,
             projection=self.projection,
-            log_temperature=math.log(self.temperature) if self.learned else None,
+            log_temperature=math.log(self.temperature) if self.learn_temperature else None,
             key=key,
         )
 
-    def weights(self, batch: dict[str, Array]) -> dict[str, Array]:
+    def term_weights(self, batch: dict[str, Array]) -> dict[str, Array]:
+        """Returns the number of rows with text."""
         return {"contrastive_nats": jnp.sum(batch["weights"], dtype=jnp.float32)}
 
-    def encode(self, learner: Learner, micro: dict[str, Array], key: Array | None) -> Represented:
-        B, V, T = micro["tokens"].shape
-        flat = {n: micro[n].reshape(B * V, T) for n in ("tokens", "positions", "segments")}
-        seq = Sequence.of(flat, self.view)
-        hidden, aux, _ = learner.model(flat["tokens"], seq, key=key)
-        query = learner.head.query if self.pooling == "attention" else None
-        x = pool(hidden, flat["segments"] != 0, self.pooling, query)
-        x = normalised(projected(x, learner.head))
-        return Represented(x.reshape(B, V, -1), aux)
+    def forward(
+        self, trainable: Trainable, microbatch: dict[str, Array], key: Array | None
+    ) -> Embeddings:
+        """Runs the model on each text and returns unit vectors [B Y Z]."""
+        B, Y, T = microbatch["tokens"].shape
+        flat = {n: microbatch[n].reshape(B * Y, T) for n in ("tokens", "positions", "segment_ids")}
+        seq = SequenceInfo.from_batch(flat, self.view)
+        hidden, aux, _ = trainable.model(flat["tokens"], seq, key=key)
+        query = trainable.head.query if self.pooling == "attention" else None
+        x = pool(hidden, flat["segment_ids"] != 0, self.pooling, query)
+        x = l2_normalize(project(x, trainable.head))
+        return Embeddings(x.reshape(B, Y, -1), aux)
 
     def reduce(
-        self, learner: Learner, out: Represented, batch: dict[str, Array]
-    ) -> tuple[dict[str, Term], Metrics]:
-        x, weights = out.rows, batch["weights"]
-        total, temperature = self.weights(batch)["contrastive_nats"], self._temperature(learner)
-        present = jnp.any(batch["segments"] != 0, axis=-1)
-        told = info_nce(x, temperature, candidates(batch["text_ids"], present, weights))
-        added, metrics = auxiliary(learner, out.aux, batch)
-        spread = 0.5 * (uniformity(x[:, 0], weights) + uniformity(x[:, 1], weights))
-        one = jnp.ones((), jnp.float32)
+        self, trainable: Trainable, out: Embeddings, batch: dict[str, Array]
+    ) -> tuple[dict[str, LossTerm], Metrics]:
+        """Returns the InfoNCE loss and the channels' terms, and metrics of the vectors."""
+        x, weights = out.vectors, batch["weights"]
+        total = self.term_weights(batch)["contrastive_nats"]
+        temperature = self._temperature(trainable)
+        present = jnp.any(batch["segment_ids"] != 0, axis=-1)
+        scores = info_nce(x, temperature, negative_mask(batch["text_ids"], present, weights))
+        aux_terms, metrics = aux_loss_terms(trainable, out.aux, batch)
+        mean_uniformity = 0.5 * (uniformity(x[:, 0], weights) + uniformity(x[:, 1], weights))
+        unit = jnp.ones((), jnp.float32)
         metrics |= {
-            "recall@1": Amount(masked_sum(told.correct.astype(jnp.float32), weights), total),
-            "alignment": Amount(masked_sum(alignment(x), weights), total),
-            "uniformity": Amount(spread, one),
-            "temperature": Amount(temperature, one),
+            "recall@1": WeightedSum(masked_sum(scores.correct.astype(jnp.float32), weights), total),
+            "alignment": WeightedSum(masked_sum(alignment(x), weights), total),
+            "uniformity": WeightedSum(mean_uniformity, unit),
+            "temperature": WeightedSum(temperature, unit),
         }
         if x.shape[1] > 2:
-            metrics["hard_cosine"] = Amount(*hardness(x, present, weights))
-        return {"contrastive_nats": Term(masked_sum(told.nats, weights), total)} | added, metrics
+            cosines = hard_negative_cosine(x, present, weights)
+            metrics["hard_negative_cosine"] = WeightedSum(*cosines)
+        loss = LossTerm(masked_sum(scores.loss, weights), total)
+        return {"contrastive_nats": loss} | aux_terms, metrics
 
-    def _temperature(self, learner: Learner) -> Float[Array, ""]:
-        if not self.learned:
+    def _temperature(self, trainable: Trainable) -> Float[Array, ""]:
+        if not self.learn_temperature:
             return jnp.asarray(self.temperature, jnp.float32)
-        log = learner.head.log_temperature[...]
-        return jnp.exp(held(log, math.log(COLDEST), math.log(HOTTEST)))
+        log = trainable.head.log_temperature[...]
+        return jnp.exp(
+            clip_keep_inward_gradient(log, math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
+        )
 
-    def _chosen(self, pieces: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-        """Anchor, match and as many of the hard negatives as there is room for."""
+    def _select_texts(self, slices: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+        """Returns the anchor, the match and as many hard negatives as a row has room for."""
         if self.positives == "dropout":
-            return [*pieces[:1], *pieces[:1]]
-        if self.positives == "halves":
-            return [half for piece in pieces[:1] for half in _halves(piece)]
-        hard = pieces[2:]
-        if len(hard) > self.negatives:
-            hard = [hard[i] for i in np.sort(rng.permutation(len(hard))[: self.negatives])]
-        return [*pieces[:2], *hard]
+            return [*slices[:1], *slices[:1]]
+        if self.positives == "split_text":
+            return [half for tokens in slices[:1] for half in _split_text(tokens)]
+        hard = slices[2:]
+        if len(hard) > self.hard_negatives:
+            hard = [hard[i] for i in np.sort(rng.permutation(len(hard))[: self.hard_negatives])]
+        return [*slices[:2], *hard]
 
 
-def _halves(piece: np.ndarray) -> list[np.ndarray]:
-    """bos a .. eos and bos b .. eos of bos a .. b .. eos; none of less than two tokens."""
-    if len(piece) < 4:
+def _split_text(tokens: np.ndarray) -> list[np.ndarray]:
+    """Splits bos a .. b .. eos into bos a .. eos and bos b .. eos.
+
+    Returns an empty list if the text has fewer than two tokens.
+    """
+    if len(tokens) < 4:
         return []
-    middle = len(piece) // 2
-    return [np.append(piece[:middle], piece[-1]), np.insert(piece[middle:], 0, piece[0])]
+    middle = len(tokens) // 2
+    return [np.append(tokens[:middle], tokens[-1]), np.insert(tokens[middle:], 0, tokens[0])]
 
 
-def text_id(tokens: np.ndarray) -> np.ndarray:
-    """64 bits of a hash of a text, as two int32: equal texts have equal ones."""
+def hash_text(tokens: np.ndarray) -> np.ndarray:
+    """Returns a 64-bit hash of a text, as two int32; equal texts have equal hashes."""
     digest = hashlib.blake2b(tokens.astype("<i4").tobytes(), digest_size=8).digest()
     return np.frombuffer(digest, "<i4").astype(np.int32)

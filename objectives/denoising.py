@@ -1,212 +1,262 @@
-"""Write what was taken out (T5, Raffel et al., arXiv:1910.10683; UL2, arXiv:2205.05131; BART,
-arXiv:1910.13461).
+"""Denoising: write the spans that were removed from a text.
 
-Spans of a row's text are replaced by sentinels; the targets are the sentinels, each followed by
-what it stands for, and eos. An encoder-decoder reads the corrupted row as its source; one stack
-reads `inputs targets` with the inputs as a prefix and is scored on the targets only.
+The objectives are T5's (Raffel et al., arXiv:1910.10683), UL2's (arXiv:2205.05131) and BART's
+infilling (arXiv:1910.13461). Spans of a row's text are replaced by sentinels. The targets are the
+sentinels, each followed by the tokens that it replaces, and eos. An encoder-decoder reads the
+corrupted row as its source. A single stack reads `inputs targets` with the inputs as a prefix, and
+only the targets are scored.
 
-The lengths are T5's: n tokens of which round(n * density) are noise in round(noise / span) spans
-give n - noise + spans + 1 inputs and noise + spans + 1 targets.
+The lengths are T5's: n tokens, of which noise = round(n * density) are removed in
+spans = round(noise / mean span length) spans, give n - noise + spans + 1 inputs and
+noise + spans + 1 targets.
 """
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from arch import ModelConfig, Sequence
+from arch import ModelConfig, SequenceInfo
 from errors import ConfigError
-from objectives.learner import Example, Learner, Metrics, Rows, Term
-from objectives.scoring import Scored, score_some, terms_of
-from objectives.vocabulary import Tokenizer
-from schema import config
+from objectives.token_loss import MaskedTokenScores, loss_terms, score_masked
+from objectives.token_sets import SpecialIds, TokenizerLike
+from objectives.types import LossTerm, Metrics, RowFn, RowSpec, Trainable
+from settings.types import config
 
 
-class Corruption(NamedTuple):
-    density: float  # share of the text that is noise
-    span: float  # mean length of a span in tokens; 0: one span, at the end (UL2's S)
-    mode: int  # mode token in front of the inputs; -1: none
+class SpanCorruption(NamedTuple):
+    """A kind of span corruption."""
 
-    def noise(self, n: int) -> tuple[int, int]:
-        """How many of n tokens are noise, in how many spans."""
-        noise = min(max(round(n * self.density), 1), n - 1)
-        spans = round(noise / self.span) if self.span else 1
+    noise_density: float  # Share of the text that is removed.
+    mean_span_length: float  # Mean length of a span in tokens; 0: one span, at the end (UL2's S).
+    mode: int  # Index of the mode token in front of the inputs; -1: none.
+
+    def noise_counts(self, n: int) -> tuple[int, int]:
+        """Returns how many of n tokens are noise, and in how many spans."""
+        noise = min(max(round(n * self.noise_density), 1), n - 1)
+        spans = round(noise / self.mean_span_length) if self.mean_span_length else 1
         return noise, min(max(spans, 1), noise, n - noise)
 
-    def lengths(self, n: int, *, infill: bool) -> tuple[int, int]:
-        """Inputs and targets of n tokens of text."""
-        noise, spans = self.noise(n)
+    def input_target_lengths(self, n: int, *, infill: bool) -> tuple[int, int]:
+        """Returns the numbers of inputs and of targets for n tokens of text."""
+        noise, spans = self.noise_counts(n)
         targets = n + 1 if infill else noise + spans + 1
         return n - noise + spans + 1 + (self.mode >= 0), targets
 
 
 @config
 class Denoising:
-    # (density, mean span, mode): one is drawn for each row. UL2's R, S and X are
-    # ((0.15, 3, 0), (0.25, 0, 1), (0.5, 32, 2)).
-    corruptions: tuple[tuple[float, float, int], ...] = ((0.15, 3.0, -1),)
-    style: Literal["sentinels", "infill"] = "sentinels"  # infill: a mask a span, all as target
+    """The denoising objective restores removed spans of a text (T5, UL2, BART)."""
 
-    additive: ClassVar[bool] = True
-    bank: ClassVar[None] = None
+    # Corruptions (noise density, mean span length, mode token); one is drawn for each row.
+    # UL2's R, S and X are ((0.15, 3, 0), (0.25, 0, 1), (0.5, 32, 2)).
+    corruptions: tuple[tuple[float, float, int], ...] = ((0.15, 3.0, -1),)
+    # Form of the targets. sentinels: the removed spans; infill: the whole text, masks as input.
+    style: Literal["sentinels", "infill"] = "sentinels"
+
+    sums_over_rows: ClassVar[bool] = True
+    memory_bank: ClassVar[None] = None
 
     def check(self) -> None:
+        """Checks the corruptions.
+
+        Raises:
+            ConfigError: if there are none, or if a number is out of range.
+        """
         if not self.corruptions:
             raise ConfigError("denoising.corruptions is empty, must be as ((0.15, 3.0, -1),)")
-        for one in self.kinds():
-            if not 0 < one.density < 1 or one.span < 0 or not -1 <= one.mode <= 2:
+        for c in self.span_corruptions():
+            if not 0 < c.noise_density < 1 or c.mean_span_length < 0 or not -1 <= c.mode <= 2:
                 raise ConfigError(
-                    f"denoising.corruptions has {tuple(one)}, must be (density in 0..1, mean span "
+                    f"denoising.corruptions has {tuple(c)}, must be (density in 0..1, mean span "
                     ">= 0, mode -1..2)"
                 )
 
-    def kinds(self) -> list[Corruption]:
-        return [Corruption(*one) for one in self.corruptions]
+    def span_corruptions(self) -> list[SpanCorruption]:
+        """Returns the corruptions with named fields."""
+        return [SpanCorruption(*values) for values in self.corruptions]
 
-    def rows(self, model: ModelConfig, length: int) -> Rows:
-        """As much text as fits under every corruption."""
-        text = min(self._text(one, model, length) for one in self.kinds())
-        sizes = [one.lengths(text, infill=self.style == "infill") for one in self.kinds()]
-        most = max(targets for _, targets in sizes)
+    def row_spec(self, model: ModelConfig, seq_len: int) -> RowSpec:
+        """Returns the spec of rows with as much text as fits under every corruption."""
+        corruptions = self.span_corruptions()
+        n = min(self._max_text_length(c, model, seq_len) for c in corruptions)
+        lengths = [c.input_target_lengths(n, infill=self.style == "infill") for c in corruptions]
+        max_targets = max(targets for _, targets in lengths)
         if model.encoder.depth:
-            return Rows(text, 0, "causal", source=length, tokens=most)
-        prefix = max(inputs for inputs, _ in sizes)
-        return Rows(text, 0, "prefix", source=prefix, tokens=length, targets=most)
+            return RowSpec(n, 0, "causal", source_length=seq_len, target_length=max_targets)
+        max_inputs = max(inputs for inputs, _ in lengths)
+        return RowSpec(
+            *(n, 0, "prefix"),
+            source_length=max_inputs,
+            target_length=seq_len,
+            max_targets=max_targets,
+        )
 
-    def judged(self) -> "Denoising":
-        """As it is evaluated: the same rows and spans for all."""
+    def for_eval(self) -> "Denoising":
+        """Returns the objective itself; all models are evaluated on the same rows and spans."""
         return self
 
-    def host(self, model: ModelConfig, length: int, tokenizer: Tokenizer) -> Example:
-        tokenizer.specials.require("sentinels", "eos", "bos", what="objective denoising")
+    def make_row_fn(self, model: ModelConfig, seq_len: int, tokenizer: TokenizerLike) -> RowFn:
+        """Returns the function that corrupts a text and makes its row.
+
+        Raises:
+            ConfigError: if the tokenizer has too few sentinels or mode tokens.
+        """
+        tokenizer.specials.require("sentinels", "eos", "bos", needed_by="objective denoising")
         if self.style == "infill":
-            tokenizer.specials.require("mask", what="objective denoising")
-        rows, kinds = self.rows(model, length), self.kinds()
-        most, have = max(k.noise(rows.text)[1] for k in kinds), len(tokenizer.specials.sentinels)
-        if most > have and self.style == "sentinels":
+            tokenizer.specials.require("mask", needed_by="objective denoising")
+        spec, corruptions = self.row_spec(model, seq_len), self.span_corruptions()
+        max_spans = max(c.noise_counts(spec.text_length)[1] for c in corruptions)
+        n_sentinels = len(tokenizer.specials.sentinels)
+        if max_spans > n_sentinels and self.style == "sentinels":
             raise ConfigError(
-                f"denoising.corruptions make {most} spans of a row of {rows.text} tokens, the "
-                f"tokenizer has {have} sentinels; use longer spans or a shorter train.length"
+                f"denoising.corruptions make {max_spans} spans of a row of {spec.text_length} "
+                f"tokens, the tokenizer has {n_sentinels} sentinels; use longer spans or a shorter "
+                "train.seq_len"
             )
-        if max(k.mode for k in kinds) >= len(tokenizer.specials.modes):
+        if max(c.mode for c in corruptions) >= len(tokenizer.specials.modes):
             raise ConfigError(
-                f"denoising.corruptions has mode {max(k.mode for k in kinds)}, the tokenizer has "
-                f"{len(tokenizer.specials.modes)} mode tokens; use -1"
+                f"denoising.corruptions has mode {max(c.mode for c in corruptions)}, the tokenizer "
+                f"has {len(tokenizer.specials.modes)} mode tokens; use -1"
             )
-        decodes = model.encoder.depth > 0
+        has_encoder = model.encoder.depth > 0
 
-        def example(
-            pieces: list[np.ndarray], text: int, rng: np.random.Generator
+        def make_row(
+            slices: list[np.ndarray], text_length: int, rng: np.random.Generator
         ) -> dict[str, np.ndarray]:
-            tokens = np.concatenate([*pieces, np.zeros(0, np.int32)]).astype(np.int32)
-            inputs, targets = self._corrupted(tokens, tokenizer.specials, rng)
-            if decodes:
-                return _two_rows(inputs, targets, rows.source, rows.tokens, tokenizer.specials.bos)
-            return _one_row(inputs, targets, length)
+            tokens = np.concatenate([*slices, np.zeros(0, np.int32)]).astype(np.int32)
+            inputs, targets = self._corrupt(tokens, tokenizer.specials, rng)
+            if has_encoder:
+                return _encoder_decoder_rows(
+                    inputs, targets, spec.source_length, spec.target_length, tokenizer.specials.bos
+                )
+            return _decoder_only_row(inputs, targets, seq_len)
 
-        return example
+        return make_row
 
-    def head(self, model: ModelConfig, key: Array) -> None:
+    def make_head(self, model: ModelConfig, key: Array) -> None:
+        """Returns None, since the objective has no parameters of its own."""
         return None
 
-    def weights(self, batch: dict[str, Array]) -> dict[str, Array]:
+    def term_weights(self, batch: dict[str, Array]) -> dict[str, Array]:
+        """Returns the number of scored targets."""
         return {"denoised_nats": jnp.sum(batch["weights"], dtype=jnp.float32)}
 
-    def encode(self, learner: Learner, micro: dict[str, Array], key: Array | None) -> Scored:
-        model, T = learner.model, micro["tokens"].shape[1]
+    def forward(
+        self, trainable: Trainable, microbatch: dict[str, Array], key: Array | None
+    ) -> MaskedTokenScores:
+        """Runs the model and scores the targets."""
+        model, T = trainable.model, microbatch["tokens"].shape[1]
         if model.config.encoder.depth:
-            there = Sequence.of(micro, "both", "source_")
-            source, most = (micro["source_tokens"], there), T
-            seq = Sequence.of(micro, "causal")
+            source_seq = SequenceInfo.from_batch(microbatch, "bidirectional", "source_")
+            source, max_targets = (microbatch["source_tokens"], source_seq), T
+            seq = SequenceInfo.from_batch(microbatch, "causal")
         else:
-            source, most = None, self.rows(model.config, T).targets
-            seq = Sequence.of(micro, "prefix")
-        hidden, aux, _ = model(micro["tokens"], seq, source=source, key=key)
-        return score_some(learner, hidden, micro, most, aux)
+            source, max_targets = None, self.row_spec(model.config, T).max_targets
+            seq = SequenceInfo.from_batch(microbatch, "prefix")
+        hidden, aux, _ = model(microbatch["tokens"], seq, source=source, key=key)
+        return score_masked(trainable, hidden, microbatch, max_targets, aux)
 
     def reduce(
-        self, learner: Learner, out: Scored, batch: dict[str, Array]
-    ) -> tuple[dict[str, Term], Metrics]:
-        total = self.weights(batch)["denoised_nats"]
-        return terms_of("denoised_nats", learner, out, total, batch)
+        self, trainable: Trainable, out: MaskedTokenScores, batch: dict[str, Array]
+    ) -> tuple[dict[str, LossTerm], Metrics]:
+        """Returns the cross-entropy and the channels' terms, and the accuracy."""
+        total = self.term_weights(batch)["denoised_nats"]
+        return loss_terms("denoised_nats", trainable, out, total, batch)
 
-    def _text(self, one: Corruption, model: ModelConfig, length: int) -> int:
-        """The most tokens of text whose inputs (and targets, in one stack) fit `length`."""
+    def _max_text_length(self, corruption: SpanCorruption, model: ModelConfig, seq_len: int) -> int:
+        """Returns the maximum number of text tokens whose row fits `seq_len`.
+
+        With an encoder the inputs must fit; in a single stack the inputs and the targets must fit.
+
+        Raises:
+            ConfigError: if not even two tokens fit.
+        """
 
         def fits(n: int) -> bool:
-            inputs, targets = one.lengths(n, infill=self.style == "infill")
-            return inputs <= length if model.encoder.depth else inputs + targets - 1 <= length
+            inputs, targets = corruption.input_target_lengths(n, infill=self.style == "infill")
+            return inputs <= seq_len if model.encoder.depth else inputs + targets - 1 <= seq_len
 
         if not fits(2):
             raise ConfigError(
-                f"train.length {length} does not hold a corrupted text; nearest: "
-                f"{sum(one.lengths(2, infill=self.style == 'infill'))}"
+                f"train.seq_len {seq_len} does not hold a corrupted text; nearest valid "
+                f"value: {sum(corruption.input_target_lengths(2, infill=self.style == 'infill'))}"
             )
         n = 2
         while fits(n + 1):
             n += 1
         return n
 
-    def _corrupted(
-        self, tokens: np.ndarray, specials: Any, rng: np.random.Generator
+    def _corrupt(
+        self, tokens: np.ndarray, specials: SpecialIds, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets; of a text too short to corrupt there are none."""
-        kind, n = self.kinds()[int(rng.integers(len(self.corruptions)))], len(tokens)
+        """Returns inputs and targets; both are empty if the text is too short to corrupt."""
+        corruption = self.span_corruptions()[int(rng.integers(len(self.corruptions)))]
+        n = len(tokens)
         if n < 2:
             return np.zeros(0, np.int32), np.zeros(0, np.int32)
-        kept, gone = _lengths(kind, n, rng)
-        ends = np.cumsum(np.stack([kept, gone], axis=1).reshape(-1))
+        text_lengths, noise_lengths = _span_lengths(corruption, n, rng)
+        ends = np.cumsum(np.stack([text_lengths, noise_lengths], axis=1).reshape(-1))
         parts = np.split(tokens, ends[:-1])
-        infill, end = self.style == "infill", np.array([specials.eos])
-        marks = np.array([specials.mask] * len(gone) if infill else specials.sentinels)
-        inputs = [np.array([specials.modes[kind.mode]])] if kind.mode >= 0 else []
+        infill, eos = self.style == "infill", np.array([specials.eos])
+        marks = np.array([specials.mask] * len(noise_lengths) if infill else specials.sentinels)
+        inputs = [np.array([specials.modes[corruption.mode]])] if corruption.mode >= 0 else []
         targets: list[np.ndarray] = []
-        for i, (whole, hole) in enumerate(zip(parts[::2], parts[1::2], strict=True)):
-            inputs += [whole, marks[i : i + 1]]
-            targets += [whole, hole] if infill else [marks[i : i + 1], hole]
-        made = np.concatenate([*inputs, end]), np.concatenate([*targets, end])
-        return made[0].astype(np.int32), made[1].astype(np.int32)
+        for i, (text, noise) in enumerate(zip(parts[::2], parts[1::2], strict=True)):
+            inputs += [text, marks[i : i + 1]]
+            targets += [text, noise] if infill else [marks[i : i + 1], noise]
+        input_row, target_row = np.concatenate([*inputs, eos]), np.concatenate([*targets, eos])
+        return input_row.astype(np.int32), target_row.astype(np.int32)
 
 
-def _lengths(kind: Corruption, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths of what is kept and of the hole after it, in turn; T5's random segmentation."""
-    noise, spans = kind.noise(n)
+def _span_lengths(
+    corruption: SpanCorruption, n: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the lengths of text spans and of the noise span after each.
 
-    def cut(total: int) -> np.ndarray:
+    This is T5's random segmentation.
+    """
+    noise, spans = corruption.noise_counts(n)
+
+    def split_length(total: int) -> np.ndarray:
         edges = np.sort(rng.choice(total - 1, spans - 1, replace=False)) + 1
         return np.diff([0, *edges, total])
 
-    return cut(n - noise), cut(noise)
+    return split_length(n - noise), split_length(noise)
 
 
-def _one_row(inputs: np.ndarray, targets: np.ndarray, length: int) -> dict[str, np.ndarray]:
-    """`inputs targets` in one segment; the last input predicts the first target."""
+def _decoder_only_row(
+    inputs: np.ndarray, targets: np.ndarray, length: int
+) -> dict[str, np.ndarray]:
+    """Returns `inputs targets` in one segment; the last input predicts the first target."""
     row = {name: np.zeros(length, np.int32) for name in ("tokens", "targets", "positions")}
-    weights, prefix = np.zeros(length, np.float32), np.zeros(length, bool)
-    segments, a = np.zeros(length, np.int32), len(inputs)
+    weights, is_prefix = np.zeros(length, np.float32), np.zeros(length, bool)
+    segment_ids, a = np.zeros(length, np.int32), len(inputs)
     if a:
         end = a + len(targets) - 1
         row["tokens"][:a], row["tokens"][a:end] = inputs, targets[:-1]
         row["targets"][a - 1 : end], weights[a - 1 : end] = targets, 1
-        row["positions"][:end], segments[:end], prefix[:a] = np.arange(end), 1, True
-    return row | {"weights": weights, "segments": segments, "prefix": prefix}
+        row["positions"][:end], segment_ids[:end], is_prefix[:a] = np.arange(end), 1, True
+    return row | {"weights": weights, "segment_ids": segment_ids, "is_prefix": is_prefix}
 
 
-def _two_rows(
-    inputs: np.ndarray, targets: np.ndarray, source: int, length: int, start: int
+def _encoder_decoder_rows(
+    inputs: np.ndarray, targets: np.ndarray, source_length: int, length: int, decoder_start_id: int
 ) -> dict[str, np.ndarray]:
-    """A source, and targets that begin from the token `start`."""
+    """Returns a source row, and a target row that begins with the token `decoder_start_id`."""
     a, b = len(inputs), len(targets)
-    there = {
-        f"source_{name}": np.zeros(source, np.int32) for name in ("tokens", "positions", "segments")
+    source = {
+        f"source_{name}": np.zeros(source_length, np.int32)
+        for name in ("tokens", "positions", "segment_ids")
     }
-    there["source_tokens"][:a], there["source_positions"][:a] = inputs, np.arange(a)
-    there["source_segments"][:a] = 1
+    source["source_tokens"][:a], source["source_positions"][:a] = inputs, np.arange(a)
+    source["source_segment_ids"][:a] = 1
     row = {
-        name: np.zeros(length, np.int32) for name in ("tokens", "targets", "positions", "segments")
+        name: np.zeros(length, np.int32)
+        for name in ("tokens", "targets", "positions", "segment_ids")
     }
-    row["tokens"][:b] = [start, *targets[:-1]][:b]
-    row["targets"][:b], row["positions"][:b], row["segments"][:b] = targets, np.arange(b), 1
+    row["tokens"][:b] = [decoder_start_id, *targets[:-1]][:b]
+    row["targets"][:b], row["positions"][:b], row["segment_ids"][:b] = targets, np.arange(b), 1
     weights = (np.arange(length) < b).astype(np.float32)
-    return row | there | {"weights": weights, "prefix": np.zeros(length, bool)}
+    return row | source | {"weights": weights, "is_prefix": np.zeros(length, bool)}

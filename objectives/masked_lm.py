@@ -1,7 +1,8 @@
-"""Recover hidden tokens from both sides (BERT, Devlin et al., arXiv:1810.04805).
+"""Masked language modeling: recover masked tokens from both sides (BERT, arXiv:1810.04805).
 
-A share `rate` of a row's text is chosen; of these tokens most become the mask, some another token,
-some stay. Logits are computed where tokens were chosen, so that the head costs `rate` of its price.
+A share `mask_rate` of a row's text is chosen. Most of the chosen tokens become the mask, some
+become another token, some stay. Logits are computed only for the chosen tokens, so the head costs
+`mask_rate` of its full price.
 """
 
 import functools
@@ -12,150 +13,173 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from arch import ModelConfig, Sequence
+from arch import ModelConfig, SequenceInfo
 from errors import ConfigError
-from objectives.learner import Example, Learner, Metrics, Rows, Term
-from objectives.scoring import Scored, score_some, terms_of
-from objectives.vocabulary import Tokenizer, no_source, ordinary, word_starts
-from schema import Count, Positive, Share, config
+from objectives.token_loss import MaskedTokenScores, loss_terms, score_masked
+from objectives.token_sets import TokenizerLike, is_text_id, is_word_start, require_single_stack
+from objectives.types import LossTerm, Metrics, RowFn, RowSpec, Trainable
+from settings.types import Fraction, PositiveFloat, PositiveInt, config
 
-JUDGED_RATE = 0.15  # whatever the training rate
+EVAL_MASK_RATE = 0.15  # The rate for evaluation does not depend on the rate for training.
 
 
 @config
 class MaskedLM:
-    rate: Positive = 0.15  # share of the text that is chosen
-    mask: Share = 0.8  # of the chosen: becomes the mask
-    random: Share = 0.1  # of the chosen: becomes any token; the rest stays
-    whole_words: bool = False  # all tokens of a word or none
-    ngram: Count = 1  # up to so many neighbours (words, if whole) are chosen together
+    """The masked language modeling objective predicts masked tokens from both sides."""
 
-    additive: ClassVar[bool] = True
-    bank: ClassVar[None] = None
+    mask_rate: PositiveFloat = 0.15  # Share of a row's text that is chosen and predicted.
+    mask_share: Fraction = 0.8  # Share of the chosen tokens that become the mask token.
+    # Share of the chosen tokens that become a random token; the remaining ones stay unchanged.
+    random_share: Fraction = 0.1
+    whole_words: bool = False  # Choose either all tokens of a word or none.
+    # Maximum number of consecutive tokens (words, with whole_words) that are chosen together.
+    max_ngram: PositiveInt = 1
+
+    sums_over_rows: ClassVar[bool] = True
+    memory_bank: ClassVar[None] = None
 
     def check(self) -> None:
-        if self.rate >= 1:
-            raise ConfigError(f"masked_lm.rate is {self.rate}, must be below 1, as 0.15")
-        if self.mask + self.random > 1 + 1e-9:
+        """Checks the shares of tokens.
+
+        Raises:
+            ConfigError: if a rate or the sum of the shares is above its limit.
+        """
+        if self.mask_rate >= 1:
+            raise ConfigError(f"masked_lm.mask_rate is {self.mask_rate}, must be below 1, as 0.15")
+        if self.mask_share + self.random_share > 1 + 1e-9:
             raise ConfigError(
-                f"masked_lm.mask {self.mask} + masked_lm.random {self.random} is above 1; "
-                f"nearest: random {max(1 - self.mask, 0):g}"
+                f"masked_lm.mask_share {self.mask_share} + masked_lm.random_share "
+                f"{self.random_share} is above 1; nearest: random {max(1 - self.mask_share, 0):g}"
             )
 
-    def rows(self, model: ModelConfig, length: int) -> Rows:
-        no_source("masked_lm", model.encoder.depth)
-        return Rows(length, 0, "both", targets=self.budget(length), in_place=True)
-
-    def judged(self) -> "MaskedLM":
-        """As it is evaluated: the same for every training rate."""
-        return MaskedLM(rate=JUDGED_RATE, mask=1.0, random=0.0)
-
-    def host(self, model: ModelConfig, length: int, tokenizer: Tokenizer) -> Example:
-        tokenizer.specials.require("mask", what="objective masked_lm")
-        text = ordinary(tokenizer)
-        starts = word_starts(tokenizer) if self.whole_words else None
-        hide = functools.partial(
-            self._hidden, text=text, starts=starts, mask=tokenizer.specials.mask
+    def row_spec(self, model: ModelConfig, seq_len: int) -> RowSpec:
+        """Returns the spec of packed rows of `seq_len` positions, read in both directions."""
+        require_single_stack("masked_lm", model.encoder.depth)
+        return RowSpec(
+            seq_len, 0, "bidirectional", max_targets=self.max_masked(seq_len), allows_weights=True
         )
 
-        def example(
-            pieces: list[np.ndarray], length: int, rng: np.random.Generator
+    def for_eval(self) -> "MaskedLM":
+        """Returns the objective with EVAL_MASK_RATE, where every chosen token becomes the mask."""
+        return MaskedLM(mask_rate=EVAL_MASK_RATE, mask_share=1.0, random_share=0.0)
+
+    def make_row_fn(self, model: ModelConfig, seq_len: int, tokenizer: TokenizerLike) -> RowFn:
+        """Returns the function that packs a row and masks its tokens."""
+        tokenizer.specials.require("mask", needed_by="objective masked_lm")
+        is_text = is_text_id(tokenizer)
+        is_start = is_word_start(tokenizer) if self.whole_words else None
+        mask_tokens = functools.partial(
+            self._mask_tokens, is_text=is_text, is_start=is_start, mask=tokenizer.specials.mask
+        )
+
+        def make_row(
+            slices: list[np.ndarray], length: int, rng: np.random.Generator
         ) -> dict[str, np.ndarray]:
-            tokens, positions, segments = packed(pieces, length)
-            chosen, shown = hide(tokens, segments, rng)
+            tokens, positions, segment_ids = pack_row(slices, length)
+            chosen, inputs = mask_tokens(tokens, segment_ids, rng)
             return {
-                "tokens": shown,
+                "tokens": inputs,
                 "targets": tokens,
                 "weights": chosen.astype(np.float32),
                 "positions": positions,
-                "segments": segments,
-                "prefix": np.zeros(length, bool),
+                "segment_ids": segment_ids,
+                "is_prefix": np.zeros(length, bool),
             }
 
-        return example
+        return make_row
 
-    def head(self, model: ModelConfig, key: Array) -> None:
+    def make_head(self, model: ModelConfig, key: Array) -> None:
+        """Returns None, since the objective has no parameters of its own."""
         return None
 
-    def weights(self, batch: dict[str, Array]) -> dict[str, Array]:
+    def term_weights(self, batch: dict[str, Array]) -> dict[str, Array]:
+        """Returns the number of chosen tokens."""
         return {"masked_nats": jnp.sum(batch["weights"], dtype=jnp.float32)}
 
-    def encode(self, learner: Learner, micro: dict[str, Array], key: Array | None) -> Scored:
-        seq = Sequence.of(micro, "both")
-        hidden, aux, _ = learner.model(micro["tokens"], seq, key=key)
-        return score_some(learner, hidden, micro, self.budget(seq.segments.shape[1]), aux)
+    def forward(
+        self, trainable: Trainable, microbatch: dict[str, Array], key: Array | None
+    ) -> MaskedTokenScores:
+        """Runs the model in both directions and scores the chosen tokens."""
+        seq = SequenceInfo.from_batch(microbatch, "bidirectional")
+        hidden, aux, _ = trainable.model(microbatch["tokens"], seq, key=key)
+        max_targets = self.max_masked(seq.segment_ids.shape[1])
+        return score_masked(trainable, hidden, microbatch, max_targets, aux)
 
     def reduce(
-        self, learner: Learner, out: Scored, batch: dict[str, Array]
-    ) -> tuple[dict[str, Term], Metrics]:
-        total = self.weights(batch)["masked_nats"]
-        return terms_of("masked_nats", learner, out, total, batch)
+        self, trainable: Trainable, out: MaskedTokenScores, batch: dict[str, Array]
+    ) -> tuple[dict[str, LossTerm], Metrics]:
+        """Returns the cross-entropy and the channels' terms, and the accuracy."""
+        total = self.term_weights(batch)["masked_nats"]
+        return loss_terms("masked_nats", trainable, out, total, batch)
 
-    def budget(self, length: int) -> int:
-        """How many tokens of a row may be chosen."""
-        return min(length, math.ceil(self.rate * length))
+    def max_masked(self, length: int) -> int:
+        """Returns the maximum number of chosen tokens in a row of `length` tokens."""
+        return min(length, math.ceil(self.mask_rate * length))
 
-    def _hidden(
+    def _mask_tokens(
         self,
         tokens: np.ndarray,
-        segments: np.ndarray,
+        segment_ids: np.ndarray,
         rng: np.random.Generator,
         *,
-        text: np.ndarray,
-        starts: np.ndarray | None,
+        is_text: np.ndarray,
+        is_start: np.ndarray | None,
         mask: int,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Which tokens are chosen, and the row as the model sees it."""
-        may = text[tokens] & (segments != 0)
-        count = min(self.budget(len(tokens)), round(self.rate * int(may.sum())) or int(may.any()))
-        if self.ngram == 1 and starts is None:
+        """Returns which tokens are chosen, and the tokens that the model reads."""
+        eligible = is_text[tokens] & (segment_ids != 0)
+        n_eligible = int(eligible.sum())
+        count = round(self.mask_rate * n_eligible) or int(n_eligible > 0)
+        count = min(self.max_masked(len(tokens)), count)
+        if self.max_ngram == 1 and is_start is None:
             chosen = np.zeros(len(tokens), bool)
-            chosen[rng.permutation(np.flatnonzero(may))[:count]] = True
+            chosen[rng.permutation(np.flatnonzero(eligible))[:count]] = True
         else:
-            chosen = self._grouped(tokens, segments, may, count, starts, rng)
-        fate, shown = rng.random(len(tokens)), tokens.copy()
-        other = rng.choice(np.flatnonzero(text), len(tokens)).astype(tokens.dtype)
-        masked = chosen & (fate < self.mask)
-        shown[masked] = mask
-        swapped = chosen & ~masked & (fate < self.mask + self.random)
-        shown[swapped] = other[swapped]
-        return chosen, shown
+            chosen = self._choose_spans(tokens, segment_ids, eligible, count, is_start, rng)
+        uniform, inputs = rng.random(len(tokens)), tokens.copy()
+        random_tokens = rng.choice(np.flatnonzero(is_text), len(tokens)).astype(tokens.dtype)
+        masked = chosen & (uniform < self.mask_share)
+        inputs[masked] = mask
+        replaced = chosen & ~masked & (uniform < self.mask_share + self.random_share)
+        inputs[replaced] = random_tokens[replaced]
+        return chosen, inputs
 
-    def _grouped(
+    def _choose_spans(
         self,
         tokens: np.ndarray,
-        segments: np.ndarray,
-        may: np.ndarray,
+        segment_ids: np.ndarray,
+        eligible: np.ndarray,
         count: int,
-        starts: np.ndarray | None,
+        is_start: np.ndarray | None,
         rng: np.random.Generator,
     ) -> np.ndarray:
-        """Words or n-grams in random order, each while it fits what is left of `count`."""
-        breaks = segments != np.roll(segments, 1)
-        breaks |= ~may | ~np.roll(may, 1) | (True if starts is None else starts[tokens])
+        """Chooses words or n-grams in random order, each if it fits the remaining `count`."""
+        breaks = segment_ids != np.roll(segment_ids, 1)
+        breaks |= ~eligible | ~np.roll(eligible, 1)
+        breaks |= True if is_start is None else is_start[tokens]
         breaks[:1] = True
         unit = np.cumsum(breaks) - 1
         edges = np.append(np.flatnonzero(breaks), len(tokens))
-        chosen, left = np.zeros(len(tokens), bool), count
-        for first in rng.permutation(np.unique(unit[may])):
+        chosen, remaining = np.zeros(len(tokens), bool), count
+        for first in rng.permutation(np.unique(unit[eligible])):
             low = edges[first]
-            size = int(rng.integers(1, self.ngram + 1))
+            size = int(rng.integers(1, self.max_ngram + 1))
             high = edges[min(first + size, len(edges) - 1)]
             span = np.arange(low, high)
-            span = span[may[span] & (segments[span] == segments[low]) & ~chosen[span]]
-            if 0 < len(span) <= left:
+            span = span[eligible[span] & (segment_ids[span] == segment_ids[low]) & ~chosen[span]]
+            if 0 < len(span) <= remaining:
                 chosen[span] = True
-                left -= len(span)
+                remaining -= len(span)
         return chosen
 
 
-def packed(pieces: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens, positions and segments of a row of whole pieces, each [length]."""
-    tokens, positions, segments = (np.zeros(length, np.int32) for _ in range(3))
-    at = 0
-    for number, piece in enumerate(pieces, start=1):
-        end = at + len(piece)
-        tokens[at:end], positions[at:end] = piece, np.arange(len(piece))
-        segments[at:end] = number
-        at = end
-    return tokens, positions, segments
+def pack_row(slices: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns tokens, positions and segment ids of a row of complete slices, each [length]."""
+    tokens, positions, segment_ids = (np.zeros(length, np.int32) for _ in range(3))
+    start = 0
+    for number, slice_tokens in enumerate(slices, start=1):
+        end = start + len(slice_tokens)
+        tokens[start:end], positions[start:end] = slice_tokens, np.arange(len(slice_tokens))
+        segment_ids[start:end] = number
+        start = end
+    return tokens, positions, segment_ids

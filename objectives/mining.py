@@ -1,11 +1,11 @@
-"""Hard negatives that are mined: the texts of a pool that an encoder finds nearest to an anchor,
-and that are no match of it (ANCE, Xiong et al., arXiv:2007.00808).
+"""Mining of hard negatives: texts that the encoder places nearest to an anchor.
 
-The pool is a sample of the training texts, the same for the whole run. Every so many steps the
-encoder embeds it anew; at every step the batch's anchors, embedded by the encoder of that step, are
-given the nearest texts of the pool, which are then read again with a gradient. ANCE searches all
-texts and takes its anchors' vectors from the time of the search. Pool and vectors are part of the
-state, so that a run which is resumed mines what it would have mined.
+The method is ANCE (Xiong et al., arXiv:2007.00808) on a pool. The pool is a sample of the training
+texts, the same for the whole run. Every `refresh_every` steps the encoder embeds the pool anew. At
+every step the current encoder embeds the batch's anchors and adds to each anchor the nearest texts
+of the pool that are not matches of it. These texts are then read again with a gradient. ANCE itself
+searches all texts and uses anchor vectors from the time of the search. The pool and its vectors are
+part of the run's state, so that a resumed run mines the same negatives.
 """
 
 from collections.abc import Callable
@@ -16,101 +16,122 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from errors import ConfigError
-from objectives.infonce import HIGHEST, same
-from objectives.learner import Learner, Represented
-from schema import Count, Natural, config
+from objectives.infonce import HIGHEST, equal_ids
+from objectives.types import Embeddings, Trainable
+from settings.types import NonNegativeInt, PositiveInt, config
 
-TEXT = ("tokens", "positions", "segments")
-Encode = Callable[[Learner, dict[str, Array], Array | None], Represented]
+TEXT_ARRAYS = ("tokens", "positions", "segment_ids")
+ForwardFn = Callable[[Trainable, dict[str, Array], Array | None], Embeddings]
 
 
 @config
-class Mining:
-    every: Natural = 0  # steps between two readings of the pool; 0: nothing is mined
-    pool: Count = 1024  # texts of it: the matches of so many training rows
-    count: Count = 1  # hard negatives of a row
-    skip: Natural = 0  # nearest ones that are passed over, since they may be matches too
+class MiningConfig:
+    """Mining of hard negatives from a pool of training texts (ANCE)."""
+
+    # Number of steps between two embeddings of the pool; 0: hard negatives are not mined.
+    refresh_every: NonNegativeInt = 0
+    pool_size: PositiveInt = 1024  # Number of texts in the pool, the matches of training rows.
+    hard_negatives: PositiveInt = 1  # Number of mined hard negatives per row.
+    # Number of nearest texts to skip, since they may be matches too.
+    skip_nearest: NonNegativeInt = 0
 
     def check(self) -> None:
-        if self.skip + self.count > self.pool:
+        """Checks that the pool has enough texts.
+
+        Raises:
+            ConfigError: if a row needs more texts than the pool has.
+        """
+        if self.skip_nearest + self.hard_negatives > self.pool_size:
             raise ConfigError(
-                f"contrastive.mining.skip {self.skip} + count {self.count} is above its pool "
-                f"{self.pool}; raise the pool"
+                f"contrastive.mining.skip_nearest {self.skip_nearest} + hard_negatives "
+                f"{self.hard_negatives} is above the pool_size {self.pool_size}; raise pool_size"
             )
 
 
-class Held(NamedTuple):
-    """The pool, and what the encoder made of it when it last looked."""
+class BankState(NamedTuple):
+    """The state of the bank: the pool's texts and their vectors from the last refresh."""
 
-    texts: dict[str, Int[Array, "P T"]]
-    ids: Int[Array, "P 2"]
-    vectors: Float[Array, "P E"]
+    texts: dict[str, Int[Array, "pool T"]]
+    ids: Int[Array, "pool 2"]
+    vectors: Float[Array, "pool Z"]
 
 
-class Miner(NamedTuple):
-    """The bank (`objectives.Bank`) of a contrastive objective with this `encode`."""
+class HardNegativeMiner(NamedTuple):
+    """The memory bank (`objectives.MemoryBank`) of a contrastive objective."""
 
-    mining: Mining
-    width: int  # E; 0: that of the model
-    encode: Encode
+    mining: MiningConfig
+    projection_dim: int  # Width of the vectors (Z); 0: the model's width.
+    forward: ForwardFn
 
     @property
-    def rows(self) -> int:
-        return self.mining.pool
+    def n_rows(self) -> int:
+        """The number of training rows whose matches form the pool."""
+        return self.mining.pool_size
 
-    def held(self, width: int, rows: dict[str, Array]) -> Held:
-        texts = {name: jnp.asarray(rows[name])[:, 1] for name in TEXT}
-        vectors = jnp.zeros((len(texts["tokens"]), self.width or width), jnp.float32)
-        return Held(texts, jnp.asarray(rows["text_ids"])[:, 1], vectors)
+    def init(self, model_width: int, batch: dict[str, Array]) -> BankState:
+        """Returns the state with the matches of the rows of `batch` as pool, and zero vectors."""
+        texts = {name: jnp.asarray(batch[name])[:, 1] for name in TEXT_ARRAYS}
+        vectors = jnp.zeros((len(texts["tokens"]), self.projection_dim or model_width), jnp.float32)
+        return BankState(texts, jnp.asarray(batch["text_ids"])[:, 1], vectors)
 
-    def consulted(
-        self, learner: Learner, held: Held, batch: dict[str, Array], step: Array, parts: int
-    ) -> tuple[Held, dict[str, Array]]:
-        chunk = len(batch["tokens"]) // parts
+    def update_and_lookup(
+        self,
+        trainable: Trainable,
+        state: BankState,
+        batch: dict[str, Array],
+        step: Array,
+        grad_accum_steps: int,
+    ) -> tuple[BankState, dict[str, Array]]:
+        """Refreshes the pool's vectors if due, and adds mined texts to each row of the batch."""
+        chunk_size = len(batch["tokens"]) // grad_accum_steps
         vectors = jax.lax.cond(
-            step % self.mining.every == 0,
-            lambda: self._embedded(learner, held.texts, chunk).astype(held.vectors.dtype),
-            lambda: held.vectors,
+            step % self.mining.refresh_every == 0,
+            lambda: self._embed(trainable, state.texts, chunk_size).astype(state.vectors.dtype),
+            lambda: state.vectors,
         )
-        held = held._replace(vectors=vectors)
-        anchors = self._embedded(learner, {name: batch[name][:, 0] for name in TEXT}, chunk)
-        found = nearest(anchors, held, batch, self.mining)
-        more = {name: _taken(held.texts[name], found) for name in TEXT}
-        more["text_ids"] = _taken(held.ids, found)
-        return held, batch | {n: jnp.concatenate([batch[n], x], axis=1) for n, x in more.items()}
+        state = state._replace(vectors=vectors)
+        anchor_texts = {name: batch[name][:, 0] for name in TEXT_ARRAYS}
+        anchors = self._embed(trainable, anchor_texts, chunk_size)
+        indices = nearest_neighbors(anchors, state, batch, self.mining)
+        mined = {name: _gather_texts(state.texts[name], indices) for name in TEXT_ARRAYS}
+        mined["text_ids"] = _gather_texts(state.ids, indices)
+        return state, batch | {n: jnp.concatenate([batch[n], x], axis=1) for n, x in mined.items()}
 
-    def reads(self, steps: int, batch: int, length: int) -> int:
-        looks = -(-steps // self.mining.every)
-        return (steps * batch + looks * self.mining.pool) * length
+    def extra_tokens(self, steps: int, batch_size: int, seq_len: int) -> int:
+        """Returns the tokens of all anchors and of the pool at each refresh."""
+        refreshes = -(-steps // self.mining.refresh_every)
+        return (steps * batch_size + refreshes * self.mining.pool_size) * seq_len
 
-    def _embedded(
-        self, learner: Learner, texts: dict[str, Int[Array, "N T"]], chunk: int
-    ) -> Float[Array, "N E"]:
-        """`chunk` texts at a time, rows of every device in each."""
-        N = len(texts["tokens"])
-        parts = -(-N // chunk)
+    def _embed(
+        self, trainable: Trainable, texts: dict[str, Int[Array, "texts T"]], chunk_size: int
+    ) -> Float[Array, "texts Z"]:
+        """Embeds `chunk_size` texts at a time; every chunk has rows of every device."""
+        n_texts = len(texts["tokens"])
+        n_chunks = -(-n_texts // chunk_size)
 
-        def cut(x: Array) -> Array:
-            x = jnp.pad(x, [(0, parts * chunk - N), (0, 0)])
-            return x.reshape(chunk, parts, 1, -1).swapaxes(0, 1)
+        def split_chunks(x: Array) -> Array:
+            x = jnp.pad(x, [(0, n_chunks * chunk_size - n_texts), (0, 0)])
+            return x.reshape(chunk_size, n_chunks, 1, -1).swapaxes(0, 1)
 
-        micros = {name: cut(x) for name, x in texts.items()}
-        out = jax.lax.map(lambda micro: self.encode(learner, micro, None).rows[:, 0], micros)
-        return out.swapaxes(0, 1).reshape(parts * chunk, -1)[:N]
+        chunks = {name: split_chunks(x) for name, x in texts.items()}
+        out = jax.lax.map(lambda chunk: self.forward(trainable, chunk, None).vectors[:, 0], chunks)
+        return out.swapaxes(0, 1).reshape(n_chunks * chunk_size, -1)[:n_texts]
 
 
-def nearest(
-    anchors: Float[Array, "B E"], held: Held, batch: dict[str, Array], mining: Mining
-) -> Int[Array, "B K"]:
-    """Places in the pool, nearest first; -1 where no text is left that may be a negative."""
+def nearest_neighbors(
+    anchors: Float[Array, "B Z"], state: BankState, batch: dict[str, Array], mining: MiningConfig
+) -> Int[Array, "B mined"]:
+    """Returns indices into the pool, nearest first; -1 if no further text may be a negative."""
     anchor, match = batch["text_ids"][:, 0], batch["text_ids"][:, 1]
-    may = ~same(anchor, held.ids) & ~same(match, held.ids)
-    may &= jnp.any(held.texts["segments"] != 0, axis=-1) & (batch["weights"] != 0)[:, None]
-    closeness = jnp.matmul(anchors, held.vectors.T, precision=HIGHEST)
-    closeness = jnp.where(may, closeness, -jnp.inf)
-    value, place = jax.lax.top_k(closeness, mining.skip + mining.count)
-    return jnp.where(jnp.isfinite(value), place, -1)[:, mining.skip :]
+    eligible = ~equal_ids(anchor, state.ids) & ~equal_ids(match, state.ids)
+    eligible &= jnp.any(state.texts["segment_ids"] != 0, axis=-1) & (batch["weights"] != 0)[:, None]
+    cosines = jnp.matmul(anchors, state.vectors.T, precision=HIGHEST)
+    cosines = jnp.where(eligible, cosines, -jnp.inf)
+    values, indices = jax.lax.top_k(cosines, mining.skip_nearest + mining.hard_negatives)
+    return jnp.where(jnp.isfinite(values), indices, -1)[:, mining.skip_nearest :]
 
 
-def _taken(x: Int[Array, "P N"], places: Int[Array, "B K"]) -> Int[Array, "B K N"]:
-    return jnp.where((places >= 0)[..., None], x[places], 0)
+def _gather_texts(
+    x: Int[Array, "pool n"], indices: Int[Array, "B mined"]
+) -> Int[Array, "B mined n"]:
+    return jnp.where((indices >= 0)[..., None], x[indices], 0)

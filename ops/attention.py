@@ -2,117 +2,145 @@
 
     scores = cap(scale * q.k) + bias;   o = softmax(scores over the visible keys) v
 
-A query that sees no key gives 0, with gradient 0.
+A query that sees no key gives 0, with gradient 0. B rows, T queries, S keys, H query heads, G key
+heads that each serve `rep` = H / G query heads, K width of keys, Kv width of values.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ops.attention_chunked import chunked
-from ops.attention_kernels import cudnn, cudnn_reason, splash, splash_reason
-from ops.attention_mask import Rule, Tokens
-from ops.context import cut_by, gathered
-from ops.placement import P, batch_axes, by_device, choose, platform
+from ops.attention_kernels import cudnn, cudnn_unsupported_reason, splash, splash_unsupported_reason
+from ops.attention_mask import AttentionSpec, BiasFn, TokenIndex
+from ops.context_parallel import all_gather_tokens, context_axis
+from ops.implementation import PS, batch_axes, map_shards, platform, select_implementation
 
-__all__ = ["Tokens", "attention", "reference"]
+__all__ = ["BiasFn", "TokenIndex", "attention", "reference"]
 
 
 def attention(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B S G K"],
-    v: Float[Array, "B S G E"],
-    queries: Tokens,
-    keys: Tokens,
+    v: Float[Array, "B S G Kv"],
+    queries: TokenIndex,
+    keys: TokenIndex,
     *,
     causal: bool,
     window: tuple[int, int] | None = None,
     scale: float,
     softcap: float = 0.0,
-    bias: Callable[[Tokens, Tokens], Float[Array, "..."]] | None = None,
+    bias: BiasFn | None = None,
     aligned: bool = True,
     dropout: float = 0.0,
     key: Array | None = None,
     implementation: str | None = None,
-) -> Float[Array, "B T H E"]:
-    """Query head h reads key head h // (H / G). Key j is visible to query i iff
+) -> Float[Array, "B T H Kv"]:
+    """Returns the attention outputs of the queries, in the dtype of q.
+
+    Query head h reads key head h // (H / G). Key j is visible to query i if and only if
 
     - their segments are equal and not 0, and
-    - not `causal`, or order[j] <= order[i], or prefix[j], and
-    - no `window` (left, right), or order[i] - left <= order[j] <= order[i] + right.
+    - `causal` is False, or order[j] <= order[i], or is_prefix[j], and
+    - `window` is None, or order[i] - left <= order[j] <= order[i] + right for (left, right).
 
-    `softcap` c > 0 makes scores c * tanh(scores / c). `bias(queries, keys)` gives [B or 1, H, T, S]
-    for any piece of the rows; its parameters are leaves of a `jax.tree_util.Partial`. `aligned`
-    promises that queries and keys are one row in which a segment's tokens stand side by side, in
-    order: then what is far away in the arrays is skipped. `dropout` acts on the weights; without a
-    `key` there is none.
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        queries: Order and documents of the query tokens.
+        keys: Order and documents of the key tokens.
+        causal: Whether a query sees only keys up to its own position, and prefixes.
+        window: Number of positions before and after its own that a query sees; None: all.
+        scale: Factor of the products q.k.
+        softcap: A value c > 0 replaces the scores by c tanh(scores / c).
+        bias: `bias(queries, keys)` returns [B or 1, H, T, S] for any part of the rows; if its
+            parameters need gradients, it is a `jax.tree_util.Partial` that holds them as leaves.
+        aligned: Promises that queries and keys are one row in which the tokens of a segment are
+            adjacent and in order. Keys that are too far away in the arrays are then skipped.
+        dropout: Probability that an attention weight is set to 0.
+        key: Random key of the dropout; None: no dropout.
+        implementation: Name of an implementation; None chooses by platform.
+
+    Raises:
+        ValueError: if shapes do not fit.
+        ConfigError: if the implementation is unknown or cannot run here.
     """
     (B, T, H, K), (S, G) = q.shape, k.shape[1:3]
     if k.shape != (B, S, G, K) or v.shape[:3] != (B, S, G) or H % G:
         raise ValueError(f"attention: shapes q {q.shape}, k {k.shape}, v {v.shape} do not fit")
     if aligned and T != S:
-        raise ValueError(f"attention: {T} queries and {S} keys are not one row; say aligned=False")
+        raise ValueError(f"attention: {T} queries and {S} keys are not one row; set aligned=False")
     if not T or not S:
         return jnp.zeros((B, T, H, v.shape[3]), q.dtype)
-    rule = Rule(causal, window, scale, softcap, bias, aligned, 0.0 if key is None else dropout, key)
-    context = None if rule.dropout else cut_by(T, S)  # dropout is drawn for whole rows
+    spec = AttentionSpec(
+        causal, window, scale, softcap, bias, aligned, 0.0 if key is None else dropout, key
+    )
+    # Dropout is drawn for whole rows, so their tokens are not split over devices.
+    context = None if spec.dropout else context_axis(T, S)
     if not context:
-        return _run(q, k, v, queries, keys, rule, implementation)
+        return _run_implementation(q, k, v, queries, keys, spec, implementation)
     if bias is not None and not isinstance(bias, jax.tree_util.Partial):
         bias = jax.tree_util.Partial(bias)
 
-    def piece(q: Array, k: Array, v: Array, queries: Tokens, keys: Tokens, bias: Any) -> Array:
-        own = dataclasses.replace(rule, aligned=False, bias=bias)
-        k, v, keys = gathered((k, v, keys))
-        return _run(q, k, v, queries, keys, own, implementation)
+    def attend(
+        q: Array, k: Array, v: Array, queries: TokenIndex, keys: TokenIndex, bias: BiasFn | None
+    ) -> Array:
+        local_spec = dataclasses.replace(spec, aligned=False, bias=bias)
+        k, v, keys = all_gather_tokens((k, v, keys))
+        return _run_implementation(q, k, v, queries, keys, local_spec, implementation)
 
     axes = batch_axes(B)
-    rows = P(axes or None, context)
-    run = by_device(piece, (*axes, context), (*(rows,) * 5, P()), rows)
+    token_spec = PS(axes or None, context)
+    run = map_shards(attend, (*axes, context), (*(token_spec,) * 5, PS()), token_spec)
     return run(q, k, v, queries, keys, bias)
 
 
-def _run(
-    q: Array, k: Array, v: Array, queries: Tokens, keys: Tokens, rule: Rule, asked: str | None
-) -> Float[Array, "B T H E"]:
-    """By the implementation asked for, or the best that can run."""
-    reasons = {name: why(q, k, v, keys, rule) for name, (_, why) in IMPLEMENTATIONS.items()}
-    name = choose("attention", asked, reasons, BEST.get(platform(), ()))
-    return IMPLEMENTATIONS[name][0](q, k, v, queries, keys, rule)
+def _run_implementation(
+    q: Array,
+    k: Array,
+    v: Array,
+    queries: TokenIndex,
+    keys: TokenIndex,
+    spec: AttentionSpec,
+    requested: str | None,
+) -> Float[Array, "B T H Kv"]:
+    """Runs the requested implementation, or the best one that can run."""
+    reasons = {name: why(q, k, v, keys, spec) for name, (_, why) in IMPLEMENTATIONS.items()}
+    name = select_implementation("attention", requested, reasons, PREFERRED.get(platform(), ()))
+    return IMPLEMENTATIONS[name][0](q, k, v, queries, keys, spec)
 
 
 def reference(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B S G K"],
-    v: Float[Array, "B S G E"],
-    queries: Tokens,
-    keys: Tokens,
-    rule: Rule,
-) -> Float[Array, "B T H E"]:
-    """All T x S scores at once."""
+    v: Float[Array, "B S G Kv"],
+    queries: TokenIndex,
+    keys: TokenIndex,
+    spec: AttentionSpec,
+) -> Float[Array, "B T H Kv"]:
+    """Computes attention from all T x S scores at once."""
     (B, T, H, K), G = q.shape, k.shape[2]
     wide = jnp.promote_types(q.dtype, jnp.float32)
     q, k, v = q.reshape(B, T, G, H // G, K), k.astype(q.dtype), v.astype(q.dtype)
     products = jnp.einsum("btgrk,bsgk->bgrts", q, k, preferred_element_type=wide)
-    scores = rule.adjusted(products, queries, keys)
+    scores = spec.adjust_scores(products, queries, keys)
     weights = jax.nn.softmax(scores, axis=-1, where=scores > -jnp.inf)
-    weights = rule.dropped(weights, 0).astype(q.dtype)
-    o = jnp.einsum("bgrts,bsge->btgre", weights, v, preferred_element_type=wide)
+    weights = spec.apply_dropout(weights, 0).astype(q.dtype)
+    o = jnp.einsum("bgrts,bsgv->btgrv", weights, v, preferred_element_type=wide)
     return o.astype(q.dtype).reshape(B, T, H, -1)
 
 
-def anywhere(q: Array, k: Array, v: Array, keys: Tokens, rule: Rule) -> None:
-    """No reason not to run."""
+def always_supported(q: Array, k: Array, v: Array, keys: TokenIndex, spec: AttentionSpec) -> None:
+    """Returns None: an implementation in plain XLA has no case that it cannot run."""
 
 
-IMPLEMENTATIONS = {  # name: function, why it cannot run (None if it can)
-    "reference": (reference, anywhere),
-    "xla": (chunked, anywhere),
-    "cudnn": (cudnn, cudnn_reason),
-    "splash": (splash, splash_reason),
+IMPLEMENTATIONS = {  # name: function, and a function that returns why it cannot run or None
+    "reference": (reference, always_supported),
+    "xla": (chunked, always_supported),
+    "cudnn": (cudnn, cudnn_unsupported_reason),
+    "splash": (splash, splash_unsupported_reason),
 }
-BEST = {"gpu": ("cudnn",), "tpu": ("splash",)}  # by platform, where they can run; else xla
+PREFERRED = {"gpu": ("cudnn",), "tpu": ("splash",)}  # by platform; if they cannot run, "xla" does

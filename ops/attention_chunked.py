@@ -1,28 +1,30 @@
 """Attention in plain XLA that never builds T x S: chunks of queries against the keys they may see.
 
-A chunk's rows are whole, so its softmax needs no correction; its scores are computed again in the
-backward pass (Rabe & Staats, arXiv:2112.05682). Where queries and keys are one row, keys that no
-query of a chunk may see are left out. Inside, heads come first: q is [B G R T K], k is [B G S K].
+A chunk has all the scores of its queries, so its softmax needs no correction by other chunks. The
+backward pass recomputes the scores (Rabe & Staats, arXiv:2112.05682). Where queries and keys are
+one row, keys that no query of a chunk can see are skipped. Inside, heads come first: q is
+[B G rep T K], k is [B G S K] and v is [B G S Kv].
 """
 
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ops.attention_mask import Rule, Tokens
+from ops.attention_mask import AttentionSpec, TokenIndex
 
-CHUNK = 128  # queries
-BANDS = 4  # groups of chunks; the chunks of one read the same keys
+CHUNK_SIZE = 128  # queries in a chunk
+NUM_BANDS = 4  # groups of neighboring chunks; all chunks of a band read the same keys
+Tree = TypeVar("Tree")  # a pytree of arrays
 
 
-class Local(NamedTuple):
-    """A window in chunks: a chunk sees itself and so many before and after it."""
+class WindowLayout(NamedTuple):
+    """A window measured in chunks: a chunk sees itself and this many chunks before and after it."""
 
-    chunks: int
-    size: int
+    num_chunks: int
+    chunk_size: int
     before: int
     after: int
 
@@ -30,134 +32,153 @@ class Local(NamedTuple):
 def chunked(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B S G K"],
-    v: Float[Array, "B S G E"],
-    queries: Tokens,
-    keys: Tokens,
-    rule: Rule,
-) -> Float[Array, "B T H E"]:
+    v: Float[Array, "B S G Kv"],
+    queries: TokenIndex,
+    keys: TokenIndex,
+    spec: AttentionSpec,
+) -> Float[Array, "B T H Kv"]:
+    """Computes attention chunk by chunk: in windows if the window is short, else in bands."""
     (B, T, H, K), G = q.shape, k.shape[2]
     q = q.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    if T <= CHUNK:
-        o = _attend(q, k, v, queries, keys, 0, rule=rule)
+    if T <= CHUNK_SIZE:
+        o = _attend(q, k, v, queries, keys, 0, spec=spec)
     else:
-        wide = jnp.promote_types(q.dtype, jnp.float32)  # the chunks' gradients of k, v add up in it
+        wide = jnp.promote_types(q.dtype, jnp.float32)  # gradients of k, v are summed over chunks
         rows = (q, k.astype(wide), v.astype(wide), queries, keys)
-        local = _local(T, rule, keys)
-        o = _bands(*rows, rule) if local is None else _windows(*rows, rule, local)
+        layout = _window_layout(T, spec, keys)
+        o = _attend_bands(*rows, spec) if layout is None else _attend_windows(*rows, spec, layout)
     return o[:, :, :, :T].transpose(0, 3, 1, 2, 4).reshape(B, T, H, -1)
 
 
 def _attend(
-    q: Array, k: Array, v: Array, queries: Tokens, keys: Tokens, chunk: Array | int, *, rule: Rule
-) -> Float[Array, "B G R T E"]:
-    """One chunk; its output is divided by the sum of weights, being narrower than the weights."""
+    q: Array,
+    k: Array,
+    v: Array,
+    queries: TokenIndex,
+    keys: TokenIndex,
+    chunk: Array | int,
+    *,
+    spec: AttentionSpec,
+) -> Float[Array, "B G rep T Kv"]:
+    """Computes the attention of one chunk of queries.
+
+    The output is divided by the sum of the weights, because it is narrower than the weights.
+    """
     wide = jnp.promote_types(q.dtype, jnp.float32)
     k, v = k.astype(q.dtype), v.astype(q.dtype)
     scores = jnp.einsum("bgrtk,bgsk->bgrts", q, k, preferred_element_type=wide)
-    scores = rule.adjusted(scores, queries, keys)
+    scores = spec.adjust_scores(scores, queries, keys)
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf))
     weights = jnp.exp(scores - jnp.where(top == -jnp.inf, 0, top))
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    weights = rule.dropped(weights, chunk).astype(q.dtype)
-    o = jnp.einsum("bgrts,bgse->bgrte", weights, v, preferred_element_type=wide)
+    weights = spec.apply_dropout(weights, chunk).astype(q.dtype)
+    o = jnp.einsum("bgrts,bgsv->bgrtv", weights, v, preferred_element_type=wide)
     return (o / jnp.where(total == 0, 1, total)).astype(q.dtype)
 
 
-def _bands(
-    q: Array, k: Array, v: Array, queries: Tokens, keys: Tokens, rule: Rule
-) -> Float[Array, "B G R T E"]:
-    """Chunks in a few bands, each with the keys that its chunks may see together."""
-    S, (left, right) = k.shape[2], rule.reach(keys)
-    count, size = _sizes(q.shape[3], CHUNK)
-    q, queries = _padded((q, queries), 0, count * size)
-    bands = 1 if left is None and right is None else min(BANDS, count)
+def _attend_bands(
+    q: Array, k: Array, v: Array, queries: TokenIndex, keys: TokenIndex, spec: AttentionSpec
+) -> Float[Array, "B G rep T Kv"]:
+    """Attends chunks in a few bands; a band reads all keys that any of its chunks can see."""
+    S, (left, right) = k.shape[2], spec.mask_bounds(keys)
+    count, size = _chunk_sizes(q.shape[3], CHUNK_SIZE)
+    q, queries = _pad_tokens((q, queries), 0, count * size)
+    bands = 1 if left is None and right is None else min(NUM_BANDS, count)
     outputs = []
     for first, last in itertools.pairwise(count * i // bands for i in range(bands + 1)):
-        near = 0 if left is None else min(max(0, first * size - left), S)
-        far = S if right is None else max(near, min(last * size + right, S))
-        k_, v_, keys_ = _cut((k, v, keys), near, far)
+        start = 0 if left is None else min(max(0, first * size - left), S)
+        stop = S if right is None else max(start, min(last * size + right, S))
+        k_, v_, keys_ = _slice_tokens((k, v, keys), start, stop)
 
         @jax.checkpoint
-        def one(part: tuple, k_=k_, v_=v_, keys_=keys_) -> Array:
-            chunk, q, queries = part
-            return _attend(q, k_, v_, queries, keys_, chunk, rule=rule)
+        def attend_chunk(inputs: tuple, k_=k_, v_=v_, keys_=keys_) -> Array:
+            chunk, q, queries = inputs
+            return _attend(q, k_, v_, queries, keys_, chunk, spec=spec)
 
-        rows = _split(_cut((q, queries), first * size, last * size), last - first)
-        outputs.append(_joined(jax.lax.map(one, (jnp.arange(first, last), *rows))))
+        rows = _split_chunks(_slice_tokens((q, queries), first * size, last * size), last - first)
+        o = jax.lax.map(attend_chunk, (jnp.arange(first, last), *rows))
+        outputs.append(_merge_chunks(o))
     return jnp.concatenate(outputs, axis=3)
 
 
-def _windows(
-    q: Array, k: Array, v: Array, queries: Tokens, keys: Tokens, rule: Rule, local: Local
-) -> Float[Array, "B G R T E"]:
-    """Chunks, each with its own keys: copies of k and v, before + 1 + after of each."""
-    count, size, before, after = local
-    q, queries = _padded((q, queries), 0, count * size)
-    rows = _padded((k, v, keys), before * size, (before + count + after) * size)
-    blocks = _split(rows, before + count + after)
+def _attend_windows(
+    q: Array,
+    k: Array,
+    v: Array,
+    queries: TokenIndex,
+    keys: TokenIndex,
+    spec: AttentionSpec,
+    layout: WindowLayout,
+) -> Float[Array, "B G rep T Kv"]:
+    """Attends chunks that each have their own copy of the before + 1 + after chunks of keys."""
+    count, size, before, after = layout
+    q, queries = _pad_tokens((q, queries), 0, count * size)
+    rows = _pad_tokens((k, v, keys), before * size, (before + count + after) * size)
+    key_chunks = _split_chunks(rows, before + count + after)
 
-    def near(x: Array) -> Array:
+    def neighbors(x: Array) -> Array:
         shifted = [x[i : i + count] for i in range(before + 1 + after)]
-        return jnp.concatenate(shifted, axis=_axis(x))
+        return jnp.concatenate(shifted, axis=_token_axis(x))
 
     @jax.checkpoint
-    def one(part: tuple) -> Array:
-        chunk, (q, queries), (k, v, keys) = part
-        return _attend(q, k, v, queries, keys, chunk, rule=rule)
+    def attend_chunk(inputs: tuple) -> Array:
+        chunk, (q, queries), (k, v, keys) = inputs
+        return _attend(q, k, v, queries, keys, chunk, spec=spec)
 
-    parts = (jnp.arange(count), _split((q, queries), count), jax.tree.map(near, blocks))
-    return _joined(jax.lax.map(one, parts))
+    query_chunks = _split_chunks((q, queries), count)
+    inputs = (jnp.arange(count), query_chunks, jax.tree.map(neighbors, key_chunks))
+    return _merge_chunks(jax.lax.map(attend_chunk, inputs))
 
 
-def _local(T: int, rule: Rule, keys: Tokens) -> Local | None:
-    """The window in chunks of at most a quarter of it, if it is short beside the row."""
-    left, right = rule.reach(keys)
+def _window_layout(T: int, spec: AttentionSpec, keys: TokenIndex) -> WindowLayout | None:
+    """Returns the window in chunks of at most a quarter of it, or None if it is not short."""
+    left, right = spec.mask_bounds(keys)
     if left is None or right is None:
         return None
-    count, size = _sizes(T, max(CHUNK, (left + right) // 4))
+    count, size = _chunk_sizes(T, max(CHUNK_SIZE, (left + right) // 4))
     before, after = (max(0, -(-side // size)) for side in (left, right))
-    return Local(count, size, before, after) if 2 * (before + 1 + after) <= count else None
+    return WindowLayout(count, size, before, after) if 2 * (before + 1 + after) <= count else None
 
 
-def _sizes(length: int, size: int) -> tuple[int, int]:
-    """How many chunks of at most about `size`, and how long: multiples of 8, little padding."""
+def _chunk_sizes(length: int, size: int) -> tuple[int, int]:
+    """Returns the number of chunks of about `size`, and their length: a multiple of 8."""
     count = -(-length // size)
     return count, -(-length // (8 * count)) * 8
 
 
-def _axis(x: Array) -> int:
-    """Which axis is the tokens': of [B T] the last, of [B G R T K] and [B G S K] the one before."""
+def _token_axis(x: Array) -> int:
+    """Returns the axis of the tokens: the last one of [B T], the last but one of q, k and v."""
     return x.ndim - (1 if x.ndim < 4 else 2)
 
 
-def _cut(tree: Any, start: int, stop: int) -> Any:
-    return jax.tree.map(lambda x: jax.lax.slice_in_dim(x, start, stop, axis=_axis(x)), tree)
+def _slice_tokens(tree: Tree, start: int, stop: int) -> Tree:
+    return jax.tree.map(lambda x: jax.lax.slice_in_dim(x, start, stop, axis=_token_axis(x)), tree)
 
 
-def _padded(tree: Any, before: int, length: int) -> Any:
-    """Zeros, so segment 0, `before` the tokens and after them, `length` in all."""
+def _pad_tokens(tree: Tree, before: int, length: int) -> Tree:
+    """Pads the tokens to `length`, `before` of them in front; padding is 0, which is segment 0."""
 
     def pad(x: Array) -> Array:
         widths = [(0, 0)] * x.ndim
-        widths[_axis(x)] = (before, length - before - x.shape[_axis(x)])
+        widths[_token_axis(x)] = (before, length - before - x.shape[_token_axis(x)])
         return jnp.pad(x, widths)
 
     return jax.tree.map(pad, tree)
 
 
-def _split(tree: Any, count: int) -> Any:
-    """`count` equal pieces of the tokens, along a new first axis."""
+def _split_chunks(tree: Tree, num_chunks: int) -> Tree:
+    """Splits the tokens into `num_chunks` equal chunks along a new first axis."""
 
     def split(x: Array) -> Array:
-        axis = _axis(x)
-        size = x.shape[axis] // count
-        x = x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :])
+        axis = _token_axis(x)
+        size = x.shape[axis] // num_chunks
+        x = x.reshape(*x.shape[:axis], num_chunks, size, *x.shape[axis + 1 :])
         return jnp.moveaxis(x, axis, 0)
 
     return jax.tree.map(split, tree)
 
 
-def _joined(x: Float[Array, "N B G R T E"]) -> Float[Array, "B G R NT E"]:
+def _merge_chunks(x: Float[Array, "chunks B G rep Q Kv"]) -> Float[Array, "B G rep chunks*Q Kv"]:
     x = jnp.moveaxis(x, 0, 3)
     return x.reshape(*x.shape[:3], -1, x.shape[-1])

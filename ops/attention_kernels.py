@@ -1,8 +1,9 @@
 """Attention by the platforms' own kernels: cuDNN's on NVIDIA, splash (Pallas) on TPU.
 
-Each comes with the reason why it cannot run a case. Both are opaque to the compiler's partitioner,
-so on a mesh they run on each device's rows and heads; a row's tokens are gathered. Left out on
-purpose: splash with prefixes, and cuDNN's packed layout (the number of documents is data).
+For each kernel there is a function that returns why it cannot run a case. The compiler cannot
+partition either kernel, so on a mesh a kernel runs on each device's rows and heads, with all tokens
+of a row. Two cases are left out on purpose: splash with prefixes, and the packed layout of cuDNN,
+because the number of documents is data.
 """
 
 import math
@@ -12,53 +13,58 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ops.attention_mask import Rule, Tokens
-from ops.placement import P, batch_axes, by_device, free_axes, platform
+from ops.attention_mask import AttentionSpec, TokenIndex
+from ops.implementation import PS, auto_axes, batch_axes, map_shards, platform
 
-LANES = 128  # of a TPU register: splash takes rows in multiples of it
-BLOCKS = (512, 384, 256, 128)  # tile sizes of splash, best first
-MASK = 2**26  # elements of the T x S mask that cuDNN reads, per row
+LANES = 128  # lanes of a TPU register; splash takes row lengths that are multiples of it
+BLOCK_SIZES = (512, 384, 256, 128)  # tile sizes of splash, best first
+MAX_MASK_SIZE = 2**26  # maximum number of elements of the T x S mask that cuDNN reads, per row
 
 
 def splash(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T G K"],
-    v: Float[Array, "B T G E"],
-    queries: Tokens,
-    keys: Tokens,
-    rule: Rule,
+    v: Float[Array, "B T G Kv"],
+    queries: TokenIndex,
+    keys: TokenIndex,
+    spec: AttentionSpec,
     *,
     interpret: bool = False,
-) -> Float[Array, "B T H E"]:
-    """Block-sparse flash attention; documents by segment ids, causality and windows by place."""
+) -> Float[Array, "B T H Kv"]:
+    """Computes block-sparse flash attention by the Pallas kernel of TPUs.
 
-    def rows(q: Array, k: Array, v: Array, queries: Tokens, keys: Tokens) -> Array:
+    Documents are masked by segment ids; causality and windows are masked by array position.
+    `interpret` interprets the kernel instead of compiling it, which works on any platform.
+    """
+
+    def attend(q: Array, k: Array, v: Array, queries: TokenIndex, keys: TokenIndex) -> Array:
         T, H = q.shape[1:3]
         length = -(-T // LANES) * LANES
 
-        def padded(x: Array) -> Array:
+        def pad(x: Array) -> Array:
             return jnp.pad(x, [(0, 0), (0, length - T), *[(0, 0)] * (x.ndim - 2)])
 
-        q, k, v = (padded(x).swapaxes(1, 2) for x in (q, k, v))
-        segments = padded(queries.segments), padded(keys.segments)
-        o = _kernel(length, H, rule, keys, interpret)(q * rule.scale, k, v, segments)
+        q, k, v = (pad(x).swapaxes(1, 2) for x in (q, k, v))
+        segments = pad(queries.segment_ids), pad(keys.segment_ids)
+        o = _kernel(length, H, spec, keys, interpret)(q * spec.scale, k, v, segments)
         return o.swapaxes(1, 2)[:, :T]
 
-    o = _on_mesh(rows, q, k, v, queries, keys)
-    return jnp.where((queries.segments != 0)[:, :, None, None], o, 0)  # padding saw padding
+    o = _on_mesh(attend, q, k, v, queries, keys)
+    # In the kernel padding attends to padding, which has the same segment id 0.
+    return jnp.where((queries.segment_ids != 0)[:, :, None, None], o, 0)
 
 
 def _kernel(
-    length: int, heads: int, rule: Rule, keys: Tokens, interpret: bool
+    length: int, num_heads: int, spec: AttentionSpec, keys: TokenIndex, interpret: bool
 ) -> Callable[[Array, Array, Array, tuple[Array, Array]], Array]:
-    """Of q [B H T K], k, v and the segments of queries and keys."""
-    from jax.experimental.pallas.ops.tpu import splash_attention as pallas  # slow, only for TPU
+    """Returns the kernel as a function of q [B H T K], k, v and the queries' and keys' segments."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as pallas  # a slow import
 
-    shape, reach = (length, length), rule.reach(keys)
-    block = next(size for size in BLOCKS if length % size == 0)
-    mask = pallas.FullMask(shape) if reach == (None, None) else pallas.LocalMask(shape, reach, 0)
+    shape, bounds = (length, length), spec.mask_bounds(keys)
+    block = next(size for size in BLOCK_SIZES if length % size == 0)
+    mask = pallas.FullMask(shape) if bounds == (None, None) else pallas.LocalMask(shape, bounds, 0)
     kernel = pallas.make_splash_mha(
-        pallas.MultiHeadMask([mask] * heads),
+        pallas.MultiHeadMask([mask] * num_heads),
         block_sizes=pallas.BlockSizes(
             *(block, block, block),
             block_q_dkv=block,
@@ -69,95 +75,108 @@ def _kernel(
         ),
         head_shards=1,
         q_seq_shards=1,
-        attn_logits_soft_cap=rule.softcap or None,
+        attn_logits_soft_cap=spec.softcap or None,
         interpret=interpret,
     )
     return jax.vmap(lambda q, k, v, segments: kernel(q, k, v, pallas.SegmentIds(*segments)))
 
 
-def splash_reason(q: Array, k: Array, v: Array, keys: Tokens, rule: Rule) -> str | None:
-    """Why splash cannot run this, if it cannot."""
-    left, right = rule.reach(keys)
+def splash_unsupported_reason(
+    q: Array, k: Array, v: Array, keys: TokenIndex, spec: AttentionSpec
+) -> str | None:
+    """Returns why splash cannot run this case, or None if it can."""
+    left, right = spec.mask_bounds(keys)
     cases = {
         f"it needs a TPU, this is a {platform()}": platform() != "tpu",
         f"it takes float32 or bfloat16, not {q.dtype}": q.dtype not in (jnp.float32, jnp.bfloat16),
-        "queries and keys must be one row": not rule.aligned or not q.shape[1],
+        "queries and keys must be one row": not spec.aligned or not q.shape[1],
         "a query must see itself": (left or 0) < 0 or (right or 0) < 0,
-        "it knows no prefix": rule.causal and keys.prefix is not None,
+        "it supports no prefix": spec.causal and keys.is_prefix is not None,
     }
-    return _first(cases) or _shared_reason(q, k, v, rule)
+    return _first_reason(cases) or _common_unsupported_reason(q, k, v, spec)
 
 
 def cudnn(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B S G K"],
     v: Float[Array, "B S G K"],
-    queries: Tokens,
-    keys: Tokens,
-    rule: Rule,
+    queries: TokenIndex,
+    keys: TokenIndex,
+    spec: AttentionSpec,
 ) -> Float[Array, "B T H K"]:
-    """Flash attention of cuDNN; who sees whom goes in as a mask, causality also skips work."""
+    """Computes flash attention by cuDNN, which reads a mask of visible keys.
 
-    def rows(q: Array, k: Array, v: Array, queries: Tokens, keys: Tokens) -> Array:
-        visible = rule.visible(queries, keys)
+    Causality is also an argument of the kernel, so that it skips the keys after a query.
+    """
+
+    def attend(q: Array, k: Array, v: Array, queries: TokenIndex, keys: TokenIndex) -> Array:
+        visible = spec.visible(queries, keys)
         o = jax.nn.dot_product_attention(
             *(q, k, v),
             mask=visible[:, None],
-            scale=rule.scale,
-            is_causal=rule.reach(keys)[1] == 0,
+            scale=spec.scale,
+            is_causal=spec.mask_bounds(keys)[1] == 0,
             implementation="cudnn",
         )
         return jnp.where(jnp.any(visible, axis=-1)[:, :, None, None], o, 0)
 
-    return _on_mesh(rows, q, k, v, queries, keys)
+    return _on_mesh(attend, q, k, v, queries, keys)
 
 
-def cudnn_reason(q: Array, k: Array, v: Array, keys: Tokens, rule: Rule) -> str | None:
-    """Why cuDNN cannot run this, if it cannot."""
-    (_, T, _, K), S, E = q.shape, k.shape[1], v.shape[-1]
+def cudnn_unsupported_reason(
+    q: Array, k: Array, v: Array, keys: TokenIndex, spec: AttentionSpec
+) -> str | None:
+    """Returns why cuDNN cannot run this case, or None if it can."""
+    (_, T, _, K), S, Kv = q.shape, k.shape[1], v.shape[-1]
     cases = {
-        f"it needs an NVIDIA GPU, this is a {platform()}": not _nvidia(),
+        f"it needs an NVIDIA GPU, this is a {platform()}": not _is_nvidia(),
         f"it takes bfloat16 or float16, not {q.dtype}": q.dtype not in (jnp.bfloat16, jnp.float16),
         f"heads must be multiples of 8 up to 128 wide, not {K}": K % 8 != 0 or K > 128,
-        f"values must be as wide as keys, not {E} and {K}": E != K,
+        f"values must be as wide as keys, not {Kv} and {K}": Kv != K,
         f"lengths must be even, not {T} and {S}": T % 2 + S % 2 > 0 or not T * S,
-        f"its mask of {T} x {S} would not fit": T * S > MASK,
-        "it has no softcap": rule.softcap != 0,
+        f"its mask of {T} x {S} would not fit": T * S > MAX_MASK_SIZE,
+        "it has no softcap": spec.softcap != 0,
     }
-    return _first(cases) or _shared_reason(q, k, v, rule)
+    return _first_reason(cases) or _common_unsupported_reason(q, k, v, spec)
 
 
-def _shared_reason(q: Array, k: Array, v: Array, rule: Rule) -> str | None:
-    """What neither kernel does."""
-    H, G, model = q.shape[2], k.shape[2], free_axes().get("model", 1)
+def _common_unsupported_reason(q: Array, k: Array, v: Array, spec: AttentionSpec) -> str | None:
+    """Returns why neither kernel can run this case, or None if this does not rule them out."""
+    H, G, model = q.shape[2], k.shape[2], auto_axes().get("model", 1)
     cases = {
-        "it takes no bias": rule.bias is not None,
-        "it has no dropout": rule.dropout > 0,
+        "it takes no bias": spec.bias is not None,
+        "it has no dropout": spec.dropout > 0,
         f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}": len({q.dtype, k.dtype, v.dtype}) > 1,
         f"mesh.model {model} does not divide {H} heads over {G}": H % math.lcm(G, model) > 0,
     }
-    return _first(cases)
+    return _first_reason(cases)
 
 
-def _first(cases: dict[str, bool]) -> str | None:
-    return next((reason for reason, true in cases.items() if true), None)
+def _first_reason(cases: dict[str, bool]) -> str | None:
+    return next((reason for reason, holds in cases.items() if holds), None)
 
 
-def _nvidia() -> bool:
-    """A GPU of NVIDIA's is attached (without one, jax finds no cuDNN to compile for either)."""
+def _is_nvidia() -> bool:
+    """Returns whether an NVIDIA GPU is attached; without one JAX has no cuDNN to compile for."""
     return platform() == "gpu" and "NVIDIA" in jax.devices()[0].device_kind
 
 
 def _on_mesh(
-    rows: Callable[..., Array], q: Array, k: Array, v: Array, queries: Tokens, keys: Tokens
+    attend: Callable[..., Array],
+    q: Array,
+    k: Array,
+    v: Array,
+    queries: TokenIndex,
+    keys: TokenIndex,
 ) -> Array:
-    """`rows` on each device's batch rows and heads."""
-    model = free_axes().get("model", 1)
-    copies = model // math.gcd(k.shape[2], model)  # so that key heads divide too
+    """Runs `attend` on each device's batch rows and heads."""
+    model = auto_axes().get("model", 1)
+    copies = model // math.gcd(k.shape[2], model)  # of key heads, so that "model" divides them
     if copies > 1:
         k, v = jnp.repeat(k, copies, axis=2), jnp.repeat(v, copies, axis=2)
     batch = batch_axes(q.shape[0]) or None
     heads = "model" if model > 1 else None
-    specs = P(batch, None, heads), P(batch, None, heads), P(batch, None, heads), P(batch), P(batch)
-    axes = tuple(free_axes()) if math.prod(free_axes().values()) > 1 else ()
-    return by_device(rows, axes, specs, P(batch, None, heads))(q, k, v, queries, keys)
+    head_spec, token_spec = PS(batch, None, heads), PS(batch)
+    specs = head_spec, head_spec, head_spec, token_spec, token_spec
+    axes = tuple(auto_axes()) if math.prod(auto_axes().values()) > 1 else ()
+    return map_shards(attend, axes, specs, head_spec)(q, k, v, queries, keys)

@@ -1,4 +1,4 @@
-"""Who sees whom: tokens of a row, and the rule that all implementations of attention follow."""
+"""Visibility of keys to queries, by one rule that all implementations of attention share."""
 
 import dataclasses
 import math
@@ -10,54 +10,58 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-class Tokens(NamedTuple):
-    """What attention needs to know of a row of tokens."""
+class TokenIndex(NamedTuple):
+    """Position and document of each token of the rows, which attention masks and biases read."""
 
-    order: Int[Array, "B T"]  # place in the row, padding not counted
-    segments: Int[Array, "B T"]  # document; 0 is padding
-    positions: Int[Array, "B T"]  # for biases; the operation itself does not use them
-    prefix: Bool[Array, "B T"] | None = None  # keys seen from before them too; None: nowhere
+    order: Int[Array, "B T"]  # index in the row, padding not counted
+    segment_ids: Int[Array, "B T"]  # document; 0 is padding
+    positions: Int[Array, "B T"]  # for biases; the operation itself does not read them
+    is_prefix: Bool[Array, "B T"] | None = None  # keys that earlier tokens also see; None: no key
+
+
+# (queries, keys) -> number [B or 1, H, T, S] that is added to the scores, for any part of the rows.
+BiasFn = Callable[[TokenIndex, TokenIndex], Float[Array, "..."]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
-    """The arguments of `attention` besides its arrays."""
+class AttentionSpec:
+    """The arguments of `ops.attention.attention` that are not token arrays."""
 
     causal: bool
     window: tuple[int, int] | None
     scale: float
     softcap: float
-    bias: Callable[[Tokens, Tokens], Float[Array, "..."]] | None
+    bias: BiasFn | None
     aligned: bool
     dropout: float = 0.0
-    key: Array | None = None  # without it there is no dropout
+    key: Array | None = None  # random key of the dropout; None: no dropout
 
-    def visible(self, queries: Tokens, keys: Tokens) -> Bool[Array, "B T S"]:
-        """Key j is visible to query i."""
+    def visible(self, queries: TokenIndex, keys: TokenIndex) -> Bool[Array, "B T S"]:
+        """Returns whether key j (last axis) is visible to query i."""
         i, j = queries.order[:, :, None], keys.order[:, None, :]
-        seen = queries.segments[:, :, None] == keys.segments[:, None, :]
-        seen &= keys.segments[:, None, :] != 0
+        visible = queries.segment_ids[:, :, None] == keys.segment_ids[:, None, :]
+        visible &= keys.segment_ids[:, None, :] != 0
         if self.causal:
             past = j <= i
-            seen &= past if keys.prefix is None else past | keys.prefix[:, None, :]
+            visible &= past if keys.is_prefix is None else past | keys.is_prefix[:, None, :]
         if self.window is not None:
             left, right = self.window
-            seen &= (i - left <= j) & (j <= i + right)
-        return seen
+            visible &= (i - left <= j) & (j <= i + right)
+        return visible
 
-    def reach(self, keys: Tokens) -> tuple[int | None, int | None]:
-        """How far before and after itself in the arrays a query may see; None: without a limit."""
+    def mask_bounds(self, keys: TokenIndex) -> tuple[int | None, int | None]:
+        """Returns how many array positions before and after itself a query can see; None: all."""
         if not self.aligned:
             return None, None
         left, right = self.window or (None, None)
-        if self.causal and keys.prefix is None:
+        if self.causal and keys.is_prefix is None:
             right = 0 if right is None else min(right, 0)
         return left, right
 
-    def adjusted(
-        self, products: Float[Array, "B *H T S"], queries: Tokens, keys: Tokens
+    def adjust_scores(
+        self, products: Float[Array, "B *H T S"], queries: TokenIndex, keys: TokenIndex
     ) -> Float[Array, "B *H T S"]:
-        """Scores of products q.k: scaled, capped, biased; -inf where nothing is seen."""
+        """Scales, caps and biases the products q.k; scores of invisible keys become -inf."""
         (B, *H, T, S), scores = products.shape, products * self.scale
         if self.softcap:
             scores = self.softcap * jnp.tanh(scores / self.softcap)
@@ -68,10 +72,12 @@ class Rule:
         visible = self.visible(queries, keys).reshape(B, *[1] * len(H), T, S)
         return jnp.where(visible, scores, -jnp.inf)
 
-    def dropped(self, weights: Float[Array, "..."], chunk: Array | int) -> Float[Array, "..."]:
-        """Dropout of attention weights, drawn per chunk of queries."""
+    def apply_dropout(
+        self, weights: Float[Array, "..."], chunk: Array | int
+    ) -> Float[Array, "..."]:
+        """Applies dropout to the attention weights of the chunk of queries with this index."""
         if self.key is None or not self.dropout:
             return weights
         key = jax.random.fold_in(self.key, chunk)
-        kept = jax.random.bernoulli(key, 1 - self.dropout, weights.shape)
-        return jnp.where(kept, weights / (1 - self.dropout), 0)
+        keep = jax.random.bernoulli(key, 1 - self.dropout, weights.shape)
+        return jnp.where(keep, weights / (1 - self.dropout), 0)

@@ -1,123 +1,137 @@
-"""Causal depthwise convolution that stops at documents: the short filter before an SSM's scan.
+"""Causal depthwise convolution that stops at document borders: the short filter before a scan.
 
-    y[t] = sum_k w[k] x[t - K + 1 + k] + bias
+    y[t] = sum over i of w[i] x[t - W + 1 + i] + bias
 
-B rows, T tokens, C channels, K taps; `w[K - 1]` meets the token itself. No activation inside.
+B rows, T tokens, C channels, W taps; `w[W - 1]` multiplies the token itself. There is no
+activation.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ops.context import before, cut_by, of_last
-from ops.placement import P, batch_axes, by_device, choose, free_axes
+from ops.context_parallel import broadcast_from_last, context_axis, left_halo
+from ops.implementation import PS, auto_axes, batch_axes, map_shards, select_implementation
 
 
 def causal_conv(
     x: Float[Array, "B T C"],
-    w: Float[Array, "K C"],
+    w: Float[Array, "W C"],
     bias: Float[Array, " C"] | None = None,
     *,
     reset: Bool[Array, "B T"] | None = None,
-    state: Float[Array, "B K-1 C"] | None = None,
+    state: Float[Array, "B W-1 C"] | None = None,
     implementation: str | None = None,
-) -> tuple[Float[Array, "B T C"], Float[Array, "B K-1 C"]]:
-    """y in the dtype of x, summed in at least float32, and the state that goes on after it.
+) -> tuple[Float[Array, "B T C"], Float[Array, "B W-1 C"]]:
+    """Returns y in the dtype of x, summed in at least float32, and the state for the next tokens.
 
-    `reset` is True where a document begins: from there on nothing before it is seen. `state` holds
-    the K - 1 inputs before the first token, and what is returned those before the next one; inputs
-    of another document than the last token's are 0 in it. Its dtype is kept (by default that of x).
+    `reset` is True at the first token of a document, which sees no input before it. `state` holds
+    the W - 1 inputs before the first token, and the returned state those before the next token.
+    Inputs that are not of the last token's document are 0 in it. It has the dtype of `state`, by
+    default that of x.
+
+    Raises:
+        ValueError: if shapes do not fit.
+        ConfigError: if the implementation is unknown.
     """
-    (B, _, C), K = x.shape, w.shape[0]
-    if K < 1 or w.shape != (K, C):
-        raise ValueError(f"causal_conv: taps {w.shape} do not fit x {x.shape}; w is [K C]")
-    state = jnp.zeros((B, K - 1, C), x.dtype) if state is None else state
-    if state.shape != (B, K - 1, C):
-        raise ValueError(f"causal_conv: state {state.shape} must be {(B, K - 1, C)}, [B K-1 C]")
-    name = choose("causal_conv", implementation, dict.fromkeys(IMPLEMENTATIONS))
+    (B, _, C), W = x.shape, w.shape[0]
+    if W < 1 or w.shape != (W, C):
+        raise ValueError(f"causal_conv: taps {w.shape} do not fit x {x.shape}; w is [W C]")
+    state = jnp.zeros((B, W - 1, C), x.dtype) if state is None else state
+    if state.shape != (B, W - 1, C):
+        raise ValueError(f"causal_conv: state {state.shape} must be {(B, W - 1, C)}, [B W-1 C]")
+    name = select_implementation("causal_conv", implementation, dict.fromkeys(IMPLEMENTATIONS))
     return IMPLEMENTATIONS[name](x, w, bias, reset, state)
 
 
 def reference(
     x: Float[Array, "B T C"],
-    w: Float[Array, "K C"],
+    w: Float[Array, "W C"],
     bias: Float[Array, " C"] | None,
     reset: Bool[Array, "B T"] | None,
-    state: Float[Array, "B K-1 C"],
-) -> tuple[Float[Array, "B T C"], Float[Array, "B K-1 C"]]:
-    """Token by token."""
+    state: Float[Array, "B W-1 C"],
+) -> tuple[Float[Array, "B T C"], Float[Array, "B W-1 C"]]:
+    """Computes the convolution token by token, as it is defined."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    begins = jnp.zeros(x.shape[:2], bool) if reset is None else reset
+    resets = jnp.zeros(x.shape[:2], bool) if reset is None else reset
 
-    def step(state: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        x, begins = now
-        seen = jnp.where(begins[:, None, None], 0, state)
-        seen = jnp.concatenate([seen, x[:, None].astype(state.dtype)], axis=1)
-        y = jnp.sum(seen.astype(wide) * w.astype(wide), axis=1)
-        return seen[:, 1:], y if bias is None else y + bias.astype(wide)
+    def step(state: Array, token: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, is_first = token
+        inputs = jnp.where(is_first[:, None, None], 0, state)
+        inputs = jnp.concatenate([inputs, x[:, None].astype(state.dtype)], axis=1)
+        y = jnp.sum(inputs.astype(wide) * w.astype(wide), axis=1)
+        return inputs[:, 1:], y if bias is None else y + bias.astype(wide)
 
-    state, y = jax.lax.scan(step, state, (jnp.moveaxis(x, 1, 0), begins.T))
+    state, y = jax.lax.scan(step, state, (jnp.moveaxis(x, 1, 0), resets.T))
     return jnp.moveaxis(y, 0, 1).astype(x.dtype), state
 
 
-def shifted(
+def shifted_sum(
     x: Float[Array, "B T C"],
-    w: Float[Array, "K C"],
+    w: Float[Array, "W C"],
     bias: Float[Array, " C"] | None,
     reset: Bool[Array, "B T"] | None,
-    state: Float[Array, "B K-1 C"],
-) -> tuple[Float[Array, "B T C"], Float[Array, "B K-1 C"]]:
-    """A sum of K shifted products, of each device with the end of the tokens before its own."""
-    axes, context = batch_axes(x.shape[0]), cut_by(x.shape[1])
-    if not context or x.shape[1] // free_axes()[context] < w.shape[0]:
-        return _shifted(x, w, bias, reset, state)
-    rows, still = P(axes or None, context), P(axes or None)
-    run = by_device(_piece, (*axes, context), (rows, P(), P(), rows, still), (rows, still))
+    state: Float[Array, "B W-1 C"],
+) -> tuple[Float[Array, "B T C"], Float[Array, "B W-1 C"]]:
+    """Computes the convolution as a sum of W shifted products.
+
+    On a mesh that splits the tokens, each device gets the last inputs of the device before it.
+    """
+    axes, context = batch_axes(x.shape[0]), context_axis(x.shape[1])
+    if not context or x.shape[1] // auto_axes()[context] < w.shape[0]:
+        return _shifted_sum(x, w, bias, reset, state)
+    token_spec, state_spec = PS(axes or None, context), PS(axes or None)
+    run = map_shards(
+        _per_device,
+        (*axes, context),
+        (token_spec, PS(), PS(), token_spec, state_spec),
+        (token_spec, state_spec),
+    )
     return run(x, w, bias, reset, state)
 
 
-def _piece(
+def _per_device(
     x: Array, w: Array, bias: Array | None, reset: Array | None, state: Array
 ) -> tuple[Array, Array]:
-    K, begins = w.shape[0], jnp.zeros(x.shape[:2], bool) if reset is None else reset
-    own = begins, x
-    begins, x = (
-        jnp.concatenate([before(z, K - 1, first), z], axis=1)
-        for z, first in zip(own, (jnp.zeros(state.shape[:2], bool), state), strict=True)
+    W, resets = w.shape[0], jnp.zeros(x.shape[:2], bool) if reset is None else reset
+    local = resets, x
+    resets, x = (
+        jnp.concatenate([left_halo(z, W - 1, first), z], axis=1)
+        for z, first in zip(local, (jnp.zeros(state.shape[:2], bool), state), strict=True)
     )
-    y, last = _shifted(x, w, bias, None if reset is None else begins, jnp.zeros_like(state))
-    return y[:, K - 1 :], of_last(last)
+    y, last = _shifted_sum(x, w, bias, None if reset is None else resets, jnp.zeros_like(state))
+    return y[:, W - 1 :], broadcast_from_last(last)
 
 
-def _shifted(
+def _shifted_sum(
     x: Float[Array, "B T C"],
-    w: Float[Array, "K C"],
+    w: Float[Array, "W C"],
     bias: Float[Array, " C"] | None,
     reset: Bool[Array, "B T"] | None,
-    state: Float[Array, "B K-1 C"],
-) -> tuple[Float[Array, "B T C"], Float[Array, "B K-1 C"]]:
-    T, K, wide = x.shape[1], w.shape[0], jnp.promote_types(x.dtype, jnp.float32)
-    rows = jnp.concatenate([state.astype(wide), x.astype(wide)], axis=1)
-    last = jax.lax.slice_in_dim(rows, T, T + K - 1, axis=1)
-    age = None if reset is None else _age(reset, K)
+    state: Float[Array, "B W-1 C"],
+) -> tuple[Float[Array, "B T C"], Float[Array, "B W-1 C"]]:
+    T, W, wide = x.shape[1], w.shape[0], jnp.promote_types(x.dtype, jnp.float32)
+    inputs = jnp.concatenate([state.astype(wide), x.astype(wide)], axis=1)
+    last = jax.lax.slice_in_dim(inputs, T, T + W - 1, axis=1)
+    age = None if reset is None else _tokens_since_reset(reset, W)
     y = jnp.zeros(x.shape, wide)
-    for k in range(K):
-        seen, back = jax.lax.slice_in_dim(rows, k, k + T, axis=1), K - 1 - k
-        if age is not None and back:
-            seen = jnp.where(age[..., None] >= back, seen, 0)
-        y = y + w[k].astype(wide) * seen
+    for i in range(W):
+        shifted, shift = jax.lax.slice_in_dim(inputs, i, i + T, axis=1), W - 1 - i
+        if age is not None and shift:
+            shifted = jnp.where(age[..., None] >= shift, shifted, 0)
+        y = y + w[i].astype(wide) * shifted
     if bias is not None:
         y = y + bias.astype(wide)
     if age is not None and T:
-        before = jnp.arange(K - 2, -1, -1)  # the last token
-        last = jnp.where((age[:, -1:] >= before)[..., None], last, 0)
+        distance = jnp.arange(W - 2, -1, -1)  # of each input of the state from the last token
+        last = jnp.where((age[:, -1:] >= distance)[..., None], last, 0)
     return y.astype(x.dtype), last.astype(state.dtype)
 
 
-def _age(reset: Bool[Array, "B T"], K: int) -> Int[Array, "B T"]:
-    """How many tokens of its document stand before a token; at least K if it began before."""
-    place = jnp.arange(reset.shape[1])
-    return place - jax.lax.cummax(jnp.where(reset, place, -K), axis=1)
+def _tokens_since_reset(reset: Bool[Array, "B T"], W: int) -> Int[Array, "B T"]:
+    """Counts the tokens of its document before each token; at least W if it began earlier."""
+    position = jnp.arange(reset.shape[1])
+    return position - jax.lax.cummax(jnp.where(reset, position, -W), axis=1)
 
 
-IMPLEMENTATIONS = {"reference": reference, "xla": shifted}
+IMPLEMENTATIONS = {"reference": reference, "xla": shifted_sum}

@@ -1,38 +1,43 @@
-"""Cross-entropy fused with the head: logits exist for a chunk of tokens at a time.
+"""Cross-entropy fused with the output head: logits exist only for one chunk of tokens at a time.
 
-    logits = cap(scale * hidden @ table.T + bias);   nats = logsumexp(logits) - logits[target]
+    logits = cap(scale * hidden @ table.T + bias);   loss = logsumexp(logits) - logits[target]
 
-The backward pass computes each chunk's logits again (Wijmans et al., arXiv:2411.09009), unless one
-chunk holds them all. Left out on purpose: skipping small gradients, which changes the result.
+The backward pass recomputes each chunk's logits (Wijmans et al., arXiv:2411.09009), unless a single
+chunk holds all tokens. One step of that paper is left out on purpose: it skips small gradients,
+which changes the result.
 """
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ops.context import cut_by
-from ops.placement import P, batch_axes, by_device, choose, free_axes
+from ops.context_parallel import context_axis
+from ops.implementation import PS, auto_axes, batch_axes, map_shards, select_implementation
 
-TOKENS = 1024  # of a chunk on a device: fewer would mostly add up gradients of the table
-LOGITS = 2**24  # of a chunk on a device, where that is more tokens
+# A chunk on one device has CHUNK_TOKENS tokens, or CHUNK_LOGITS logits if that is more tokens. With
+# fewer tokens, most of the time would go into adding up the chunks' gradients of the table.
+CHUNK_TOKENS = 1024
+CHUNK_LOGITS = 2**24
 
 
 class CrossEntropy(NamedTuple):
-    nats: Float[Array, "B T"]
-    lse: Float[Array, "B T"]  # logsumexp of the logits
-    correct: Bool[Array, "B T"]  # the target is the first of the highest logits
+    """Results for each token."""
+
+    loss: Float[Array, "B T"]  # in nats
+    logsumexp: Float[Array, "B T"]  # of the logits
+    correct: Bool[Array, "B T"]  # whether the target is the first of the highest logits
 
 
-class Head(NamedTuple):
-    """What the logits are besides `hidden @ table.T`; all static."""
+class LogitParams(NamedTuple):
+    """The static parameters that turn `hidden @ table.T` into logits."""
 
-    vocab: int  # columns from here on are padding
+    vocab_size: int  # columns from this index on are padding
     scale: float
-    cap: float
+    softcap: float
 
 
 def cross_entropy(
@@ -41,20 +46,29 @@ def cross_entropy(
     targets: Int[Array, "B T"],
     *,
     bias: Float[Array, " V"] | None = None,
-    vocab: int,
+    vocab_size: int,
     scale: float = 1.0,
-    cap: float = 0.0,
+    softcap: float = 0.0,
     implementation: str | None = None,
 ) -> CrossEntropy:
-    """Nats of `targets`, in at least float32; the matrix products run in the dtype of `hidden`.
+    """Returns the loss of each target in nats, with the logsumexp and the correctness.
 
-    Columns from `vocab` on are not predicted, and their rows of `table` get no gradient. `cap > 0`
-    makes logits `cap * tanh(logits / cap)`. `nats` and `lse` are differentiable.
+    Losses are in at least float32; the matrix products run in the dtype of `hidden`. Columns from
+    `vocab_size` on are never predicted, and their rows of `table` get no gradient. A `softcap`
+    c > 0 replaces the logits by c tanh(logits / c). `loss` and `logsumexp` are differentiable.
+
+    Raises:
+        ValueError: if `vocab_size` is not between 1 and the number of rows of the table.
+        ConfigError: if the implementation is unknown.
     """
-    if not 0 < vocab <= table.shape[0]:
-        raise ValueError(f"vocab {vocab} must be 1 .. {table.shape[0]}, the rows of the table")
-    name = choose("cross_entropy", implementation, dict.fromkeys(IMPLEMENTATIONS))
-    return IMPLEMENTATIONS[name](hidden, targets, table, bias, Head(vocab, scale, cap))
+    if not 0 < vocab_size <= table.shape[0]:
+        raise ValueError(
+            f"vocab_size {vocab_size} must be 1 .. {table.shape[0]}, the rows of the table"
+        )
+    name = select_implementation("cross_entropy", implementation, dict.fromkeys(IMPLEMENTATIONS))
+    return IMPLEMENTATIONS[name](
+        hidden, targets, table, bias, LogitParams(vocab_size, scale, softcap)
+    )
 
 
 def reference(
@@ -62,13 +76,13 @@ def reference(
     targets: Int[Array, "B T"],
     table: Float[Array, "V D"],
     bias: Float[Array, " V"] | None,
-    head: Head,
+    logit_params: LogitParams,
 ) -> CrossEntropy:
-    """All logits at once."""
-    logits = _logits(hidden, table.astype(hidden.dtype), bias, head)
+    """Computes the loss from all logits at once."""
+    logits = _logits(hidden, table.astype(hidden.dtype), bias, logit_params)
     lse = jax.nn.logsumexp(logits, axis=-1)
-    target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return CrossEntropy(lse - target, lse, jnp.argmax(logits, axis=-1) == targets)
+    target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return CrossEntropy(lse - target_logits, lse, jnp.argmax(logits, axis=-1) == targets)
 
 
 def chunked(
@@ -76,55 +90,67 @@ def chunked(
     targets: Int[Array, "B T"],
     table: Float[Array, "V D"],
     bias: Float[Array, " V"] | None,
-    head: Head,
+    logit_params: LogitParams,
 ) -> CrossEntropy:
-    """Chunks along T. Each device sums its rows' gradient of `table` before devices sum theirs."""
-    axes, context = batch_axes(hidden.shape[0]), cut_by(hidden.shape[1])
-    rows, whole = P(axes or None, context), P()
+    """Computes the loss in chunks along T.
+
+    Each device sums the gradient of `table` over its rows before the devices sum theirs.
+    """
+    axes, context = batch_axes(hidden.shape[0]), context_axis(hidden.shape[1])
+    token_spec, replicated = PS(axes or None, context), PS()
     axes = (*axes, context) if context else axes
-    run = by_device(functools.partial(_fused, head), axes, (rows, rows, whole, whole), rows)
+    run = map_shards(
+        functools.partial(_fused, logit_params),
+        axes,
+        (token_spec, token_spec, replicated, replicated),
+        token_spec,
+    )
     return run(hidden, targets, table, bias)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fused(head: Head, hidden: Array, targets: Array, table: Array, bias: Any) -> CrossEntropy:
-    return _forward(head, hidden, targets, table, bias)[0]
+def _fused(
+    logit_params: LogitParams, hidden: Array, targets: Array, table: Array, bias: Array | None
+) -> CrossEntropy:
+    return _forward(logit_params, hidden, targets, table, bias)[0]
 
 
 def _forward(
-    head: Head, hidden: Array, targets: Array, table: Array, bias: Any
+    logit_params: LogitParams, hidden: Array, targets: Array, table: Array, bias: Array | None
 ) -> tuple[CrossEntropy, tuple]:
-    count, cast = _count(hidden, table), table.astype(hidden.dtype)
+    count, cast = _num_chunks(hidden, table), table.astype(hidden.dtype)
     if count == 1:
-        logits = _logits(hidden, cast, bias, head)
-        out = _summary(logits, targets)
-        return out, (hidden, targets, table, bias, out.lse, logits)
-    parts = jax.lax.map(
-        lambda part: _summary(_logits(part[0], cast, bias, head), part[1]),
-        (_split(hidden, count), _split(targets, count)),
-    )
-    out = jax.tree.map(lambda x: _join(x, hidden.shape[1]), parts)
-    return out, (hidden, targets, table, bias, out.lse, None)
+        logits = _logits(hidden, cast, bias, logit_params)
+        out = _losses(logits, targets)
+        return out, (hidden, targets, table, bias, out.logsumexp, logits)
+
+    def chunk_losses(chunk: tuple[Array, Array]) -> CrossEntropy:
+        hidden, targets = chunk
+        return _losses(_logits(hidden, cast, bias, logit_params), targets)
+
+    losses = jax.lax.map(chunk_losses, (_split(hidden, count), _split(targets, count)))
+    out = jax.tree.map(lambda x: _join(x, hidden.shape[1]), losses)
+    return out, (hidden, targets, table, bias, out.logsumexp, None)
 
 
-def _backward(head: Head, kept: tuple, grads: CrossEntropy) -> tuple:
-    hidden, targets, table, bias, lse, logits = kept
-    count, cast = _count(hidden, table), table.astype(hidden.dtype)
-    part = (hidden, targets, lse, grads.nats, grads.lse)
+def _backward(logit_params: LogitParams, residuals: tuple, grads: CrossEntropy) -> tuple:
+    hidden, targets, table, bias, lse, logits = residuals
+    count, cast = _num_chunks(hidden, table), table.astype(hidden.dtype)
+    tokens = (hidden, targets, lse, grads.loss, grads.logsumexp)
     if logits is not None:
-        d_hidden, d_head = _gradient(logits, part, cast, bias, head)
+        d_hidden, d_head = _chunk_gradient(logits, tokens, cast, bias, logit_params)
     else:
 
-        def step(sums: tuple, part: tuple) -> tuple[tuple, Array]:
-            logits = _logits(part[0], cast, bias, head)
-            d_hidden, d_head = _gradient(logits, part, cast, bias, head)
+        def step(sums: tuple, chunk: tuple) -> tuple[tuple, Array]:
+            logits = _logits(chunk[0], cast, bias, logit_params)
+            d_hidden, d_head = _chunk_gradient(logits, chunk, cast, bias, logit_params)
             return jax.tree.map(jnp.add, sums, d_head), d_hidden
 
-        fills = (0, 0, jnp.inf, 0, 0)  # an lse of inf: weights of 0
-        parts = tuple(_split(x, count, fill) for x, fill in zip(part, fills, strict=True))
+        fills = (0, 0, jnp.inf, 0, 0)  # a logsumexp of inf gives padding softmax weights of 0
+        chunks = tuple(_split(x, count, fill) for x, fill in zip(tokens, fills, strict=True))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, lse.dtype), (table, bias))
-        d_head, d_parts = jax.lax.scan(step, zeros, parts)
-        d_hidden = _join(d_parts, hidden.shape[1])
+        d_head, d_chunks = jax.lax.scan(step, zeros, chunks)
+        d_hidden = _join(d_chunks, hidden.shape[1])
     d_table, d_bias = jax.tree.map(lambda d, x: d.astype(x.dtype), d_head, (table, bias))
     return d_hidden, None, d_table, d_bias
 
@@ -132,63 +158,74 @@ def _backward(head: Head, kept: tuple, grads: CrossEntropy) -> tuple:
 _fused.defvjp(_forward, _backward)
 
 
-def _logits(hidden: Array, table: Array, bias: Any, head: Head) -> Float[Array, "B T V"]:
+def _logits(
+    hidden: Array, table: Array, bias: Array | None, logit_params: LogitParams
+) -> Float[Array, "B T V"]:
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=wide) * head.scale
+    logits = (
+        jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=wide) * logit_params.scale
+    )
     if bias is not None:
         logits = logits + bias.astype(wide)
-    if head.cap:
-        logits = head.cap * jnp.tanh(logits / head.cap)
-    return jnp.where(_columns(logits) < head.vocab, logits, -jnp.inf)
+    if logit_params.softcap:
+        logits = logit_params.softcap * jnp.tanh(logits / logit_params.softcap)
+    return jnp.where(_column_ids(logits) < logit_params.vocab_size, logits, -jnp.inf)
 
 
-def _summary(logits: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> CrossEntropy:
+def _losses(logits: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> CrossEntropy:
     top = jnp.max(logits, axis=-1, keepdims=True)
     lse = (top + jnp.log(jnp.sum(jnp.exp(logits - top), axis=-1, keepdims=True)))[..., 0]
     targets = targets[..., None]
-    target = jnp.take_along_axis(logits, targets, axis=-1)
-    tie = (logits == target) & (_columns(logits) < targets)
-    beaten = jnp.any((logits > target) | tie, axis=-1)  # cheaper than argmax
-    return CrossEntropy(lse - target[..., 0], lse, ~beaten)
+    target_logits = jnp.take_along_axis(logits, targets, axis=-1)
+    ties = (logits == target_logits) & (_column_ids(logits) < targets)
+    wrong = jnp.any((logits > target_logits) | ties, axis=-1)  # cheaper than argmax
+    return CrossEntropy(lse - target_logits[..., 0], lse, ~wrong)
 
 
-def _gradient(
-    logits: Array, part: tuple, table: Array, bias: Any, head: Head
+def _chunk_gradient(
+    logits: Array, chunk: tuple, table: Array, bias: Array | None, logit_params: LogitParams
 ) -> tuple[Array, tuple[Array, Array | None]]:
-    """Of one chunk: d hidden, (d table, d bias)."""
-    targets, lse, d_nats, d_lse = (x[..., None] for x in part[1:])
-    columns, hidden = _columns(logits), part[0]
-    d = jnp.exp(logits - lse) * (d_nats + d_lse) - jnp.where(columns == targets, d_nats, 0)
-    if head.cap:
-        d = jnp.where(columns < head.vocab, d * (1 - jnp.square(logits / head.cap)), 0)
-    d_bias = None if bias is None else jnp.sum(d, axis=(0, 1))
-    d = (d * head.scale).astype(hidden.dtype)
-    d_hidden = jnp.einsum("btv,vd->btd", d, table, preferred_element_type=lse.dtype)
-    d_table = jnp.einsum("btv,btd->vd", d, hidden, preferred_element_type=lse.dtype)
+    """Returns d_hidden and (d_table, d_bias) of one chunk.
+
+    `chunk` holds hidden, targets, logsumexp, and the gradients of the loss and of logsumexp.
+    """
+    targets, lse, d_loss, d_lse = (x[..., None] for x in chunk[1:])
+    columns, hidden = _column_ids(logits), chunk[0]
+    d_logits = jnp.exp(logits - lse) * (d_loss + d_lse) - jnp.where(columns == targets, d_loss, 0)
+    if logit_params.softcap:
+        d_logits = jnp.where(
+            columns < logit_params.vocab_size,
+            d_logits * (1 - jnp.square(logits / logit_params.softcap)),
+            0,
+        )
+    d_bias = None if bias is None else jnp.sum(d_logits, axis=(0, 1))
+    d_logits = (d_logits * logit_params.scale).astype(hidden.dtype)
+    d_hidden = jnp.einsum("btv,vd->btd", d_logits, table, preferred_element_type=lse.dtype)
+    d_table = jnp.einsum("btv,btd->vd", d_logits, hidden, preferred_element_type=lse.dtype)
     return d_hidden.astype(hidden.dtype), (d_table, d_bias)
 
 
-def _columns(logits: Float[Array, "B T V"]) -> Int[Array, "1 1 V"]:
+def _column_ids(logits: Float[Array, "B T V"]) -> Int[Array, "1 1 V"]:
     return jax.lax.broadcasted_iota(jnp.int32, (1, 1, logits.shape[-1]), 2)
 
 
-def _count(hidden: Float[Array, "B T D"], table: Float[Array, "V D"]) -> int:
-    """How many chunks along T."""
-    (B, T, _), sizes = hidden.shape, free_axes()
-    tokens, columns = B * T / sizes.get("context", 1), table.shape[0] / sizes.get("model", 1)
-    return max(1, min(T, math.ceil(tokens / max(TOKENS, LOGITS / columns))))
+def _num_chunks(hidden: Float[Array, "B T D"], table: Float[Array, "V D"]) -> int:
+    """Returns the number of chunks along T."""
+    (B, T, _), V, sizes = hidden.shape, table.shape[0], auto_axes()
+    tokens, columns = B * T / sizes.get("context", 1), V / sizes.get("model", 1)
+    return max(1, min(T, math.ceil(tokens / max(CHUNK_TOKENS, CHUNK_LOGITS / columns))))
 
 
 def _split(x: Array, count: int, fill: float = 0) -> Array:
-    """[B T ..] -> [count B T/count ..]; `fill` completes the last chunk."""
-    B, T, *rest = x.shape
+    """Splits [B T ..] into [count B T/count ..]; the last chunk is padded with `fill`."""
+    B, T, *inner = x.shape
     size = -(-T // count)
-    x = jnp.pad(x, [(0, 0), (0, count * size - T), *[(0, 0)] * len(rest)], constant_values=fill)
-    return jnp.moveaxis(x.reshape(B, count, size, *rest), 1, 0)
+    x = jnp.pad(x, [(0, 0), (0, count * size - T), *[(0, 0)] * len(inner)], constant_values=fill)
+    return jnp.moveaxis(x.reshape(B, count, size, *inner), 1, 0)
 
 
 def _join(x: Array, length: int) -> Array:
-    """The inverse of `_split`."""
+    """Reverses `_split` and cuts its padding off: T is `length`."""
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 

@@ -1,195 +1,228 @@
-"""Selective scan: a diagonal state whose step, input and output follow the token (Mamba, Gu & Dao,
-arXiv:2312.00752).
+"""Selective scan (Mamba, Gu & Dao, arXiv:2312.00752): a diagonal state with input-dependent decay.
 
     h[t] = exp(dt[t] a) h[t-1] + dt[t] u[t] b[t];   y[t] = h[t] . c[t]
 
-B rows, T tokens, C channels, S numbers of state per channel. No skip, no gate, no softplus inside.
+Step size dt, input map b and output map c depend on the token (algorithm 2). The decay and the
+input of a step have the names of the authors' `selective_scan_ref`, where dt is delta:
+
+    deltaA = exp(dt a);   delta_u = dt u;   deltaB_u = delta_u b;   h[t] = deltaA h[t-1] + deltaB_u
+
+Each number of the state has its own decay, so there is no form with products of matrices as in
+`ops.ssd`: the scan runs token by token. It stores the state only before each chunk;
+the backward pass recomputes the states inside a chunk (section 3.3.2) and scans it in reverse.
+
+B rows, T tokens, C channels, N numbers of state per channel, M chunks of Q tokens. The skip
+connection, the gate and the softplus of dt are left to the caller.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ops.context import carried, cut_by
-from ops.placement import P, batch_axes, by_device, choose, free_axes
+from ops.context_parallel import context_axis, propagate_state
+from ops.implementation import PS, auto_axes, batch_axes, map_shards, select_implementation
 
-CHUNK = 32  # tokens
-_dot = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+CHUNK_SIZE = 32  # maximum number of tokens in a chunk
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def selective_scan(
     u: Float[Array, "B T C"],
     dt: Float[Array, "B T C"],
-    a: Float[Array, "C S"],
-    b: Float[Array, "B T S"],
-    c: Float[Array, "B T S"],
+    a: Float[Array, "C N"],
+    b: Float[Array, "B T N"],
+    c: Float[Array, "B T N"],
     *,
     reset: Bool[Array, "B T"] | None = None,
-    state: Float[Array, "B C S"] | None = None,
+    state: Float[Array, "B C N"] | None = None,
     implementation: str | None = None,
-) -> tuple[Float[Array, "B T C"], Float[Array, "B C S"]]:
-    """y in the dtype of u, and the state after the last token in at least float32.
+) -> tuple[Float[Array, "B T C"], Float[Array, "B C N"]]:
+    """Returns y in the dtype of u, and the state after the last token in at least float32.
 
-    dt > 0 and a < 0. `reset` is True where a document begins: there the state before it is gone.
+    dt > 0 and a < 0. `reset` is True at the first token of a document, which starts from a state
+    of 0.
+
+    Raises:
+        ValueError: if shapes do not fit.
+        ConfigError: if the implementation is unknown.
     """
-    (B, T, C), S = u.shape, a.shape[1]
-    if dt.shape != u.shape or a.shape[0] != C or b.shape != (B, T, S) or c.shape != (B, T, S):
+    (B, T, C), N = u.shape, a.shape[1]
+    if dt.shape != u.shape or a.shape[0] != C or b.shape != (B, T, N) or c.shape != (B, T, N):
         shapes = f"u {u.shape}, dt {dt.shape}, a {a.shape}, b {b.shape}, c {c.shape}"
-        raise ValueError(f"selective_scan: shapes {shapes} do not fit [B T C], [C S], [B T S]")
+        raise ValueError(f"selective_scan: shapes {shapes} do not fit [B T C], [C N], [B T N]")
     wide = jnp.promote_types(u.dtype, jnp.float32)
     reset = jnp.zeros((B, T), bool) if reset is None else reset
-    state = jnp.zeros((B, C, S), wide) if state is None else state.astype(wide)
-    name = choose("selective_scan", implementation, dict.fromkeys(IMPLEMENTATIONS))
+    state = jnp.zeros((B, C, N), wide) if state is None else state.astype(wide)
+    name = select_implementation("selective_scan", implementation, dict.fromkeys(IMPLEMENTATIONS))
     return IMPLEMENTATIONS[name](u, dt, a, b, c, reset, state)
 
 
 def reference(
     u: Float[Array, "B T C"],
     dt: Float[Array, "B T C"],
-    a: Float[Array, "C S"],
-    b: Float[Array, "B T S"],
-    c: Float[Array, "B T S"],
+    a: Float[Array, "C N"],
+    b: Float[Array, "B T N"],
+    c: Float[Array, "B T N"],
     reset: Bool[Array, "B T"],
-    state: Float[Array, "B C S"],
-) -> tuple[Float[Array, "B T C"], Float[Array, "B C S"]]:
-    """Token by token; the backward pass keeps every state."""
+    state: Float[Array, "B C N"],
+) -> tuple[Float[Array, "B T C"], Float[Array, "B C N"]]:
+    """Computes the recurrence token by token; its backward pass stores all states."""
     wide = state.dtype
 
-    def step(h: Array, now: tuple[Array, ...]) -> tuple[Array, Array]:
-        (u, dt, b, c), begins = (x.astype(wide) for x in now[:4]), now[4]
-        h = jnp.where(begins[:, None, None], 0, h)
+    def step(h: Array, token: tuple[Array, ...]) -> tuple[Array, Array]:
+        (u, dt, b, c), is_first = (x.astype(wide) for x in token[:4]), token[4]
+        h = jnp.where(is_first[:, None, None], 0, h)
         h = jnp.exp(dt[..., None] * a.astype(wide)) * h + (dt * u)[..., None] * b[:, None]
         return h, jnp.sum(h * c[:, None], axis=-1)
 
-    rows = tuple(jnp.moveaxis(x, 1, 0) for x in (u, dt, b, c, reset))
-    state, y = jax.lax.scan(step, state, rows)
+    tokens = tuple(jnp.moveaxis(x, 1, 0) for x in (u, dt, b, c, reset))
+    state, y = jax.lax.scan(step, state, tokens)
     return jnp.moveaxis(y, 0, 1).astype(u.dtype), state
 
 
 def chunked(
     u: Float[Array, "B T C"],
     dt: Float[Array, "B T C"],
-    a: Float[Array, "C S"],
-    b: Float[Array, "B T S"],
-    c: Float[Array, "B T S"],
+    a: Float[Array, "C N"],
+    b: Float[Array, "B T N"],
+    c: Float[Array, "B T N"],
     reset: Bool[Array, "B T"],
-    state: Float[Array, "B C S"],
-) -> tuple[Float[Array, "B T C"], Float[Array, "B C S"]]:
-    """Token by token, keeping the states between chunks of tokens; the backward pass computes a
-    chunk's own again. The channels are innermost: [B S C] is faster than [B C S]."""
+    state: Float[Array, "B C N"],
+) -> tuple[Float[Array, "B T C"], Float[Array, "B C N"]]:
+    """Computes the recurrence token by token and stores only the states between chunks.
+
+    The backward pass recomputes a chunk's states. Inside, channels are the last axis: [B N C] is
+    faster than [B C N].
+    """
     if not u.shape[1]:
         return u, state
-    axes, size = batch_axes(u.shape[0]), free_axes().get("model", 1)
+    axes, size = batch_axes(u.shape[0]), auto_axes().get("model", 1)
     model = "model" if size > 1 and u.shape[2] % size == 0 else None
-    context = cut_by(u.shape[1])
-    rows, columns = P(axes or None, context), P(axes or None, context, model)
-    still = P(axes or None, None, model)
-    run = by_device(
-        _piece if context else _rows,
+    context = context_axis(u.shape[1])
+    token_spec, channel_spec = PS(axes or None, context), PS(axes or None, context, model)
+    state_spec = PS(axes or None, None, model)
+    run = map_shards(
+        _per_device if context else _chunk_rows,
         (*axes, *filter(None, (context, model))),
-        (columns, columns, P(None, model), rows, rows, rows, still),
-        (columns, still),
+        (
+            *(channel_spec, channel_spec, PS(None, model)),
+            *(token_spec, token_spec, token_spec, state_spec),
+        ),
+        (channel_spec, state_spec),
     )
     y, h = run(u, dt, a.T.astype(state.dtype), b, c, reset, jnp.swapaxes(state, 1, 2))
     return y, jnp.swapaxes(h, 1, 2)
 
 
-def _piece(
-    u: Array, dt: Array, a: Array, b: Array, c: Array, reset: Array, h: Float[Array, "B S C"]
-) -> tuple[Float[Array, "B T C"], Float[Array, "B S C"]]:
-    """One device's tokens: as if nothing came before, then what did, which writes nothing."""
-    y, last = _rows(u, dt, a, b, c, reset, jnp.zeros_like(h))
-    through = jnp.exp(jnp.sum(dt.astype(h.dtype), axis=1)[:, None] * a)
-    through = jnp.where(reset.any(axis=1)[:, None, None], 0, through)
-    h, last = carried(h, last, through)
-    more, _ = _rows(jnp.zeros_like(u), dt, a, b, c, reset, h)
-    return y + more, last
+def _per_device(
+    u: Array, dt: Array, a: Array, b: Array, c: Array, reset: Array, h: Float[Array, "B N C"]
+) -> tuple[Float[Array, "B T C"], Float[Array, "B N C"]]:
+    """Runs one device's tokens from a state of 0, then adds the outputs of the incoming state.
+
+    Those outputs are a second scan over inputs of 0.
+    """
+    y, local_state = _chunk_rows(u, dt, a, b, c, reset, jnp.zeros_like(h))
+    decay = jnp.exp(jnp.sum(dt.astype(h.dtype), axis=1)[:, None] * a)
+    decay = jnp.where(reset.any(axis=1)[:, None, None], 0, decay)
+    h, final_state = propagate_state(h, local_state, decay)
+    y_state, _ = _chunk_rows(jnp.zeros_like(u), dt, a, b, c, reset, h)
+    return y + y_state, final_state
 
 
-def _rows(
-    u: Array, dt: Array, a: Array, b: Array, c: Array, reset: Array, h: Float[Array, "B S C"]
-) -> tuple[Float[Array, "B T C"], Float[Array, "B S C"]]:
-    (B, T, _), count = u.shape, -(-u.shape[1] // CHUNK)
-    size = -(-T // count)
+def _chunk_rows(
+    u: Array, dt: Array, a: Array, b: Array, c: Array, reset: Array, h: Float[Array, "B N C"]
+) -> tuple[Float[Array, "B T C"], Float[Array, "B N C"]]:
+    """Cuts the tokens into chunks and scans them."""
+    (B, T, _), M = u.shape, -(-u.shape[1] // CHUNK_SIZE)
+    Q = -(-T // M)
 
-    def split(x: Array) -> Array:  # [B T ..] -> [N Q B ..]; zeros complete the last chunk
-        x = jnp.pad(x, [(0, 0), (0, count * size - T), *[(0, 0)] * (x.ndim - 2)])
-        return jnp.moveaxis(x.reshape(B, count, size, *x.shape[2:]), 0, 2)
+    def split(x: Array) -> Array:  # [B T ..] -> [M Q B ..]; zeros complete the last chunk
+        x = jnp.pad(x, [(0, 0), (0, M * Q - T), *[(0, 0)] * (x.ndim - 2)])
+        return jnp.moveaxis(x.reshape(B, M, Q, *x.shape[2:]), 0, 2)
 
-    y, h = _scan(Tokens(*map(split, (u, dt, b, c, reset))), a, h)
+    y, h = _scan(ScanInputs(*map(split, (u, dt, b, c, reset))), a, h)
     return jnp.moveaxis(y, 2, 0).reshape(B, -1, y.shape[-1])[:, :T], h
 
 
-class Tokens(NamedTuple):
-    """Of one token, [B ..], or with axes of tokens and of chunks before."""
+class ScanInputs(NamedTuple):
+    """The inputs of one token of each row, or of chunks of tokens along leading axes [M Q]."""
 
-    u: Float[Array, "*rest B C"]
-    dt: Float[Array, "*rest B C"]
-    b: Float[Array, "*rest B S"]
-    c: Float[Array, "*rest B S"]
-    reset: Any  # [.. B] bool; its gradient is None
+    u: Float[Array, "*axes B C"]
+    dt: Float[Array, "*axes B C"]
+    b: Float[Array, "*axes B N"]
+    c: Float[Array, "*axes B N"]
+    reset: Bool[Array, "*axes B"]
 
 
 @jax.custom_vjp
-def _scan(tokens: Tokens, a: Float[Array, "S C"], h: Float[Array, "B S C"]) -> tuple[Array, Array]:
+def _scan(
+    tokens: ScanInputs, a: Float[Array, "N C"], h: Float[Array, "B N C"]
+) -> tuple[Array, Array]:
+    """Returns y [M Q B C] and the last state, from the state `h` before the first token."""
     return _forward(tokens, a, h)[0]
 
 
-def _forward(tokens: Tokens, a: Array, h: Array) -> tuple[tuple[Array, Array], tuple]:
-    def step(h: Array, now: Tokens) -> tuple[Array, Array]:
-        h = _next(h, now, a)
-        return h, _dot("bsc,bs->bc", h, now.c.astype(h.dtype)).astype(now.u.dtype)
+def _forward(tokens: ScanInputs, a: Array, h: Array) -> tuple[tuple[Array, Array], tuple]:
+    def step(h: Array, token: ScanInputs) -> tuple[Array, Array]:
+        h = _next_state(h, token, a)
+        return h, _einsum("bnc,bn->bc", h, token.c.astype(h.dtype)).astype(token.u.dtype)
 
-    def chunk(h: Array, part: Tokens) -> tuple[Array, tuple[Array, Array]]:
-        last, y = jax.lax.scan(step, h, part)
+    def chunk(h: Array, tokens: ScanInputs) -> tuple[Array, tuple[Array, Array]]:
+        last, y = jax.lax.scan(step, h, tokens)
         return last, (y, h)
 
-    last, (y, borders) = jax.lax.scan(chunk, h, tokens)
-    return (y, last), (tokens, a, borders)
+    last, (y, chunk_states) = jax.lax.scan(chunk, h, tokens)
+    return (y, last), (tokens, a, chunk_states)
 
 
-def _backward(kept: tuple, grads: tuple[Array, Array]) -> tuple[Tokens, Array, Array]:
-    tokens, a, borders = kept
+def _backward(residuals: tuple, grads: tuple[Array, Array]) -> tuple[ScanInputs, Array, Array]:
+    tokens, a, chunk_states = residuals
 
-    def step(sums: tuple[Array, Array], now: tuple) -> tuple[tuple[Array, Array], tuple]:
-        (dh, da), (token, before, dy) = sums, now
-        u, dt, b, c = (x.astype(dh.dtype) for x in token[:4])
-        dy, decay, x = dy.astype(dh.dtype), jnp.exp(dt[:, None] * a), dt * u
-        h = decay * before + x[:, None] * b[..., None]
-        dh = dh + c[..., None] * dy[:, None]
-        dlog = dh * decay * before
-        dx = _dot("bsc,bs->bc", dh, b)
-        # One fused loop: XLA:CPU takes twice as long for a reduction here.
-        d_dt = sum((dlog[:, s] * a[s] for s in range(a.shape[0])), dx * u)
-        d_b, d_c = _dot("bsc,bc->bs", dh, x), _dot("bsc,bc->bs", h, dy)
-        dh = jnp.where(token.reset[:, None, None], 0, decay * dh)
-        return (dh, da + dlog * dt[:, None]), (dx * dt, d_dt, d_b, d_c)
+    def step(sums: tuple[Array, Array], inputs: tuple) -> tuple[tuple[Array, Array], tuple]:
+        (d_h, d_a), (token, h_prev, d_y) = sums, inputs
+        u, dt, b, c = (x.astype(d_h.dtype) for x in token[:4])
+        d_y, deltaA, delta_u = d_y.astype(d_h.dtype), jnp.exp(dt[:, None] * a), dt * u
+        h = deltaA * h_prev + delta_u[:, None] * b[..., None]
+        d_h = d_h + c[..., None] * d_y[:, None]
+        d_log_deltaA = d_h * deltaA * h_prev
+        d_delta_u = _einsum("bnc,bn->bc", d_h, b)
+        # A Python sum over N becomes one fused loop: XLA:CPU takes twice as long for a reduction.
+        d_dt = sum((d_log_deltaA[:, n] * a[n] for n in range(a.shape[0])), d_delta_u * u)
+        d_b, d_c = _einsum("bnc,bc->bn", d_h, delta_u), _einsum("bnc,bc->bn", h, d_y)
+        d_h = jnp.where(token.reset[:, None, None], 0, deltaA * d_h)
+        return (d_h, d_a + d_log_deltaA * dt[:, None]), (d_delta_u * dt, d_dt, d_b, d_c)
 
-    def chunk(sums: tuple[Array, Array], part: tuple) -> tuple[tuple[Array, Array], tuple]:
-        tokens, border, dy = part
-        _, before = jax.lax.scan(lambda h, now: (_next(h, now, a), _kept(h, now)), border, tokens)
-        return jax.lax.scan(step, sums, (tokens, before, dy), reverse=True)
+    def chunk(sums: tuple[Array, Array], inputs: tuple) -> tuple[tuple[Array, Array], tuple]:
+        tokens, h, d_y = inputs
+        _, h_prev = jax.lax.scan(
+            lambda h, token: (_next_state(h, token, a), _reset_state(h, token)), h, tokens
+        )
+        return jax.lax.scan(step, sums, (tokens, h_prev, d_y), reverse=True)
 
-    dy, dh = grads
-    sums = (dh, jnp.zeros_like(dh))
-    (dh, da), d = jax.lax.scan(chunk, sums, (tokens, borders, dy), reverse=True)
-    d = jax.tree.map(lambda d, x: d.astype(x.dtype), d, tokens[:4])
-    return Tokens(*d, reset=None), da.sum(0), dh
+    d_y, d_h = grads
+    sums = (d_h, jnp.zeros_like(d_h))
+    (d_h, d_a), d_tokens = jax.lax.scan(chunk, sums, (tokens, chunk_states, d_y), reverse=True)
+    d_tokens = jax.tree.map(lambda d, x: d.astype(x.dtype), d_tokens, tokens[:4])
+    d_inputs = ScanInputs(*d_tokens, reset=None)  # type: ignore[arg-type]  # bools have no gradient
+    return d_inputs, d_a.sum(0), d_h
 
 
 _scan.defvjp(_forward, _backward)
 
 
-def _kept(h: Float[Array, "B S C"], now: Tokens) -> Float[Array, "B S C"]:
-    return jnp.where(now.reset[:, None, None], 0, h)
+def _reset_state(h: Float[Array, "B N C"], token: ScanInputs) -> Float[Array, "B N C"]:
+    return jnp.where(token.reset[:, None, None], 0, h)
 
 
-def _next(h: Float[Array, "B S C"], now: Tokens, a: Float[Array, "S C"]) -> Float[Array, "B S C"]:
-    u, dt, b = (x.astype(h.dtype) for x in now[:3])
-    return jnp.exp(dt[:, None] * a) * _kept(h, now) + (dt * u)[:, None] * b[..., None]
+def _next_state(
+    h: Float[Array, "B N C"], token: ScanInputs, a: Float[Array, "N C"]
+) -> Float[Array, "B N C"]:
+    u, dt, b = (x.astype(h.dtype) for x in token[:3])
+    deltaA = jnp.exp(dt[:, None] * a)
+    return deltaA * _reset_state(h, token) + (dt * u)[:, None] * b[..., None]  # + deltaB_u
 
 
 IMPLEMENTATIONS = {"reference": reference, "xla": chunked}

@@ -1,4 +1,4 @@
-"""Run folders as a training run leaves them, made up: for tests and the benchmark of the board."""
+"""Synthetic run folders, as training writes them: for tests and the benchmark of the board."""
 
 import hashlib
 import json
@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 DATA, TOKENIZER = "d" * 64, "7" * 64
-FLOPS = 6.0e6  # of training, a token
-STUDY = {"axis": "training_flops", "value": FLOPS * 100 * 4 * 64, "trials": 5, "plan": "p" * 64}
+FLOPS = 6.0e6  # Training FLOPs per token.
+STUDY = {
+    **{"axis": "training_flops", "value": FLOPS * 100 * 4 * 64},
+    **{"tuning_trials": 5, "plan": "p" * 64},
+}
 
 
 def write(path: Path, value: Any) -> None:
@@ -23,7 +26,7 @@ def settings(seed: int, changes: dict[str, Any]) -> dict[str, Any]:
             "width": 128,
             "depth": 5,
             "layers": ["attention+mlp"],
-            "first": [],
+            "first_layers": [],
             "dtype": "float32",
             "mlp": {"width": 512, "gated": True},
         }
@@ -31,10 +34,10 @@ def settings(seed: int, changes: dict[str, Any]) -> dict[str, Any]:
         "objective": "causal_lm",
         "causal_lm": {"z_loss": 0.0},
         "data": {"source": "corpus", "tokenizer": "bytes", "cache": "~/.cache"},
-        "train": {"steps": 100, "batch": 4, "length": 64, "accumulate": 1}
+        "train": {"steps": 100, "batch_size": 4, "seq_len": 64, "grad_accum_steps": 1}
         | changes.get("train", {}),
         "optimizer": {"name": "adamw", "learning_rate": 0.004} | changes.get("optimizer", {}),
-        "debug": {"fault": ""},
+        "debug": {"inject_fault": ""},
         "log": {"every": 10},
     }
 
@@ -42,7 +45,7 @@ def settings(seed: int, changes: dict[str, Any]) -> dict[str, Any]:
 def run_json(name: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
     token = changes.get("flops", FLOPS)
     return {
-        "format": 1,
+        "format": 2,
         "run_id": hashlib.sha256(f"{name} {seed} {changes}".encode()).hexdigest()[:16],
         "command": ["train.py", f"--config=configs/{name}.py:tiny", f"--config.seed={seed}"],
         "flags": {"config": f"configs/{name}.py:tiny", "init_from": ""},
@@ -51,14 +54,14 @@ def run_json(name: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
         "cost": {
             "params": changes.get("params", 1_000_000),
             "active_params": 1_000_000,
-            "body_params": changes.get("body_params", 900_000),
+            "non_embedding_params": changes.get("non_embedding_params", 900_000),
             "model_flops": token / 3,
             "executed_flops": token / 3,
             "training_flops": token,
             "terms": {"head.logits": {"model": token / 30, "executed": token / 30}},
             "state_bytes": changes.get("state_bytes", 327_680),
         },
-        "code": {"commit": "c" * 40, "dirty": False, "changes": ""},
+        "code": {"commit": "c" * 40, "dirty": False, "diff_sha256": ""},
         "devices": {"kind": "cpu", "count": 1},
         "packages": {"jax": "0.10.2", "numpy": "2.3.0"},
         "study": {"candidate": name, **STUDY, **changes.get("study", {})},
@@ -78,7 +81,7 @@ def run(
     data: str = "",
     **changes: Any,
 ) -> Path:
-    """A run folder whose test bits per byte is `value`; `changes` go into run.json's sections."""
+    """Writes a run folder whose test bits per byte is `value`; `changes` go into run.json."""
     record = run_json(name, seed, changes)
     write(folder / "run.json", record)
     write(folder / "status.json", {"state": state, "step": 100, "code": code, "message": ""})
@@ -93,12 +96,12 @@ def run(
         row |= {"epochs": step / 1000, "tokens_per_second": 2560.0, "step_seconds": 0.1}
         lines.append(json.dumps(row | {"data_hash": rolling}))
     (folder / "metrics.jsonl").write_text("\n".join([*lines, ""]))
-    found = [("test/bits_per_byte", value), ("valid/bits_per_byte", value), *scores]
+    all_scores = [("test/bits_per_byte", value), ("valid/bits_per_byte", value), *scores]
     write(
         folder / "eval/100/bits_per_byte.json",
         {
             **{"task": "bits_per_byte", "version": 1, "step": 100, "length": 64, "data": DATA},
-            "scores": [{"name": n, "value": v, "weight": 1} for n, v in found],
+            "scores": [{"name": n, "value": v, "weight": 1} for n, v in all_scores],
         },
     )
     write(folder / "checkpoints/100/MANIFEST.json", {"format": 1, "run_id": record["run_id"]})
@@ -106,6 +109,6 @@ def run(
 
 
 def candidate(root: Path, name: str, values: Sequence[Any], **changes: Any) -> None:
-    """A run for each value, with seeds from 0 on."""
+    """Writes a run folder for each value, with seeds from 0 on."""
     for seed, value in enumerate(values):
         run(root / f"{name}-{seed}", name, seed, value, **changes)

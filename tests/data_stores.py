@@ -4,18 +4,18 @@ from pathlib import Path
 
 import numpy as np
 
-from data.store import Store, Writer
+from data.store import TokenStore, TokenStoreWriter
 from data.tokenizers import ByteTokenizer
 
 BOS, EOS, VOCAB = 257, 258, 365  # of the byte tokenizer, fixed by DESIGN
 
 
-def made_store(folder: Path, documents: list[np.ndarray]) -> Store:
+def made_store(folder: Path, documents: list[np.ndarray]) -> TokenStore:
     """A store of byte documents; empty ones are dropped on the way."""
-    writer = Writer(folder, ByteTokenizer())
+    writer = TokenStoreWriter(folder, ByteTokenizer())
     writer.add(documents, [len(d) for d in documents])
     writer.finish({})
-    return Store(folder)
+    return TokenStore(folder)
 
 
 def distinct(lengths: list[int]) -> list[np.ndarray]:
@@ -26,14 +26,14 @@ def distinct(lengths: list[int]) -> list[np.ndarray]:
 
 def next_token(pieces: list[np.ndarray], length: int, rng: np.random.Generator) -> dict:
     """The row of a causal language model, and one random number."""
-    row = {n: np.zeros(length, np.int32) for n in ("tokens", "targets", "positions", "segments")}
+    row = {n: np.zeros(length, np.int32) for n in ("tokens", "targets", "positions", "segment_ids")}
     at = 0
     for segment, piece in enumerate(pieces, start=1):
         end = at + len(piece) - 1
         row["tokens"][at:end], row["targets"][at:end] = piece[:-1], piece[1:]
         row["positions"][at:end] = np.arange(end - at)
-        row["segments"][at:end] = segment
+        row["segment_ids"][at:end] = segment
         at = end
-    weights = (row["segments"] > 0).astype(np.float32)
+    weights = (row["segment_ids"] > 0).astype(np.float32)
     noise = np.full(length, rng.integers(1 << 30))
-    return row | {"weights": weights, "prefix": np.zeros(length, bool), "noise": noise}
+    return row | {"weights": weights, "is_prefix": np.zeros(length, bool), "noise": noise}

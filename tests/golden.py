@@ -1,7 +1,8 @@
-"""Goldens of single operations: float64 inputs and outputs made by other implementations.
+"""Reads goldens of single operations: float64 inputs and outputs of other implementations.
 
-`tests/goldens/ops/NAME.safetensors` holds tensors named `case.tensor`; `index.json` the options of
-each case. Their definitions are plain numpy loops, their gradients float64 torch autograd.
+`tests/goldens/ops/NAME.safetensors` has tensors named `case.tensor`, and `index.json` has the
+options of each case. The outputs are computed by plain numpy loops, and the gradients by float64
+torch autograd.
 """
 
 import json
@@ -16,11 +17,13 @@ FOLDER = Path(__file__).parent / "goldens" / "ops"
 
 
 def golden(name: str) -> Iterator[tuple[str, dict[str, Any], dict[str, np.ndarray]]]:
-    """(case, options, tensors) of every case of an operation."""
-    options = json.loads((FOLDER / "index.json").read_text())[name]
+    """Yields (case, options, tensors) for every case of an operation."""
+    options_by_case = json.loads((FOLDER / "index.json").read_text())[name]
     tensors = load_file(FOLDER / f"{name}.safetensors")
-    for case, chosen in options.items():
-        own = {
-            k.removeprefix(f"{case}."): v for k, v in tensors.items() if k.startswith(f"{case}.")
-        }
-        yield case, chosen, own
+    for case, options in options_by_case.items():
+        prefix = f"{case}."
+        yield (
+            case,
+            options,
+            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)},
+        )

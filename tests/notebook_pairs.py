@@ -1,8 +1,9 @@
 """Notebooks as .ipynb, made from their sources: `python tests/notebook_pairs.py` writes them.
 
-A source is a script in jupytext's percent format. Cells are named by their place, and there are no
-versions or times. Outputs are those of `python tests/notebook_pairs.py --run NAME...`, which
-executes; without it they stay as far down as no code has changed.
+A source is a script in jupytext's percent format. Cell ids are the positions of the cells, and the
+files hold no versions or times. `python tests/notebook_pairs.py --run NAME...` executes notebooks
+and stores their outputs. Without `--run`, a notebook keeps its outputs up to the first cell whose
+code has changed.
 """
 
 import itertools
@@ -23,49 +24,53 @@ METADATA = {
 
 
 def sources() -> list[Path]:
+    """Returns the paths of all notebook sources."""
     return sorted(FOLDER.glob("*.py"))
 
 
-def notebook(source: Path) -> NotebookNode:
-    """`source` as a notebook without outputs."""
-    made = jupytext.read(source)
-    made.metadata = NotebookNode(METADATA)
-    made.nbformat, made.nbformat_minor = 4, 5
-    for place, cell in enumerate(made.cells):
-        cell.id = f"cell-{place:02}"
-    return made
+def read_source(source: Path) -> NotebookNode:
+    """Returns the notebook of a source, without outputs."""
+    notebook = jupytext.read(source)
+    notebook.metadata = NotebookNode(METADATA)
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    for position, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{position:02}"
+    return notebook
 
 
-def code(made: NotebookNode) -> list[NotebookNode]:
-    return [cell for cell in made.cells if cell.cell_type == "code"]
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """Returns the cells of code."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def kept(source: Path) -> NotebookNode:
-    """`source` with the outputs in its .ipynb that still belong to it."""
-    made, pair = notebook(source), source.with_suffix(".ipynb")
-    before = code(jupytext.read(pair)) if pair.is_file() else []
-    both = zip(code(made), before, strict=False)
-    for now, old in itertools.takewhile(lambda both: both[0].source == both[1].source, both):
-        now.outputs, now.execution_count = old.outputs, old.execution_count
-    return made
+def with_stored_outputs(source: Path) -> NotebookNode:
+    """Returns the notebook of a source with those outputs of its .ipynb that are still valid."""
+    notebook, pair = read_source(source), source.with_suffix(".ipynb")
+    stored_cells = code_cells(jupytext.read(pair)) if pair.is_file() else []
+    pairs = zip(code_cells(notebook), stored_cells, strict=False)
+    for cell, stored in itertools.takewhile(lambda pair: pair[0].source == pair[1].source, pairs):
+        cell.outputs, cell.execution_count = stored.outputs, stored.execution_count
+    return notebook
 
 
-def executed(source: Path) -> NotebookNode:
-    """`source` with the outputs of a run in its folder: without what is said on the side (progress,
-    warnings), and without the paths of this machine."""
-    made, place = notebook(source), {"metadata": {"path": str(FOLDER)}}
+def execute(source: Path) -> NotebookNode:
+    """Runs the notebook of a source in its folder and returns it with its outputs.
+
+    The outputs exclude stderr (progress bars, warnings) and the paths of this machine.
+    """
+    notebook, resources = read_source(source), {"metadata": {"path": str(FOLDER)}}
     client = nbclient.NotebookClient(
-        made, timeout=1800, kernel_name="python3", resources=place, coalesce_streams=True
+        notebook, timeout=1800, kernel_name="python3", resources=resources, coalesce_streams=True
     )
     client.execute()
-    made.metadata = NotebookNode(METADATA)
-    for cell in code(made):
+    notebook.metadata = NotebookNode(METADATA)
+    for cell in code_cells(notebook):
         cell.metadata.pop("execution", None)
-        cell.outputs = [_plain(o) for o in cell.outputs if o.get("name") != "stderr"]
-    return made
+        cell.outputs = [_relative_paths(o) for o in cell.outputs if o.get("name") != "stderr"]
+    return notebook
 
 
-def _plain(output: NotebookNode) -> NotebookNode:
+def _relative_paths(output: NotebookNode) -> NotebookNode:
     texts = output if "text" in output else output.data
     for key in texts:
         if key == "text" or key.startswith("text/"):
@@ -73,12 +78,13 @@ def _plain(output: NotebookNode) -> NotebookNode:
     return output
 
 
-def text(made: NotebookNode) -> str:
-    return jupytext.writes(made, fmt="ipynb").rstrip("\n") + "\n"
+def to_text(notebook: NotebookNode) -> str:
+    """Returns the notebook as the text of an .ipynb file."""
+    return jupytext.writes(notebook, fmt="ipynb").rstrip("\n") + "\n"
 
 
 if __name__ == "__main__":
-    asked = set(sys.argv[2:]) if sys.argv[1:2] == ["--run"] else set()
+    requested = set(sys.argv[2:]) if sys.argv[1:2] == ["--run"] else set()
     for path in sources():
-        made = executed(path) if path.stem in asked else kept(path)
-        path.with_suffix(".ipynb").write_text(text(made), "utf-8")
+        notebook = execute(path) if path.stem in requested else with_stored_outputs(path)
+        path.with_suffix(".ipynb").write_text(to_text(notebook), "utf-8")

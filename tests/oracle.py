@@ -1,4 +1,4 @@
-"""A model whose every likelihood is known: the next id depends on the last one alone."""
+"""A model with known likelihoods: the next id depends on the last id alone."""
 
 from typing import Any, NamedTuple
 
@@ -7,25 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from arch import ModelConfig
-from arch.embedding import HeadWeights
+from arch.layers.embedding import HeadWeights
 from data import DataConfig
 from data.tokenizers import ByteTokenizer
-from eval.task import Subject
-from objectives import Learner
+from eval.task import EvalContext
+from objectives import Trainable
 from training import mesh as meshes
 from training.settings import EvalConfig, Settings, TrainConfig
 
-VOCAB = ByteTokenizer().vocab
+VOCAB = ByteTokenizer().vocab_size
 
 
 class Bigram(NamedTuple):
-    """Logits of the next id by the last."""
+    """Returns logits of the next id by the last id."""
 
     table: jax.Array
 
     @property
     def config(self) -> ModelConfig:
-        return ModelConfig(vocab=VOCAB)
+        return ModelConfig(vocab_size=VOCAB)
 
     def __call__(self, tokens, seq, *, state=None, source=None, key=None):
         return self.table[tokens], {}, state
@@ -39,29 +39,29 @@ class Bigram(NamedTuple):
     def logits(self, hidden):
         return hidden
 
-    def start(self, batch: int, capacity: int) -> tuple:
+    def init_state(self, batch_size: int, max_length: int) -> tuple:
         return ()
 
 
 def successor() -> np.ndarray:
-    """After "a" comes "b", e^4 times as likely as any other, and so on; some noise besides."""
+    """Returns logits under which "b" follows "a", and so on, e^4 times as likely as other ids."""
     table = np.random.default_rng(0).normal(size=(VOCAB, VOCAB)) * 0.1
     table[np.arange(VOCAB), (np.arange(VOCAB) + 1) % VOCAB] += 4
     return table
 
 
 def nats(table: np.ndarray, text: str, before: str = "") -> np.ndarray:
-    """Of each byte of `text`, by a loop in float64."""
+    """Returns the nats of each byte of `text`, by a loop in float64."""
     last = before.encode()[-1] if before else ByteTokenizer().specials.bos
-    found = []
+    out = []
     for byte in text.encode():
         row = table[last].astype(np.float64)
-        found.append(np.log(np.exp(row).sum()) - row[byte])
+        out.append(np.log(np.exp(row).sum()) - row[byte])
         last = byte
-    return np.array(found)
+    return np.array(out)
 
 
-def subject(
+def eval_context(
     model: Any,
     *,
     length: int = 16,
@@ -69,25 +69,26 @@ def subject(
     config: ModelConfig | None = None,
     objective: str = "causal_lm",
     cache: str = "nowhere",
-) -> Subject:
-    """A learner of bytes, to be judged on all devices."""
-    mesh = meshes.build(meshes.MeshConfig())
+) -> EvalContext:
+    """Returns the context of a model of bytes, on all devices."""
+    mesh = meshes.make_mesh(meshes.MeshConfig())
     settings = Settings(
         model=config or ModelConfig(),
         objective=objective,
         data=DataConfig(cache=cache),
-        train=TrainConfig(length=length),
-        eval=EvalConfig(batch=batch),
+        train=TrainConfig(seq_len=length),
+        eval=EvalConfig(batch_size=batch),
     )
-    placed = jax.device_put(model, meshes.layouts(mesh, model) if config else None)
-    return Subject(Learner(placed), mesh, settings, settings.chosen(), Bytes())
+    model = jax.device_put(model, meshes.param_shardings(mesh, model) if config else None)
+    return EvalContext(Trainable(model), mesh, settings, settings.get_objective(), Bytes())
 
 
 class Bytes:
-    """Data of which only the tokenizer is asked for."""
+    """Data with nothing but a tokenizer."""
 
     tokenizer = ByteTokenizer()
 
 
-def oracle(**settings: Any) -> Subject:
-    return subject(Bigram(jnp.asarray(successor(), jnp.float32)), **settings)
+def oracle(**settings: Any) -> EvalContext:
+    """Returns the context of the model of `successor`."""
+    return eval_context(Bigram(jnp.asarray(successor(), jnp.float32)), **settings)

@@ -1,4 +1,4 @@
-"""Tiny models and rows, small enough to compile in a second."""
+"""Tiny models and rows that compile in a second."""
 
 import dataclasses
 import functools
@@ -10,69 +10,82 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from arch import CHANNELS, MIXERS, Model, ModelConfig, Sequence
-from arch.attention import AttentionConfig
-from arch.directions import DirectionsConfig
-from arch.gated_conv import GatedConvConfig
-from arch.gated_deltanet import GatedDeltaNetConfig
-from arch.mamba1 import Mamba1Config
-from arch.mamba2 import Mamba2Config
-from arch.moe import MoeConfig
-from arch.positions import PositionsConfig
-from arch.rope import RopeConfig
+from arch import CHANNELS, MIXERS, Model, ModelConfig, SequenceInfo
+from arch.channels.moe import MoeConfig
+from arch.layers.positions import PositionsConfig
+from arch.mixers.attention import AttentionConfig
+from arch.mixers.bidirectional import BidirectionalConfig
+from arch.mixers.gated_conv import GatedConvConfig
+from arch.mixers.gated_deltanet import GatedDeltaNetConfig
+from arch.mixers.mamba1 import Mamba1Config
+from arch.mixers.mamba2 import Mamba2Config
+from arch.mixers.rope import RopeConfig
 
 WIDTH, VOCAB = 16, 40
 
 
 def attention(**settings: Any) -> dict[str, Any]:
+    """Returns model settings with these settings of attention."""
     return {"attention": AttentionConfig(**settings)}
 
 
-# Parts as small as the width, where their defaults are not.
+# Settings of the parts whose default sizes exceed the width of a tiny model.
 SMALL: dict[str, Any] = {
-    "mamba1": Mamba1Config(state=4),
-    "mamba2": Mamba2Config(state=6, head_width=8, chunk=4),
-    "gated_deltanet": GatedDeltaNetConfig(heads=2, chunk=4),
-    "moe": MoeConfig(experts=4, width=8),
+    "mamba1": Mamba1Config(state_size=4),
+    "mamba2": Mamba2Config(state_size=6, head_dim=8, chunk_size=4),
+    "gated_deltanet": GatedDeltaNetConfig(heads=2, chunk_size=4),
+    "moe": MoeConfig(num_experts=4, width=8),
 }
-BOTH = {"directions": DirectionsConfig(weights="shared")}
+BIDIRECTIONAL = {"bidirectional": BidirectionalConfig(weights="shared")}
 
-# What a mixer is also tested as: settings of a model that change its mathematics.
+# Model settings with which each mixer is tested, by name; they change its mathematics.
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "attention": {
         "default": {},
         "grouped": attention(kv_heads=2, bias_qkv=True, bias_out=True, qk_norm="head"),
         "multi-query window": attention(kv_heads=1, window=3, softcap=2.0, qk_norm="full"),
-        "alibi": attention(position="alibi", heads=2, head_width=6, scale=0.3, clip=1.5),
-        "partial rope": attention(rope=RopeConfig(width=2, style="pairs", theta=100.0)),
-        "relative": attention(position="relative")
-        | {"positions": PositionsConfig(buckets=8, distance=8)},
+        "alibi": attention(position_encoding="alibi", heads=2, head_dim=6, scale=0.3, qkv_clip=1.5),
+        "partial rope": attention(rope=RopeConfig(rotary_dim=2, style="interleaved", theta=100.0)),
+        "relative": attention(position_encoding="relative")
+        | {"positions": PositionsConfig(num_buckets=8, max_distance=8)},
     },
     "local_attention": {"default": {"local_attention": AttentionConfig(window=3)}},
     "mamba1": {
         "default": {},
-        "both": BOTH | {"mamba1": Mamba1Config(state=4, rank=3, bias=True, norms=True)},
+        "bidirectional": BIDIRECTIONAL
+        | {"mamba1": Mamba1Config(state_size=4, dt_rank=3, bias=True, dt_bc_norm=True)},
     },
     "mamba2": {
         "default": {},
-        "both": {
-            "directions": DirectionsConfig(weights="separate", merge="gate"),
+        "bidirectional": {
+            "bidirectional": BidirectionalConfig(weights="separate", merge="gate"),
             "mamba2": Mamba2Config(
-                state=6, head_width=8, groups=2, chunk=4, bias=True, dt_low=0.01, dt_high=9.0
+                state_size=6,
+                head_dim=8,
+                n_groups=2,
+                chunk_size=4,
+                bias=True,
+                dt_limit_min=0.01,
+                dt_limit_max=9.0,
             ),
         },
     },
     "gated_deltanet": {
         "default": {},
-        "signed": {"gated_deltanet": GatedDeltaNetConfig(heads=1, signed=True, chunk=4)} | BOTH,
+        "allow_negative_eigenvalues": {
+            "gated_deltanet": GatedDeltaNetConfig(
+                heads=1, allow_negative_eigenvalues=True, chunk_size=4
+            )
+        }
+        | BIDIRECTIONAL,
     },
-    "lstm": {"default": BOTH},
-    "gated_conv": {"default": {"gated_conv": GatedConvConfig(conv_bias=True)} | BOTH},
+    "lstm": {"default": BIDIRECTIONAL},
+    "gated_conv": {"default": {"gated_conv": GatedConvConfig(conv_bias=True)} | BIDIRECTIONAL},
 }
 
 
 def cases() -> list[Any]:
-    """(mixer, settings of a model) of every mixer, as pytest parameters; options are slow."""
+    """Returns (mixer, model settings) as pytest parameters; all but the defaults are slow tests."""
     return [
         pytest.param(
             *(name, changes),
@@ -85,21 +98,22 @@ def cases() -> list[Any]:
 
 
 def config(mixer: str = "attention", channel: str = "mlp", **changes: Any) -> ModelConfig:
-    settings = {"width": WIDTH, "depth": 2, "vocab": VOCAB, "layers": (f"{mixer}+{channel}",)}
+    """Returns the config of a tiny model with two layers of these parts."""
+    settings = {"width": WIDTH, "depth": 2, "vocab_size": VOCAB, "layers": (f"{mixer}+{channel}",)}
     return ModelConfig(**(SMALL | settings | changes))
 
 
 def reach(cfg: ModelConfig, mixer: str) -> int:
-    """How many tokens a mixer sees, itself included."""
-    part = cfg.part(mixer)
+    """Returns how many tokens a token sees through one mixer, itself included; 1000: all."""
+    part = cfg.part_config(mixer)
     if isinstance(part, AttentionConfig):
         return part.window or 1000
-    return part.conv if isinstance(part, GatedConvConfig) else 1000
+    return part.conv_width if isinstance(part, GatedConvConfig) else 1000
 
 
 def slow(cfg: ModelConfig) -> ModelConfig:
-    """With the reference implementation of every part that has several."""
-    parts = {name: cfg.part(name) for name in (*MIXERS, *CHANNELS)}
+    """Returns the config with the reference implementation of every part that has several."""
+    parts = {name: cfg.part_config(name) for name in (*MIXERS, *CHANNELS)}
     return dataclasses.replace(
         cfg,
         **{
@@ -112,7 +126,7 @@ def slow(cfg: ModelConfig) -> ModelConfig:
 
 @functools.cache
 def model(cfg: ModelConfig, seed: int = 0) -> Model:
-    """Every parameter at random, none where it would start: no scale is 1, no bias 0."""
+    """Returns a model with random parameters, so that no scale is 1 and no bias is 0."""
     shapes = jax.eval_shape(lambda: Model(cfg, key=jax.random.key(0)))
     variables = jax.tree.leaves(shapes, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     noise, leaves = np.random.default_rng(seed), []
@@ -128,35 +142,35 @@ def model(cfg: ModelConfig, seed: int = 0) -> Model:
 
 
 def tokens(batch: int, length: int, seed: int = 1) -> jax.Array:
+    """Returns random token ids [batch, length]."""
     return jnp.asarray(np.random.default_rng(seed).integers(0, VOCAB, (batch, length)), jnp.int32)
 
 
-def packed(lengths: list[int], length: int, view: str = "causal") -> Sequence:
-    """One row with documents of `lengths`, padded to `length`; under "prefix" each sees half."""
+def packed(lengths: list[int], length: int, view: str = "causal") -> SequenceInfo:
+    """Returns one row of documents of `lengths`, padded to `length`; half of each is a prefix."""
     positions, segments = np.zeros(length, np.int32), np.zeros(length, np.int32)
-    prefix, at = np.zeros(length, bool), 0
+    prefix, start = np.zeros(length, bool), 0
     for number, size in enumerate(lengths, start=1):
-        positions[at : at + size], segments[at : at + size] = np.arange(size), number
-        prefix[at : at + (size + 1) // 2] = True
-        at += size
-    seen = jnp.asarray(prefix)[None] if view == "prefix" else None
+        positions[start : start + size], segments[start : start + size] = np.arange(size), number
+        prefix[start : start + (size + 1) // 2] = True
+        start += size
+    is_prefix = jnp.asarray(prefix)[None] if view == "prefix" else None
     rows = jnp.asarray(positions)[None], jnp.asarray(segments)[None]
-    return Sequence(*rows, seen, causal=view != "both")
+    return SequenceInfo(*rows, is_prefix, causal=view != "bidirectional")
 
 
-def replaced(made: Model, **changes: Any) -> Model:
-    """The same parameters under a changed config."""
-    cfg = dataclasses.replace(made.config, **changes)
-    return under(made, cfg)
+def replaced(model: Model, **changes: Any) -> Model:
+    """Returns the model with the same parameters and a changed config."""
+    return under(model, dataclasses.replace(model.config, **changes))
 
 
-def under(made: Model, cfg: ModelConfig) -> Model:
-    """The same parameters under another config."""
-    other = jax.eval_shape(lambda: Model(cfg, key=jax.random.key(0)))
-    return jax.tree.unflatten(jax.tree.structure(other), jax.tree.leaves(made))
+def under(model: Model, cfg: ModelConfig) -> Model:
+    """Returns the model with the same parameters and another config."""
+    shapes = jax.eval_shape(lambda: Model(cfg, key=jax.random.key(0)))
+    return jax.tree.unflatten(jax.tree.structure(shapes), jax.tree.leaves(model))
 
 
-# Attention, a recurrence and experts; the rest of the product is slow.
+# Attention, a recurrence and experts are quick tests; the other pairs are slow ones.
 PAIRS = [
     (mixer, channel)
     if (mixer, channel) in (("attention", "mlp"), ("attention", "moe"), ("mamba2", "mlp"))

@@ -1,146 +1,202 @@
-"""Gradients of a whole batch, in microbatches if asked, equal to those of the batch in one.
+"""Gradients of a batch by one of four strategies, all equal to those of the whole batch at once.
 
-Terms that are sums over rows are divided by their weight in the whole batch, so that the parts'
-gradients add up. Where rows meet (contrastive), representations are cached (GradCache, Gao et al.,
-arXiv:2101.06983): encode all parts without a gradient, differentiate the loss by what came out,
-then encode each part again, under the same keys, and pull that slope back through it.
+- `full_batch_gradients`: one forward and one backward pass over the whole batch.
+- `accumulated_gradients`: microbatches one after another, for objectives whose terms are sums over
+  rows. Each term is divided by its weight in the whole batch, so that the gradients of the
+  microbatches add up.
+- `grad_cache_gradients`: microbatches for objectives that compare rows with each other
+  (contrastive). GradCache (Gao et al., arXiv:2101.06983): encode all microbatches without a
+  gradient, differentiate the loss with respect to the embeddings, then encode each microbatch
+  again, with the same random keys, and propagate the gradient of its embeddings to the parameters.
+- `combine_parts`: the weighted sum of the gradients of the parts of a mixture, each of which uses
+  the strategy that it would use alone.
 """
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from arch.dropout import split
-from arch.terms import Amount
+from arch.layers.dropout import maybe_split_key
+from arch.weighted_sum import AuxMetrics, WeightedSum
 from objectives import (
     Batch,
-    Learner,
-    Member,
+    Embeddings,
+    LossTerm,
     Metrics,
+    MixturePart,
     Objective,
-    Represented,
-    Term,
-    members,
-    totals,
+    Trainable,
+    all_term_weights,
+    mixture_parts,
 )
 
-Found = tuple[Learner, Float[Array, ""], Metrics]  # gradients, loss, metrics
+GradResult = tuple[Trainable, Float[Array, ""], Metrics]  # gradients, loss, metrics
 
 
-def gradients(
-    objective: Objective, learner: Learner, batch: Batch, key: Array | None, accumulate: int
-) -> Found:
-    """Gradients, loss and metrics of a batch, `accumulate` microbatches one after another.
+def compute_gradients(
+    objective: Objective,
+    trainable: Trainable,
+    batch: Batch,
+    key: Array | None,
+    grad_accum_steps: int,
+) -> GradResult:
+    """Returns the gradients, the loss and the metrics of a batch.
 
-    The parts of a mixture are differentiated one after another, each as it does alone.
+    The batch is processed in `grad_accum_steps` microbatches, one after another. The parts of a
+    mixture are differentiated one after another, each as it would be alone. `key` is for dropout.
     """
-    parts = members(objective)
-    keys = split(key, len(parts)) if len(parts) > 1 else (key,)
-    found = []
-    for member, own in zip(parts, keys, strict=True):
-        some = member.batch(batch)
-        if accumulate == 1:
-            found.append(_whole(member, learner, some, own))
-        elif member.objective.additive:
-            found.append(_added(member, learner, some, own, accumulate))
-        else:
-            found.append(_cached(member, learner, some, own, accumulate))
-    return found[0] if len(found) == 1 else _mixed(parts, found)
+    parts = mixture_parts(objective)
+    keys = maybe_split_key(key, len(parts)) if len(parts) > 1 else (key,)
+    results = []
+    for part, part_key in zip(parts, keys, strict=True):
+        gradients = STRATEGIES[grad_accum_steps > 1, part.objective.sums_over_rows]
+        part_batch = part.select_batch(batch)
+        results.append(gradients(part, trainable, part_batch, part_key, grad_accum_steps))
+    return results[0] if len(results) == 1 else combine_parts(parts, results)
 
 
-def _mixed(parts: tuple[Member, ...], found: list[Found]) -> Found:
-    grads = jax.tree.map(
-        lambda *g: sum(m.coefficient * x for m, x in zip(parts, g, strict=True)),
-        *(grads for grads, _, _ in found),
-    )
-    metrics, loss = Metrics(), jnp.zeros(())
-    for member, (_, value, said) in zip(parts, found, strict=True):
-        loss += member.coefficient * value
-        metrics |= {member.label(name): amount for name, amount in said.items()}
+def full_batch_gradients(
+    part: MixturePart,
+    trainable: Trainable,
+    batch: Batch,
+    key: Array | None,
+    num_microbatches: int = 1,
+) -> GradResult:
+    """Returns the gradients of one objective from a single pass over the whole batch."""
+
+    def loss_fn(trainable: Trainable) -> tuple[Array, Metrics]:
+        return _forward_and_loss(part, trainable, batch, batch, key)
+
+    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
     return grads, loss, metrics
 
 
-def _whole(member: Member, learner: Learner, batch: Batch, key: Array | None) -> Found:
-    def loss(learner: Learner) -> tuple[Array, Metrics]:
-        own = member.learner(learner)
-        return _loss(member.objective, own, member.objective.encode(own, batch, key), batch, batch)
+def accumulated_gradients(
+    part: MixturePart,
+    trainable: Trainable,
+    batch: Batch,
+    key: Array | None,
+    num_microbatches: int,
+) -> GradResult:
+    """Returns the gradients of an objective that sums over rows, added up over microbatches."""
 
-    (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(learner)
-    return grads, value, metrics
+    def loss_fn(
+        trainable: Trainable, microbatch: Batch, key: Array | None
+    ) -> tuple[Array, Metrics]:
+        return _forward_and_loss(part, trainable, microbatch, batch, key)
+
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def add_microbatch(total: GradResult, xs: tuple[Batch, Array]) -> tuple[GradResult, None]:
+        microbatch, index = xs
+        micro_key = _microbatch_key(key, index)
+        (loss, metrics), grads = value_and_grad(trainable, microbatch, micro_key)
+        return jax.tree.map(jnp.add, total, (grads, loss, metrics)), None
+
+    microbatches = jax.tree.map(lambda x: _interleave(x, num_microbatches), batch)
+    first = jax.tree.map(lambda x: x[0], microbatches)
+    shapes = jax.eval_shape(value_and_grad, trainable, first, key)
+    (loss, metrics), grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    zeros = grads, loss, metrics
+    return jax.lax.scan(add_microbatch, zeros, (microbatches, jnp.arange(num_microbatches)))[0]
 
 
-def _added(member: Member, learner: Learner, batch: Batch, key: Array | None, parts: int) -> Found:
-    def loss(learner: Learner, micro: Batch, key: Array | None) -> tuple[Array, Metrics]:
-        own = member.learner(learner)
-        return _loss(member.objective, own, member.objective.encode(own, micro, key), micro, batch)
+def grad_cache_gradients(
+    part: MixturePart,
+    trainable: Trainable,
+    batch: Batch,
+    key: Array | None,
+    num_microbatches: int,
+) -> GradResult:
+    """Returns the gradients of an objective that compares rows, with cached embeddings."""
+    objective = part.objective
+    microbatches = jax.tree.map(lambda x: _interleave(x, num_microbatches), batch)
+    inputs = microbatches, jnp.arange(num_microbatches)
 
-    differentiate = jax.value_and_grad(loss, has_aux=True)
+    def encode(trainable: Trainable, microbatch: Batch, index: Array) -> Embeddings:
+        return objective.forward(
+            part.select_trainable(trainable), microbatch, _microbatch_key(key, index)
+        )
 
-    def body(carry: Any, xs: tuple[Batch, Array]) -> tuple[Any, None]:
-        micro, index = xs
-        (value, metrics), grads = differentiate(learner, micro, _part(key, index))
-        return jax.tree.map(jnp.add, carry, (grads, value, metrics)), None
+    def loss_fn(trainable: Trainable, vectors: PyTree, aux: AuxMetrics) -> tuple[Array, Metrics]:
+        embeddings = Embeddings(vectors, aux)
+        return _loss(objective, part.select_trainable(trainable), embeddings, batch, batch)
 
-    micros = jax.tree.map(lambda x: _interleaved(x, parts), batch)
-    shapes = jax.eval_shape(differentiate, learner, jax.tree.map(lambda x: x[0], micros), key)
-    (value, metrics), grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    start = grads, value, metrics
-    return jax.lax.scan(body, start, (micros, jnp.arange(parts)))[0]
-
-
-def _cached(member: Member, learner: Learner, batch: Batch, key: Array | None, parts: int) -> Found:
-    objective = member.objective
-    micros = jax.tree.map(lambda x: _interleaved(x, parts), batch)
-    each = micros, jnp.arange(parts)
-
-    def encode(learner: Learner, micro: Batch, index: Array) -> Represented:
-        return objective.encode(member.learner(learner), micro, _part(key, index))
-
-    def loss(learner: Learner, rows: Any, aux: Any) -> tuple[Array, Metrics]:
-        return _loss(objective, member.learner(learner), Represented(rows, aux), batch, batch)
-
-    with jax.named_scope("represent"):
-        _, out = jax.lax.scan(lambda _, xs: (None, encode(learner, *xs)), None, each)
-    rows = jax.tree.map(_whole_rows, out.rows)
+    with jax.named_scope("encode"):
+        _, out = jax.lax.scan(lambda _, xs: (None, encode(trainable, *xs)), None, inputs)
+    vectors = jax.tree.map(_deinterleave, out.vectors)
     aux = jax.tree.map(lambda x: jnp.sum(x, axis=0), out.aux)
-    found = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(learner, rows, aux)
-    (value, metrics), (grads, by_rows, by_aux) = found
-    slopes = jax.tree.map(lambda x: _interleaved(x, parts), by_rows)
+    value_and_grad = jax.value_and_grad(loss_fn, argnums=(0, 1, 2), has_aux=True)
+    (loss, metrics), (grads, vector_grads, aux_grads) = value_and_grad(trainable, vectors, aux)
+    vector_grads = jax.tree.map(lambda x: _interleave(x, num_microbatches), vector_grads)
 
-    def body(carry: Learner, xs: tuple[Batch, Array, Any]) -> tuple[Learner, None]:
-        micro, index, slope = xs
-        _, pull = jax.vjp(lambda learner: encode(learner, micro, index), learner)
-        return jax.tree.map(jnp.add, carry, pull(Represented(slope, by_aux))[0]), None
+    def add_microbatch(total: Trainable, xs: tuple[Batch, Array, PyTree]) -> tuple[Trainable, None]:
+        microbatch, index, vector_grad = xs
+        _, vjp = jax.vjp(lambda trainable: encode(trainable, microbatch, index), trainable)
+        return jax.tree.map(jnp.add, total, vjp(Embeddings(vector_grad, aux_grads))[0]), None
 
-    with jax.named_scope("pull back"):
-        return jax.lax.scan(body, grads, (*each, slopes))[0], value, metrics
+    with jax.named_scope("backward"):
+        return jax.lax.scan(add_microbatch, grads, (*inputs, vector_grads))[0], loss, metrics
+
+
+def combine_parts(parts: tuple[MixturePart, ...], results: list[GradResult]) -> GradResult:
+    """Returns the sum of the parts' gradients and losses, each times the part's coefficient."""
+    grads = jax.tree.map(
+        lambda *g: sum(part.coefficient * x for part, x in zip(parts, g, strict=True)),
+        *(grads for grads, _, _ in results),
+    )
+    metrics, loss = Metrics(), jnp.zeros(())
+    for part, (_, part_loss, part_metrics) in zip(parts, results, strict=True):
+        loss += part.coefficient * part_loss
+        metrics |= {part.label(name): amount for name, amount in part_metrics.items()}
+    return grads, loss, metrics
+
+
+GradFn = Callable[[MixturePart, Trainable, Batch, Array | None, int], GradResult]
+# The strategy by (whether there are several microbatches, Objective.sums_over_rows). Microbatches
+# may only be added up if no term of the loss compares rows of different microbatches.
+STRATEGIES: dict[tuple[bool, bool], GradFn] = {
+    (False, True): full_batch_gradients,
+    (False, False): full_batch_gradients,
+    (True, True): accumulated_gradients,
+    (True, False): grad_cache_gradients,
+}
+
+
+def _forward_and_loss(
+    part: MixturePart, trainable: Trainable, microbatch: Batch, batch: Batch, key: Array | None
+) -> tuple[Array, Metrics]:
+    part_trainable = part.select_trainable(trainable)
+    out = part.objective.forward(part_trainable, microbatch, key)
+    return _loss(part.objective, part_trainable, out, microbatch, batch)
 
 
 def _loss(
-    objective: Objective, learner: Learner, out: Any, micro: Batch, batch: Batch
+    objective: Objective, trainable: Trainable, out: PyTree, microbatch: Batch, batch: Batch
 ) -> tuple[Array, Metrics]:
-    """The share of `micro` in the loss of `batch`."""
-    terms, metrics = objective.reduce(learner, out, micro)
-    whole = totals(objective, batch, list(terms))
-    total = sum(t.coefficient * t.sum / jnp.maximum(whole[n], 1) for n, t in terms.items())
-    return jnp.asarray(total), metrics | _amounts(terms)
+    """The share of `microbatch` in the loss of `batch`."""
+    terms, metrics = objective.reduce(trainable, out, microbatch)
+    weights = all_term_weights(objective, batch, list(terms))
+    loss = sum(t.coefficient * t.sum / jnp.maximum(weights[n], 1) for n, t in terms.items())
+    return jnp.asarray(loss), metrics | _weighted_sums(terms)
 
 
-def _part(key: Array | None, index: Array) -> Array | None:
+def _microbatch_key(key: Array | None, index: Array) -> Array | None:
     return None if key is None else jax.random.fold_in(key, index)
 
 
-def _amounts(terms: dict[str, Term]) -> Metrics:
-    return {name: Amount(term.sum, term.weight) for name, term in terms.items()}
+def _weighted_sums(terms: dict[str, LossTerm]) -> Metrics:
+    return {name: WeightedSum(term.sum, term.weight) for name, term in terms.items()}
 
 
-def _interleaved(x: Array, parts: int) -> Array:
-    """[B ...] to [parts, B / parts, ...], each part with rows from every device."""
-    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+def _interleave(x: Array, num_microbatches: int) -> Array:
+    """[B ...] to [M B/M ...] for M microbatches, each with rows from every device."""
+    shape = x.shape[0] // num_microbatches, num_microbatches, *x.shape[1:]
+    return x.reshape(shape).swapaxes(0, 1)
 
 
-def _whole_rows(x: Array) -> Array:
-    """[parts, B / parts, ...] back to [B ...], in the order of the batch."""
+def _deinterleave(x: Array) -> Array:
+    """[M B/M ...] back to [B ...], in the order of the batch."""
     return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])

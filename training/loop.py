@@ -1,9 +1,9 @@
-"""The training loop: batches in, steps, and at their boundaries everything that can happen."""
+"""The training loop: it reads batches, runs steps, and calls the callbacks around each step."""
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -11,242 +11,268 @@ from jax.sharding import Mesh
 
 from arch import Cost
 from data import Data
-from data.loader import Batches, Joined, read_ahead
-from data.texts import rows_of
+from data.loader import Batches, MixtureBatches, ReadAhead, read_ahead
+from data.text_rows import make_row_source
 from errors import ConfigError, DataError, NonFiniteError
-from objectives import Learner, Member, Metrics
+from objectives import Metrics, MixturePart, Trainable
+from settings.json_types import JsonObject
 from training import mesh as meshes
-from training.banks import filled
-from training.checkpoint import Checkpoints
-from training.distributed import Votes
-from training.faults import Faults
-from training.log import Log
-from training.meter import Meter
-from training.program import Program
-from training.run import RunFolder
+from training.callbacks import (
+    Callback,
+    CheckpointCallback,
+    EvalCallback,
+    Evaluator,
+    FaultCallback,
+    LogCallback,
+    StepInfo,
+    StopCallback,
+    WatchdogCallback,
+    evaluate,
+)
+from training.checkpoint.manager import CheckpointManager
+from training.distributed.fault_injection import FaultInjector
+from training.distributed.multihost import AnyAcrossHosts
+from training.distributed.preemption import GracefulStop
+from training.distributed.watchdog import Watchdog
+from training.memory_bank import make_banks
+from training.metrics import StepMetrics
+from training.program import TrainProgram
+from training.run.folder import RunFolder
+from training.run.log import MetricsLogger
 from training.settings import Settings
-from training.state import State
-from training.stop import GracefulStop
-from training.watchdog import Watchdog
-
-Judge = Callable[[Learner, int], dict[str, Any]]  # scores of a learner after a step
+from training.state import ResumePoint, TrainState
+from training.step import HaltedError, TrainStep, raise_if_halted
 
 
-class Job(NamedTuple):
-    """What a run is made of."""
+class TrainJob(NamedTuple):
+    """The parts of a run that the loop works with."""
 
-    program: Program
+    program: TrainProgram
     cost: Cost
     data: Data
     run: RunFolder
-    checkpoints: Checkpoints
-    log: Log
+    checkpoints: CheckpointManager
+    log: MetricsLogger
     stop: GracefulStop
-    faults: Faults
+    faults: FaultInjector
 
 
 def train(
-    job: Job,
+    job: TrainJob,
     *,
-    during: Judge | None = None,
-    after: Judge | None = None,
-    initial: Callable[[], Learner] | None = None,
-) -> dict[str, Any]:
-    """Train to the last step, from the newest valid checkpoint if there is one; the last scores.
+    eval_during: Evaluator | None = None,
+    eval_at_end: Evaluator | None = None,
+    load_initial: Callable[[], Trainable] | None = None,
+) -> JsonObject:
+    """Trains to the last step and returns the scores of the final evaluation.
 
-    `during` judges every eval.every steps, `after` at the end; `initial` reads parameters to begin
-    with where no checkpoint is; without a head that begins anew. Raises Preempted once a stop is
-    asked for and the state is saved.
+    Training starts from the newest valid checkpoint. Without one it starts from `load_initial`,
+    whose head may be None (a newly initialized head), or from random parameters. `eval_during` runs
+    every `eval.every` steps, `eval_at_end` after the last step.
+
+    Raises:
+        ConfigError: if the run has trained for more steps than train.steps.
+        NonFiniteError: if the run is halted and no rollback is allowed.
+        PreemptedError: after a request to stop, once the state is saved.
     """
+    program, steps = job.program, job.program.settings.train.steps
     batches = make_batches(job)
-    place = begin(job, initial)
-    if place.step > job.program.settings.train.steps:
+    resume_point = restore_or_init(job, load_initial)
+    if resume_point.step > steps:
         raise ConfigError(
-            f"{job.run.path} has trained {place.step} steps, which is beyond train.steps "
-            f"{job.program.settings.train.steps}; set it to at least that, or use another --workdir"
+            f"{job.run.path} has trained {resume_point.step} steps, which is beyond train.steps "
+            f"{steps}; set it to at least that, or use another --workdir"
         )
-    step = job.program.compiled()
-    job.run.begin(place.step)
+    train_step = program.compile_train_step()
+    job.run.record_start(resume_point.step)
     while True:
         try:
-            state = follow(job, batches, step, place, during)
+            state = run_steps(job, batches, train_step, resume_point, eval_during)
             break
-        except Halted as halted:
-            place = back(job, place, halted, initial)
-    steps = job.program.settings.train.steps
-    # Of several hosts none may leave alone: the others would wait for it.
-    with job.stop.saved(steps) if jax.process_count() == 1 else nullcontext():
-        scores = judged(job, after, state, steps) if after else {}
-    job.run.finish(steps)
+        except HaltedError as halted:
+            resume_point = rollback(job, resume_point, halted, load_initial)
+    # With several hosts none may leave the final evaluation alone: the others would wait for it.
+    with job.stop.mark_saved(steps) if jax.process_count() == 1 else nullcontext():
+        scores = evaluate(job.log, eval_at_end, state, steps) if eval_at_end else {}
+    job.run.record_finish(steps)
     return scores
 
 
-def follow(
-    job: Job, batches: Batches | Joined, step: Any, place: "Place", during: Judge | None
-) -> State:
-    """From `place` to the last step."""
-    program, settings, state = job.program, job.program.settings, place.state
-    meter = Meter(program, job.cost, batches, job.data.train)
-    first, last = place.step + place.passed, settings.train.steps + place.passed
-    ahead = read_ahead(batches, first, last, rolling=place.rolling)
-    votes, watchdog = Votes(), Watchdog(job.run, settings.train.patience)
-    before: Metrics | None = None
+def run_steps(
+    job: TrainJob,
+    batches: Batches | MixtureBatches,
+    train_step: TrainStep,
+    resume_point: ResumePoint,
+    eval_during: Evaluator | None,
+) -> TrainState:
+    """Runs the steps from `resume_point` to the last one and returns the final state.
+
+    Raises:
+        HaltedError: if the guard has halted the run.
+        PreemptedError: after a request to stop, once the state is saved.
+    """
+    program, state, steps = job.program, resume_point.state, job.program.settings.train.steps
+    meter = StepMetrics(program, job.cost, batches, job.data.train)
+    # A rollback restores an older state but does not repeat the data that led to the failure: the
+    # batches between the checkpoint and the failed step are skipped. From then on the batch of a
+    # step has the index step + skipped_batches, and so does the end of the data.
+    skipped_batches = resume_point.skipped_batches
+    first, end = resume_point.step + skipped_batches, steps + skipped_batches
+    ahead = read_ahead(batches, first, end, data_hash=resume_point.data_hash)
+    votes, watchdog = AnyAcrossHosts(), Watchdog(job.run, program.settings.train.hang_timeout)
+    callbacks = make_callbacks(job, resume_point, eval_during, meter, watchdog, ahead)
+    previous_metrics: Metrics | None = None
     with ahead, watchdog, jax.set_mesh(program.mesh), jax.transfer_guard("disallow"):
-        for number, arrays, rolling in ahead:
-            watchdog.beat()
-            index = number - place.passed
-            job.faults.at_step(index)
-            batch = placed(program, index, job.faults.poisoned(number, arrays))
-            state, metrics = step(state, batch)
-            done = index + 1
-            refuse_halted(before, index)  # of the step before: the device keeps working
-            before = metrics
-            meter.add(metrics)
-            ended = done == settings.train.steps
-            stop, again = votes.cast(job.stop.requested, job.checkpoints.poll())
-            if done % settings.log.every == 0 or ended:
-                refuse_halted(metrics, done)
-                values = meter.read(done, ahead.waited)
-                job.log.write(done, values | {"data_hash": rolling})
-            if during and settings.eval.every and done % settings.eval.every == 0 and not ended:
-                with meter.paused(), watchdog.paused():
-                    judged(job, during, state, done)
-            if job.checkpoints.due(done) or again or stop or ended:
-                refuse_halted(metrics, done)
-                with meter.paused():
-                    saved(job, state, done, rolling, place, wait=ended or stop)
-            if stop:
-                raise job.stop.preempted(done)
+        for batch_index, arrays, data_hash in ahead:
+            step = batch_index - skipped_batches  # steps done before this one
+            for callback in callbacks:
+                callback.before_step(step)
+            # No callback, because it replaces arrays; without debug.inject_fault it returns them.
+            batch = to_device(program, step, job.faults.inject_nan(batch_index, arrays))
+            state, metrics = train_step(state, batch)
+            # Reading the metrics of the previous step does not wait for the one just started.
+            raise_if_halted(previous_metrics, step)
+            previous_metrics = metrics
+            # All hosts must save and stop at the same step.
+            stop, save_again = votes.reduce(
+                job.stop.is_requested, job.checkpoints.check_async_save()
+            )
+            is_last = step + 1 == steps
+            info = StepInfo(step + 1, state, metrics, data_hash, is_last, stop, save_again)
+            for callback in callbacks:
+                callback.after_step(info)
     return state
 
 
-def make_batches(job: Job) -> Batches | Joined:
-    """Training batches: rows for ever, reshuffled every epoch, a function of (seed, step)."""
+def make_callbacks(
+    job: TrainJob,
+    resume_point: ResumePoint,
+    eval_during: Evaluator | None,
+    meter: StepMetrics,
+    watchdog: Watchdog,
+    batches: ReadAhead,
+) -> list[Callback]:
+    """Returns what happens around each step besides training, in this order."""
     settings = job.program.settings
-    mesh = job.program.mesh
-    found = {m.name: stream(settings, m, job.data, mesh) for m in settings.members()}
-    return found[""] if "" in found else Joined(found)
+    callbacks: list[Callback] = [WatchdogCallback(watchdog)]
+    if settings.debug.inject_fault:
+        callbacks.append(FaultCallback(job.faults))
+    callbacks.append(LogCallback(job.log, meter, batches, settings.log.every))
+    if eval_during and settings.eval.every:
+        callbacks.append(EvalCallback(eval_during, job.log, meter, watchdog, settings.eval.every))
+    callbacks.append(CheckpointCallback(job.checkpoints, meter, resume_point))
+    callbacks.append(StopCallback(job.stop, job.run))
+    return callbacks
 
 
-def stream(settings: Settings, member: Member, data: Data, mesh: Mesh) -> Batches:
-    """The batches of one part of a mixture, or of the one objective."""
-    train, seed, objective = settings.train, settings.seed, member.objective
-    wanted = objective.rows(settings.model, train.length)
-    rows = rows_of(data.holding(wanted.reads == "records").train, wanted, seed)
-    example = objective.host(settings.model, train.length, data.tokenizer)
-    rank, world = meshes.share(mesh, train.batch)
-    return Batches(rows, train.batch, example, seed, rank=rank, world=world)
+def make_batches(job: TrainJob) -> Batches | MixtureBatches:
+    """Returns the endless training batches, reshuffled every epoch, a function of (seed, step)."""
+    settings, mesh = job.program.settings, job.program.mesh
+    batches = {p.name: part_batches(settings, p, job.data, mesh) for p in settings.mixture_parts()}
+    return batches[""] if "" in batches else MixtureBatches(batches)
 
 
-class Place(NamedTuple):
-    """Where to go on from."""
-
-    state: State
-    step: int
-    rolling: str  # hash of the data before it
-    passed: int = 0  # batches that going back has passed over
-    returns: int = 0  # how often it went back
-
-
-class Halted(Exception):
-    """The state was frozen: what `step` computed is not finite, or is a spike."""
-
-    def __init__(self, step: int, loss: float, norm: float):
-        super().__init__(step, loss, norm)
-        self.step, self.loss, self.norm = step, loss, norm
+def part_batches(settings: Settings, part: MixturePart, data: Data, mesh: Mesh) -> Batches:
+    """Returns the batches of one part of a mixture, or of the one objective."""
+    train, seed, objective = settings.train, settings.seed, part.objective
+    spec = objective.row_spec(settings.model, train.seq_len)
+    rows = make_row_source(data.select(spec.row_kind == "text_pairs").train, spec, seed)
+    make_row = objective.make_row_fn(settings.model, train.seq_len, data.tokenizer)
+    rank, world = meshes.process_shard(mesh, train.batch_size)
+    return Batches(rows, train.batch_size, make_row, seed, rank=rank, world_size=world)
 
 
-def begin(job: Job, initial: Callable[[], Learner] | None) -> Place:
-    """The newest good checkpoint, or the start."""
+def restore_or_init(job: TrainJob, load_initial: Callable[[], Trainable] | None) -> ResumePoint:
+    """Returns the newest valid checkpoint, or the start of the run if there is none."""
     with jax.set_mesh(job.program.mesh):
-        found = job.checkpoints.latest()
-        if found is not None:
-            state = job.checkpoints.restore(found, job.program.state)
-            meta = job.checkpoints.read_meta(found, ["rolling"])
-            history = {name: meta[name] for name in ("passed", "returns") if name in meta}
-            return Place(state, found, meta["rolling"], **history)
+        step = job.checkpoints.find_resume_step()
+        if step is not None:
+            state = job.checkpoints.restore(step, job.program.abstract_state)
+            meta = job.checkpoints.read_meta(step, ["data_hash"])
+            fields = {name: meta[name] for name in ResumePoint._fields if name in meta}
+            return ResumePoint(state, step, **fields)
         state = job.program.init()
     settings = job.program.settings
-    state = state._replace(banks=filled(settings, job.data, job.program.mesh))
-    if initial is not None:
-        model, head = initial()
-        head = state.learner.head if head is None else head
-        state = state._replace(learner=Learner(model, head))
-    return Place(state, 0, "")
+    state = state._replace(banks=make_banks(settings, job.data, job.program.mesh))
+    if load_initial is not None:
+        model, head = load_initial()
+        head = state.trainable.head if head is None else head
+        state = state._replace(trainable=Trainable(model, head))
+    return ResumePoint(state, 0, "")
 
 
-def refuse_halted(metrics: Metrics | None, step: int) -> None:
-    """Halted if the state was frozen at `step`."""
-    if metrics is not None and float(jax.device_get(metrics["halted"].sum)):
-        values = jax.device_get([metrics[name].sum for name in ("loss", "grad_norm")])
-        raise Halted(step, *map(float, values))
+def rollback(
+    job: TrainJob,
+    resume_point: ResumePoint,
+    halted: HaltedError,
+    load_initial: Callable[[], Trainable] | None,
+) -> ResumePoint:
+    """Returns the newest checkpoint, to resume from with the data after the failed step.
 
+    The event in events.jsonl excludes such a run from comparisons.
 
-def back(job: Job, place: Place, halted: Halted, initial: Callable[[], Learner] | None) -> Place:
-    """The checkpoint before what is not finite, with the data after it; else NonFiniteError.
-
-    Such a run is not comparable with others, which its event tells the board.
+    Raises:
+        NonFiniteError: if `optimizer.on_nonfinite` or `max_rollbacks` does not allow a rollback.
     """
-    optimizer, said = job.program.settings.optimizer, {"step": halted.step, "loss": halted.loss}
-    job.checkpoints.wait()
-    job.run.event("nonfinite", said | {"grad_norm": halted.norm})
-    found = job.checkpoints.newest()
-    kept = f"checkpoint {found} is good" if found else "there is no checkpoint yet"
-    if optimizer.on_nonfinite != "rollback" or place.returns == optimizer.max_rollbacks:
-        way = (
-            "or set --config.optimizer.on_nonfinite=skip"
-            if optimizer.on_nonfinite != "rollback"
-            else f"it went back {place.returns} times, as optimizer.max_rollbacks allows"
+    optimizer = job.program.settings.optimizer
+    values = {"step": halted.step, "loss": halted.loss, "grad_norm": halted.grad_norm}
+    job.checkpoints.wait_until_finished()
+    job.run.log_event("nonfinite", values)
+    step = job.checkpoints.newest_step()
+    is_allowed = optimizer.on_nonfinite == "rollback"
+    if not is_allowed or resume_point.rollbacks == optimizer.max_rollbacks:
+        saved = f"checkpoint {step} is good" if step else "there is no checkpoint yet"
+        hint = (
+            f"the run has rolled back {resume_point.rollbacks} times, as many as "
+            "optimizer.max_rollbacks allows"
+            if is_allowed
+            else "or set --config.optimizer.on_nonfinite=skip"
         )
         raise NonFiniteError(
-            f"step {halted.step}: loss {halted.loss}, gradient norm {halted.norm}; the update was "
-            f"not applied, {kept}; lower optimizer.learning_rate, {way}"
+            f"step {halted.step}: loss {halted.loss}, gradient norm {halted.grad_norm}; the update "
+            f"was not applied, {saved}; lower optimizer.learning_rate, {hint}"
         )
-    again = begin(job, initial)
-    passed = place.passed + halted.step - again.step
-    job.run.back(again.step, {"from": halted.step, "passed": passed})
-    return again._replace(passed=passed, returns=place.returns + 1)
+    restored = restore_or_init(job, load_initial)
+    skipped_batches = resume_point.skipped_batches + halted.step - restored.step
+    details = {"from": halted.step, "skipped_batches": skipped_batches}
+    job.run.record_rollback(restored.step, details)
+    return restored._replace(skipped_batches=skipped_batches, rollbacks=resume_point.rollbacks + 1)
 
 
-def judged(job: Job, judge: Judge, state: State, step: int) -> dict[str, Any]:
-    with jax.transfer_guard("allow"):
-        scores = judge(state.learner, step)
-    job.log.write(step, scores)
-    return scores
+def to_device(
+    program: TrainProgram, step: int, arrays: Mapping[str, np.ndarray]
+) -> dict[str, jax.Array]:
+    """Returns the batch of a step on the mesh, from the rows that this process has.
 
-
-def saved(
-    job: Job, state: State, step: int, rolling: str | None, place: Place, *, wait: bool
-) -> None:
-    """Start to save; unless asked to `wait`, the rest happens beside training."""
-    meta = {"rolling": rolling, "passed": place.passed, "returns": place.returns}
-    with jax.transfer_guard("allow"):
-        job.checkpoints.save(step, state, meta, wait=wait)
-
-
-def placed(program: Program, index: int, arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """A batch on the mesh; DataError if it is not what the step was compiled for."""
-    batch = program.settings.train.batch
-    rank, world = meshes.share(program.mesh, batch)
-    first = rank * (batch // world)  # of the rows that this process has
-    found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-    wanted = {
-        name: ((s.shape[0] // world, *s.shape[1:]), s.dtype) for name, s in program.batch.items()
+    Raises:
+        DataError: if names, shapes or dtypes are not those that the step was compiled for.
+    """
+    batch_size = program.settings.train.batch_size
+    rank, world = meshes.process_shard(program.mesh, batch_size)
+    first_row = rank * (batch_size // world)  # of the rows that this process has
+    shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    expected = {
+        name: ((s.shape[0] // world, *s.shape[1:]), s.dtype)
+        for name, s in program.abstract_batch.items()
     }
-    if found != wanted:
+    if shapes != expected:
         raise DataError(
-            f"the batch of step {index} is {found}, the step was compiled for {wanted}; an "
-            "objective's `example` must give every row the same shapes"
+            f"the batch of step {step} is {shapes}, the step was compiled for {expected}; an "
+            "objective's `make_row` must give every row the same shapes"
         )
     if jax.process_count() == 1:
-        return jax.device_put(dict(arrays), {n: s.sharding for n, s in program.batch.items()})
+        return jax.device_put(
+            dict(arrays), {n: s.sharding for n, s in program.abstract_batch.items()}
+        )
 
-    def piece(array: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
-        rows = slice((index[0].start or 0) - first, (index[0].stop or batch) - first)
-        return array[(rows, *index[1:])]
+    def device_shard(array: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+        start, stop = index[0].start or 0, index[0].stop or batch_size
+        return array[(slice(start - first_row, stop - first_row), *index[1:])]
 
-    with jax.transfer_guard("allow"):  # as explicit as a device_put
+    with jax.transfer_guard("allow"):  # this transfer is as explicit as a device_put
         return {
-            name: jax.make_array_from_callback(s.shape, s.sharding, partial(piece, arrays[name]))
-            for name, s in program.batch.items()
+            name: jax.make_array_from_callback(
+                s.shape, s.sharding, partial(device_shard, arrays[name])
+            )
+            for name, s in program.abstract_batch.items()
         }

@@ -1,116 +1,162 @@
-"""The mesh of a run, and where every array of it lives.
+"""The mesh of a run and the sharding of its arrays.
 
 The mesh always has all its axes; an unused one has size 1. Its shape is the strategy: data > 1 is
-FSDP, model > 1 tensor parallelism, replica > 1 plain data parallelism. Axes are Auto: layouts stand
-beside the weights (`arch/sharding.py`), the compiler does the rest.
+FSDP, model > 1 tensor parallelism, replica > 1 plain data parallelism. Axes are Auto: shardings are
+declared where the parameters are (`arch/sharding.py`), and the compiler inserts the communication.
 """
 
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
+from jaxtyping import PyTree
 
-from arch.sharding import AXES, BATCH, P, fitting
+from arch.sharding import BATCH_AXES, MESH_AXES, P, divisible_spec
 from errors import ConfigError
-from schema import Range, config
+from settings.types import Range, config
 
-Size = Annotated[int, Range(low=-1)]
+AxisSize = Annotated[int, Range(low=-1)]
 
 
 @config
 class MeshConfig:
-    """Devices along each axis; -1 takes what the others leave, once."""
+    """The number of devices along each axis; one axis may be -1 and takes the remaining devices."""
 
-    replica: Size = 1  # copies of the parameters
-    data: Size = -1  # batch, and parameters in shards (FSDP)
-    context: Size = 1  # the sequence
-    expert: Size = 1  # batch, and experts
-    model: Size = 1  # heads, feed-forward width, vocabulary (tensor parallelism)
+    # Number of devices that divide the batch and copy the parameters; -1: the remaining devices.
+    replica: AxisSize = 1
+    # Number of devices that divide the batch and the parameters (FSDP); -1: the remaining devices.
+    data: AxisSize = -1
+    # Number of devices that divide the tokens of a row; -1: the remaining devices.
+    context: AxisSize = 1
+    # Number of devices that divide the batch and the experts; -1: the remaining devices.
+    expert: AxisSize = 1
+    # Number of devices that divide heads, MLP width and vocabulary; -1: the remaining devices.
+    model: AxisSize = 1
 
     def check(self) -> None:
-        sizes = [getattr(self, axis) for axis in AXES]
+        """Checks that each size is positive or -1, and that at most one is -1.
+
+        Raises:
+            ConfigError: if a size is 0, or two are -1.
+        """
+        sizes = [getattr(self, axis) for axis in MESH_AXES]
         if 0 in sizes:
-            raise ConfigError(f"mesh.{AXES[sizes.index(0)]} is 0, must be at least 1, or -1 (rest)")
+            raise ConfigError(
+                f"mesh.{MESH_AXES[sizes.index(0)]} is 0, must be at least 1, or -1 for the "
+                "remaining devices"
+            )
         if sizes.count(-1) > 1:
-            raise ConfigError(f"mesh {self.text()} has -1 more than once; give all axes but one")
+            raise ConfigError(
+                f"mesh {self.describe()} has -1 more than once; give all axes but one"
+            )
 
-    def text(self) -> str:
-        return ", ".join(f"{axis}={getattr(self, axis)}" for axis in AXES)
+    def describe(self) -> str:
+        """Returns the sizes as text, `axis=size, ...`."""
+        return ", ".join(f"{axis}={getattr(self, axis)}" for axis in MESH_AXES)
 
-    def shape(self, devices: int) -> tuple[int, ...]:
-        """Sizes in the order of AXES for so many devices."""
-        sizes = [getattr(self, axis) for axis in AXES]
+    def shape(self, num_devices: int) -> tuple[int, ...]:
+        """Returns the sizes in the order of MESH_AXES for a number of devices.
+
+        Raises:
+            ConfigError: if the sizes do not fill the devices.
+        """
+        sizes = [getattr(self, axis) for axis in MESH_AXES]
         fixed = math.prod(size for size in sizes if size > 0)
-        if devices % fixed or (-1 not in sizes and fixed != devices):
-            way = "use --config.mesh.data=-1 for the rest" if -1 not in sizes else "shrink an axis"
-            raise ConfigError(f"mesh {self.text()} does not fill {devices} devices; {way}")
-        return tuple(devices // fixed if size == -1 else size for size in sizes)
+        if num_devices % fixed or (-1 not in sizes and fixed != num_devices):
+            hint = (
+                "shrink an axis"
+                if -1 in sizes
+                else "use --config.mesh.data=-1 for the remaining devices"
+            )
+            devices = f"{num_devices} device" + "s" * (num_devices != 1)
+            raise ConfigError(f"mesh {self.describe()} does not fill {devices}; {hint}")
+        return tuple(num_devices // fixed if size == -1 else size for size in sizes)
 
 
-def build(cfg: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh over `devices` (all of them by default)."""
+def make_mesh(cfg: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh over `devices`, by default over all devices.
+
+    Raises:
+        ConfigError: if the sizes do not fill the devices.
+    """
     devices = jax.devices() if devices is None else devices
     shape = cfg.shape(len(devices))
-    # Neighbours along an axis are near each other on a torus, even where that has to be cut.
-    near = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return Mesh(near, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    # Neighbors on an axis are neighbors on the torus where that is possible. A physical axis may be
+    # split where the sizes require it.
+    device_array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(device_array, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def check_batch(mesh: Mesh, batch: int, accumulate: int, length: int) -> None:
-    """Rows must divide over the devices in every microbatch, tokens over the context axis."""
-    ways = math.prod(mesh.shape[axis] for axis in BATCH) * accumulate
-    if batch % ways:
-        near = max(batch // ways, 1) * ways
+def check_batch(mesh: Mesh, batch_size: int, grad_accum_steps: int, seq_len: int) -> None:
+    """Checks that devices divide the rows of a microbatch, and the context axis its tokens.
+
+    Raises:
+        ConfigError: if the batch size or the sequence length is not divisible.
+    """
+    divisor = math.prod(mesh.shape[axis] for axis in BATCH_AXES) * grad_accum_steps
+    if batch_size % divisor:
+        nearest = max(batch_size // divisor, 1) * divisor
         raise ConfigError(
-            f"train.batch {batch} is not a multiple of mesh replica * data * expert * "
-            f"train.accumulate = {ways}; nearest: {near}"
+            f"train.batch_size {batch_size} is not a multiple of mesh replica * data * expert * "
+            f"train.grad_accum_steps = {divisor}; nearest valid value: {nearest}"
         )
-    if length % mesh.shape["context"]:
+    if seq_len % mesh.shape["context"]:
         size = mesh.shape["context"]
-        near = max(length // size, 1) * size
+        nearest = max(seq_len // size, 1) * size
         raise ConfigError(
-            f"train.length {length} is not a multiple of mesh.context {size}; nearest: {near}"
+            f"train.seq_len {seq_len} is not a multiple of mesh.context {size}; "
+            f"nearest valid value: {nearest}"
         )
 
 
-def layouts(mesh: Mesh, tree: Any) -> Any:
-    """The NamedSharding of every parameter in `tree` (modules), in a tree like it."""
+def param_shardings(mesh: Mesh, tree: PyTree) -> PyTree:
+    """Returns a tree like `tree` (modules) with the NamedSharding of each parameter."""
     variables = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     specs = [v.get_metadata()["out_sharding"] for v in variables]
     shapes = [leaf.shape for leaf in jax.tree.leaves(tree)]
-    placed = [
-        NamedSharding(mesh, fitting(spec, shape, mesh.shape))
+    shardings = [
+        NamedSharding(mesh, divisible_spec(spec, shape, mesh.shape))
         for spec, shape in zip(specs, shapes, strict=True)
     ]
-    return jax.tree.unflatten(jax.tree.structure(tree), placed)
+    return jax.tree.unflatten(jax.tree.structure(tree), shardings)
 
 
-def share(mesh: Mesh, batch: int) -> tuple[int, int]:
-    """(rank, world): this process holds the rank-th of `world` equal runs of a batch's rows.
+def process_shard(mesh: Mesh, batch_size: int) -> tuple[int, int]:
+    """Returns (rank, world): this process has the rank-th of `world` equal slices of the rows.
 
-    (0, 1), all rows, where what its devices hold is not such a run.
+    Returns (0, 1), all rows, if the rows of its devices do not form such a slice.
     """
-    held = NamedSharding(mesh, P(BATCH)).addressable_devices_indices_map((batch,))
-    mine = sorted({row for (rows,) in held.values() for row in range(*rows.indices(batch))})
-    count = len(mine)
-    if batch % count or mine != list(range(mine[0], mine[0] + count)) or mine[0] % count:
+    indices = NamedSharding(mesh, P(BATCH_AXES)).addressable_devices_indices_map((batch_size,))
+    slices = [rows.indices(batch_size) for (rows,) in indices.values()]
+    rows = sorted({row for limits in slices for row in range(*limits)})
+    count, first = len(rows), rows[0]
+    if batch_size % count or rows != list(range(first, first + count)) or first % count:
         return 0, 1
-    return mine[0] // count, batch // count
+    return first // count, batch_size // count
 
 
-def rows(mesh: Mesh) -> NamedSharding:
-    """Where batches [B T] live."""
-    return NamedSharding(mesh, P(BATCH, "context"))
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of batches [B T]."""
+    return NamedSharding(mesh, P(BATCH_AXES, "context"))
 
 
-def rows_like(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """Where an array [B], [B T] or [B .. T] of a batch lives."""
+def batch_array_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """Returns the sharding of an array [B], [B T] or [B .. T] of a batch."""
     inner = (*(None,) * (len(shape) - 2), "context") if len(shape) > 1 else ()
-    return NamedSharding(mesh, fitting(P(BATCH, *inner), shape, mesh.shape))
+    return NamedSharding(mesh, divisible_spec(P(BATCH_AXES, *inner), shape, mesh.shape))
 
 
-def everywhere(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding that copies an array to all devices."""
     return NamedSharding(mesh, P())
+
+
+def bytes_per_device(tree: PyTree) -> int:
+    """Returns the bytes that one device holds of a tree of arrays or shapes with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )

@@ -1,144 +1,211 @@
-"""Optimizers from optax, over parameters by name, with decay and roles as the parts declare them.
+"""Optimizers from optax over parameters by name; the parts of a model declare decay and roles.
 
 Parameters come as `{name: array}`. Stacked ones keep their layer axis, which no optimizer here
-treats as part of a matrix, so that scanned and unrolled stacks get equal updates.
+treats as an axis of a matrix, so that scanned and unrolled stacks get equal updates.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jaxtyping import PyTree
 from optax.contrib import MuonDimensionNumbers, muon
 
 from errors import ConfigError
-from schema import Momentum, Natural, NonNegative, Positive, Share, config
-from training.leaves import leaf_names
+from settings.types import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OneOf,
+    PositiveFloat,
+    Probability,
+    config,
+)
+from training.checkpoint.param_names import leaf_names
 
 Params = dict[str, jax.Array]
+# The transformation by role of parameters; "rest" is for all roles that have none.
+Transforms = dict[str, optax.GradientTransformation]
+# (parameters by name) -> whether each decays
+DecayMaskFn = Callable[[Params], dict[str, bool | optax.MaskedNode]]
 
 
 @config
 class OptimizerConfig:
-    name: Literal["adamw", "muon", "lion", "sgd"] = "adamw"
-    learning_rate: Positive = 3e-3  # at its peak
+    """The optimizer, its learning rate schedule, and the treatment of bad updates."""
+
+    name: "Annotated[str, OneOf(tuple(OPTIMIZERS))]" = "adamw"  # Optimizer.
+    learning_rate: PositiveFloat = 3e-3  # Peak learning rate.
+    # Learning rate schedule after the warmup.
     schedule: Literal["constant", "cosine", "wsd"] = "cosine"
-    warmup: Natural = 0  # steps to the peak, linear
-    decay: Share = 0.2  # of the steps: the cool-down of "wsd" (arXiv:2404.06395)
-    final: Share = 0.1  # of the peak: where "cosine" and "wsd" end
-    beta1: Momentum = 0.9
-    beta2: Momentum = 0.95
-    eps: Positive = 1e-8
-    weight_decay: NonNegative = 0.1  # times the learning rate, on what parts let decay
-    muon_rate: Positive = 1.0  # of the learning rate, for what Muon leaves to AdamW
-    muon_steps: Natural = 5  # of Newton-Schulz
-    clip: NonNegative = 1.0  # the gradient's norm; 0: off
+    warmup: NonNegativeInt = 0  # Steps of linear warmup to the peak learning rate.
+    # Fraction of all steps that "wsd" cools down in (arXiv:2404.06395).
+    cooldown_fraction: Fraction = 0.2
+    # Final learning rate of "cosine" and "wsd" as a fraction of the peak.
+    final_lr_ratio: Fraction = 0.1
+    beta1: Probability = 0.9  # Decay rate of the first moment (momentum).
+    beta2: Probability = 0.95  # Decay rate of the second moment (Lion: of the momentum).
+    eps: PositiveFloat = 1e-8  # Constant added to the denominator of Adam.
+    # Weight decay, multiplied by the learning rate, on parameters that their part lets decay.
+    weight_decay: NonNegativeFloat = 0.1
+    # Learning rate of the parameters that Muon leaves to AdamW, as a multiple of learning_rate.
+    adam_lr_ratio: PositiveFloat = 1.0
+    newton_schulz_steps: NonNegativeInt = 5  # Newton-Schulz iterations of Muon.
+    clip_norm: NonNegativeFloat = 1.0  # Maximum global norm of the gradient; 0: no clipping.
+    # Reaction to an update that is not finite: abort, skip it, or roll back to a checkpoint.
     on_nonfinite: Literal["abort", "skip", "rollback"] = "abort"
-    max_skips: Natural = 5  # in a row, then abort
-    max_rollbacks: Natural = 2  # to the newest checkpoint, past the data in between; then abort
-    spike: NonNegative = 0.0  # refuse a loss so many deviations above the window's mean; 0: off
-    window: Natural = 128  # losses that `spike` looks back on
+    max_skips: NonNegativeInt = 5  # Skipped updates in a row before the run stops.
+    max_rollbacks: NonNegativeInt = 2  # Rollbacks of a run before the run stops.
+    # A loss so many standard deviations above the mean of the window is a spike; 0: no check.
+    spike_sigma: NonNegativeFloat = 0.0
+    spike_window: NonNegativeInt = 128  # Number of accepted losses in the window for spikes.
 
 
-def rate(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
-    """The learning rate by step; after the last step it stays where it ended."""
+def lr_schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Returns the schedule of the learning rate, which is constant after the last step.
+
+    Raises:
+        ConfigError: if the warmup is not shorter than the run.
+    """
     if steps and cfg.warmup >= steps:
         raise ConfigError(
-            f"optimizer.warmup {cfg.warmup} is not below train.steps {steps}; "
-            f"nearest: {max(steps - 1, 0)}"
+            f"optimizer.warmup {cfg.warmup} must be smaller than train.steps {steps}; "
+            f"largest: {steps - 1}"
         )
-    peak, end = cfg.learning_rate, cfg.learning_rate * cfg.final
-    main = max(steps - cfg.warmup, 1)
+    peak, end = cfg.learning_rate, cfg.learning_rate * cfg.final_lr_ratio
+    main_steps = max(steps - cfg.warmup, 1)
     if cfg.schedule == "constant":
-        after = optax.constant_schedule(peak)
+        main = optax.constant_schedule(peak)
     elif cfg.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, main, alpha=cfg.final)
+        main = optax.cosine_decay_schedule(peak, main_steps, alpha=cfg.final_lr_ratio)
     else:
-        down = min(max(round(cfg.decay * steps), 1), main)
-        cool = optax.linear_schedule(peak, end, down)
-        after = optax.join_schedules([optax.constant_schedule(peak), cool], [main - down])
+        cooldown_steps = min(max(round(cfg.cooldown_fraction * steps), 1), main_steps)
+        cooldown = optax.linear_schedule(peak, end, cooldown_steps)
+        stable_steps = main_steps - cooldown_steps
+        main = optax.join_schedules([optax.constant_schedule(peak), cooldown], [stable_steps])
     if not cfg.warmup:
-        return after
-    rise = optax.linear_schedule(peak / cfg.warmup, peak, cfg.warmup)
-    return optax.join_schedules([rise, after], [cfg.warmup])
+        return main
+    warmup = optax.linear_schedule(peak / cfg.warmup, peak, cfg.warmup)
+    return optax.join_schedules([warmup, main], [cfg.warmup])
 
 
-def build(
+def make_optimizer(
     cfg: OptimizerConfig,
     steps: int,
-    decays: dict[str, bool],
+    decay_mask: dict[str, bool],
     roles: dict[str, str],
-    rates: Mapping[str, float] | None = None,
+    router_bias_rates: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
-    """The transformation from clipped gradients to updates.
+    """Returns the transformation from clipped gradients to updates.
 
-    A "balance" moves by its own of `rates` against the sign of its gradient, whatever the optimizer
-    and the schedule (arXiv:2408.15664).
+    `decay_mask` and `roles` have an entry for each parameter. A parameter with the role
+    "balance_bias" moves by its rate in `router_bias_rates` against the sign of its gradient,
+    independent of the optimizer and the schedule (arXiv:2408.15664).
+
+    Raises:
+        ConfigError: if the warmup is not shorter than the run.
     """
-    parts = _by_kind(cfg, rate(cfg, steps), decays)
-    parts["balance"] = _signed(rates or {})
-    labels = {name: role if role in parts else "rest" for name, role in roles.items()}
-    kinds = sorted(set(labels.values()))
-    if kinds == ["rest"]:
-        return parts["rest"]
-    return optax.partition({kind: parts[kind] for kind in kinds}, labels)
+    decays = _decay_mask_fn(decay_mask)
+    transforms = OPTIMIZERS[cfg.name](cfg, lr_schedule(cfg, steps), decays)
+    transforms["balance_bias"] = _sign_update(router_bias_rates or {})
+    labels = {name: role if role in transforms else "rest" for name, role in roles.items()}
+    used = sorted(set(labels.values()))
+    if used == ["rest"]:
+        return transforms["rest"]
+    return optax.partition({label: transforms[label] for label in used}, labels)
 
 
-def _by_kind(
-    cfg: OptimizerConfig, schedule: optax.Schedule, decays: dict[str, bool]
-) -> dict[str, optax.GradientTransformation]:
-    """What acts on the "rest" and, if it is another, on a "matrix"."""
-    decayed = optax.add_decayed_weights(cfg.weight_decay, mask=_selected(decays))
-    scale = optax.scale_by_learning_rate(schedule)
-    if cfg.name == "adamw":
-        adam = optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps, mu_dtype=None)
-        return {"rest": optax.chain(adam, decayed, scale)}
-    if cfg.name == "lion":
-        return {"rest": optax.chain(optax.scale_by_lion(cfg.beta1, cfg.beta2), decayed, scale)}
-    if cfg.name == "sgd":
-        return {"rest": optax.chain(optax.trace(cfg.beta1), decayed, scale)}
-    # A matrix is [.. in out]; axes before these are layers or experts, each a matrix of its own.
-    shape = MuonDimensionNumbers(reduction_axis=(-2,), output_axis=(-1,))
+def _adamw(cfg: OptimizerConfig, schedule: optax.Schedule, decays: DecayMaskFn) -> Transforms:
+    """AdamW (arXiv:1711.05101)."""
+    adam = optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps, mu_dtype=None)
+    return {"rest": _with_decay(adam, cfg, schedule, decays)}
+
+
+def _muon(cfg: OptimizerConfig, schedule: optax.Schedule, decays: DecayMaskFn) -> Transforms:
+    """Muon (arXiv:2502.16982) for matrices, AdamW for all other parameters.
+
+    A matrix is [.. in out]; each entry of the axes before, layers or experts, is one matrix.
+    """
+    dimensions = MuonDimensionNumbers(reduction_axis=(-2,), output_axis=(-1,))
     orthogonal = muon(
         schedule,
-        ns_steps=cfg.muon_steps,
+        ns_steps=cfg.newton_schulz_steps,
         weight_decay=cfg.weight_decay,
-        weight_decay_mask=_selected(decays),
-        muon_weight_dimension_numbers=lambda params: jax.tree.map(lambda _: shape, params),
-        consistent_rms=0.2,  # updates as large as AdamW's (arXiv:2502.16982, section 2.2)
+        weight_decay_mask=decays,
+        muon_weight_dimension_numbers=lambda params: jax.tree.map(lambda _: dimensions, params),
+        consistent_rms=0.2,  # gives updates the RMS of AdamW's (arXiv:2502.16982, section 2.2)
     )
-    slower = optax.scale_by_learning_rate(lambda step: cfg.muon_rate * schedule(step))
     adam = optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps)
-    return {"matrix": orthogonal, "rest": optax.chain(adam, decayed, slower)}
-
-
-def _signed(rates: Mapping[str, float]) -> optax.GradientTransformation:
-    """A step of a fixed size against the sign of the gradient, without a state."""
-
-    def step(path: Any, gradient: jax.Array) -> jax.Array:
-        return -rates[path[-1].key] * jnp.sign(gradient)
-
-    return optax.stateless(lambda grads, _: jax.tree_util.tree_map_with_path(step, grads))
-
-
-def _selected(decays: dict[str, bool]) -> Any:
-    """A mask that also fits a part of the parameters."""
-    return lambda params: {
-        name: x if isinstance(x, optax.MaskedNode) else decays[name] for name, x in params.items()
+    return {
+        "matrix": orthogonal,
+        "rest": _with_decay(adam, cfg, lambda step: cfg.adam_lr_ratio * schedule(step), decays),
     }
 
 
-def declared(tree: Any, what: Literal["decay", "role", "rate"]) -> dict[str, Any]:
-    """What the parts declare of each parameter, by name."""
+def _lion(cfg: OptimizerConfig, schedule: optax.Schedule, decays: DecayMaskFn) -> Transforms:
+    """Lion (arXiv:2302.06675)."""
+    lion = optax.scale_by_lion(cfg.beta1, cfg.beta2)
+    return {"rest": _with_decay(lion, cfg, schedule, decays)}
+
+
+def _sgd(cfg: OptimizerConfig, schedule: optax.Schedule, decays: DecayMaskFn) -> Transforms:
+    """Stochastic gradient descent with momentum."""
+    return {"rest": _with_decay(optax.trace(cfg.beta1), cfg, schedule, decays)}
+
+
+# The only list of optimizers. The annotation of `OptimizerConfig.name` reads it, and is a string
+# because it stands above.
+OPTIMIZERS: dict[str, Callable[[OptimizerConfig, optax.Schedule, DecayMaskFn], Transforms]] = {
+    "adamw": _adamw,
+    "muon": _muon,
+    "lion": _lion,
+    "sgd": _sgd,
+}
+
+
+def _with_decay(
+    direction: optax.GradientTransformation,
+    cfg: OptimizerConfig,
+    schedule: optax.Schedule,
+    decays: DecayMaskFn,
+) -> optax.GradientTransformation:
+    """A direction with weight decay added, times the learning rate."""
+    weight_decay = optax.add_decayed_weights(cfg.weight_decay, mask=decays)
+    return optax.chain(direction, weight_decay, optax.scale_by_learning_rate(schedule))
+
+
+def _sign_update(rates: Mapping[str, float]) -> optax.GradientTransformation:
+    """A stateless update of a fixed size against the sign of the gradient, by parameter name."""
+
+    def update(path: tuple[jax.tree_util.DictKey], gradient: jax.Array) -> jax.Array:
+        return -rates[path[-1].key] * jnp.sign(gradient)
+
+    return optax.stateless(lambda grads, _: jax.tree_util.tree_map_with_path(update, grads))
+
+
+def _decay_mask_fn(decay_mask: dict[str, bool]) -> DecayMaskFn:
+    """A function that returns the mask of a subset of the parameters, as a partition needs it."""
+    return lambda params: {
+        name: x if isinstance(x, optax.MaskedNode) else decay_mask[name]
+        for name, x in params.items()
+    }
+
+
+def param_metadata(tree: PyTree, key: Literal["decay", "role", "rate"]) -> dict[str, Any]:
+    """Returns one entry of the metadata that parts declare for each parameter, by name."""
     variables = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-    return dict(zip(leaf_names(tree), (v.get_metadata()[what] for v in variables), strict=True))
+    return dict(zip(leaf_names(tree), (v.get_metadata()[key] for v in variables), strict=True))
 
 
-def clipped(grads: Params, norm: jax.Array, limit: float) -> Params:
-    """Gradients scaled to a norm of at most `limit`; look at `norm` for finiteness first."""
-    if not limit:
+def clip_by_global_norm(grads: Params, norm: jax.Array, max_norm: float) -> Params:
+    """Returns gradients scaled to a norm of at most `max_norm`; 0 returns them unchanged.
+
+    `norm` is the global norm of `grads`. The caller checks that it is finite.
+    """
+    if not max_norm:
         return grads
-    scale = jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-30))
+    scale = jnp.minimum(1.0, max_norm / jnp.maximum(norm, 1e-30))
     return {name: g * scale.astype(g.dtype) for name, g in grads.items()}

@@ -1,7 +1,7 @@
-"""All settings of a run: one frozen tree, composed from the configs that stand beside the code.
+"""All settings of a run: one frozen tree of the configs that are defined beside the code they set.
 
-Every field is a flag, `--config.section.key=value`; defaults stand in the dataclasses and nowhere
-else. `defaults()` is what config files start from.
+Each field is a flag, `--config.section.key=value`. Defaults are in the dataclasses and nowhere
+else. Config files start from `defaults()`.
 """
 
 import dataclasses
@@ -11,67 +11,78 @@ from ml_collections import ConfigDict
 
 from arch import CHANNELS, ModelConfig
 from arch.sequence import View
-from data import RECORDS, DataConfig
+from data import TEXT_PAIR_SOURCES, DataConfig
 from errors import ConfigError
 from objectives import (
     OBJECTIVES,
-    CausalLM,
-    Contrastive,
-    Denoising,
-    MaskedLM,
-    Member,
-    Mixed,
     Mixture,
+    MixtureConfig,
+    MixturePart,
     Objective,
-    Rows,
-    members,
+    RowSpec,
+    mixture_parts,
 )
-from schema import Count, Natural, Range, config, nearest
-from training.checkpoint import CheckpointConfig
-from training.flags import editable
-from training.log import LogConfig
+from settings.cli import to_config_dict
+from settings.types import (
+    NonNegativeInt,
+    OneOf,
+    PositiveInt,
+    Range,
+    config,
+    did_you_mean,
+    with_sections,
+)
+from training.checkpoint.manager import CheckpointConfig
 from training.mesh import MeshConfig
 from training.optimizer import OptimizerConfig
+from training.run.log import LogConfig
 
 
 @config
 class TrainConfig:
-    steps: Natural = 1000  # optimizer updates
-    batch: Count = 16  # rows of a step, over all devices
-    length: Count = 256  # tokens of a row
-    accumulate: Count = 1  # microbatches of a step
-    patience: Natural = 1800  # seconds without a step until a run counts as hung; 0: for ever
-    compile_cache: str = ""  # folder that keeps compiled programs between runs; "": none
+    """The length of a run, its batches, and the limits of the process."""
+
+    steps: NonNegativeInt = 1000  # Number of training steps (optimizer updates).
+    batch_size: PositiveInt = 16  # Rows per step, over all devices (B).
+    seq_len: PositiveInt = 256  # Tokens per row (T).
+    grad_accum_steps: PositiveInt = 1  # Microbatches per step.
+    hang_timeout: NonNegativeInt = 1800  # Seconds without a step before the run ends; 0: no limit.
+    compile_cache: str = ""  # Folder of compiled programs, shared by runs; "": no cache.
 
 
 @config
 class EvalConfig:
-    every: Natural = 0  # steps between judgements on valid; 0: only at the end
-    batch: Count = 32  # rows at a time
-    tasks: tuple[str, ...] = ()  # at the end; (): those of the objective
-    splits: tuple[Literal["valid", "test"], ...] = ("valid", "test")  # that tasks read
-    prompt: str = "The "  # what the sample continues
-    sample: Natural = 200  # tokens of the sample
+    """The evaluations during a run and at its end."""
+
+    every: NonNegativeInt = 0  # Steps between evaluations on the valid split; 0: only at the end.
+    batch_size: PositiveInt = 32  # Rows per batch of an evaluation.
+    tasks: tuple[str, ...] = ()  # Evaluation tasks at the end; (): the defaults of the objective.
+    # Splits of the data that evaluation tasks read.
+    splits: tuple[Literal["valid", "test"], ...] = ("valid", "test")
+    sample_prompt: str = "The "  # Prompt of the text sample.
+    sample_tokens: NonNegativeInt = 200  # Number of tokens of the text sample.
 
 
 @config
 class DebugConfig:
-    fault: str = ""  # rehearse a failure, as "kill@save:5" (training/faults.py)
-    nans: bool = False  # name the operation that makes one, by computing its step again
+    """Tools for finding and rehearsing failures."""
+
+    # Failure to rehearse, such as "kill@save:5" (training/distributed/fault_injection.py).
+    inject_fault: str = ""
+    debug_nans: bool = False  # Repeat a step with a NaN and name the operation that makes it.
 
 
 @config
+@with_sections(OBJECTIVES, after="objective")
 class Settings:
+    """All settings of a run, with a section for each objective, by its name in OBJECTIVES."""
+
+    # Seed of the initialization, the order of the data and dropout.
     seed: Annotated[int, Range(low=0, high=2**63 - 1)] = 0
     model: ModelConfig = ModelConfig()
-    objective: Literal["causal_lm", "masked_lm", "denoising", "contrastive", "mixture"] = (
-        "causal_lm"
-    )
-    causal_lm: CausalLM = CausalLM()
-    masked_lm: MaskedLM = MaskedLM()
-    denoising: Denoising = Denoising()
-    contrastive: Contrastive = Contrastive()
-    mixture: Mixture = Mixture()
+    # Training objective; its settings are in the section of the same name.
+    objective: Annotated[str, OneOf((*OBJECTIVES, "mixture"))] = "causal_lm"
+    mixture: MixtureConfig = MixtureConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -82,102 +93,127 @@ class Settings:
     debug: DebugConfig = DebugConfig()
 
     def check(self) -> None:
-        positions, T = self.model.positions, longest(self)
-        if positions.learned and 0 < positions.length < T:
+        """Checks the rules between sections.
+
+        Raises:
+            ConfigError: if rows are longer than learned positions, microbatches do not divide the
+                batch, or the model or the data do not suit the objective.
+        """
+        positions, T = self.model.positions, max_row_length(self)
+        if positions.learned and 0 < positions.max_length < T:
             raise ConfigError(
-                f"rows have {T} tokens (train.length {self.train.length}), longer than "
-                f"model.positions.length {positions.length}; set either to the other"
+                f"rows have {T} tokens (train.seq_len {self.train.seq_len}), longer than "
+                f"model.positions.max_length {positions.max_length}; set one to the value of the "
+                "other"
             )
-        if self.train.batch % self.train.accumulate:
-            near = max(self.train.batch // self.train.accumulate, 1) * self.train.accumulate
+        batch_size, num_parts = self.train.batch_size, self.train.grad_accum_steps
+        if batch_size % num_parts:
             raise ConfigError(
-                f"train.batch {self.train.batch} is not a multiple of train.accumulate "
-                f"{self.train.accumulate}; nearest: {near}"
+                f"train.batch_size {batch_size} is not a multiple of train.grad_accum_steps "
+                f"{num_parts}; nearest valid value: {max(batch_size // num_parts, 1) * num_parts}"
             )
-        for member in self.members():
-            name = member.name or self.objective
-            rows = member.objective.rows(self.model, T)
-            self._check_view(name, rows.view, rows.remedy)
-            self._check_source(name, rows)
-            if not member.objective.additive and self.train.batch < 2:
+        for part in self.mixture_parts():
+            name = part.name or self.objective
+            spec = part.objective.row_spec(self.model, T)
+            self._check_view(name, spec.view, spec.hint)
+            self._check_source(name, spec)
+            if not part.objective.sums_over_rows and batch_size < 2:
                 raise ConfigError(
-                    f"train.batch {self.train.batch} leaves objective {name} nothing to compare a "
-                    "row with; nearest: 2"
+                    f"train.batch_size {batch_size} is too small for objective {name}, which "
+                    "compares the rows of a batch; nearest valid value: 2"
                 )
 
-    def chosen(self) -> Objective:
-        """The objective's own section, or its mixture's."""
+    def get_objective(self) -> Objective:
+        """Returns the section of the objective, or the mixture of sections.
+
+        Raises:
+            ConfigError: if the mixture names an unknown objective.
+        """
         sections: dict[str, Objective] = {name: vars(self)[name] for name in OBJECTIVES}
         if self.objective != "mixture":
             return sections[self.objective]
         for name, _ in self.mixture.parts:
             if name not in sections:
-                raise ConfigError(f"mixture.parts has {name!r}; {nearest(name, sections)}")
-        return Mixed(tuple(Member(n, sections[n], scale) for n, scale in self.mixture.parts))
+                raise ConfigError(f"mixture.parts has {name!r}; {did_you_mean(name, sections)}")
+        return Mixture(tuple(MixturePart(n, sections[n], c) for n, c in self.mixture.parts))
 
-    def members(self) -> tuple[Member, ...]:
-        """The parts of a mixture, or the one objective."""
-        return members(self.chosen())
-
-    @property
-    def rows(self) -> Rows:
-        """What a row is made of; of a mixture, of its first part."""
-        return self.chosen().rows(self.model, self.train.length)
+    def mixture_parts(self) -> tuple[MixturePart, ...]:
+        """Returns the parts of the mixture, or the one objective as the only part."""
+        return mixture_parts(self.get_objective())
 
     @property
-    def reads(self) -> tuple[bool, ...]:
-        """The kinds of store that it takes: False: of documents, True: of records."""
-        kinds = [m.objective.rows(self.model, self.train.length).reads for m in self.members()]
-        return tuple(sorted({kind == "records" for kind in kinds}))
+    def row_spec(self) -> RowSpec:
+        """The layout of a row, which in a mixture is that of the first part."""
+        return self.get_objective().row_spec(self.model, self.train.seq_len)
 
-    def _check_source(self, name: str, rows: Rows) -> None:
-        if self.data.weighs and rows.reads != "records" and not rows.in_place:
+    @property
+    def store_kinds(self) -> tuple[bool, ...]:
+        """The kinds of token store that the objective reads: False documents, True text pairs."""
+        specs = [p.objective.row_spec(self.model, self.train.seq_len) for p in self.mixture_parts()]
+        return tuple(sorted({spec.row_kind == "text_pairs" for spec in specs}))
+
+    def _check_source(self, name: str, spec: RowSpec) -> None:
+        reads_pairs = spec.row_kind == "text_pairs"
+        if self.data.has_weights and not reads_pairs and not spec.allows_weights:
             raise ConfigError(
-                f"objective {name} rearranges text, so that data.chat and data.weight cannot weigh "
-                "it; leave them empty, or use causal_lm or masked_lm"
+                f"objective {name} rearranges text, so that data.chat_template and "
+                "data.weight_field cannot weight it; leave them empty, or use causal_lm or "
+                "masked_lm"
             )
-        if rows.reads == "records" and self.data.source not in RECORDS:
+        if reads_pairs and self.data.source not in TEXT_PAIR_SOURCES:
             raise ConfigError(
-                f"objective {name} reads texts that belong together, which data.source "
-                f"{self.data.source!r} does not have; use {' or '.join(RECORDS)}, or "
+                f"objective {name} reads text pairs, which data.source {self.data.source!r} does "
+                f"not have; use {' or '.join(TEXT_PAIR_SOURCES)}, or "
                 "contrastive.positives=dropout with model.block.dropout=0.1"
             )
 
-    def _check_view(self, name: str, view: View, remedy: str) -> None:
-        for e in self.model.plan().entries():
-            if view in self.model.able(e):
+    def _check_view(self, name: str, view: View, objective_hint: str) -> None:
+        for spec in self.model.layer_layout().layer_specs():
+            if view in self.model.layer_supported_views(spec):
                 continue
-            if view not in CHANNELS[e.channel].views(self.model.part(*e[2:])):
-                way = CHANNELS[e.channel].remedy
+            channel = CHANNELS[spec.channel]
+            if view not in channel.supported_views(self.model.part_config(*spec[2:])):
+                hint = channel.hint
             else:
-                way = "set model.directions.weights=shared to run it both ways, or use attention"
+                hint = (
+                    "set model.bidirectional.weights=shared to run it in both directions, or use "
+                    "attention"
+                )
             raise ConfigError(
-                f"objective {name} reads the {view} view, which {e.mixer}+{e.channel} "
-                f"cannot; {way}{remedy}"
+                f"objective {name} reads the {view} view, which {spec.mixer}+{spec.channel} "
+                f"does not support; {hint}{objective_hint}"
             )
 
 
 def defaults() -> ConfigDict:
-    """All settings as a config file edits them."""
-    return editable(Settings())
+    """Returns all settings with their defaults, in the form that a config file edits."""
+    return to_config_dict(Settings())
 
 
-def longest(settings: Settings) -> int:
-    """Tokens of the longest row that a stack sees, of sources and of what is made from them."""
-    model, length = settings.model, settings.train.length
-    rows = [member.objective.rows(model, length) for member in settings.members()]
-    return max(length, *(max(one.tokens, one.source) for one in rows))
+def max_row_length(settings: Settings) -> int:
+    """Returns the tokens of the longest row that the model processes, sources included."""
+    model, length = settings.model, settings.train.seq_len
+    specs = [part.objective.row_spec(model, length) for part in settings.mixture_parts()]
+    return max(length, *(max(spec.target_length, spec.source_length) for spec in specs))
 
 
-def resolved(settings: Settings, vocab: int) -> Settings:
-    """With what the data decides: `vocab` ids, and a position for every token of a row."""
+def resolve(settings: Settings, vocab_size: int) -> Settings:
+    """Returns the settings with the values that depend on the data.
+
+    These are the size of the vocabulary, and a learned position for each token of a row.
+
+    Raises:
+        ConfigError: if model.vocab_size is below the size of the tokenizer's vocabulary.
+    """
     model = settings.model
-    if 0 < model.vocab < vocab:
+    if 0 < model.vocab_size < vocab_size:
         raise ConfigError(
-            f"model.vocab {model.vocab} is below the tokenizer's {vocab}; set it to {vocab} or 0"
+            f"model.vocab_size {model.vocab_size} is below the tokenizer's {vocab_size}; set it to "
+            f"{vocab_size} or 0"
         )
     positions = model.positions
-    length = positions.length or (longest(settings) if positions.learned else 0)
-    positions = dataclasses.replace(positions, length=length)
-    model = dataclasses.replace(model, vocab=model.vocab or vocab, positions=positions)
+    max_length = positions.max_length or (max_row_length(settings) if positions.learned else 0)
+    positions = dataclasses.replace(positions, max_length=max_length)
+    vocab_size = model.vocab_size or vocab_size
+    model = dataclasses.replace(model, vocab_size=vocab_size, positions=positions)
     return dataclasses.replace(settings, model=model)

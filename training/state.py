@@ -1,98 +1,123 @@
-"""What a run carries from step to step, and where it lives: no keys, no iterators, only a step."""
+"""The state that a run carries from step to step, and its sharding over the mesh.
+
+The state has no random keys and no iterators: both follow from the seed and the step.
+"""
 
 import types
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Float, Int, UInt32
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, PyTree, UInt32
 
 from arch import Model, ModelConfig
-from arch.sharding import fitting
-from objectives import Learner, Objective
+from arch.sharding import divisible_spec
+from objectives import Objective, Trainable
+from settings.json_types import JsonObject
 from training import mesh as meshes
-from training.leaves import named_leaves
-from training.optimizer import OptimizerConfig, build, declared
+from training.checkpoint.param_names import named_leaves
+from training.optimizer import OptimizerConfig, make_optimizer, param_metadata
 
-PARAMETERS, DROPOUT = 0, 1  # purposes of keys: fold_in(fold_in(seed, step), purpose)
+PARAMS_RNG, DROPOUT_RNG = 0, 1  # purposes of keys: fold_in(fold_in(seed, step), purpose)
 
 
-class Guard(NamedTuple):
-    """Steps refused: because something was not finite, or the loss a spike."""
+class UpdateGuard(NamedTuple):
+    """The record of accepted and skipped updates, which decides about the next one."""
 
     halted: Array  # bool: no update is applied any more
-    streak: Int[Array, ""]  # steps skipped in a row
-    skipped: Int[Array, ""]  # in all
-    losses: Float[Array, " W"]  # the last ones taken, a ring
-    seen: Int[Array, ""]  # losses taken in all
+    consecutive_skips: Int[Array, ""]  # skipped updates since the last accepted one
+    num_skipped: Int[Array, ""]  # skipped updates in total
+    loss_window: Float[Array, " W"]  # losses of the last accepted updates, a ring buffer
+    num_accepted: Int[Array, ""]  # accepted updates in total
 
 
-class State(NamedTuple):
-    seed: UInt32[Array, ""]  # data, so that runs that differ in it share a compiled step
-    step: Int[Array, ""]
-    learner: Learner
-    optimizer: Any
-    guard: Guard
-    banks: Any  # what objectives keep between steps; {}: nothing
+class TrainState(NamedTuple):
+    """All arrays of a run between two steps; field names begin the leaf names of checkpoints."""
+
+    seed: UInt32[Array, ""]  # an array, so that runs with different seeds share a compiled step
+    step: Int[Array, ""]  # steps done
+    trainable: Trainable
+    opt_state: optax.OptState
+    guard: UpdateGuard
+    banks: dict[str, PyTree]  # memory banks by objective, {} if there are none
 
 
-def initial(
+class ResumePoint(NamedTuple):
+    """The position that training continues from, with the record of earlier rollbacks."""
+
+    state: TrainState
+    step: int  # steps done
+    data_hash: str | None  # hash of all batches before this step; "" at step 0
+    skipped_batches: int = 0  # batches that rollbacks have skipped
+    rollbacks: int = 0  # number of rollbacks so far
+
+    def metadata(self) -> JsonObject:
+        """Returns what the manifest of a checkpoint stores: all fields but the first two."""
+        meta = self._asdict()
+        del meta["state"], meta["step"]
+        return meta
+
+
+def init_state(
     model: ModelConfig,
     objective: Objective,
     tx: optax.GradientTransformation,
-    window: int,
-    seed: Any,
-    banks: Any = types.MappingProxyType({}),
-) -> State:
-    """The state before the first step."""
-    learner = new_learner(model, objective, seed)
+    spike_window: int,
+    seed: ArrayLike,
+    banks: Mapping[str, PyTree] = types.MappingProxyType({}),
+) -> TrainState:
+    """Returns the state before the first step, with random parameters."""
+    trainable = init_trainable(model, objective, seed)
     zero = jnp.zeros((), jnp.int32)
-    losses = jnp.zeros((max(window, 1),), jnp.float32)
-    guard = Guard(jnp.zeros((), bool), zero, zero, losses, zero)
+    loss_window = jnp.zeros((max(spike_window, 1),), jnp.float32)
+    guard = UpdateGuard(jnp.zeros((), bool), zero, zero, loss_window, zero)
     seed = jnp.asarray(seed, jnp.uint32)
-    return State(seed, zero, learner, tx.init(named_leaves(learner)), guard, dict(banks))
+    opt_state = tx.init(named_leaves(trainable))
+    return TrainState(seed, zero, trainable, opt_state, guard, dict(banks))
 
 
-def new_learner(model: ModelConfig, objective: Objective, seed: Any) -> Learner:
-    keys = jax.random.split(purpose(seed, 0, PARAMETERS))
-    return Learner(Model(model, key=keys[0]), objective.head(model, keys[1]))
+def init_trainable(model: ModelConfig, objective: Objective, seed: ArrayLike) -> Trainable:
+    """Returns a model and its objective's head with random parameters."""
+    keys = jax.random.split(key_for(seed, 0, PARAMS_RNG))
+    return Trainable(Model(model, key=keys[0]), objective.make_head(model, keys[1]))
 
 
-def purpose(seed: Any, step: Any, what: int) -> Array:
-    """The key for one purpose at one step."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), what)
+def key_for(seed: ArrayLike, step: ArrayLike, rng_id: int) -> Array:
+    """Returns the random key for one purpose at one step."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), rng_id)
 
 
-def transformation(
+def make_model_optimizer(
     cfg: OptimizerConfig, steps: int, model: ModelConfig, objective: Objective
 ) -> optax.GradientTransformation:
-    """The optimizer for a model, built from shapes alone."""
-    learner = jax.eval_shape(lambda: new_learner(model, objective, 0))
-    decays, roles, rates = (declared(learner, what) for what in ("decay", "role", "rate"))
-    return build(cfg, steps, decays, roles, rates)
+    """Returns the optimizer for a model, built from shapes alone."""
+    trainable = jax.eval_shape(lambda: init_trainable(model, objective, 0))
+    decay_mask, roles, rates = (param_metadata(trainable, k) for k in ("decay", "role", "rate"))
+    return make_optimizer(cfg, steps, decay_mask, roles, rates)
 
 
-def placement(mesh: Mesh, state: State) -> Any:
-    """The NamedSharding of every leaf: optimizer moments lie where their parameters do."""
-    learner = meshes.layouts(mesh, state.learner)
-    alone = meshes.everywhere(mesh)
-    where = {name: (leaf.shape, at) for (name, leaf), at in _pairs(state.learner, learner)}
+def state_shardings(mesh: Mesh, state: TrainState) -> PyTree:
+    """Returns the NamedSharding of each leaf; optimizer moments follow their parameters."""
+    param_shardings = meshes.param_shardings(mesh, state.trainable)
+    replicated = meshes.replicated(mesh)
+    params = zip(
+        named_leaves(state.trainable).items(), jax.tree.leaves(param_shardings), strict=True
+    )
+    by_name: dict[str | None, tuple[tuple[int, ...] | None, NamedSharding]] = {
+        name: (leaf.shape, sharding) for (name, leaf), sharding in params
+    }
 
-    def moment(path: Any, leaf: Any) -> NamedSharding:
+    def moment_sharding(path: jax.tree_util.KeyPath, leaf: Array) -> NamedSharding:
         name = path[-1].key if path and isinstance(path[-1], jax.tree_util.DictKey) else None
-        shape, at = where.get(name, (None, alone))
-        return (
-            NamedSharding(mesh, fitting(at.spec, leaf.shape, mesh.shape))
-            if (shape == leaf.shape)
-            else alone
-        )
+        shape, sharding = by_name.get(name, (None, replicated))
+        if shape != leaf.shape:
+            return replicated
+        return NamedSharding(mesh, divisible_spec(sharding.spec, leaf.shape, mesh.shape))
 
-    optimizer = jax.tree_util.tree_map_with_path(moment, state.optimizer)
-    rest = jax.tree.map(lambda _: alone, (state.guard, state.banks))
-    return State(alone, alone, learner, optimizer, *rest)  # type: ignore[arg-type]
-
-
-def _pairs(learner: Learner, places: Learner) -> list:
-    return list(zip(named_leaves(learner).items(), jax.tree.leaves(places), strict=True))
+    opt_state = jax.tree_util.tree_map_with_path(moment_sharding, state.opt_state)
+    guard, banks = jax.tree.map(lambda _: replicated, (state.guard, state.banks))
+    return TrainState(replicated, replicated, param_shardings, opt_state, guard, banks)  # type: ignore[arg-type]

@@ -1,1 +1,1 @@
-"""Studies for compare.py: what is compared, at which cost, and what will be claimed."""
+"""Provides studies for compare.py: the candidates, their cost, and the claims to test."""

@@ -1,28 +1,31 @@
-"""Dense, Mixture of Experts, Mamba-2 and a hybrid at equal training FLOPs and equal tokens.
+"""Compares dense, Mixture of Experts, Mamba-2 and hybrid at equal training FLOPs and equal tokens.
 
     compare.py --config=configs/compare/quickstart.py
 
-Three seeds of a tiny size on the embedded corpus: not what these architectures do at scale, but the
-whole of the method in less than ten minutes on two CPU cores. Mamba-2, whose size moves in the
-largest steps, sets the cost; the width of the others' channels is solved to it.
+The study trains three seeds of a tiny size on the embedded corpus. It does not show what these
+architectures do at scale, but it runs the complete method in less than ten minutes on two CPU
+cores. Mamba-2 is the reference of the cost, because its size changes in the largest steps, and the
+width of the other candidates' channels is solved to match this cost.
 """
 
-from protocol.study import Study
+from protocol.study.study import Study
 from training.settings import defaults
 
 
 def get_config():
+    """Returns the settings that all candidates share."""
     c = defaults()
     c.data.tokenizer = "bpe:1024"
     c.model.width, c.model.depth = 96, 4
-    c.model.attention.heads, c.model.mamba2.head_width = 4, 64
-    c.model.mamba2.state, c.model.mamba2.chunk = 40, 32
-    c.model.mamba2.norm_eps = 1e-5  # of the authors' code, and of the recorded runs
+    c.model.attention.heads, c.model.mamba2.head_dim = 4, 64
+    c.model.mamba2.state_size, c.model.mamba2.chunk_size = 40, 32
+    c.model.mamba2.norm_eps = 1e-5  # as in the authors' code and in the recorded runs
     c.model.mlp.width = 256
-    c.model.moe.experts, c.model.moe.width = 4, 128
-    c.train.batch, c.train.length, c.train.steps = 8, 256, 60
+    c.model.moe.num_experts, c.model.moe.width = 4, 128
+    c.train.batch_size, c.train.seq_len, c.train.steps = 8, 256, 60
     c.optimizer.learning_rate, c.optimizer.warmup = 8e-3, 6
-    c.optimizer.schedule, c.optimizer.decay, c.optimizer.final = "wsd", 0.4, 0.0
+    c.optimizer.schedule, c.optimizer.cooldown_fraction = "wsd", 0.4
+    c.optimizer.final_lr_ratio = 0.0
     c.checkpoint.every = 1000
     c.eval.tasks = ("bits_per_byte",)
     c.log.console = "off"
@@ -30,6 +33,7 @@ def get_config():
 
 
 def study():
+    """Returns the study of four architectures."""
     return Study(
         candidates={
             "dense": {},
@@ -37,12 +41,12 @@ def study():
             "mamba2": {
                 "model.layers": ("mamba2+none",),
                 "model.width": 128,
-                "model.remat": "full",  # the faster way for it on a CPU; the same function
+                "model.remat": "full",  # faster on a CPU; computes the same function
             },
             "hybrid": {"model.layers": ("mamba2+mlp", "mamba2+mlp", "attention+mlp", "mamba2+mlp")},
         },
         reference="mamba2",
         comparisons=(("moe", "dense"), ("mamba2", "dense"), ("hybrid", "dense")),
         margin=0.02,
-        recorded="results/quickstart",
+        results_dir="results/quickstart",
     )

@@ -1,1 +1,1 @@
-"""Experiments on text that has to be fetched."""
+"""Provides experiments on text that has to be downloaded."""

@@ -1,40 +1,42 @@
-"""BERT (arXiv:1810.04805, section 3) with both heads of its pre-training, uncased.
+"""Defines BERT (arXiv:1810.04805, section 3), uncased, with both heads of its pre-training.
 
 train.py --config=configs/families/bert.py:tiny
 """
 
 from arch import ModelConfig
-from arch.attention import AttentionConfig
-from arch.block import BlockConfig
-from arch.embedding import EmbedConfig, HeadConfig
-from arch.mlp import MlpConfig
-from arch.norms import NormConfig
-from arch.pooler import PoolerConfig
-from arch.positions import PositionsConfig
-from configs.families import pick, preset
+from configs.families import preset, size_changes
+from settings.changes import with_changes
 
-# width, depth, heads, positions (0: train.length)
+FAMILY = {
+    "final_norm": False,
+    "norm.kind": "layer",
+    "norm.eps": 1e-12,
+    "block.wiring": "post",
+    "embed.token_types": 2,
+    "embed.norm": True,
+    "positions.learned": True,
+    "head.bias": True,
+    "head.mlm_transform": True,
+    "pooler.kind": "first",
+    "pooler.num_classes": 2,
+    "attention.position_encoding": "none",
+    "attention.bias_qkv": True,
+    "attention.bias_out": True,
+    "mlp.gated": False,
+    "mlp.activation": "gelu",
+    "mlp.bias": True,
+}
+# The last column is 0 where there are as many positions as in train.seq_len.
+COLUMNS = ("width", "depth", "attention.heads", "positions.max_length")
 SIZES = {"tiny": (128, 4, 4, 0), "base": (768, 12, 12, 512), "large": (1024, 24, 16, 512)}
 
 
-def model(size: str) -> ModelConfig:
-    width, depth, heads, length = pick(SIZES, size)
-    return ModelConfig(
-        width=width,
-        depth=depth,
-        vocab=30522 if length else 0,
-        vocab_multiple=1 if length else 128,
-        final_norm=False,
-        norm=NormConfig("layer", eps=1e-12),
-        block=BlockConfig(wiring="post"),
-        embed=EmbedConfig(types=2, norm=True),
-        positions=PositionsConfig(learned=True, length=length),
-        head=HeadConfig(bias=True, transform=True),
-        pooler=PoolerConfig("first", classes=2),
-        attention=AttentionConfig(heads=heads, position="none", bias_qkv=True, bias_out=True),
-        mlp=MlpConfig(gated=False, activation="gelu", bias=True),
-    )
+def model_config(size: str) -> ModelConfig:
+    """Returns the BERT model of one size."""
+    changes = size_changes(COLUMNS, SIZES, size, vocab_size=30522)
+    return with_changes(ModelConfig(), FAMILY | changes)
 
 
 def get_config(size="tiny"):
-    return preset(model(size), "masked_lm")
+    """Returns the settings to train BERT at one size."""
+    return preset(model_config(size), "masked_lm")

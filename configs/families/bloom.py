@@ -1,16 +1,24 @@
-"""BLOOM (arXiv:2211.05100, table 3).
+"""Defines BLOOM (arXiv:2211.05100, table 3).
 
 train.py --config=configs/families/bloom.py:tiny
 """
 
 from arch import ModelConfig
-from arch.attention import AttentionConfig
-from arch.embedding import EmbedConfig
-from arch.mlp import MlpConfig
-from arch.norms import NormConfig
-from configs.families import pick, preset
+from configs.families import preset, size_changes
+from settings.changes import with_changes
 
-# width, depth, heads
+FAMILY = {
+    "norm.kind": "layer",
+    "norm.eps": 1e-5,
+    "embed.norm": True,
+    "attention.position_encoding": "alibi",
+    "attention.bias_qkv": True,
+    "attention.bias_out": True,
+    "mlp.gated": False,
+    "mlp.activation": "gelu_bloom",
+    "mlp.bias": True,
+}
+COLUMNS = ("width", "depth", "attention.heads")
 SIZES = {
     "tiny": (128, 4, 4),
     "560m": (1024, 24, 16),
@@ -19,20 +27,12 @@ SIZES = {
 }
 
 
-def model(size: str) -> ModelConfig:
-    width, depth, heads = pick(SIZES, size)
-    vocab = 0 if size == "tiny" else 250880
-    return ModelConfig(
-        width=width,
-        depth=depth,
-        vocab=vocab,
-        vocab_multiple=1 if vocab else 128,
-        norm=NormConfig("layer", eps=1e-5),
-        embed=EmbedConfig(norm=True),
-        attention=AttentionConfig(heads=heads, position="alibi", bias_qkv=True, bias_out=True),
-        mlp=MlpConfig(gated=False, activation="gelu_bloom", bias=True),
-    )
+def model_config(size: str) -> ModelConfig:
+    """Returns the BLOOM model of one size."""
+    changes = size_changes(COLUMNS, SIZES, size, vocab_size=250880)
+    return with_changes(ModelConfig(), FAMILY | changes)
 
 
 def get_config(size="tiny"):
-    return preset(model(size))
+    """Returns the settings to train BLOOM at one size."""
+    return preset(model_config(size))

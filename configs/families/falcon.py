@@ -1,18 +1,21 @@
-"""Falcon (arXiv:2311.16867, table 16), and Falcon2-11B (arXiv:2407.14885).
+"""Defines Falcon (arXiv:2311.16867, table 16), and Falcon2-11B (arXiv:2407.14885).
 
 train.py --config=configs/families/falcon.py:tiny
 """
 
 from arch import ModelConfig
-from arch.attention import AttentionConfig
-from arch.block import BlockConfig
-from arch.embedding import HeadConfig
-from arch.mlp import MlpConfig
-from arch.norms import NormConfig
-from arch.rope import RopeConfig
-from configs.families import pick, preset
+from configs.families import preset, size_changes
+from settings.changes import with_changes
 
-# width, depth, heads, key heads, norms of a block
+FAMILY = {
+    "norm.kind": "layer",
+    "norm.eps": 1e-5,
+    "block.wiring": "parallel",
+    "mlp.gated": False,
+    "mlp.activation": "gelu",
+}
+FALCON2 = {"head.tied": False, "attention.rope.theta": 500042.0}
+COLUMNS = ("width", "depth", "attention.heads", "attention.kv_heads", "block.norms")
 SIZES = {
     "tiny": (128, 4, 4, 1, 1),
     "7b": (4544, 32, 71, 1, 1),
@@ -20,28 +23,17 @@ SIZES = {
     "180b": (14848, 80, 232, 8, 2),
     "11b": (4096, 60, 32, 8, 1),
 }
-LATER = ("11b",)  # a head of its own, another base of the rope
+FALCON2_SIZES = ("11b",)
 
 
-def model(size: str) -> ModelConfig:
-    width, depth, heads, kv_heads, norms = pick(SIZES, size)
-    vocab = 0 if size == "tiny" else 65024
-    return ModelConfig(
-        width=width,
-        depth=depth,
-        vocab=vocab,
-        vocab_multiple=1 if vocab else 128,
-        norm=NormConfig("layer", eps=1e-5),
-        block=BlockConfig(wiring="parallel", norms=norms),
-        head=HeadConfig(tied=size not in LATER),
-        attention=AttentionConfig(
-            heads=heads,
-            kv_heads=kv_heads,
-            rope=RopeConfig(theta=500042.0 if size in LATER else 10000.0),
-        ),
-        mlp=MlpConfig(gated=False, activation="gelu"),
-    )
+def model_config(size: str) -> ModelConfig:
+    """Returns the Falcon model of one size."""
+    changes = size_changes(COLUMNS, SIZES, size, vocab_size=65024)
+    if size in FALCON2_SIZES:
+        changes |= FALCON2
+    return with_changes(ModelConfig(), FAMILY | changes)
 
 
 def get_config(size="tiny"):
-    return preset(model(size))
+    """Returns the settings to train Falcon at one size."""
+    return preset(model_config(size))

@@ -1,18 +1,28 @@
-"""GPT-2 (Radford et al. 2019, table 2), and GPT-3 as far as it is published (arXiv:2005.14165).
+"""Defines GPT-2 (Radford et al. 2019, table 2), and GPT-3 as far as it is published.
 
-Left out on purpose: GPT-3's alternating sparse attention, whose pattern is not published.
+The source of GPT-3 is arXiv:2005.14165. Its alternating sparse attention is excluded, because the
+pattern is not published.
 
 train.py --config=configs/families/gpt2.py:tiny
 """
 
 from arch import ModelConfig
-from arch.attention import AttentionConfig
-from arch.mlp import MlpConfig
-from arch.norms import NormConfig
-from arch.positions import PositionsConfig
-from configs.families import pick, preset
+from configs.families import preset, size_changes
+from settings.changes import with_changes
 
-# width, depth, heads, positions (0: train.length)
+FAMILY = {
+    "norm.kind": "layer",
+    "norm.eps": 1e-5,
+    "positions.learned": True,
+    "attention.position_encoding": "none",
+    "attention.bias_qkv": True,
+    "attention.bias_out": True,
+    "mlp.gated": False,
+    "mlp.activation": "gelu_tanh",
+    "mlp.bias": True,
+}
+# The last column is 0 where there are as many positions as in train.seq_len.
+COLUMNS = ("width", "depth", "attention.heads", "positions.max_length")
 SIZES = {
     "tiny": (128, 4, 4, 0),
     "124m": (768, 12, 12, 1024),
@@ -23,19 +33,12 @@ SIZES = {
 }
 
 
-def model(size: str) -> ModelConfig:
-    width, depth, heads, length = pick(SIZES, size)
-    return ModelConfig(
-        width=width,
-        depth=depth,
-        vocab=50257 if length else 0,
-        vocab_multiple=1 if length else 128,
-        norm=NormConfig("layer", eps=1e-5),
-        positions=PositionsConfig(learned=True, length=length),
-        attention=AttentionConfig(heads=heads, position="none", bias_qkv=True, bias_out=True),
-        mlp=MlpConfig(gated=False, activation="gelu_tanh", bias=True),
-    )
+def model_config(size: str) -> ModelConfig:
+    """Returns the GPT-2 model of one size."""
+    changes = size_changes(COLUMNS, SIZES, size, vocab_size=50257)
+    return with_changes(ModelConfig(), FAMILY | changes)
 
 
 def get_config(size="tiny"):
-    return preset(model(size))
+    """Returns the settings to train GPT-2 at one size."""
+    return preset(model_config(size))

@@ -1,37 +1,28 @@
-"""LLaMA-2 (arXiv:2307.09288, appendix A.2.1; sizes of arXiv:2302.13971, table 2).
+"""Defines LLaMA-2 (arXiv:2307.09288, appendix A.2.1; sizes of arXiv:2302.13971, table 2).
 
 train.py --config=configs/families/llama2.py:tiny
 """
 
 from arch import ModelConfig
-from arch.attention import AttentionConfig
-from arch.embedding import HeadConfig
-from arch.mlp import MlpConfig
-from arch.norms import NormConfig
-from configs.families import pick, preset
+from configs.families import preset, size_changes
+from settings.changes import with_changes
 
-# vocabulary (0: the tokenizer's), width, depth, heads, key heads, width of the MLP
+FAMILY = {"norm.eps": 1e-5, "head.tied": False}
+COLUMNS = ("width", "depth", "attention.heads", "attention.kv_heads", "mlp.width")
 SIZES = {
-    "tiny": (0, 128, 4, 4, 4, 344),
-    "7b": (32000, 4096, 32, 32, 32, 11008),
-    "13b": (32000, 5120, 40, 40, 40, 13824),
-    "70b": (32000, 8192, 80, 64, 8, 28672),
+    "tiny": (128, 4, 4, 4, 344),
+    "7b": (4096, 32, 32, 32, 11008),
+    "13b": (5120, 40, 40, 40, 13824),
+    "70b": (8192, 80, 64, 8, 28672),
 }
 
 
-def model(size: str) -> ModelConfig:
-    vocab, width, depth, heads, kv_heads, wide = pick(SIZES, size)
-    return ModelConfig(
-        width=width,
-        depth=depth,
-        vocab=vocab,
-        vocab_multiple=1 if vocab else 128,
-        norm=NormConfig(eps=1e-5),
-        head=HeadConfig(tied=False),
-        attention=AttentionConfig(heads=heads, kv_heads=kv_heads),
-        mlp=MlpConfig(width=wide),
-    )
+def model_config(size: str) -> ModelConfig:
+    """Returns the LLaMA-2 model of one size."""
+    changes = size_changes(COLUMNS, SIZES, size, vocab_size=32000)
+    return with_changes(ModelConfig(), FAMILY | changes)
 
 
 def get_config(size="tiny"):
-    return preset(model(size))
+    """Returns the settings to train LLaMA-2 at one size."""
+    return preset(model_config(size))

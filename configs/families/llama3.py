@@ -1,18 +1,20 @@
-"""LLaMA-3.1 and 3.2 (arXiv:2407.21783, table 3; rope scaling as in the published config files).
+"""Defines LLaMA-3.1 and 3.2 (arXiv:2407.21783, table 3).
+
+The scaling of RoPE is that of the published config files.
 
 train.py --config=configs/families/llama3.py:tiny
 """
 
-import dataclasses
-
 from arch import ModelConfig
-from arch.attention import AttentionConfig
-from arch.embedding import HeadConfig
-from arch.mlp import MlpConfig
-from arch.rope import RopeConfig
-from configs.families import llama2, pick, preset
+from configs.families import llama2, preset, size_changes
+from settings.changes import with_changes
 
-# width, depth, heads, key heads, width of the MLP, factor of the rope, head tied
+FAMILY = llama2.FAMILY | {
+    "attention.rope.theta": 5e5,
+    "attention.rope.scaling": "llama3",
+    "attention.rope.original_length": 8192,
+}
+COLUMNS = (*llama2.COLUMNS, "attention.rope.factor", "head.tied")
 SIZES = {
     "tiny": (128, 4, 4, 2, 344, 8.0, True),
     "1b": (2048, 16, 32, 8, 8192, 32.0, True),
@@ -23,21 +25,12 @@ SIZES = {
 }
 
 
-def model(size: str) -> ModelConfig:
-    width, depth, heads, kv_heads, wide, factor, tied = pick(SIZES, size)
-    rope = RopeConfig(theta=5e5, scaling="llama3", factor=factor, original=8192)
-    vocab = 0 if size == "tiny" else 128256
-    return dataclasses.replace(
-        llama2.model("tiny"),
-        width=width,
-        depth=depth,
-        vocab=vocab,
-        vocab_multiple=1 if vocab else 128,
-        head=HeadConfig(tied=tied),
-        attention=AttentionConfig(heads=heads, kv_heads=kv_heads, rope=rope),
-        mlp=MlpConfig(width=wide),
-    )
+def model_config(size: str) -> ModelConfig:
+    """Returns the LLaMA-3 model of one size."""
+    changes = size_changes(COLUMNS, SIZES, size, vocab_size=128256)
+    return with_changes(ModelConfig(), FAMILY | changes)
 
 
 def get_config(size="tiny"):
-    return preset(model(size))
+    """Returns the settings to train LLaMA-3 at one size."""
+    return preset(model_config(size))

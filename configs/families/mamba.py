@@ -1,13 +1,14 @@
-"""Mamba (arXiv:2312.00752, table 12).
+"""Defines Mamba (arXiv:2312.00752, table 12).
 
 train.py --config=configs/families/mamba.py:tiny
 """
 
 from arch import ModelConfig
-from arch.norms import NormConfig
-from configs.families import pick, preset
+from configs.families import preset, size_changes
+from settings.changes import with_changes
 
-# width, depth
+FAMILY = {"layers": ("mamba1+none",), "norm.eps": 1e-5}
+COLUMNS = ("width", "depth")
 SIZES = {
     "tiny": (128, 4),
     "130m": (768, 24),
@@ -17,18 +18,12 @@ SIZES = {
 }
 
 
-def model(size: str) -> ModelConfig:
-    width, depth = pick(SIZES, size)
-    vocab = 0 if size == "tiny" else 50280
-    return ModelConfig(
-        width=width,
-        depth=depth,
-        layers=("mamba1+none",),
-        vocab=vocab,
-        vocab_multiple=1 if vocab else 128,
-        norm=NormConfig(eps=1e-5),
-    )
+def model_config(size: str) -> ModelConfig:
+    """Returns the Mamba model of one size."""
+    changes = size_changes(COLUMNS, SIZES, size, vocab_size=50280)
+    return with_changes(ModelConfig(), FAMILY | changes)
 
 
 def get_config(size="tiny"):
-    return preset(model(size))
+    """Returns the settings to train Mamba at one size."""
+    return preset(model_config(size))

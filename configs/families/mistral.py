@@ -1,26 +1,25 @@
-"""Mistral-7B (arXiv:2310.06825, table 1): LLaMA with a window of 4096 tokens.
+"""Defines Mistral-7B (arXiv:2310.06825, table 1): LLaMA with a window of 4096 tokens.
 
 train.py --config=configs/families/mistral.py:tiny
 """
 
-import dataclasses
-
 from arch import ModelConfig
-from arch.attention import AttentionConfig
-from arch.mlp import MlpConfig
-from configs.families import llama2, pick, preset
+from configs.families import llama2, lookup_size, preset
+from settings.changes import with_changes
 
-# base, key heads, window, width of the MLP
-SIZES = {"tiny": ("tiny", 2, 64, 344), "7b": ("7b", 8, 4096, 14336)}
+# size of llama2, and what differs from it
+SIZES = {
+    "tiny": ("tiny", {"attention.kv_heads": 2, "attention.window": 64, "mlp.width": 344}),
+    "7b": ("7b", {"attention.kv_heads": 8, "attention.window": 4096, "mlp.width": 14336}),
+}
 
 
-def model(size: str) -> ModelConfig:
-    name, kv_heads, window, wide = pick(SIZES, size)
-    base = llama2.model(name)
-    heads = base.attention.heads
-    attention = AttentionConfig(heads=heads, kv_heads=kv_heads, window=window)
-    return dataclasses.replace(base, attention=attention, mlp=MlpConfig(width=wide))
+def model_config(size: str) -> ModelConfig:
+    """Returns the Mistral model of one size."""
+    name, changes = lookup_size(SIZES, size)
+    return with_changes(llama2.model_config(name), changes)
 
 
 def get_config(size="tiny"):
-    return preset(model(size))
+    """Returns the settings to train Mistral at one size."""
+    return preset(model_config(size))

@@ -1,31 +1,31 @@
-"""Mixtral (arXiv:2401.04088, table 1): Mistral with eight experts, two a token, and no window.
+"""Defines Mixtral (arXiv:2401.04088, table 1).
+
+It is Mistral with eight experts, two for each token, and without a window.
 
 train.py --config=configs/families/mixtral.py:tiny
 """
 
-import dataclasses
-
 from arch import ModelConfig
-from arch.attention import AttentionConfig
-from arch.moe import MoeConfig
-from arch.rope import RopeConfig
-from configs.families import mistral, pick, preset
+from configs.families import lookup_size, mistral, preset
+from settings.changes import with_changes
 
-# base, experts
+FAMILY = {
+    "layers": ("attention+moe",),
+    "attention.window": 0,
+    "attention.rope.theta": 1e6,
+    "moe.top_k": 2,
+}
+# size of mistral, experts
 SIZES = {"tiny": ("tiny", 4), "8x7b": ("7b", 8)}
 
 
-def model(size: str) -> ModelConfig:
-    name, experts = pick(SIZES, size)
-    base = mistral.model(name)
-    heads, kv_heads = base.attention.heads, base.attention.kv_heads
-    return dataclasses.replace(
-        base,
-        layers=("attention+moe",),
-        attention=AttentionConfig(heads=heads, kv_heads=kv_heads, rope=RopeConfig(theta=1e6)),
-        moe=MoeConfig(experts=experts, top_k=2, width=base.mlp.width),
-    )
+def model_config(size: str) -> ModelConfig:
+    """Returns the Mixtral model of one size."""
+    name, experts = lookup_size(SIZES, size)
+    base = mistral.model_config(name)
+    return with_changes(base, FAMILY | {"moe.num_experts": experts, "moe.width": base.mlp.width})
 
 
 def get_config(size="tiny"):
-    return preset(model(size))
+    """Returns the settings to train Mixtral at one size."""
+    return preset(model_config(size))

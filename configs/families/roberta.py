@@ -1,29 +1,29 @@
-"""RoBERTa (arXiv:1907.11692, section 3): BERT without next sentences, positions from row 2 on.
+"""Defines RoBERTa (arXiv:1907.11692, section 3).
+
+It is BERT without next-sentence prediction, and its positions start at row 2 of their table.
 
 train.py --config=configs/families/roberta.py:tiny
 """
 
-import dataclasses
-
 from arch import ModelConfig
-from arch.embedding import EmbedConfig
-from arch.norms import NormConfig
-from arch.pooler import PoolerConfig
-from arch.positions import PositionsConfig
-from configs.families import bert, preset
+from configs.families import bert, preset, size_changes
+from settings.changes import with_changes
+
+FAMILY = bert.FAMILY | {
+    "norm.eps": 1e-5,
+    "embed.token_types": 1,
+    "positions.offset": 2,
+    "pooler.kind": "none",
+    "pooler.num_classes": 0,
+}
 
 
-def model(size: str) -> ModelConfig:
-    base = bert.model(size)
-    return dataclasses.replace(
-        base,
-        vocab=50265 if base.vocab else 0,
-        norm=NormConfig("layer", eps=1e-5),
-        embed=EmbedConfig(types=1, norm=True),
-        positions=PositionsConfig(learned=True, length=base.positions.length, offset=2),
-        pooler=PoolerConfig(),
-    )
+def model_config(size: str) -> ModelConfig:
+    """Returns the RoBERTa model of one size."""
+    changes = size_changes(bert.COLUMNS, bert.SIZES, size, vocab_size=50265)
+    return with_changes(ModelConfig(), FAMILY | changes)
 
 
 def get_config(size="tiny"):
-    return preset(model(size), "masked_lm")
+    """Returns the settings to train RoBERTa at one size."""
+    return preset(model_config(size), "masked_lm")

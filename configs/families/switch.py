@@ -1,35 +1,36 @@
-"""Switch Transformers (arXiv:2101.03961): T5 with experts in every second layer, one a token.
+"""Defines Switch Transformers (arXiv:2101.03961).
+
+They are T5 with experts in every second layer, one for each token.
 
 train.py --config=configs/families/switch.py:tiny
 """
 
-import dataclasses
-
 from arch import ModelConfig
-from arch.config import EncoderConfig
-from arch.moe import MoeConfig
-from configs.families import pick, preset, t5
+from configs.families import lookup_size, preset, t5
+from settings.changes import with_changes
 
-# base, experts
-SIZES = {"tiny": ("tiny", 4), "base-8": ("base", 8), "base-128": ("base", 128)}
 LAYERS = ("attention+mlp", "attention+moe")
+FAMILY = {
+    "layers": LAYERS,
+    "encoder.layers": LAYERS,
+    "moe.top_k": 1,
+    "moe.gated": False,
+    "moe.activation": "relu",
+    "moe.normalize_weights": False,
+    "moe.expert_capacity": 64,  # as in the released models
+}
+# size of t5, experts
+SIZES = {"tiny": ("tiny", 4), "base-8": ("base", 8), "base-128": ("base", 128)}
 
 
-def model(size: str) -> ModelConfig:
-    name, experts = pick(SIZES, size)
-    base = t5.model(name)
-    moe = MoeConfig(
-        experts=experts,
-        top_k=1,
-        width=base.mlp.width,
-        gated=False,
-        activation="relu",
-        normalize=False,
-        slots=64,  # expert_capacity of the released models
-    )
-    encoder = EncoderConfig(depth=base.encoder.depth, layers=LAYERS)
-    return dataclasses.replace(base, layers=LAYERS, encoder=encoder, moe=moe)
+def model_config(size: str) -> ModelConfig:
+    """Returns the Switch Transformers model of one size."""
+    name, experts = lookup_size(SIZES, size)
+    base = t5.model_config(name)
+    changes = {"moe.num_experts": experts, "moe.width": base.mlp.width}
+    return with_changes(base, FAMILY | changes)
 
 
 def get_config(size="tiny"):
-    return preset(model(size), "denoising")
+    """Returns the settings to train Switch Transformers at one size."""
+    return preset(model_config(size), "denoising")

@@ -1,18 +1,22 @@
-"""T5 1.0 (arXiv:1910.10683, section 3.7) and 1.1 (arXiv:2002.05202; the authors' released models).
+"""Defines T5 1.0 (arXiv:1910.10683, section 3.7) and 1.1 (arXiv:2002.05202).
+
+The sizes of 1.1 are those of the models that the authors released.
 
 train.py --config=configs/families/t5.py:tiny
 """
 
-import dataclasses
-
 from arch import ModelConfig
-from arch.attention import AttentionConfig
-from arch.config import EncoderConfig
-from arch.embedding import HeadConfig
-from arch.mlp import MlpConfig
-from configs.families import pick, preset
+from configs.families import preset, size_changes
+from settings.changes import with_changes
 
-# width, depth of each stack, heads, width of a head, width of the MLP
+FAMILY = {
+    "attention.scale": 1.0,
+    "attention.position_encoding": "relative",
+    "cross_attention.scale": 1.0,
+}
+V1_0 = {"mlp.gated": False, "mlp.activation": "relu"}  # its head is scaled by 1 / sqrt(width)
+V1_1 = {"head.tied": False, "head.scale": 1.0, "mlp.activation": "gelu_tanh"}
+COLUMNS = ("width", "depth", "attention.heads", "attention.head_dim", "mlp.width")
 SIZES = {
     "tiny": (128, 2, 4, 32, 512),
     "small": (512, 6, 8, 64, 2048),
@@ -28,22 +32,16 @@ SIZES = {
 }
 
 
-def model(size: str) -> ModelConfig:
-    width, depth, heads, head_width, wide = pick(SIZES, size)
-    new, vocab = size.startswith("1.1"), 0 if size == "tiny" else 32128
-    attention = AttentionConfig(heads=heads, head_width=head_width, scale=1.0, position="relative")
-    return ModelConfig(
-        width=width,
-        depth=depth,
-        vocab=vocab,
-        vocab_multiple=1 if vocab else 128,
-        encoder=EncoderConfig(depth=depth),
-        head=HeadConfig(tied=not new, scale=1.0 if new else width**-0.5),
-        attention=attention,
-        cross=dataclasses.replace(attention, position="none"),
-        mlp=MlpConfig(wide, gated=new, activation="gelu_tanh" if new else "relu"),
-    )
+def model_config(size: str) -> ModelConfig:
+    """Returns the T5 model of one size."""
+    changes = size_changes(COLUMNS, SIZES, size, vocab_size=32128)
+    for name in ("heads", "head_dim"):
+        changes[f"cross_attention.{name}"] = changes[f"attention.{name}"]
+    changes["encoder.depth"] = changes["depth"]
+    version = V1_1 if size.startswith("1.1") else V1_0 | {"head.scale": SIZES[size][0] ** -0.5}
+    return with_changes(ModelConfig(), FAMILY | version | changes)
 
 
 def get_config(size="tiny"):
-    return preset(model(size), "denoising")
+    """Returns the settings to train T5 at one size."""
+    return preset(model_config(size), "denoising")

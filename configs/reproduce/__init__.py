@@ -1,1 +1,1 @@
-"""Published results, reproduced small: claim, command, the numbers that a run gave."""
+"""Small reproductions of published results: the claim, the command and the numbers of one run."""

@@ -1,2 +1,4 @@
-"""Models of published sizes for meshes of hundreds of chips: to be compiled by preflight.py, and
-trained where there are such machines."""
+"""Provides models of published sizes for meshes of hundreds of chips.
+
+preflight.py compiles them anywhere; training them needs such machines.
+"""

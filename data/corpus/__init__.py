@@ -1,8 +1,8 @@
 """The embedded corpus pd-english-v1: 12.9 MB of public-domain English with fixed splits.
 
-Shakespeare's works and State of the Union messages are documents as stored; the World English Bible
-is a document per chapter, its verses on lines, and with Young's Literal Translation a pair per
-verse. Rights and attribution stand in NOTICE.
+Shakespeare's works and the State of the Union messages are documents as stored. In the World
+English Bible each chapter is a document, with one verse per line. Each of its verses forms a text
+pair with the same verse of Young's Literal Translation. NOTICE has rights and attribution.
 """
 
 import hashlib
@@ -19,45 +19,55 @@ FOLDER = Path(__file__).parent
 NAME = "pd-english-v1"
 
 
-class Passage(NamedTuple):
-    source: str  # shakespeare, sotu, bible
-    name: str  # of the work or message; BOOK-CHAPTER by number for the Bible
+class CorpusDocument(NamedTuple):
+    """A document of the corpus."""
+
+    source: str  # shakespeare, sotu or bible
+    name: str  # Name of the work or message; BOOK-CHAPTER in numbers for the Bible.
     text: str
 
 
-def passages(split: str) -> Iterator[Passage]:
-    """The documents of `split` ("train", "valid" or "test"), in a fixed order."""
-    for line in _lines(f"lm_{split}.jsonl.xz"):
+def iter_documents(split: str) -> Iterator[CorpusDocument]:
+    """Yields the documents of `split` ("train", "valid" or "test") in a fixed order."""
+    for line in _read_lines(f"lm_{split}.jsonl.xz"):
         record = json.loads(line)
-        yield Passage(record["source"], record["doc"], record["text"])
-    rows = (line.split("\t") for line in _lines("bible_web_ylt.tsv.xz"))
+        yield CorpusDocument(record["source"], record["doc"], record["text"])
+    rows = (line.split("\t") for line in _read_lines("bible_web_ylt.tsv.xz"))
     verses = ((int(verse), web) for name, verse, web, _ in rows if name == split)
     for chapter, group in groupby(verses, lambda verse: verse[0] // 1000):
         name = f"{chapter // 1000}-{chapter % 1000}"
-        yield Passage("bible", name, "\n".join(web for _, web in group))
+        yield CorpusDocument("bible", name, "\n".join(web for _, web in group))
 
 
-def pairs(split: str, neighbours: int = 0) -> Iterator[tuple[str, ...]]:
-    """Each verse of `split` in the World English Bible and in Young's Literal Translation, then in
-    the latter so many verses before it and after it, as far as its chapter goes."""
-    rows = (row.split("\t") for row in _lines("bible_web_ylt.tsv.xz"))
+def iter_text_pairs(split: str, adjacent_negatives: int = 0) -> Iterator[tuple[str, ...]]:
+    """Yields a text pair for each verse of `split`.
+
+    The texts are the verse in the World English Bible, the verse in Young's Literal Translation,
+    and in the latter `adjacent_negatives` verses before it and after it, within its chapter.
+    """
+    rows = (row.split("\t") for row in _read_lines("bible_web_ylt.tsv.xz"))
     verses = (row for row in rows if row[0] == split)
+    n = adjacent_negatives
     for _, group in groupby(verses, lambda row: int(row[1]) // 1000):
         chapter = [(web, literal) for _, _, web, literal in group]
         for i, (web, literal) in enumerate(chapter):
-            around = chapter[max(i - neighbours, 0) : i] + chapter[i + 1 : i + 1 + neighbours]
-            yield web, literal, *(other for _, other in around)
+            neighbors = chapter[max(i - n, 0) : i] + chapter[i + 1 : i + 1 + n]
+            yield web, literal, *(neighbor for _, neighbor in neighbors)
 
 
-def sums() -> dict[str, str]:
-    """The sha256 of every file of the corpus, as published with it."""
+def checksums() -> dict[str, str]:
+    """Returns the published sha256 of every file of the corpus."""
     lines = (FOLDER / "SHA256SUMS").read_text().splitlines()
     return {name: digest for digest, name in map(str.split, lines)}
 
 
-def _lines(name: str) -> list[str]:
-    """The lines of one file, split at line feeds only (the texts hold other line breaks)."""
-    packed = (FOLDER / name).read_bytes()
-    if hashlib.sha256(packed).hexdigest() != sums()[name]:
+def _read_lines(name: str) -> list[str]:
+    """Returns the lines of one file, split at line feeds only (texts have other line breaks).
+
+    Raises:
+        DataError: if the file is damaged.
+    """
+    compressed = (FOLDER / name).read_bytes()
+    if hashlib.sha256(compressed).hexdigest() != checksums()[name]:
         raise DataError(f"{FOLDER / name} is damaged (sha256 differs); install the project again")
-    return lzma.decompress(packed).decode().removesuffix("\n").split("\n")
+    return lzma.decompress(compressed).decode().removesuffix("\n").split("\n")

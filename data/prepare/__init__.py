@@ -1,16 +1,17 @@
-"""Text made fit to train on: filtered, without duplicates, without what models are judged by.
+"""Preparation of training text: filters, deduplication and removal of evaluation text.
 
 `python -m data.prepare` reads documents in order and writes those that pass every stage:
 
-    empty          no character but white space
-    quality        the rules of Gopher (`quality.py`)
-    toxicity       words of a list that the user gives (`toxicity.py`)
-    contamination  n-grams that an evaluation set holds too (`contamination.py`)
-    exact          the text of an earlier document, but for white space (`duplicates.py`)
-    near           nearly the words of an earlier document (`duplicates.py`)
+    empty          no character except white space
+    quality        the quality rules of Gopher (`quality.py`)
+    toxicity       words of a list that the user provides (`toxicity.py`)
+    contamination  n-grams that also occur in an evaluation set (`contamination.py`)
+    exact          the text of an earlier document, apart from white space (`duplicates.py`)
+    near           nearly the same words as an earlier document (`duplicates.py`)
 
-What drops a document cannot drop its copies: filters come before duplicates, so that of two copies
-the first that passes them stays. The bytes written depend on neither workers nor blocks.
+Filters come before deduplication, so that a document that a filter drops does not drop its copies:
+of two copies, the first that passes the filters stays. The written bytes depend neither on the
+number of workers nor on the size of blocks.
 """
 
 from data.prepare.pipeline import prepare

@@ -1,4 +1,4 @@
-"""Make text fit to train on: `python -m data.prepare --path='raw/*.jsonl.gz' --out=prepared`.
+"""Prepares text: `python -m data.prepare --path='raw/*.jsonl.gz' --out=prepared`.
 
 Then train on it: --config.data.source=jsonl --config.data.path=prepared/documents.jsonl.zst
 """
@@ -8,52 +8,53 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from data.prepare import PrepareConfig, prepare
-from errors import ConfigError, IsoflopError
-from schema import annotations, fit
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; --help lists the flags")
+from errors import IsoflopError
+from settings.flag_parser import FlagParser
+from settings.json_types import JsonObject
+from settings.types import field_types, validate
 
 
 def run(argv: Sequence[str]) -> None:
-    parser = Parser("python -m data.prepare", allow_abbrev=False, description=__doc__)
-    parser.add_argument("--out", required=True, type=Path, help="folder to make")
+    """Prepares the text that the flags `argv` describe and prints the report."""
+    parser = FlagParser("python -m data.prepare", allow_abbrev=False, description=__doc__)
+    parser.add_argument("--out", required=True, type=Path, help="folder to write; must not exist")
     for field in dataclasses.fields(PrepareConfig):
         text = f"{field.metadata['help']} (default: %(default)r)"
         kind: Any = type(field.default)
-        switch = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
-        parser.add_argument(f"--{field.name}", default=field.default, help=text, **switch)
-    given = vars(parser.parse_args(argv))
-    out, hints = given.pop("out"), annotations(PrepareConfig)
-    named = {name: fit(value, hints[name], f"--{name}") for name, value in given.items()}
-    _say(prepare(PrepareConfig(**named), out), out)
+        options = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
+        parser.add_argument(f"--{field.name}", default=field.default, help=text, **options)
+    flags = vars(parser.parse_args(argv))
+    out, hints = flags.pop("out"), field_types(PrepareConfig)
+    settings = {name: validate(value, hints[name], f"--{name}") for name, value in flags.items()}
+    _print_report(prepare(PrepareConfig(**settings), out), out)
 
 
-def _say(report: dict[str, Any], out: Path) -> None:
+def _print_report(report: JsonObject, out: Path) -> None:
     counts = report["documents"]
     print(f"{counts['kept']:,} of {counts['read']:,} documents kept")
+    failures = {name: rule["failed"] for name, rule in report.get("quality", {}).items()}
+    rules = ", ".join(f"{name} {n:,}" for name, n in failures.items() if n)
     for stage, dropped in report["dropped"].items():
-        broken = {name: rule["broken"] for name, rule in report.get("quality", {}).items()}
-        rules = ", ".join(f"{name} {n:,}" for name, n in broken.items() if n)
-        print(f"  {stage:14}{dropped:>10,}{f'  ({rules})' if stage == 'quality' and rules else ''}")
+        details = f"  ({rules})" if stage == "quality" and rules else ""
+        print(f"  {stage:14}{dropped:>10,}{details}")
     if counts["skipped"] or counts["replaced"]:
-        print(f"  {counts['skipped']:,} unreadable ones skipped, {counts['replaced']:,} mended")
-    print(f"{out / report['written']['kept']['file']}; why: {out / 'report.json'}")
+        skipped, replaced = counts["skipped"], counts["replaced"]
+        print(f"  unreadable documents: {skipped:,} skipped, {replaced:,} repaired")
+    print(f"{out / report['written']['kept']['file']}; details: {out / 'report.json'}")
 
 
 def main(argv: Sequence[str]) -> int:
+    """Runs the command with the flags `argv` and returns its exit code."""
     try:
         run(argv)
     except IsoflopError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
-        print("stopped; nothing was kept", file=sys.stderr)
+        print("stopped; no file was written", file=sys.stderr)
         return 130
     return 0
 

@@ -1,108 +1,118 @@
-"""What evaluation sets hold too, found by n words in a row (Brown et al., arXiv:2005.14165, C).
+"""Contamination filter: drops documents that share n consecutive words with an evaluation set.
 
-An item is a line of JSON, of which each text is searched by itself, or a paragraph of a text file.
-A text shorter than n words counts as one n-gram if it has at least `shortest` words, below which a
-match would mean nothing. A document with one match is dropped whole. Left out on purpose: the
-paper's cutting of 200 characters around a match, and its tolerance for n-grams met in more than
-ten documents; what an item drops is counted, so that a phrase that everyone uses is seen.
+The method is that of GPT-3 (Brown et al., arXiv:2005.14165, appendix C). An item is a line of JSON,
+of which each text is compared by itself, or a paragraph of a text file. A text shorter than n words
+is one n-gram if it has at least `min_words` words; a match of a shorter text would mean nothing.
+One match drops the complete document. Two parts of the paper are left out on purpose: cutting 200
+characters around a match, and ignoring n-grams that occur in more than ten documents. Instead the
+report counts the documents that each item drops, so that a common phrase is visible.
 """
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 
-from data import fetch, files
-from data.prepare.words import Hashes, hashes, ngrams, words
+from data import fetch, text_files
+from data.prepare.words import Hashes, hash_ngrams, hash_words, split_words
 from data.progress import progress
 from errors import DataError
+from settings.json_types import JsonObject
 
-FETCHED = "fetched"  # stands for what `python -m data.fetch evals` got
-JSON = (".jsonl", ".json", ".ndjson")
+FETCHED_EVALS = "fetched"  # Stands for the files of `python -m data.fetch evals`.
+JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 
 
 @dataclass(frozen=True)
-class Evals:
-    """N-grams of evaluation items, by their length: sorted hashes and the first item with each."""
+class EvalNgrams:
+    """N-grams of evaluation items, by length."""
 
-    items: tuple[str, ...]  # FILE:NUMBER, counted from 1
-    short: int  # items of which nothing could be searched
-    tables: dict[int, tuple[Hashes, Int32[np.ndarray, " N"]]]
+    items: tuple[str, ...]  # FILE:NUMBER, counted from 1.
+    n_too_short: int  # Number of items without a text that is long enough.
+    # Length of n-grams -> their sorted hashes, and the index of the first item with each.
+    ngram_tables: dict[int, tuple[Hashes, Int32[np.ndarray, " N"]]]
 
-    def hits(self, text: list[str], codes: Hashes) -> dict[str, dict[str, Any]]:
-        """By item, how many n-grams of the text it has, and the first of these."""
-        found: dict[str, dict[str, Any]] = {}
-        for n, (known, owners) in self.tables.items():
-            grams = ngrams(codes, n)
-            places = np.minimum(np.searchsorted(known, grams), len(known) - 1)
-            for i in np.flatnonzero(known[places] == grams):
-                item = self.items[owners[places[i]]]
-                first = {"ngrams": 0, "words": " ".join(text[i : i + n])}
-                found.setdefault(item, first)["ngrams"] += 1
-        return found
+    def find_matches(self, words: list[str], word_hashes: Hashes) -> dict[str, JsonObject]:
+        """Returns, by item, how many of its n-grams the text has, and the first one."""
+        matches: dict[str, JsonObject] = {}
+        for n, (hashes, item_indices) in self.ngram_tables.items():
+            ngrams = hash_ngrams(word_hashes, n)
+            indices = np.minimum(np.searchsorted(hashes, ngrams), len(hashes) - 1)
+            for i in np.flatnonzero(hashes[indices] == ngrams):
+                item = self.items[item_indices[indices[i]]]
+                first_match = {"ngrams": 0, "words": " ".join(words[i : i + n])}
+                matches.setdefault(item, first_match)["ngrams"] += 1
+        return matches
 
 
-def read(spec: str, n: int, shortest: int, cache: str) -> Evals:
-    """Items of the files that `spec` names, by commas; `fetched` for those of data.fetch."""
+def read_eval_ngrams(spec: str, n: int, min_words: int, cache: str) -> EvalNgrams:
+    """Reads the n-grams of the files in `spec`, separated by commas.
+
+    `fetched` stands for the files of data.fetch.
+
+    Raises:
+        DataError: if no item has a text of `min_words` words.
+    """
     items: list[str] = []
-    grams: dict[int, list[tuple[Hashes, int]]] = {}
-    short = 0
+    ngrams: dict[int, list[tuple[Hashes, int]]] = {}
+    n_too_short = 0
     with progress("reading evaluation items", 0) as show:
-        for name, texts in _items(spec, cache):
-            found = False
+        for name, texts in _iter_items(spec, cache):
+            is_too_short = True
             for text in texts:
-                codes = hashes(words(text))
-                length = min(n, len(codes))
-                if length >= min(n, shortest):
-                    found = True
-                    grams.setdefault(length, []).append((ngrams(codes, length), len(items)))
+                hashes = hash_words(split_words(text))
+                length = min(n, len(hashes))
+                if length >= min(n, min_words):
+                    is_too_short = False
+                    ngrams.setdefault(length, []).append((hash_ngrams(hashes, length), len(items)))
             items.append(name)
-            short += not found
+            n_too_short += is_too_short
             if len(items) % 1000 == 0:
                 show(0, f"{len(items):,} items")
-    if not grams:
+    if not ngrams:
         raise DataError(
-            f"--evals={spec}: none of {len(items)} items has {min(n, shortest)} words in a text; "
-            "lower --shortest or give other files"
+            f"--evals={spec}: none of {len(items)} items has {min(n, min_words)} words in a text; "
+            "lower --min_words or use other files"
         )
-    return Evals(tuple(items), short, {length: _table(grams[length]) for length in sorted(grams)})
+    tables = {length: _build_table(ngrams[length]) for length in sorted(ngrams)}
+    return EvalNgrams(tuple(items), n_too_short, tables)
 
 
-def _table(grams: list[tuple[Hashes, int]]) -> tuple[Hashes, Int32[np.ndarray, " N"]]:
-    owners = np.concatenate([np.full(len(own), item, np.int32) for own, item in grams])
-    known, first = np.unique(np.concatenate([own for own, _ in grams]), return_index=True)
-    return known, owners[first]
+def _build_table(ngrams: list[tuple[Hashes, int]]) -> tuple[Hashes, Int32[np.ndarray, " N"]]:
+    item_indices = np.concatenate([np.full(len(hashes), i, np.int32) for hashes, i in ngrams])
+    unique, first = np.unique(np.concatenate([hashes for hashes, _ in ngrams]), return_index=True)
+    return unique, item_indices[first]
 
 
-def _items(spec: str, cache: str) -> Iterator[tuple[str, list[str]]]:
+def _iter_items(spec: str, cache: str) -> Iterator[tuple[str, list[str]]]:
     names = [name.strip() for name in spec.split(",")]
-    if FETCHED in names:
+    if FETCHED_EVALS in names:
         for file in fetch.WHEELS["evals"].files:
-            for number, line in enumerate(fetch.read("evals", file, cache).split("\n"), 1):
+            for number, line in enumerate(fetch.read_file("evals", file, cache).split("\n"), 1):
                 if line.strip():
-                    yield f"{file}:{number}", _strings(line, f"{file}:{number}")
-    policy = files.Policy("strict", "evals", files.Tally(), prefix="--")
-    for path in files.expand(spec) if FETCHED not in names else _others(names):
-        lines = any(suffix in JSON for suffix in path.suffixes)
-        for number, text in enumerate(_parts(path, lines, policy), 1):
-            where = f"{path}:{number}"
-            yield where, _strings(text, where) if lines else [text]
+                    yield f"{file}:{number}", _collect_strings(line, f"{file}:{number}")
+    policy = text_files.ErrorPolicy("strict", "evals", text_files.ReadStats(), setting_prefix="--")
+    paths = text_files.expand_globs(spec) if FETCHED_EVALS not in names else _local_files(names)
+    for path in paths:
+        is_json = any(suffix in JSON_SUFFIXES for suffix in path.suffixes)
+        for number, text in enumerate(_iter_entries(path, is_json, policy), 1):
+            location = f"{path}:{number}"
+            yield location, _collect_strings(text, location) if is_json else [text]
 
 
-def _others(names: list[str]) -> list[Path]:
-    rest = ",".join(name for name in names if name not in ("", FETCHED))
-    return files.expand(rest) if rest else []
+def _local_files(names: list[str]) -> list[Path]:
+    patterns = ",".join(name for name in names if name not in ("", FETCHED_EVALS))
+    return text_files.expand_globs(patterns) if patterns else []
 
 
-def _parts(path: Path, lines: bool, policy: files.Policy) -> Iterator[str]:
-    """Lines of JSON, or paragraphs: what empty lines separate."""
+def _iter_entries(path: Path, is_json: bool, policy: text_files.ErrorPolicy) -> Iterator[str]:
+    """Yields the lines of a JSON file, or the paragraphs of a text file."""
     paragraph: list[str] = []
-    for _, line in files.texts(path, b"\n", policy):
-        if lines and line.strip():
+    for _, line in text_files.iter_texts(path, b"\n", policy):
+        if is_json and line.strip():
             yield line
         elif line.strip():
             paragraph.append(line)
@@ -113,17 +123,23 @@ def _parts(path: Path, lines: bool, policy: files.Policy) -> Iterator[str]:
         yield "\n".join(paragraph)
 
 
-def _strings(line: str, where: str) -> list[str]:
-    """All texts that a line of JSON holds, keys left out."""
+def _collect_strings(line: str, location: str) -> list[str]:
+    """Returns all strings in a line of JSON except keys.
+
+    Raises:
+        DataError: if the line is not JSON.
+    """
     try:
-        waiting = [json.loads(line)]
+        stack = [json.loads(line)]
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON ({error}); mend it or leave the file out") from error
-    found = []
-    while waiting:
-        value = waiting.pop()
+        raise DataError(
+            f"{location} is not JSON ({error}); correct it or exclude the file"
+        ) from error
+    strings = []
+    while stack:
+        value = stack.pop()
         if isinstance(value, str):
-            found.append(value)
+            strings.append(value)
         elif isinstance(value, (list, dict)):
-            waiting += value.values() if isinstance(value, dict) else value
-    return found
+            stack += value.values() if isinstance(value, dict) else value
+    return strings

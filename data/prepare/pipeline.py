@@ -1,11 +1,11 @@
-"""One pass over the documents, in order, into a folder that appears when it is complete.
+"""One pass over the documents, in order, into a folder that appears only when it is complete.
 
-    documents.jsonl.zst   the lines that stay, as they were
-    dropped.jsonl.zst     where each other document stood, which stage dropped it, and why
+    documents.jsonl.zst   the lines that stay, unchanged
+    dropped.jsonl.zst     for each dropped document its location, the stage, and the reason
     report.json           settings, inputs, counts, checksums
 
-Held in memory: a block of documents for each worker, a digest of each document and, for near
-duplicates, signature and bands of each document kept (`docs/prepare.md` has the bytes).
+Memory holds a block of documents for each worker, a digest of each document and, for near
+duplicates, the signature and bands of each document that stays (`docs/prepare.md` has the bytes).
 """
 
 import contextlib
@@ -18,48 +18,63 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import zstandard
 
-from data import files
-from data.prepare.duplicates import Exact, Near
-from data.prepare.examine import Block, Document, Examiner, Finding, examined, examiner
+from data import text_files
+from data.prepare.document_filter import (
+    DocumentBlock,
+    DocumentFilter,
+    FilterResult,
+    InputDocument,
+    filter_blocks,
+    make_filter,
+)
+from data.prepare.duplicates import ExactDuplicates, NearDuplicates
 from data.prepare.settings import PrepareConfig
 from data.progress import progress
 from errors import ConfigError, DataError, DiskError, LockedError
+from settings.json_types import JsonObject
 
-FORMAT = 1  # of report.json
+FORMAT = 2  # Format of report.json.
 STAGES = ("empty", "quality", "toxicity", "contamination", "exact", "near")
-CHARACTERS = 1 << 20  # of a block, about
-DOCUMENTS = 1000  # of a block, at most
-FREE = ("workers", "cache")  # settings that change nothing in what is written
+BLOCK_CHARACTERS = 1 << 20  # Approximate number of characters in a block.
+BLOCK_DOCUMENTS = 1000  # Maximum number of documents in a block.
+OUTPUT_NEUTRAL_SETTINGS = ("workers", "cache")  # Settings that do not change the output.
 LOG = logging.getLogger(__name__)
 
 
 @dataclass
-class Counts:
-    read: int = 0
-    kept: int = 0
-    read_bytes: int = 0
-    kept_bytes: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    rules: Counter[str] = field(default_factory=Counter)
-    items: Counter[str] = field(default_factory=Counter)
+class PrepareCounts:
+    """Counts of documents and bytes."""
+
+    n_read: int = 0
+    n_kept: int = 0
+    bytes_read: int = 0
+    bytes_kept: int = 0
+    dropped_by_stage: Counter[str] = field(default_factory=Counter)
+    failures_by_rule: Counter[str] = field(default_factory=Counter)
+    matches_by_item: Counter[str] = field(default_factory=Counter)
 
 
-def prepare(cfg: PrepareConfig, out: Path) -> dict[str, Any]:
-    """Write `out` from the documents of `cfg`; what report.json says. Nothing half-made stays."""
+def prepare(cfg: PrepareConfig, out: Path) -> JsonObject:
+    """Writes the folder `out` from the documents of `cfg` and returns the content of report.json.
+
+    Raises:
+        ConfigError: if `out` exists.
+        DiskError: if a file cannot be written; no partial output stays.
+    """
     if out.exists():
-        raise ConfigError(f"--out={out} is there already; name a new folder, or delete it first")
-    paths, examine = files.expand(cfg.path), examiner(cfg)
-    near = Near(cfg.near) if cfg.near else None
+        raise ConfigError(f"--out={out} exists; choose a new folder, or delete it first")
+    paths, document_filter = text_files.expand_globs(cfg.path), make_filter(cfg)
+    near = NearDuplicates(cfg.jaccard_threshold) if cfg.jaccard_threshold else None
     try:
-        with _folder(out) as partial:
-            report = _run(cfg, paths, examine, near, partial)
+        with _partial_folder(out) as partial:
+            report = _filter_documents(cfg, paths, document_filter, near, partial)
             (partial / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
             for path in partial.iterdir():
                 with path.open("rb") as file:
@@ -67,187 +82,219 @@ def prepare(cfg: PrepareConfig, out: Path) -> dict[str, Any]:
             partial.rename(out)
     except OSError as error:
         raise DiskError(
-            f"--out={out}: {error.strerror or error}; nothing was kept; free space or name another"
+            f"--out={out}: {error.strerror or error}; no file was written; free space or choose "
+            "another folder"
         ) from error
     return report
 
 
-def _run(
-    cfg: PrepareConfig, paths: list[Path], examine: Examiner, near: Near | None, partial: Path
-) -> dict[str, Any]:
-    tally, counts = files.Tally(), Counts()
+def _filter_documents(
+    cfg: PrepareConfig,
+    paths: list[Path],
+    document_filter: DocumentFilter,
+    near: NearDuplicates | None,
+    partial: Path,
+) -> JsonObject:
+    stats, counts = text_files.ReadStats(), PrepareCounts()
     suffix = "jsonl.zst" if cfg.compress else "jsonl"
-    exact = Exact() if cfg.exact else None
+    exact = ExactDuplicates() if cfg.exact else None
     total = sum(path.stat().st_size for path in paths)
     with (
-        _Lines(partial / f"documents.{suffix}") as kept,
-        _Lines(partial / f"dropped.{suffix}") as dropped,
+        _LineWriter(partial / f"documents.{suffix}") as documents_file,
+        _LineWriter(partial / f"dropped.{suffix}") as dropped_file,
         progress("preparing", total) as show,
     ):
-        blocks = _blocks(documents(cfg, paths, tally))
-        for block, findings in examined(blocks, examine, cfg.workers):
-            for document, finding in zip(block, findings, strict=True):
-                stage, why = _verdict(document, finding, exact, near, paths)
-                _count(counts, document, stage, why)
+        blocks = _iter_blocks(iter_documents(cfg, paths, stats))
+        for block, results in filter_blocks(blocks, document_filter, cfg.workers):
+            for document, result in zip(block, results, strict=True):
+                stage, reason = _find_stage(document, result, exact, near, paths)
+                _update_counts(counts, document, stage, reason)
                 if stage:
-                    here = _where(document.place, paths)
-                    dropped.write(json.dumps({**here, "stage": stage, **why}))
+                    location = _format_location(document.location, paths)
+                    dropped_file.write(json.dumps({**location, "stage": stage, **reason}))
                 else:
-                    kept.write(document.line)
-            show(tally.read, f"{counts.kept:,} of {counts.read:,} documents kept")
-    if not counts.kept:
-        said = ", ".join(f"{stage} {n}" for stage, n in counts.dropped.items())
-        lost = f"of {counts.read} documents none is left ({said})"
-        raise DataError(f"{cfg.path}: {lost if counts.read else 'no document in it'}; see --help")
-    written = {name: lines.described() for name, lines in (("kept", kept), ("dropped", dropped))}
-    return _report(cfg, paths, examine, tally, counts, written)
+                    documents_file.write(document.line)
+            show(stats.bytes_read, f"{counts.n_kept:,} of {counts.n_read:,} documents kept")
+    if not counts.n_read:
+        raise DataError(f"{cfg.path}: no document in it; see --help")
+    if not counts.n_kept:
+        dropped = ", ".join(f"{stage} {n}" for stage, n in counts.dropped_by_stage.items())
+        raise DataError(
+            f"{cfg.path}: all {counts.n_read} documents were dropped ({dropped}); see --help"
+        )
+    written = {"kept": documents_file.describe(), "dropped": dropped_file.describe()}
+    return _make_report(cfg, paths, document_filter, stats, counts, written)
 
 
-def documents(cfg: PrepareConfig, paths: list[Path], tally: files.Tally) -> Iterator[Document]:
-    """The documents of all files, each as a line of JSON with its text."""
-    policy = files.Policy(cfg.errors, "documents", tally, prefix="--")
-    separator = cfg.separator.replace("\\n", "\n").encode()
+def iter_documents(
+    cfg: PrepareConfig, paths: list[Path], stats: text_files.ReadStats
+) -> Iterator[InputDocument]:
+    """Yields the documents of all files, each as a line of JSON with its text."""
+    policy = text_files.ErrorPolicy(cfg.on_error, "documents", stats, setting_prefix="--")
+    separator = cfg.document_separator.replace("\\n", "\n").encode()
     for number, path in enumerate(paths):
-        place, found = number << 48, False
+        first_location, is_empty = number << 48, True
         if cfg.source == "text":
-            for offset, text in files.texts(path, separator, policy):
-                found = True
-                yield Document(place | offset, json.dumps({cfg.field: text}), text)
+            for offset, text in text_files.iter_texts(path, separator, policy):
+                is_empty = False
+                raw = json.dumps({cfg.text_field: text})
+                yield InputDocument(first_location | offset, raw, text)
         else:
-            for line in files.lines(path, cfg.field, policy):
-                found = True
+            for line in text_files.iter_json_texts(path, cfg.text_field, policy):
+                is_empty = False
                 raw = line.raw.strip("\ufeff \t\r\n")
-                if line.text != line.record[cfg.field]:  # mended
-                    raw = json.dumps(line.record | {cfg.field: line.text})
-                yield Document(place | line.offset, raw, line.text)
-        if not found:
+                if line.text != line.record[cfg.text_field]:  # A lone surrogate was replaced.
+                    raw = json.dumps(line.record | {cfg.text_field: line.text})
+                yield InputDocument(first_location | line.offset, raw, line.text)
+        if is_empty:
             LOG.warning("%s: no document in it", path)
 
 
-def _blocks(found: Iterator[Document]) -> Iterator[Block]:
-    block, size = Block(), 0
-    for document in found:
+def _iter_blocks(documents: Iterator[InputDocument]) -> Iterator[DocumentBlock]:
+    block, size = DocumentBlock(), 0
+    for document in documents:
         block.append(document)
         size += len(document.text)
-        if size >= CHARACTERS or len(block) >= DOCUMENTS:
+        if size >= BLOCK_CHARACTERS or len(block) >= BLOCK_DOCUMENTS:
             yield block
-            block, size = Block(), 0
+            block, size = DocumentBlock(), 0
     if block:
         yield block
 
 
-def _verdict(
-    document: Document, finding: Finding, exact: Exact | None, near: Near | None, paths: list[Path]
-) -> tuple[str, dict[str, Any]]:
-    """The stage that drops a document and why; "" for one that stays."""
-    if finding.stage:
-        return finding.stage, dict(finding.why)
-    if exact and (first := exact.first(finding.digest, document.place)) is not None:
-        return "exact", {"of": _where(first, paths)}
-    if near and finding.signature is not None:
-        like = near.first(finding.signature, document.place)
-        if like is not None:
-            return "near", {"of": _where(like[0], paths), "similarity": like[1]}
+def _find_stage(
+    document: InputDocument,
+    result: FilterResult,
+    exact: ExactDuplicates | None,
+    near: NearDuplicates | None,
+    paths: list[Path],
+) -> tuple[str, JsonObject]:
+    """Returns the stage that drops a document and the reason; the stage is "" if it stays."""
+    if result.stage:
+        return result.stage, dict(result.reason)
+    if exact and (first := exact.find_or_add(result.digest, document.location)) is not None:
+        return "exact", {"of": _format_location(first, paths)}
+    if near and result.signature is not None:
+        match = near.find_or_add(result.signature, document.location)
+        if match is not None:
+            return "near", {"of": _format_location(match[0], paths), "similarity": match[1]}
     return "", {}
 
 
-def _where(place: int, paths: list[Path]) -> dict[str, Any]:
-    return {"file": str(paths[place >> 48]), "byte": place & ((1 << 48) - 1)}
+def _format_location(location: int, paths: list[Path]) -> JsonObject:
+    return {"file": str(paths[location >> 48]), "byte": location & ((1 << 48) - 1)}
 
 
-def _count(counts: Counts, document: Document, stage: str, why: dict[str, Any]) -> None:
+def _update_counts(
+    counts: PrepareCounts, document: InputDocument, stage: str, reason: JsonObject
+) -> None:
     size = len(document.text.encode())
-    counts.read += 1
-    counts.read_bytes += size
-    counts.kept += not stage
-    counts.kept_bytes += 0 if stage else size
+    counts.n_read += 1
+    counts.bytes_read += size
+    counts.n_kept += not stage
+    counts.bytes_kept += 0 if stage else size
     if stage:
-        counts.dropped[stage] += 1
-        counts.rules.update(why.get("rules", {}).keys())
-        counts.items.update(why.get("items", {}).keys())
+        counts.dropped_by_stage[stage] += 1
+        counts.failures_by_rule.update(reason.get("rules", {}).keys())
+        counts.matches_by_item.update(reason.get("items", {}).keys())
 
 
-def _report(
+def _make_report(
     cfg: PrepareConfig,
     paths: list[Path],
-    examine: Examiner,
-    tally: files.Tally,
-    counts: Counts,
-    written: dict[str, Any],
-) -> dict[str, Any]:
+    document_filter: DocumentFilter,
+    stats: text_files.ReadStats,
+    counts: PrepareCounts,
+    written: JsonObject,
+) -> JsonObject:
     stages = {
-        "quality": bool(examine.rules),
+        "quality": bool(document_filter.quality_bounds),
         "toxicity": bool(cfg.toxic_words),
         "contamination": bool(cfg.evals),
         "exact": cfg.exact,
-        "near": bool(cfg.near),
+        "near": bool(cfg.jaccard_threshold),
     }
     report = {
         "format": FORMAT,
-        "settings": {name: value for name, value in asdict(cfg).items() if name not in FREE},
+        "settings": {
+            name: value
+            for name, value in asdict(cfg).items()
+            if name not in OUTPUT_NEUTRAL_SETTINGS
+        },
         "inputs": [{"file": str(path), "bytes": path.stat().st_size} for path in paths],
         "documents": {
-            "read": counts.read,
-            "kept": counts.kept,
-            "skipped": tally.skipped.total(),
-            "replaced": tally.replaced.total(),
+            "read": counts.n_read,
+            "kept": counts.n_kept,
+            "skipped": stats.skipped.total(),
+            "replaced": stats.replaced.total(),
         },
-        "text_bytes": {"read": counts.read_bytes, "kept": counts.kept_bytes},
-        "dropped": {s: counts.dropped[s] for s in STAGES if stages.get(s, True)},
+        "text_bytes": {"read": counts.bytes_read, "kept": counts.bytes_kept},
+        "dropped": {s: counts.dropped_by_stage[s] for s in STAGES if stages.get(s, True)},
         "written": written,
     }
-    if examine.rules:  # a document may break several
+    if document_filter.quality_bounds:  # A document may fail several rules.
         report["quality"] = {
-            name: {"low": _finite(low), "high": _finite(high), "broken": counts.rules[name]}
-            for name, (low, high) in examine.rules.items()
+            name: {
+                "low": _json_bound(low),
+                "high": _json_bound(high),
+                "failed": counts.failures_by_rule[name],
+            }
+            for name, (low, high) in document_filter.quality_bounds.items()
         }
-    if examine.evals:
-        hit = {item: counts.items[item] for item in examine.evals.items if item in counts.items}
-        items, short = len(examine.evals.items), examine.evals.short
-        report["contamination"] = {"items": items, "too_short": short, "hit": hit}
-    if cfg.near:
+    if document_filter.eval_ngrams:
+        items = document_filter.eval_ngrams.items
+        report["contamination"] = {
+            "items": len(items),
+            "too_short": document_filter.eval_ngrams.n_too_short,
+            "matched": {
+                item: counts.matches_by_item[item]
+                for item in items
+                if item in counts.matches_by_item
+            },
+        }
+    if cfg.jaccard_threshold:
         report["datasketch"] = importlib.metadata.version("datasketch")
     return report
 
 
-def _finite(bound: float) -> float | None:
-    return bound if math.isfinite(bound) else None  # JSON knows no infinity
+def _json_bound(bound: float) -> float | None:
+    return bound if math.isfinite(bound) else None  # JSON has no infinity.
 
 
-class _Lines(contextlib.AbstractContextManager):
-    """A file of lines, with its checksum; compressed if its name says so."""
+class _LineWriter(contextlib.AbstractContextManager):
+    """A file of lines with its checksum, compressed if its name ends in .zst."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.lines = path, 0
+        self.path, self.n_lines = path, 0
         self.raw: BinaryIO = path.open("wb")
-        self.file: Any = self.raw
+        self.file: BinaryIO = self.raw
         if path.suffix == ".zst":
             compressor = zstandard.ZstdCompressor(level=3)
             self.file = compressor.stream_writer(self.raw, closefd=False)
 
     def write(self, line: str) -> None:
         self.file.write(line.encode() + b"\n")
-        self.lines += 1
+        self.n_lines += 1
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
         self.raw.close()
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = self.path.stat().st_size
-        return {"file": self.path.name, "lines": self.lines, "bytes": size, "sha256": digest}
+        return {"file": self.path.name, "lines": self.n_lines, "bytes": size, "sha256": digest}
 
 
 @contextlib.contextmanager
-def _folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to work in, alone; what a killed process left in it is cleared."""
+def _partial_folder(out: Path) -> Generator[Path, None, None]:
+    """Locks a folder beside `out`, removes the files of a killed process, and yields it."""
     partial = out.with_name(f"{out.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
-    held = os.open(partial, os.O_RDONLY)
+    descriptor = os.open(partial, os.O_RDONLY)
     try:
-        _lock(held, out)
+        _lock(descriptor, out)
         try:
             for path in partial.iterdir():
                 path.unlink()
@@ -255,13 +302,17 @@ def _folder(out: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     finally:
-        os.close(held)
+        os.close(descriptor)
 
 
-def _lock(held: int, out: Path) -> None:
+def _lock(descriptor: int, out: Path) -> None:
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise LockedError(f"another process prepares {out}; wait for it or name another") from error
+        raise LockedError(
+            f"another process prepares {out}; wait for it or choose another folder"
+        ) from error
     except OSError:
-        LOG.warning("%s: no locks here; let no other process write it", out)
+        LOG.warning(
+            "%s: the file system has no locks; no other process must write this folder", out
+        )

@@ -1,23 +1,24 @@
-"""Capability probes: what an architecture can learn at all, from synthetic rows, at a fixed budget.
+"""Capability probes: synthetic tasks that measure what an architecture can learn within a budget.
 
-Where a language model's loss is a mean over everything, a probe asks for one thing: to recall, to
-copy, to track a state; and whether that holds in rows longer than any it has learned from.
+The loss of a language model is a mean over many abilities. A probe requires one ability: to recall,
+to copy, or to track a state. It also measures whether the ability holds in rows that are longer
+than those of training.
 """
 
 from eval.capability.copying import Copying, SelectiveCopying
-from eval.capability.examples import Capability, Examples
+from eval.capability.examples import CapabilityProbe, ProbeBatch
 from eval.capability.recall import Induction, Mqar, Needle
-from eval.capability.tracking import Modular, Parity
+from eval.capability.tracking import ModularArithmetic, Parity
 
-# To add a probe: write it, name it here and, with what it takes to learn it, in BUDGETS (tasks.py).
-PROBES: dict[str, Capability] = {
+# To add a probe, write its class, add it here, and add its training budget to BUDGETS (tasks.py).
+PROBES: dict[str, CapabilityProbe] = {
     "mqar": Mqar(),
     "induction": Induction(),
     "needle": Needle(),
     "copying": Copying(),
     "selective_copying": SelectiveCopying(),
     "parity": Parity(),
-    "modular": Modular(),
+    "modular": ModularArithmetic(),
 }
 
-__all__ = ["PROBES", "Capability", "Examples"]
+__all__ = ["PROBES", "CapabilityProbe", "ProbeBatch"]

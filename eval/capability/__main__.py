@@ -1,93 +1,119 @@
-"""What architectures can learn: `python -m eval.capability --config=configs/reproduce/parity.py`.
+"""Trains architectures on a probe: `python -m eval.capability --config=FILE`.
 
-Trains every candidate that the config declares on its probe at one budget, and prints a table.
-`--probe=induction --config=configs/dense.py:tiny` tries the model of any other config, at the
-budget of the task.
+Every candidate that the config declares (as in configs/reproduce/parity.py) is trained at the same
+budget, and a table of accuracies is printed. With `--probe=induction
+--config=configs/dense.py:tiny` the model of any other config is trained, at the budget of the task
+of that name.
 """
 
 import runpy
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from absl import flags
 
 from arch import ModelConfig
 from errors import ConfigError
-from eval.capability import PROBES, Capability
-from eval.capability.learning import Budget, Learned, learn
+from eval.capability import PROBES, CapabilityProbe
+from eval.capability.learning import Budget, CapabilityResult, run_probe
 from eval.capability.tasks import BUDGETS
-from schema import changed, nearest
-from training.command import guarded
-from training.flags import parse
+from settings.changes import with_changes
+from settings.cli import parse_args
+from settings.json_types import JsonObject
+from settings.types import did_you_mean
+from training.run.cli_errors import run_command
 from training.settings import Settings
 
 
-class Trial(NamedTuple):
-    """What a config declares in `trial()`, on the defaults of the probe."""
+class CapabilityTrial(NamedTuple):
+    """Holds what the function `trial()` of a config declares, completed by the probe's defaults."""
 
-    probe: Capability
+    probe: CapabilityProbe
     budget: Budget
     candidates: dict[str, ModelConfig]
 
 
-def trial(name: str, declared: Mapping[str, Any], model: ModelConfig) -> Trial:
-    """`declared` has the sections probe, budget and candidates, each of differences."""
-    for key in declared:
+def make_trial(name: str, overrides: JsonObject, model: ModelConfig) -> CapabilityTrial:
+    """Builds the trial of the probe `name` from the sections probe, budget and candidates.
+
+    Each section has only the values that differ from the defaults.
+
+    Raises:
+        ConfigError: if a section or the probe does not exist.
+    """
+    for key in overrides:
         if key not in ("name", "probe", "budget", "candidates"):
             raise ConfigError(f"trial() has {key!r}; known: name, probe, budget, candidates")
     if not name:
-        raise ConfigError(f"--probe= names no probe, nor does the config; {', '.join(PROBES)}")
+        names = ", ".join(PROBES)
+        raise ConfigError(f"neither --probe nor the config names a probe; known: {names}")
     if name not in PROBES:
-        raise ConfigError(f"--probe={name}: {nearest(name, PROBES)}")
-    candidates = declared.get("candidates", {"model": {}})
-    return Trial(
-        changed(PROBES[name], declared.get("probe", {}), "probe"),
-        changed(BUDGETS[name], declared.get("budget", {}), "budget"),
-        {key: changed(model, own, f"candidates.{key}") for key, own in candidates.items()},
+        raise ConfigError(f"--probe={name}: {did_you_mean(name, PROBES)}")
+    candidates = overrides.get("candidates", {"model": {}})
+    return CapabilityTrial(
+        with_changes(PROBES[name], overrides.get("probe", {}), "probe"),
+        with_changes(BUDGETS[name], overrides.get("budget", {}), "budget"),
+        {
+            key: with_changes(model, changes, f"candidates.{key}")
+            for key, changes in candidates.items()
+        },
     )
 
 
-def lines(name: str, probe: Capability, found: Learned) -> list[str]:
-    """A line for each run and length: accuracy with its interval, and the answer's nats."""
-    out = []
-    for seed, run in enumerate(found.runs):
-        for one in run:
-            low, high = one.interval()
-            out.append(
-                f"{name:16} {found.rate:8.1e} {seed:4} {one.length:6} {one.accuracy:8.3f} "
-                f"[{low:.3f}, {high:.3f}] {probe.chance(one.length):7.3f} {one.nats:8.3f}"
+def format_results(name: str, probe: CapabilityProbe, result: CapabilityResult) -> list[str]:
+    """Returns one line per seed and length: accuracy with its interval, and the answer's nats."""
+    lines = []
+    for seed, accuracies in enumerate(result.runs):
+        for x in accuracies:
+            low, high = x.confidence_interval()
+            lines.append(
+                f"{name:16} {result.learning_rate:8.1e} {seed:4} {x.seq_len:6} {x.accuracy:8.3f} "
+                f"[{low:.3f}, {high:.3f}] {probe.chance_accuracy(x.seq_len):7.3f} {x.nats:8.3f}"
             )
-    return out
+    return lines
 
 
-def declare(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("probe", "", "by default that of the config", flag_values=values)
-    flags.DEFINE_list("only", [], "candidates; by default all", flag_values=values)
-    flags.DEFINE_bool("debug", False, "print tracebacks", flag_values=values)
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of this command, which are not settings."""
+    flags.DEFINE_string(
+        "probe", "", "Probe to train on; by default that of the config.", flag_values=values
+    )
+    flags.DEFINE_list(
+        "candidates",
+        [],
+        "Names of the candidates to train, separated by commas; by default all.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool("debug", False, "Print tracebacks of errors.", flag_values=values)
 
 
 def run(argv: Sequence[str]) -> None:
-    command = parse(argv, Settings, declare, about=__doc__ or "")
-    values, declared = command.flags, {}
+    """Trains the candidates and prints the table of their results.
+
+    Raises:
+        ConfigError: if --candidates has a name that the config does not declare.
+    """
+    command = parse_args(argv, Settings, define_flags, description=__doc__ or "")
+    values, overrides = command.flags, {}
     if values.config and (path := values.config.partition(":")[0]).endswith(".py"):
-        declared = runpy.run_path(path).get("trial", dict)()
-    name = values.probe or declared.get("name", "")
-    asked = trial(name, declared, command.settings.model)
-    for key in values.only:
-        if key not in asked.candidates:
-            raise ConfigError(f"--only={key}: {nearest(key, asked.candidates)}")
-    print(f"{name}: {asked.probe}\n{asked.budget}")
+        overrides = runpy.run_path(path).get("trial", dict)()
+    name = values.probe or overrides.get("name", "")
+    trial = make_trial(name, overrides, command.settings.model)
+    for key in values.candidates:
+        if key not in trial.candidates:
+            raise ConfigError(f"--candidates={key}: {did_you_mean(key, trial.candidates)}")
+    print(f"{name}: {trial.probe}\n{trial.budget}")
     print("candidate        rate     seed length accuracy   95 % interval  chance     nats")
-    for key in values.only or asked.candidates:
+    for key in values.candidates or trial.candidates:
         start = time.perf_counter()
-        found = learn(asked.candidates[key], asked.probe, asked.budget)
-        print("\n".join(lines(key, asked.probe, found)))
-        tried = ", ".join(f"{rate:.1e}: {nats:.3f}" for rate, nats in found.tried.items())
-        choice = f"; nats on valid by rate: {tried}" if tried else ""
-        print(f"    {time.perf_counter() - start:.0f} s{choice}", flush=True)
+        result = run_probe(trial.candidates[key], trial.probe, trial.budget)
+        print("\n".join(format_results(key, trial.probe, result)))
+        losses = ", ".join(f"{rate:.1e}: {nats:.3f}" for rate, nats in result.tuning_losses.items())
+        summary = f"; validation nats by learning rate: {losses}" if losses else ""
+        print(f"    {time.perf_counter() - start:.0f} s{summary}", flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(run, sys.argv[1:]))
+    sys.exit(run_command(run, sys.argv[1:]))

@@ -1,82 +1,109 @@
-"""Copying: all of what was read (arXiv:2402.01032), or what of it was no noise (arXiv:2312.00752).
+"""Copying probes: copy a whole text (arXiv:2402.01032) or only its letters (arXiv:2312.00752).
 
-Right answers are read before the next is asked for.
+The model reads each correct answer before it is asked for the next one.
 """
 
 import numpy as np
 
 from errors import ConfigError
-from eval.capability.examples import PAD, Examples, asked
-from schema import Count, config
+from eval.capability.examples import PAD, ProbeBatch, make_batch
+from settings.types import PositiveInt, config
 
 
 @config
 class Copying:
-    """`x1 .. xn copy x1 .. x(n-1)`: say x1 .. xn. A row of T tokens holds T / 2 letters."""
+    """Asks for a copy of random letters: the answers in `x1 .. xn copy x1 .. x(n-1)` are x1 .. xn.
 
-    letters: Count = 26
+    A row of T tokens holds T / 2 letters.
+    """
+
+    num_letters: PositiveInt = 26  # Number of different letters.
 
     @property
-    def vocab(self) -> int:
-        return 2 + self.letters
+    def vocab_size(self) -> int:
+        """The ids are padding, the letters and the copy mark."""
+        return 2 + self.num_letters
 
-    def questions(self, length: int) -> int:
-        return length // 2
+    def max_questions(self, seq_len: int) -> int:
+        """Returns the largest number of questions in a row: one per letter."""
+        return seq_len // 2
 
-    def chance(self, length: int) -> float:
-        return 1 / self.letters
+    def chance_accuracy(self, seq_len: int) -> float:
+        """Returns the accuracy of guessing a letter."""
+        return 1 / self.num_letters
 
-    def examples(self, rng: np.random.Generator, count: int, length: int) -> Examples:
-        return self._copies(rng, np.full(count, self._most(length)), length)
+    def make_test_batch(
+        self, rng: np.random.Generator, batch_size: int, seq_len: int
+    ) -> ProbeBatch:
+        """Returns rows that hold as many letters as fit."""
+        return self._make_copies(rng, np.full(batch_size, self._max_letters(seq_len)), seq_len)
 
-    def lessons(self, rng: np.random.Generator, count: int, length: int) -> Examples:
-        """Of all lengths up to that one, so that places alone tell nothing."""
-        return self._copies(rng, rng.integers(1, self._most(length) + 1, count), length)
+    def make_train_batch(
+        self, rng: np.random.Generator, batch_size: int, seq_len: int
+    ) -> ProbeBatch:
+        """Returns rows of all lengths up to `seq_len`, so that positions alone reveal no answer."""
+        return self._make_copies(
+            rng, rng.integers(1, self._max_letters(seq_len) + 1, batch_size), seq_len
+        )
 
-    def _most(self, length: int) -> int:
-        if length < 2:
-            raise ConfigError(f"copying needs rows of at least 2 tokens, not {length}")
-        return length // 2
+    def _max_letters(self, seq_len: int) -> int:
+        if seq_len < 2:
+            raise ConfigError(f"copying needs rows of at least 2 tokens, not {seq_len}")
+        return seq_len // 2
 
-    def _copies(self, rng: np.random.Generator, sizes: np.ndarray, length: int) -> Examples:
-        n, places = sizes[:, None], np.arange(length)
-        text = rng.integers(1, 1 + self.letters, (len(sizes), length))
-        behind = np.take_along_axis(text, np.clip(places - n, 0, length - 1), axis=1)
-        targets = np.where((places >= n) & (places < 2 * n), behind, PAD)
-        before = np.take_along_axis(text, np.clip(places - n - 1, 0, length - 1), axis=1)
-        tokens = np.where(places < n, text, np.where(places < 2 * n, before, PAD))
-        np.put_along_axis(tokens, n, 1 + self.letters, axis=1)
-        return asked(tokens, targets)
+    def _make_copies(
+        self, rng: np.random.Generator, n_letters: np.ndarray, seq_len: int
+    ) -> ProbeBatch:
+        n, positions = n_letters[:, None], np.arange(seq_len)
+        text = rng.integers(1, 1 + self.num_letters, (len(n_letters), seq_len))
+        answers = np.take_along_axis(text, np.clip(positions - n, 0, seq_len - 1), axis=1)
+        targets = np.where((positions >= n) & (positions < 2 * n), answers, PAD)
+        previous = np.take_along_axis(text, np.clip(positions - n - 1, 0, seq_len - 1), axis=1)
+        copy = np.where(positions < 2 * n, previous, PAD)
+        tokens = np.where(positions < n, text, copy)
+        np.put_along_axis(tokens, n, 1 + self.num_letters, axis=1)
+        return make_batch(tokens, targets)
 
 
 @config
 class SelectiveCopying:
-    """A few letters at random places of a row of blanks; at its end each is asked for, in order."""
+    """Asks for the letters of a row of blanks, in their order, after the end of the row."""
 
-    letters: Count = 14
-    kept: Count = 8  # letters of a row
+    num_letters: PositiveInt = 14  # Number of different letters.
+    num_copied: PositiveInt = 8  # Number of letters in a row, at random positions.
 
     @property
-    def vocab(self) -> int:
-        return 3 + self.letters
+    def vocab_size(self) -> int:
+        """The ids are padding, the letters, the blank and the question mark."""
+        return 3 + self.num_letters
 
-    def questions(self, length: int) -> int:
-        return self.kept
+    def max_questions(self, seq_len: int) -> int:
+        """Returns the number of questions in a row: one per letter."""
+        return self.num_copied
 
-    def chance(self, length: int) -> float:
-        return 1 / self.letters
+    def chance_accuracy(self, seq_len: int) -> float:
+        """Returns the accuracy of guessing a letter."""
+        return 1 / self.num_letters
 
-    def examples(self, rng: np.random.Generator, count: int, length: int) -> Examples:
-        n, blank, mark = self.kept, 1 + self.letters, 2 + self.letters
-        if length < 2 * n:
+    def make_test_batch(
+        self, rng: np.random.Generator, batch_size: int, seq_len: int
+    ) -> ProbeBatch:
+        """Returns rows of blanks and letters, each followed by the questions.
+
+        Raises:
+            ConfigError: if the letters take more than half of a row.
+        """
+        n, blank, mark = self.num_copied, 1 + self.num_letters, 2 + self.num_letters
+        if seq_len < 2 * n:
             raise ConfigError(
-                f"selective_copying.kept {n} must be at most {length // 2}, half of the length"
+                f"selective_copying.num_copied {n} must be at most {seq_len // 2}, half of the "
+                "row length"
             )
-        letters = rng.integers(1, blank, (count, n))
-        places = np.argsort(rng.random((count, length - n)), axis=1)[:, :n]
-        tokens, targets = np.full((count, length), blank), np.full((count, length), PAD)
-        np.put_along_axis(tokens, np.sort(places, axis=1), letters, axis=1)
+        letters = rng.integers(1, blank, (batch_size, n))
+        positions = np.argsort(rng.random((batch_size, seq_len - n)), axis=1)[:, :n]
+        tokens, targets = np.full((batch_size, seq_len), blank), np.full((batch_size, seq_len), PAD)
+        np.put_along_axis(tokens, np.sort(positions, axis=1), letters, axis=1)
         tokens[:, -n:], targets[:, -n:] = mark, letters
-        return asked(tokens, targets)
+        return make_batch(tokens, targets)
 
-    lessons = examples
+    make_train_batch = make_test_batch

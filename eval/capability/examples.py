@@ -1,42 +1,46 @@
-"""What a capability probe is: rows that ask questions, made by a seed alone."""
+"""The interface of capability probes: rows with questions that are a function of a seed alone."""
 
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
 
-PAD = 0  # no token; ids of all probes begin at 1
+PAD = 0  # Id of padding; the ids of all probes begin at 1.
 
 
-class Examples(NamedTuple):
-    """Rows; the model answers after it has read the token at a place of weight 1."""
+class ProbeBatch(NamedTuple):
+    """Holds rows of tokens; the model answers after each token of weight 1."""
 
     tokens: Int[np.ndarray, "B T"]
-    targets: Int[np.ndarray, "B T"]  # PAD where nothing is asked
-    weights: Float[np.ndarray, "B T"]  # 0 or 1
+    targets: Int[np.ndarray, "B T"]  # PAD where there is no question.
+    weights: Float[np.ndarray, "B T"]  # 0 or 1.
 
 
-class Capability(Protocol):
-    """All are frozen dataclasses."""
+class CapabilityProbe(Protocol):
+    """Generates the rows of one synthetic task; all probes are frozen dataclasses."""
 
     @property
-    def vocab(self) -> int:
-        """Ids, PAD included."""
+    def vocab_size(self) -> int:
+        """The number of ids includes PAD."""
 
-    def examples(self, rng: np.random.Generator, count: int, length: int) -> Examples:
-        """Rows of `length` tokens that are judged."""
+    def make_test_batch(
+        self, rng: np.random.Generator, batch_size: int, seq_len: int
+    ) -> ProbeBatch:
+        """Returns rows of `seq_len` tokens for evaluation."""
 
-    def lessons(self, rng: np.random.Generator, count: int, length: int) -> Examples:
-        """Rows of at most `length` tokens, padded to it, that are learned from."""
+    def make_train_batch(
+        self, rng: np.random.Generator, batch_size: int, seq_len: int
+    ) -> ProbeBatch:
+        """Returns rows for training, of at most `seq_len` tokens and padded to this length."""
 
-    def questions(self, length: int) -> int:
-        """How many a row asks at most."""
+    def max_questions(self, seq_len: int) -> int:
+        """Returns the largest number of questions in a row."""
 
-    def chance(self, length: int) -> float:
-        """Accuracy of one who knows how rows are made, but has not read them."""
+    def chance_accuracy(self, seq_len: int) -> float:
+        """Returns the best accuracy of a predictor that does not read the rows."""
 
 
-def asked(tokens: Int[np.ndarray, "B T"], targets: Int[np.ndarray, "B T"]) -> Examples:
-    """Examples that ask wherever there is a target."""
+def make_batch(tokens: Int[np.ndarray, "B T"], targets: Int[np.ndarray, "B T"]) -> ProbeBatch:
+    """Returns a batch with a question wherever there is a target."""
     weights = (targets != PAD).astype(np.float32)
-    return Examples(tokens.astype(np.int32), targets.astype(np.int32), weights)
+    return ProbeBatch(tokens.astype(np.int32), targets.astype(np.int32), weights)

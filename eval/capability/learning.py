@@ -1,219 +1,270 @@
-"""An architecture trained from scratch on a probe, by the project's own step, at a declared budget.
+"""Trains an architecture from scratch on a probe, by the project's own step, at a declared budget.
 
-Where there is a choice of learning rates, each is tried once with a seed of its own; the one with
-the least loss on validation rows, of the length of lessons, is what reported seeds train with.
-Validation, test and lessons come from different streams of random numbers; all architectures see
-the same rows.
+If the budget has several learning rates, each is tried once with a separate seed. The one with the
+lowest loss on validation rows of the training length is used for the reported seeds. Training,
+validation and test rows come from different random streams. All architectures see the same rows.
 
-The causal stack is what is trained: of an encoder-decoder, the decoder alone.
+The causal stack is trained: in an encoder-decoder, the decoder alone.
 """
 
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
-from scipy import special
+from scipy import stats
 
-from arch import ModelConfig, Sequence
+from arch import ModelConfig, SequenceInfo
 from errors import ConfigError
-from eval.capability.examples import PAD, Capability, Examples
-from objectives import Learner, Metrics, Rows, Term, Tokenizer
-from objectives.learner import Example
-from objectives.scoring import Scored, score_some, terms_of
-from schema import Count, Positive, Share, config
+from eval.capability.examples import PAD, CapabilityProbe, ProbeBatch
+from objectives import LossTerm, Metrics, RowSpec, TokenizerLike, Trainable
+from objectives.token_loss import MaskedTokenScores, loss_terms, score_masked
+from objectives.types import RowFn
+from settings.types import Fraction, PositiveFloat, PositiveInt, config
 from training.optimizer import OptimizerConfig
-from training.state import State, initial, transformation
+from training.state import TrainState, init_state, make_model_optimizer
 from training.step import make_step
 
-LESSONS, VALID, TEST = 0, 1, 2  # streams of random numbers
-TOKENS = 16_384  # judged at a time
-TUNING = 1_000_003  # the seed that rates are tried with, and none that is reported
+TRAIN_STREAM, VALID_STREAM, TEST_STREAM = 0, 1, 2  # Random streams.
+EVAL_BATCH_TOKENS = 16_384  # Tokens of a batch in evaluation.
+TUNING_SEED = 1_000_003  # Seed of the runs that select the learning rate; it is never reported.
 
 
 @config
 class Budget:
-    """What every architecture gets."""
+    """Defines the training and evaluation of a probe, the same for all architectures."""
 
-    steps: Count = 500
-    batch: Count = 64  # rows of a step
-    length: Count = 64  # of lessons
-    tests: tuple[Count, ...] = (64, 128, 256)  # lengths
-    rates: tuple[Positive, ...] = (1e-3, 4e-3)  # of learning, to choose from
-    seeds: Count = 1  # runs that are reported
-    rows: Count = 512  # judged at each length
-    warmup: Share = 0.1  # of the steps
+    steps: PositiveInt = 500  # Number of training steps.
+    batch_size: PositiveInt = 64  # Rows per training step.
+    train_length: PositiveInt = 64  # Tokens of a training row.
+    test_lengths: tuple[PositiveInt, ...] = (64, 128, 256)  # Tokens of a test row, one per test.
+    # Learning rates to select from, by the loss on validation rows.
+    learning_rates: tuple[PositiveFloat, ...] = (1e-3, 4e-3)
+    seeds: PositiveInt = 1  # Number of reported training runs.
+    test_rows: PositiveInt = 512  # Number of test rows per length.
+    warmup: Fraction = 0.1  # Share of the steps with learning rate warmup.
 
-    def optimizer(self, rate: float) -> OptimizerConfig:
+    def make_optimizer_config(self, learning_rate: float) -> OptimizerConfig:
+        """Returns the optimizer settings for a learning rate."""
         warmup = round(self.warmup * (self.steps - 1))
-        return OptimizerConfig(learning_rate=rate, warmup=warmup, on_nonfinite="skip")
+        return OptimizerConfig(learning_rate=learning_rate, warmup=warmup, on_nonfinite="skip")
 
 
-class Judged(NamedTuple):
-    """Answers of one run to rows of one length."""
+class ProbeAccuracy(NamedTuple):
+    """Holds the counts of correct answers of one run, in rows of one length."""
 
-    length: int
-    right: int
-    questions: int
-    nats: float  # mean of -log p of the right answer
+    seq_len: int
+    n_correct: int
+    n_questions: int
+    nats: float  # Mean of -log p of the correct answer.
 
     @property
     def accuracy(self) -> float:
-        return self.right / self.questions
+        """The accuracy is the share of correct answers."""
+        return self.n_correct / self.n_questions
 
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Of the accuracy of this very run, exact (Clopper & Pearson 1934): the noise of the rows
-        judged, not of the seed; questions of one row count as independent."""
-        k, n, tail = self.right, self.questions, (1 - level) / 2
-        low = special.betaincinv(k, n - k + 1, tail) if k else 0.0
-        high = special.betaincinv(k + 1, n - k, 1 - tail) if k < n else 1.0
-        return float(low), float(high)
+    def confidence_interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Returns the exact interval of this run's accuracy (Clopper & Pearson 1934).
+
+        It covers the noise of the test rows, not that of the seed. The questions of a row count as
+        independent.
+        """
+        test = stats.binomtest(self.n_correct, self.n_questions)
+        interval = test.proportion_ci(level, method="exact")
+        return float(interval.low), float(interval.high)
 
 
-class Learned(NamedTuple):
-    """What became of an architecture: its runs, each judged at all lengths."""
+class CapabilityResult(NamedTuple):
+    """Holds the results of an architecture: the accuracies of its runs at all test lengths."""
 
-    rate: float
-    tried: dict[float, float]  # nats on validation rows by learning rate, if there was a choice
-    runs: tuple[tuple[Judged, ...], ...]  # by seed
+    learning_rate: float
+    tuning_losses: dict[float, float]  # Validation nats by learning rate; empty for a single rate.
+    runs: tuple[tuple[ProbeAccuracy, ...], ...]  # By seed, then by length.
 
 
 @config
-class Answers:
-    """The objective: predict what is asked, and build logits there only."""
+class QuestionObjective:
+    """Trains the prediction of answers; logits are computed only where there is a question."""
 
-    most: Count  # questions of a row
+    max_questions: PositiveInt  # Largest number of questions in a row.
 
-    additive: ClassVar[bool] = True
-    bank: ClassVar[None] = None
+    sums_over_rows: ClassVar[bool] = True
+    memory_bank: ClassVar[None] = None
 
-    def rows(self, model: ModelConfig, length: int) -> Rows:
-        return Rows(text=length, overlap=0, view="causal", targets=self.most)
+    def row_spec(self, model: ModelConfig, seq_len: int) -> RowSpec:
+        """Returns the specification of causal rows of `seq_len` tokens."""
+        return RowSpec(
+            text_length=seq_len, overlap=0, view="causal", max_targets=self.max_questions
+        )
 
-    def judged(self) -> "Answers":
+    def for_eval(self) -> "QuestionObjective":
+        """Returns the objective itself."""
         return self
 
-    def host(self, model: ModelConfig, length: int, tokenizer: Tokenizer) -> Example:
+    def make_row_fn(self, model: ModelConfig, seq_len: int, tokenizer: TokenizerLike) -> RowFn:
+        """Refuses to make rows from documents, since a probe generates its rows.
+
+        Raises:
+            ConfigError: always.
+        """
         raise ConfigError("a probe makes its rows without documents; train it by eval.capability")
 
-    def head(self, model: ModelConfig, key: Array) -> None:
+    def make_head(self, model: ModelConfig, key: Array) -> None:
+        """Returns None, since the objective has no parameters."""
         return None
 
-    def weights(self, batch: dict[str, Array]) -> dict[str, Array]:
+    def term_weights(self, batch: dict[str, Array]) -> dict[str, Array]:
+        """Returns the weight of each loss term over the global batch."""
         return {"nats": jnp.sum(batch["weights"], dtype=jnp.float32)}
 
-    def encode(self, learner: Learner, micro: dict[str, Array], key: Array | None) -> Scored:
-        hidden, aux, _ = learner.model(micro["tokens"], Sequence.of(micro, "causal"), key=key)
-        return score_some(learner, hidden, micro, self.most, aux)
+    def forward(
+        self, trainable: Trainable, microbatch: dict[str, Array], key: Array | None
+    ) -> MaskedTokenScores:
+        """Computes the scores of the answers of a microbatch."""
+        hidden, aux, _ = trainable.model(
+            microbatch["tokens"], SequenceInfo.from_batch(microbatch, "causal"), key=key
+        )
+        return score_masked(trainable, hidden, microbatch, self.max_questions, aux)
 
     def reduce(
-        self, learner: Learner, out: Scored, batch: dict[str, Array]
-    ) -> tuple[dict[str, Term], Metrics]:
-        return terms_of("nats", learner, out, self.weights(batch)["nats"], batch)
+        self, trainable: Trainable, out: MaskedTokenScores, batch: dict[str, Array]
+    ) -> tuple[dict[str, LossTerm], Metrics]:
+        """Returns the loss terms and metrics of a batch."""
+        return loss_terms("nats", trainable, out, self.term_weights(batch)["nats"], batch)
 
 
-def learn(model: ModelConfig, probe: Capability, budget: Budget) -> Learned:
-    """Choose a rate, then train and judge every seed."""
-    longest, tried = max(budget.length, *budget.tests), {}
-    model = fitted(model, probe, longest)
-    for rate in budget.rates if len(budget.rates) > 1 else ():
-        learner = trained(model, probe, budget, rate, TUNING)
-        nats = judged(learner, probe, budget.length, budget.rows, VALID, longest).nats
-        tried[rate] = nats if math.isfinite(nats) else math.inf
-    rate = min(budget.rates, key=lambda rate: tried.get(rate, 0.0))
+def run_probe(model: ModelConfig, probe: CapabilityProbe, budget: Budget) -> CapabilityResult:
+    """Selects a learning rate, then trains and evaluates every seed."""
+    max_length, tuning_losses = max(budget.train_length, *budget.test_lengths), {}
+    model = adapt_model(model, probe, max_length)
+    for rate in budget.learning_rates if len(budget.learning_rates) > 1 else ():
+        trainable = train_probe(model, probe, budget, rate, TUNING_SEED)
+        nats = evaluate_probe(
+            trainable, probe, budget.train_length, budget.test_rows, VALID_STREAM, max_length
+        ).nats
+        tuning_losses[rate] = nats if math.isfinite(nats) else math.inf
+    best_rate = min(budget.learning_rates, key=lambda rate: tuning_losses.get(rate, 0.0))
     runs = []
     for seed in range(budget.seeds):
-        learner = trained(model, probe, budget, rate, seed)
-        lengths = sorted({*budget.tests})
-        runs.append(tuple(judged(learner, probe, T, budget.rows, TEST, longest) for T in lengths))
-    return Learned(rate, tried, tuple(runs))
+        trainable = train_probe(model, probe, budget, best_rate, seed)
+        lengths = sorted({*budget.test_lengths})
+        runs.append(
+            tuple(
+                evaluate_probe(trainable, probe, T, budget.test_rows, TEST_STREAM, max_length)
+                for T in lengths
+            )
+        )
+    return CapabilityResult(best_rate, tuning_losses, tuple(runs))
 
 
-def fitted(model: ModelConfig, probe: Capability, longest: int) -> ModelConfig:
-    """The architecture of a run as a probe needs it: its vocabulary, a place for every token."""
+def adapt_model(model: ModelConfig, probe: CapabilityProbe, max_length: int) -> ModelConfig:
+    """Returns a run's model with the vocabulary of the probe and positions for `max_length` tokens.
+
+    Raises:
+        ConfigError: if the model cannot be causal.
+    """
     positions = model.positions
     if positions.learned:
-        positions = dataclasses.replace(positions, length=max(longest, positions.length))
+        positions = dataclasses.replace(positions, max_length=max(max_length, positions.max_length))
     encoder = dataclasses.replace(model.encoder, depth=0)
-    model = dataclasses.replace(model, vocab=probe.vocab, positions=positions, encoder=encoder)
-    if "causal" not in model.views():
+    model = dataclasses.replace(
+        model, vocab_size=probe.vocab_size, positions=positions, encoder=encoder
+    )
+    if "causal" not in model.supported_views():
         raise ConfigError(
-            f"model.layers {model.layers} cannot read from the left, as probes do; leave the "
+            f"model.layers {model.layers} cannot be causal, as probes require; leave the "
             "probes out of eval.tasks"
         )
     return model
 
 
-def trained(
-    model: ModelConfig, probe: Capability, budget: Budget, rate: float, seed: int
-) -> Learner:
-    """A learner after all lessons of `seed`."""
-    answers = Answers(probe.questions(budget.length))
-    state = _beginning(model, answers, budget)(np.uint32(seed))
-    step, rng = _lesson(model, answers, budget, rate), np.random.default_rng([LESSONS, seed])
+def train_probe(
+    model: ModelConfig, probe: CapabilityProbe, budget: Budget, learning_rate: float, seed: int
+) -> Trainable:
+    """Returns the parameters after all training steps of the budget."""
+    objective = QuestionObjective(probe.max_questions(budget.train_length))
+    state = _make_init(model, objective, budget)(np.uint32(seed))
+    step = _make_train_step(model, objective, budget, learning_rate)
+    rng = np.random.default_rng([TRAIN_STREAM, seed])
     for _ in range(budget.steps):
-        state, _ = step(state, arrays(probe.lessons(rng, budget.batch, budget.length)))
-    return state.learner
+        batch = probe.make_train_batch(rng, budget.batch_size, budget.train_length)
+        state, _ = step(state, batch_arrays(batch))
+    return state.trainable
 
 
-def judged(
-    learner: Learner, probe: Capability, length: int, rows: int, stream: int, width: int = 0
-) -> Judged:
-    """Answers to the rows of a stream; padded to a `width`, all lengths share a compiled program.
+def evaluate_probe(
+    trainable: Trainable,
+    probe: CapabilityProbe,
+    seq_len: int,
+    n_rows: int,
+    stream: int,
+    pad_to: int = 0,
+) -> ProbeAccuracy:
+    """Returns the accuracy in `n_rows` rows of a random stream.
 
-    What stands behind the last token changes no answer that is read from the left.
+    With rows padded to `pad_to` tokens, all lengths share a compiled program. Padding after the
+    last token changes no answer, since the model is causal.
     """
-    rng, width = np.random.default_rng([stream, length]), max(width, length)
-    answers, count = Answers(probe.questions(width)), max(TOKENS // width, 1)
-    right, questions, nats = 0, 0, 0.0
-    for start in range(0, rows, count):
-        made = probe.examples(rng, count, length)
-        made.weights[rows - start :] = 0
-        padded = Examples(*(np.pad(x, ((0, 0), (0, width - length))) for x in made))
-        out = [np.asarray(x, np.float64) for x in _answered(answers, learner, arrays(padded))]
-        right, questions = right + int(out[0]), questions + int(out[1])
-        nats += float(out[2])
-    return Judged(length, right, questions, nats / questions)
+    rng, pad_to = np.random.default_rng([stream, seq_len]), max(pad_to, seq_len)
+    objective = QuestionObjective(probe.max_questions(pad_to))
+    batch_size = max(EVAL_BATCH_TOKENS // pad_to, 1)
+    n_correct, n_questions, nats = 0, 0, 0.0
+    for start in range(0, n_rows, batch_size):
+        batch = probe.make_test_batch(rng, batch_size, seq_len)
+        batch.weights[n_rows - start :] = 0
+        padded = ProbeBatch(*(np.pad(x, ((0, 0), (0, pad_to - seq_len))) for x in batch))
+        sums = _score_batch(objective, trainable, batch_arrays(padded))
+        batch_correct, batch_questions, batch_nats = (np.asarray(x, np.float64) for x in sums)
+        n_correct += int(batch_correct)
+        n_questions += int(batch_questions)
+        nats += float(batch_nats)
+    return ProbeAccuracy(seq_len, n_correct, n_questions, nats / n_questions)
 
 
-def arrays(rows: Examples) -> dict[str, np.ndarray]:
-    """As a batch of an objective: every row is a document, what pads it is none."""
-    segments = (rows.tokens != PAD).astype(np.int32)
+def batch_arrays(batch: ProbeBatch) -> dict[str, np.ndarray]:
+    """Returns a batch in the format of objectives: each row is one document with its padding."""
+    segments = (batch.tokens != PAD).astype(np.int32)
     positions = np.broadcast_to(np.arange(segments.shape[1], dtype=np.int32), segments.shape)
-    return rows._asdict() | {"segments": segments, "positions": positions}
+    return batch._asdict() | {"segment_ids": segments, "positions": positions}
 
 
 @functools.lru_cache(maxsize=1)
-def _beginning(model: ModelConfig, answers: Answers, budget: Budget) -> Any:
-    """The state before the first lesson, which no learning rate has a part in."""
-    cfg = budget.optimizer(budget.rates[0])
-    tx = transformation(cfg, budget.steps, model, answers)
+def _make_init(
+    model: ModelConfig, objective: QuestionObjective, budget: Budget
+) -> Callable[..., TrainState]:
+    """Returns the function that makes the initial state; the learning rate does not affect it."""
+    cfg = budget.make_optimizer_config(budget.learning_rates[0])
+    tx = make_model_optimizer(cfg, budget.steps, model, objective)
 
-    def init(seed: Array) -> State:
-        return initial(model, answers, tx, cfg.window, seed)
+    def init(seed: Array) -> TrainState:
+        return init_state(model, objective, tx, cfg.spike_window, seed)
 
     return jax.jit(init)
 
 
 @functools.lru_cache(maxsize=8)
-def _lesson(model: ModelConfig, answers: Answers, budget: Budget, rate: float) -> Any:
-    """The step, compiled once for all seeds of a rate."""
-    cfg = budget.optimizer(rate)
-    tx = transformation(cfg, budget.steps, model, answers)
-    step = make_step(answers, tx, cfg, steps=budget.steps, accumulate=1)
+def _make_train_step(
+    model: ModelConfig, objective: QuestionObjective, budget: Budget, learning_rate: float
+) -> Any:
+    """Returns the training step, compiled once for all seeds of a learning rate."""
+    cfg = budget.make_optimizer_config(learning_rate)
+    tx = make_model_optimizer(cfg, budget.steps, model, objective)
+    step = make_step(objective, tx, cfg, steps=budget.steps, grad_accum_steps=1)
     return jax.jit(step, donate_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _answered(
-    answers: Answers, learner: Learner, batch: dict[str, Array]
+def _score_batch(
+    objective: QuestionObjective, trainable: Trainable, batch: dict[str, Array]
 ) -> tuple[Array, Array, Array]:
-    """Right answers, questions, nats."""
-    out = answers.encode(learner, batch, None)
-    there = out.weights != 0
-    right = jnp.sum(out.scores.correct & there)
-    return right, jnp.sum(there), jnp.sum(jnp.where(there, out.scores.nats, 0.0))
+    """Returns the sums of correct answers, questions and nats."""
+    out = objective.forward(trainable, batch, None)
+    is_question = out.weights != 0
+    n_correct = jnp.sum(out.scores.correct & is_question)
+    nats = jnp.sum(jnp.where(is_question, out.scores.loss, 0.0))
+    return n_correct, jnp.sum(is_question), nats

@@ -1,49 +1,48 @@
-"""Capability probes as tasks of a run: its architecture, trained anew on each at a fixed budget.
+"""Capability probes as evaluation tasks of a run.
 
-What the run has learned plays no part, its objective neither: scores are of the architecture, its
-width and depth. `mqar/accuracy@128` is of rows of 128 tokens, whatever the length of lessons.
+A task trains the run's architecture from scratch on a probe, at a fixed budget. Neither the trained
+parameters nor the objective of the run play a part: the scores describe the architecture with its
+width and depth. `mqar/accuracy@128` is the accuracy in rows of 128 tokens, whatever the length of
+the training rows.
 """
 
 from collections.abc import Iterator
 from typing import ClassVar
 
 from eval.capability import PROBES
-from eval.capability.learning import Budget, learn
-from eval.task import Score, Subject
+from eval.capability.learning import Budget, run_probe
+from eval.task import EvalContext, Score
 
-# Small enough for a tiny model on two CPU cores; the same for all architectures.
+# Small enough for a tiny model on two CPU cores, and the same for all architectures.
 BUDGETS: dict[str, Budget] = {
-    "mqar": Budget(steps=800, batch=32, length=64, tests=(64,)),
-    "induction": Budget(steps=600, batch=32, length=64, tests=(64, 128, 256)),
-    "needle": Budget(steps=600, batch=32, length=64, tests=(64, 128, 256)),
-    "copying": Budget(steps=600, batch=32, length=48, tests=(48, 96)),
-    "selective_copying": Budget(steps=600, batch=32, length=64, tests=(64, 128)),
-    "parity": Budget(steps=600, batch=32, length=40, tests=(40, 80, 160, 256)),
-    "modular": Budget(steps=600, batch=32, length=39, tests=(39, 79, 159, 255)),
+    "mqar": Budget(steps=800, batch_size=32, train_length=64, test_lengths=(64,)),
+    "induction": Budget(steps=600, batch_size=32, train_length=64, test_lengths=(64, 128, 256)),
+    "needle": Budget(steps=600, batch_size=32, train_length=64, test_lengths=(64, 128, 256)),
+    "copying": Budget(steps=600, batch_size=32, train_length=48, test_lengths=(48, 96)),
+    "selective_copying": Budget(steps=600, batch_size=32, train_length=64, test_lengths=(64, 128)),
+    "parity": Budget(steps=600, batch_size=32, train_length=40, test_lengths=(40, 80, 160, 256)),
+    "modular": Budget(steps=600, batch_size=32, train_length=39, test_lengths=(39, 79, 159, 255)),
 }
 
 
-def _task(name: str) -> type:
-    class Learns:
-        version: ClassVar[int] = 1
-        objective: ClassVar[str] = ""
+class CapabilityTask:
+    """Trains the run's architecture on one probe and evaluates it."""
 
-        def __init__(self, splits: tuple[str, ...] = (), budget: Budget = BUDGETS[name]):
-            self.budget = budget
+    version: ClassVar[int] = 1
 
-        def __call__(self, subject: Subject) -> Iterator[Score]:
-            probe, budget = PROBES[name], self.budget
-            found = learn(subject.settings.model, probe, budget)
-            for run in found.runs:
-                for one in run:
-                    at = one.length
-                    yield Score(f"{name}/accuracy@{at}", one.accuracy, one.questions)
-                    yield Score(f"{name}/answer_nats@{at}", one.nats, one.questions)
-            for length in sorted({*budget.tests}):
-                yield Score(f"{name}/chance@{length}", probe.chance(length))
-            yield Score(f"{name}/learning_rate", found.rate)
+    def __init__(self, name: str, splits: tuple[str, ...] = (), budget: Budget | None = None):
+        """Ignores the splits, since the rows are generated; `budget` replaces that of BUDGETS."""
+        self.name, self.budget = name, budget or BUDGETS[name]
 
-    return Learns
-
-
-TASKS = {name: _task(name) for name in PROBES}
+    def __call__(self, ctx: EvalContext) -> Iterator[Score]:
+        """Yields accuracy, answer nats and chance at each length, and the learning rate."""
+        name, probe, budget = self.name, PROBES[self.name], self.budget
+        result = run_probe(ctx.settings.model, probe, budget)
+        for run in result.runs:
+            for x in run:
+                length = x.seq_len
+                yield Score(f"{name}/accuracy@{length}", x.accuracy, x.n_questions)
+                yield Score(f"{name}/answer_nats@{length}", x.nats, x.n_questions)
+        for length in sorted({*budget.test_lengths}):
+            yield Score(f"{name}/chance@{length}", probe.chance_accuracy(length))
+        yield Score(f"{name}/learning_rate", result.learning_rate)

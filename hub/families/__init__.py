@@ -1,49 +1,36 @@
-"""The families that are known, by the `model_type` of their config.json.
+"""Lists the supported families by the `model_type` of their config.json.
 
-To add one: write its file (how its config reads, and the map of names), and name it here. A config
-of ours is exported as the first family, in this order, that has words for all of it.
+To add a family, write a module with its config conversion and its name map, and list it here. A
+model is exported as the first family, in this order, that computes the same function.
 """
 
-from hub.families import (
-    bert,
-    bloom,
-    experts,
-    falcon,
-    gemma2,
-    gpt2,
-    gptj,
-    hybrid,
-    llama,
-    mamba,
-    modernbert,
-    opt,
-    t5,
-)
-from hub.family import Family
+from hub.family import HfFamily
+from settings.lazy import LazyTable
 
-_ALL = (
-    llama.LLAMA,
-    llama.MISTRAL,
-    gpt2.GPT2,
-    bert.BERT,
-    bert.ROBERTA,
-    opt.OPT,
-    bloom.BLOOM,
-    falcon.FALCON,
-    gptj.CODEGEN,
-    gptj.GPTJ,
-    gptj.NEOX,
-    experts.MIXTRAL,
-    experts.OLMOE,
-    experts.QWEN2_MOE,
-    experts.QWEN3_MOE,
-    mamba.MAMBA,
-    mamba.MAMBA2,
-    hybrid.BAMBA,
-    hybrid.JAMBA,
-    t5.T5,
-    t5.SWITCH,
-    gemma2.GEMMA2,
-    modernbert.MODERNBERT,
+FAMILIES: LazyTable[HfFamily] = LazyTable(
+    {
+        "llama": "hub.families.llama:LLAMA",
+        "mistral": "hub.families.llama:MISTRAL",
+        "gpt2": "hub.families.gpt2:GPT2",
+        "bert": "hub.families.bert:BERT",
+        "roberta": "hub.families.bert:ROBERTA",
+        "opt": "hub.families.opt:OPT",
+        "bloom": "hub.families.bloom:BLOOM",
+        "falcon": "hub.families.falcon:FALCON",
+        "codegen": "hub.families.gptj:CODEGEN",
+        "gptj": "hub.families.gptj:GPTJ",
+        "gpt_neox": "hub.families.gptj:NEOX",
+        "mixtral": "hub.families.experts:MIXTRAL",
+        "olmoe": "hub.families.experts:OLMOE",
+        "qwen2_moe": "hub.families.experts:QWEN2_MOE",
+        "qwen3_moe": "hub.families.experts:QWEN3_MOE",
+        "mamba": "hub.families.mamba:MAMBA",
+        "mamba2": "hub.families.mamba:MAMBA2",
+        "bamba": "hub.families.hybrid:BAMBA",
+        "jamba": "hub.families.hybrid:JAMBA",
+        "t5": "hub.families.t5:T5",
+        "switch_transformers": "hub.families.t5:SWITCH",
+        "gemma2": "hub.families.gemma2:GEMMA2",
+        "modernbert": "hub.families.modernbert:MODERNBERT",
+    }
 )
-FAMILIES: dict[str, Family] = {family.kind: family for family in _ALL}

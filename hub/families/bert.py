@@ -1,174 +1,186 @@
-"""BERT (arXiv:1810.04805) and RoBERTa (arXiv:1907.11692), with their heads of masked words."""
+"""Maps BERT (arXiv:1810.04805) and RoBERTa (arXiv:1907.11692) with their pre-training heads."""
 
 import dataclasses
-from typing import Any
 
 from arch import ModelConfig
-from arch.attention import AttentionConfig
 from arch.block import BlockConfig
-from arch.embedding import EmbedConfig, HeadConfig
-from arch.mlp import MlpConfig
-from arch.norms import NormConfig
-from arch.pooler import PoolerConfig
-from arch.positions import PositionsConfig
-from hub.family import Family, part
-from hub.keys import Keys, activation_name
-from hub.layouts import Tie, linear, norm, same
+from arch.channels.mlp import MlpConfig
+from arch.layers.embedding import EmbedConfig, HeadConfig
+from arch.layers.norms import NormConfig
+from arch.layers.pooler import PoolerConfig
+from arch.layers.positions import PositionsConfig
+from arch.mixers.attention import AttentionConfig
+from hub.family import HfFamily, find_part
+from hub.hf_config import HfConfig, activation_name
+from hub.tensor_transforms import TensorMap, identity, linear, norm
+from settings.json_types import JsonObject
 
-L = "stack.{i}."
+LAYER = "stack.{i}."
 
 
-def frame(k: Keys, *, eps: float, offset: int) -> ModelConfig:
-    """What both have in common; a file of the encoder alone lacks heads."""
-    k.only("position_embedding_type", "absolute")
-    act, D = k.activation("hidden_act", "gelu"), k["hidden_size"]
+def read_base(hf: HfConfig, *, eps: float, offset: int) -> ModelConfig:
+    """Returns the model config of either family, without the heads that the file lacks."""
+    hf.require_value("position_embedding_type", "absolute")
+    act, D = hf.activation("hidden_act", "gelu"), hf["hidden_size"]
     return ModelConfig(
         width=D,
-        depth=k["num_hidden_layers"],
-        vocab=k["vocab_size"],
+        depth=hf["num_hidden_layers"],
+        vocab_size=hf["vocab_size"],
         vocab_multiple=1,
         final_norm=False,
-        norm=NormConfig("layer", eps=k.get("layer_norm_eps", eps)),
-        embed=EmbedConfig(norm=True, types=k.get("type_vocab_size", 2)),
+        norm=NormConfig("layer", eps=hf.get("layer_norm_eps", eps)),
+        embed=EmbedConfig(norm=True, token_types=hf.get("type_vocab_size", 2)),
         positions=PositionsConfig(
-            learned=True, length=k["max_position_embeddings"] - offset, offset=offset
+            learned=True, max_length=hf["max_position_embeddings"] - offset, offset=offset
         ),
         block=BlockConfig(wiring="post"),
         head=HeadConfig(
-            tied=k.get("tie_word_embeddings", True),
-            bias=k.holds("predictions.bias", "lm_head.bias", "decoder.bias"),
-            transform=k.holds("transform.dense.weight", "lm_head.dense.weight"),
-            transform_activation=act,
+            tied=hf.get("tie_word_embeddings", True),
+            bias=hf.has_tensor("predictions.bias", "lm_head.bias", "decoder.bias"),
+            mlm_transform=hf.has_tensor("transform.dense.weight", "lm_head.dense.weight"),
+            mlm_transform_activation=act,
         ),
         pooler=PoolerConfig(
-            "first" if k.holds("pooler.dense.weight") else "none",
-            classes=2 if k.holds("seq_relationship.weight") else 0,
+            "first" if hf.has_tensor("pooler.dense.weight") else "none",
+            num_classes=2 if hf.has_tensor("seq_relationship.weight") else 0,
         ),
         attention=AttentionConfig(
-            heads=k["num_attention_heads"], position="none", bias_qkv=True, bias_out=True
+            heads=hf["num_attention_heads"], position_encoding="none", bias_qkv=True, bias_out=True
         ),
-        mlp=MlpConfig(k.get("intermediate_size", 4 * D), gated=False, activation=act, bias=True),
+        mlp=MlpConfig(hf.get("intermediate_size", 4 * D), gated=False, activation=act, bias=True),
     )
 
 
-def read_bert(k: Keys) -> ModelConfig:
-    return frame(k, eps=1e-12, offset=0)
+def read_bert(hf: HfConfig) -> ModelConfig:
+    """Returns the model config of a BERT config.json."""
+    return read_base(hf, eps=1e-12, offset=0)
 
 
-def read_roberta(k: Keys) -> ModelConfig:
-    config = frame(k, eps=1e-12, offset=k.get("pad_token_id", 1) + 1)
-    head = dataclasses.replace(config.head, transform_activation="gelu")  # whatever hidden_act is
+def read_roberta(hf: HfConfig) -> ModelConfig:
+    """Returns the model config of a RoBERTa config.json."""
+    config = read_base(hf, eps=1e-12, offset=hf.get("pad_token_id", 1) + 1)
+    head = dataclasses.replace(
+        config.head, mlm_transform_activation="gelu"
+    )  # RoBERTa ignores hidden_act here
     return dataclasses.replace(config, head=head)
 
 
-def write(config: ModelConfig) -> dict[str, Any]:
-    a, m = part(config, "attention"), part(config, "mlp")
+def write(config: ModelConfig) -> JsonObject:
+    """Returns the keys of config.json for BERT, which RoBERTa extends."""
+    a, m = find_part(config, "attention"), find_part(config, "mlp")
     positions = config.positions
     return {
         "hidden_size": config.width,
         "num_hidden_layers": config.depth,
-        "vocab_size": config.vocab,
+        "vocab_size": config.vocab_size,
         "num_attention_heads": a.heads,
-        "intermediate_size": m.size(config.width),
+        "intermediate_size": m.inner_dim(config.width),
         "hidden_act": activation_name(m.activation),
         "layer_norm_eps": config.norm.eps,
-        "max_position_embeddings": positions.length + positions.offset,
-        "type_vocab_size": config.embed.types,
+        "max_position_embeddings": positions.max_length + positions.offset,
+        "type_vocab_size": config.embed.token_types,
         "tie_word_embeddings": config.head.tied,
     }
 
 
-def write_roberta(config: ModelConfig) -> dict[str, Any]:
+def write_roberta(config: ModelConfig) -> JsonObject:
+    """Returns the keys of config.json for RoBERTa."""
     return write(config) | {"pad_token_id": config.positions.offset - 1}
 
 
-def lacks(config: ModelConfig) -> list[str]:
-    """Their classes always have both, at random where a file has none."""
-    found = [] if config.head.transform else ["head.transform False, not True"]
-    return found if config.embed.types else [*found, "embed.types 0, not 1 or more"]
+def unsupported(config: ModelConfig) -> list[str]:
+    """Returns the missing parts that the classes always have and would initialize randomly."""
+    mismatches = [] if config.head.mlm_transform else ["head.mlm_transform False, not True"]
+    if not config.embed.token_types:
+        mismatches.append("embed.token_types 0, not 1 or more")
+    return mismatches
 
 
-def encoder(base: str) -> tuple[Tie, ...]:
-    """Everything but the heads, below `base`."""
-    e, t = f"{base}.embeddings.", base + ".encoder.layer.{i}."
+def encoder_map(hf_prefix: str) -> tuple[TensorMap, ...]:
+    """Returns the tensor names of everything below `hf_prefix`, which excludes the heads."""
+    e, t = f"{hf_prefix}.embeddings.", hf_prefix + ".encoder.layer.{i}."
     return (
-        same("embed.table", f"{e}word_embeddings.weight"),
-        same("embed.positions.table", f"{e}position_embeddings.weight"),
-        same("embed.types", f"{e}token_type_embeddings.weight"),
+        identity("embed.table", f"{e}word_embeddings.weight"),
+        identity("embed.positions.table", f"{e}position_embeddings.weight"),
+        identity("embed.types", f"{e}token_type_embeddings.weight"),
         *norm("embed.norm", f"{e}LayerNorm"),
-        *linear(f"{L}attention.w_q", f"{t}attention.self.query"),
-        *linear(f"{L}attention.w_k", f"{t}attention.self.key"),
-        *linear(f"{L}attention.w_v", f"{t}attention.self.value"),
-        *linear(f"{L}attention.w_o", f"{t}attention.output.dense"),
-        *norm(f"{L}norm_mixer", f"{t}attention.output.LayerNorm"),
-        *linear(f"{L}mlp.w_in", f"{t}intermediate.dense"),
-        *linear(f"{L}mlp.w_out", f"{t}output.dense"),
-        *norm(f"{L}norm_channel", f"{t}output.LayerNorm"),
-        *linear("pooler.w_pool", f"{base}.pooler.dense"),
+        *linear(f"{LAYER}attention.w_q", f"{t}attention.self.query"),
+        *linear(f"{LAYER}attention.w_k", f"{t}attention.self.key"),
+        *linear(f"{LAYER}attention.w_v", f"{t}attention.self.value"),
+        *linear(f"{LAYER}attention.w_o", f"{t}attention.output.dense"),
+        *norm(f"{LAYER}norm_mixer", f"{t}attention.output.LayerNorm"),
+        *linear(f"{LAYER}mlp.w_in", f"{t}intermediate.dense"),
+        *linear(f"{LAYER}mlp.w_out", f"{t}output.dense"),
+        *norm(f"{LAYER}norm_channel", f"{t}output.LayerNorm"),
+        *linear("pooler.w_pool", f"{hf_prefix}.pooler.dense"),
     )
 
 
-def ties_bert(config: ModelConfig) -> tuple[Tie, ...]:
+def name_map_bert(config: ModelConfig) -> tuple[TensorMap, ...]:
+    """Returns the tensor names of BERT."""
     p = "cls.predictions."
     return (
-        *encoder("bert"),
+        *encoder_map("bert"),
         *linear("head.w_transform", f"{p}transform.dense"),
         *norm("head.norm", f"{p}transform.LayerNorm"),
-        same("head.table", f"{p}decoder.weight"),
-        same("head.bias", f"{p}bias" if config.head.tied else f"{p}decoder.bias"),
+        identity("head.table", f"{p}decoder.weight"),
+        identity("head.bias", f"{p}bias" if config.head.tied else f"{p}decoder.bias"),
         *linear("pooler.w_class", "cls.seq_relationship"),
     )
 
 
-def ties_roberta(config: ModelConfig) -> tuple[Tie, ...]:
+def name_map_roberta(config: ModelConfig) -> tuple[TensorMap, ...]:
+    """Returns the tensor names of RoBERTa."""
     return (
-        *encoder("roberta"),
+        *encoder_map("roberta"),
         *linear("head.w_transform", "lm_head.dense"),
         *norm("head.norm", "lm_head.layer_norm"),
-        same("head.table", "lm_head.decoder.weight"),
-        same("head.bias", "lm_head.bias" if config.head.tied else "lm_head.decoder.bias"),
+        identity("head.table", "lm_head.decoder.weight"),
+        identity("head.bias", "lm_head.bias" if config.head.tied else "lm_head.decoder.bias"),
     )
 
 
-def twins_bert(config: ModelConfig) -> tuple[tuple[str, str], ...]:
+def duplicated_tensors_bert(config: ModelConfig) -> tuple[tuple[str, str], ...]:
+    """Returns the two names of the bias of an untied head of BERT."""
     bias = "cls.predictions.bias", "cls.predictions.decoder.bias"
     return () if config.head.tied or not config.head.bias else (bias,)
 
 
-def twins_roberta(config: ModelConfig) -> tuple[tuple[str, str], ...]:
+def duplicated_tensors_roberta(config: ModelConfig) -> tuple[tuple[str, str], ...]:
+    """Returns the two names of the bias of an untied head of RoBERTa."""
     bias = "lm_head.bias", "lm_head.decoder.bias"
     return () if config.head.tied or not config.head.bias else (bias,)
 
 
-OLD = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
-BERT = Family(
-    *("bert", "BertForPreTraining", read_bert, write, ties_bert),
-    defaults={"intermediate_size": 3072},
+OLD_NAMES = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
+BERT = HfFamily(
+    *("bert", "BertForPreTraining", read_bert, write, name_map_bert),
+    hf_defaults={"intermediate_size": 3072},
     prefix="bert.",
-    ignored=(r"(bert\.)?embeddings\.(position|token_type)_ids",),
-    copies=(
+    ignored_tensors=(r"(bert\.)?embeddings\.(position|token_type)_ids",),
+    tied_tensors=(
         ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
         ("cls.predictions.decoder.bias", "cls.predictions.bias"),
     ),
-    renames=OLD,
-    twins=twins_bert,
-    lacks=lacks,
+    renames=OLD_NAMES,
+    duplicated_tensors=duplicated_tensors_bert,
+    unsupported=unsupported,
     task="masked",
-    padding_sees=True,
+    padding_matters=True,
 )
-ROBERTA = Family(
-    *("roberta", "RobertaForMaskedLM", read_roberta, write_roberta, ties_roberta),
-    defaults={"intermediate_size": 3072},
+ROBERTA = HfFamily(
+    *("roberta", "RobertaForMaskedLM", read_roberta, write_roberta, name_map_roberta),
+    hf_defaults={"intermediate_size": 3072},
     prefix="roberta.",
-    ignored=(r"(roberta\.)?embeddings\.(position|token_type)_ids",),
-    copies=(
+    ignored_tensors=(r"(roberta\.)?embeddings\.(position|token_type)_ids",),
+    tied_tensors=(
         ("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
         ("lm_head.decoder.bias", "lm_head.bias"),
     ),
-    renames=OLD,
-    twins=twins_roberta,
-    lacks=lacks,
-    positions="ids",
+    renames=OLD_NAMES,
+    duplicated_tensors=duplicated_tensors_roberta,
+    unsupported=unsupported,
+    position_numbering="ids",
     task="masked",
-    padding_sees=True,
+    padding_matters=True,
 )

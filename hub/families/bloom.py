@@ -1,44 +1,47 @@
-"""BLOOM (arXiv:2211.05100): ALiBi, a norm of the embeddings, queries, keys and values by head."""
+"""Maps BLOOM (arXiv:2211.05100), with ALiBi and a norm after the embedding.
 
-from typing import Any
+The rows of the fused matrix are [query, key, value] of each head in turn.
+"""
 
 from arch import ModelConfig
-from arch.attention import AttentionConfig
 from arch.block import BlockConfig
-from arch.embedding import EmbedConfig, HeadConfig
-from arch.mlp import MlpConfig
-from arch.norms import NormConfig
-from hub.family import Family, part
-from hub.keys import Keys
-from hub.layouts import Tie, fused, linear, norm, same
+from arch.channels.mlp import MlpConfig
+from arch.layers.embedding import EmbedConfig, HeadConfig
+from arch.layers.norms import NormConfig
+from arch.mixers.attention import AttentionConfig
+from hub.family import HfFamily, find_part
+from hub.hf_config import HfConfig
+from hub.tensor_transforms import TensorMap, fused_linear, identity, linear, norm
+from settings.json_types import JsonObject
 
-L, T = "stack.{i}.", "transformer.h.{i}."
-QKV = tuple(f"{L}attention.w_{n}" for n in "qkv")
-# How Megatron computed the same, or a length that ALiBi does not need.
-FUSIONS: tuple[str, ...] = (
+LAYER, HF_LAYER = "stack.{i}.", "transformer.h.{i}."
+QKV = tuple(f"{LAYER}attention.w_{n}" for n in "qkv")
+# These keys select equivalent computations of Megatron, or a length that ALiBi does not need.
+IGNORED_KEYS: tuple[str, ...] = (
     "attention_softmax_in_fp32",
     "bias_dropout_fusion",
     "masked_softmax_fusion",
 )
-FUSIONS += ("skip_bias_add", "skip_bias_add_qkv", "offset_alibi", "seq_length")
+IGNORED_KEYS += ("skip_bias_add", "skip_bias_add_qkv", "offset_alibi", "seq_length")
 
 
-def read(k: Keys) -> ModelConfig:
-    k.unused(*FUSIONS)
-    D, after = k.first("hidden_size", "n_embed"), "apply_residual_connection_post_layernorm"
-    k.only("n_inner", None, 4 * D)
+def read(hf: HfConfig) -> ModelConfig:
+    """Returns the model config of a BLOOM config.json."""
+    hf.ignore(*IGNORED_KEYS)
+    D, after = hf.get_any("hidden_size", "n_embed"), "apply_residual_connection_post_layernorm"
+    hf.require_value("n_inner", None, 4 * D)
     return ModelConfig(
         width=D,
-        depth=k.first("n_layer", "num_hidden_layers"),
-        vocab=k["vocab_size"],
+        depth=hf.get_any("n_layer", "num_hidden_layers"),
+        vocab_size=hf["vocab_size"],
         vocab_multiple=1,
-        norm=NormConfig("layer", eps=k.get("layer_norm_epsilon", 1e-5)),
-        block=BlockConfig(wiring="normed" if k.get(after, False) else "pre"),
+        norm=NormConfig("layer", eps=hf.get("layer_norm_epsilon", 1e-5)),
+        block=BlockConfig(wiring="residual_post_norm" if hf.get(after, False) else "pre"),
         embed=EmbedConfig(norm=True),
-        head=HeadConfig(tied=k.get("tie_word_embeddings", True)),
+        head=HeadConfig(tied=hf.get("tie_word_embeddings", True)),
         attention=AttentionConfig(
-            heads=k.first("n_head", "num_attention_heads"),
-            position="alibi",
+            heads=hf.get_any("n_head", "num_attention_heads"),
+            position_encoding="alibi",
             bias_qkv=True,
             bias_out=True,
         ),
@@ -46,37 +49,39 @@ def read(k: Keys) -> ModelConfig:
     )
 
 
-def write(config: ModelConfig) -> dict[str, Any]:
+def write(config: ModelConfig) -> JsonObject:
+    """Returns the keys of config.json for BLOOM."""
     return {
         "hidden_size": config.width,
         "n_layer": config.depth,
-        "n_head": part(config, "attention").heads,
-        "vocab_size": config.vocab,
+        "n_head": find_part(config, "attention").heads,
+        "vocab_size": config.vocab_size,
         "layer_norm_epsilon": config.norm.eps,
-        "apply_residual_connection_post_layernorm": config.block.wiring == "normed",
+        "apply_residual_connection_post_layernorm": config.block.wiring == "residual_post_norm",
         "tie_word_embeddings": config.head.tied,
     }
 
 
-def ties(config: ModelConfig) -> tuple[Tie, ...]:
-    H, _, K = part(config, "attention").shape(config.width)
+def name_map(config: ModelConfig) -> tuple[TensorMap, ...]:
+    """Returns the tensor names of BLOOM."""
+    H, _, K = find_part(config, "attention").head_shape(config.width)
     return (
-        same("embed.table", "transformer.word_embeddings.weight"),
+        identity("embed.table", "transformer.word_embeddings.weight"),
         *norm("embed.norm", "transformer.word_embeddings_layernorm"),
-        *norm(f"{L}norm_mixer", f"{T}input_layernorm"),
-        *fused(QKV, f"{T}self_attention.query_key_value", (K, K, K), groups=H),
-        *linear(f"{L}attention.w_o", f"{T}self_attention.dense"),
-        *norm(f"{L}norm_channel", f"{T}post_attention_layernorm"),
-        *linear(f"{L}mlp.w_in", f"{T}mlp.dense_h_to_4h"),
-        *linear(f"{L}mlp.w_out", f"{T}mlp.dense_4h_to_h"),
+        *norm(f"{LAYER}norm_mixer", f"{HF_LAYER}input_layernorm"),
+        *fused_linear(QKV, f"{HF_LAYER}self_attention.query_key_value", (K, K, K), n_groups=H),
+        *linear(f"{LAYER}attention.w_o", f"{HF_LAYER}self_attention.dense"),
+        *norm(f"{LAYER}norm_channel", f"{HF_LAYER}post_attention_layernorm"),
+        *linear(f"{LAYER}mlp.w_in", f"{HF_LAYER}mlp.dense_h_to_4h"),
+        *linear(f"{LAYER}mlp.w_out", f"{HF_LAYER}mlp.dense_4h_to_h"),
         *norm("stack.norm", "transformer.ln_f"),
-        same("head.table", "lm_head.weight"),
+        identity("head.table", "lm_head.weight"),
     )
 
 
-BLOOM = Family(
-    *("bloom", "BloomForCausalLM", read, write, ties),
+BLOOM = HfFamily(
+    *("bloom", "BloomForCausalLM", read, write, name_map),
     prefix="transformer.",
-    copies=(("lm_head.weight", "transformer.word_embeddings.weight"),),
-    positions="count",
+    tied_tensors=(("lm_head.weight", "transformer.word_embeddings.weight"),),
+    position_numbering="count",
 )

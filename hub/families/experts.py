@@ -1,132 +1,140 @@
-"""LLaMA's frame with experts: Mixtral (arXiv:2401.04088), OLMoE (arXiv:2409.02060), Qwen2-MoE
-(qwenlm.github.io/blog/qwen-moe) and Qwen3-MoE (arXiv:2505.09388).
+"""Maps families that combine the decoder of LLaMA with experts.
 
-Files hold one tensor an expert.
+These are Mixtral (arXiv:2401.04088), OLMoE (arXiv:2409.02060), Qwen2-MoE
+(qwenlm.github.io/blog/qwen-moe) and Qwen3-MoE (arXiv:2505.09388). Each matrix of each expert is a
+tensor of its own.
 """
 
 import dataclasses
-from typing import Any
 
 from arch import ModelConfig
-from arch.attention import AttentionConfig
-from arch.mlp import MlpConfig
-from arch.moe import MoeConfig
-from hub import windows
+from arch.channels.mlp import MlpConfig
+from arch.channels.moe import MoeConfig
+from arch.mixers.attention import AttentionConfig
+from hub import layer_types
 from hub.families.llama import (
-    ATTENTION,
-    EMBEDDING,
-    HEAD,
-    NORMS,
-    TIED,
-    L,
-    T,
-    decoder,
-    mlp,
-    mlp_words,
-    words,
+    ATTENTION_MAP,
+    EMBEDDING_MAP,
+    HEAD_MAP,
+    HF_LAYER,
+    LAYER,
+    NORM_MAP,
+    TIED_EMBEDDING,
+    decoder_to_hf,
+    mlp_map,
+    mlp_to_hf,
+    read_decoder,
 )
-from hub.family import Family, every, own, part, shortest
-from hub.keys import Keys, activation_name
-from hub.layouts import LINEAR, Tie, linear
+from hub.family import HfFamily, all_parts, find_part, part_or_default, shortest_period
+from hub.hf_config import HfConfig, activation_name
+from hub.tensor_transforms import TRANSPOSED, TensorMap, linear
+from settings.json_types import JsonObject
 
-QWEN = f"{T}mlp"
+QWEN_MLP = f"{HF_LAYER}mlp"
 
 
-def experts(theirs: str, gate: str, up: str, down: str) -> tuple[Tie, ...]:
-    """One tensor for each matrix of each expert."""
+def experts_map(hf_prefix: str, gate: str, up: str, down: str) -> tuple[TensorMap, ...]:
+    """Returns one tensor name for each matrix of each expert."""
     return (
-        Tie((f"{L}moe.w_gate",), f"{theirs}.{gate}.weight", LINEAR),
-        Tie((f"{L}moe.w_in",), f"{theirs}.{up}.weight", LINEAR),
-        Tie((f"{L}moe.w_out",), f"{theirs}.{down}.weight", LINEAR),
+        TensorMap((f"{LAYER}moe.w_gate",), f"{hf_prefix}.{gate}.weight", TRANSPOSED),
+        TensorMap((f"{LAYER}moe.w_in",), f"{hf_prefix}.{up}.weight", TRANSPOSED),
+        TensorMap((f"{LAYER}moe.w_out",), f"{hf_prefix}.{down}.weight", TRANSPOSED),
     )
 
 
-FRAME = (*EMBEDDING, *ATTENTION, *NORMS, *HEAD)
-MIXTRAL_TIES = (
-    *FRAME,
-    *linear(f"{L}moe.w_router", f"{T}block_sparse_moe.gate"),
-    *experts(T + "block_sparse_moe.experts.{e}", "w1", "w3", "w2"),
+BASE_MAP = (*EMBEDDING_MAP, *ATTENTION_MAP, *NORM_MAP, *HEAD_MAP)
+MIXTRAL_NAME_MAP = (
+    *BASE_MAP,
+    *linear(f"{LAYER}moe.w_router", f"{HF_LAYER}block_sparse_moe.gate"),
+    *experts_map(HF_LAYER + "block_sparse_moe.experts.{e}", "w1", "w3", "w2"),
 )
-QWEN_TIES = (
-    *FRAME,
-    *mlp(QWEN),
-    *linear(f"{L}moe.w_router", f"{QWEN}.gate"),
-    *experts(QWEN + ".experts.{e}", "gate_proj", "up_proj", "down_proj"),
-    *linear(f"{L}moe.shared.w_gate", f"{QWEN}.shared_expert.gate_proj"),
-    *linear(f"{L}moe.shared.w_in", f"{QWEN}.shared_expert.up_proj"),
-    *linear(f"{L}moe.shared.w_out", f"{QWEN}.shared_expert.down_proj"),
-    *linear(f"{L}moe.w_shared", f"{QWEN}.shared_expert_gate"),
-    Tie((f"{L}attention.norm_q",), f"{T}self_attn.q_norm.weight"),
-    Tie((f"{L}attention.norm_k",), f"{T}self_attn.k_norm.weight"),
+QWEN_NAME_MAP = (
+    *BASE_MAP,
+    *mlp_map(QWEN_MLP),
+    *linear(f"{LAYER}moe.w_router", f"{QWEN_MLP}.gate"),
+    *experts_map(QWEN_MLP + ".experts.{e}", "gate_proj", "up_proj", "down_proj"),
+    *linear(f"{LAYER}moe.shared.w_gate", f"{QWEN_MLP}.shared_expert.gate_proj"),
+    *linear(f"{LAYER}moe.shared.w_in", f"{QWEN_MLP}.shared_expert.up_proj"),
+    *linear(f"{LAYER}moe.shared.w_out", f"{QWEN_MLP}.shared_expert.down_proj"),
+    *linear(f"{LAYER}moe.w_shared_gate", f"{QWEN_MLP}.shared_expert_gate"),
+    TensorMap((f"{LAYER}attention.norm_q",), f"{HF_LAYER}self_attn.q_norm.weight"),
+    TensorMap((f"{LAYER}attention.norm_k",), f"{HF_LAYER}self_attn.k_norm.weight"),
 )
 
 
-def read_mixtral(k: Keys) -> ModelConfig:
-    config = decoder(k)
-    k.unused("max_position_embeddings", "router_aux_loss_coef", "router_jitter_noise")
-    return _changed(
+def read_mixtral(hf: HfConfig) -> ModelConfig:
+    """Returns the model config of a Mixtral config.json."""
+    config = read_decoder(hf)
+    hf.ignore("max_position_embeddings", "router_aux_loss_coef", "router_jitter_noise")
+    return _with_moe(
         config,
         layers=("attention+moe",),
-        attention=_window(k, config),
-        moe=_moe(k, k["num_local_experts"], config.mlp.width),
+        attention=_read_windowed_attention(hf, config),
+        moe=_read_moe(hf, hf["num_local_experts"], config.mlp.width),
     )
 
 
-def write_mixtral(config: ModelConfig) -> dict[str, Any]:
-    a, m = part(config, "attention"), part(config, "moe")
+def write_mixtral(config: ModelConfig) -> JsonObject:
+    """Returns the keys of config.json for Mixtral."""
+    a, m = find_part(config, "attention"), find_part(config, "moe")
     return {
-        **words(config, a),
-        **mlp_words(MlpConfig(m.size(config.width), activation=m.activation), config.width),
-        "num_local_experts": m.experts,
+        **decoder_to_hf(config, a),
+        **mlp_to_hf(MlpConfig(m.inner_dim(config.width), activation=m.activation), config.width),
+        "num_local_experts": m.num_experts,
         "num_experts_per_tok": m.top_k,
         "sliding_window": a.window or None,
     }
 
 
-def read_olmoe(k: Keys) -> ModelConfig:
-    config, bias = decoder(k), k.get("attention_bias", False)
-    k.unused("max_position_embeddings", "router_aux_loss_coef")
+def read_olmoe(hf: HfConfig) -> ModelConfig:
+    """Returns the model config of a OLMoE config.json."""
+    config, bias = read_decoder(hf), hf.get("attention_bias", False)
+    hf.ignore("max_position_embeddings", "router_aux_loss_coef")
     attention = dataclasses.replace(
         config.attention,
         qk_norm="full",
         qk_norm_eps=config.norm.eps,
-        clip=k.get("clip_qkv", 0.0),
+        qkv_clip=hf.get("clip_qkv", 0.0),
         bias_qkv=bias,
         bias_out=bias,
     )
-    moe = _moe(k, k["num_experts"], config.mlp.width)
-    moe = dataclasses.replace(moe, normalize=k.get("norm_topk_prob", False))
-    return _changed(config, layers=("attention+moe",), attention=attention, moe=moe)
+    moe = _read_moe(hf, hf["num_experts"], config.mlp.width)
+    moe = dataclasses.replace(moe, normalize_weights=hf.get("norm_topk_prob", False))
+    return _with_moe(config, layers=("attention+moe",), attention=attention, moe=moe)
 
 
-def write_olmoe(config: ModelConfig) -> dict[str, Any]:
-    a, m = part(config, "attention"), part(config, "moe")
+def write_olmoe(config: ModelConfig) -> JsonObject:
+    """Returns the keys of config.json for OLMoE."""
+    a, m = find_part(config, "attention"), find_part(config, "moe")
     return {
-        **words(config, a),
-        **mlp_words(MlpConfig(m.size(config.width), activation=m.activation), config.width),
-        "num_experts": m.experts,
+        **decoder_to_hf(config, a),
+        **mlp_to_hf(MlpConfig(m.inner_dim(config.width), activation=m.activation), config.width),
+        "num_experts": m.num_experts,
         "num_experts_per_tok": m.top_k,
-        "norm_topk_prob": m.normalize,
-        "clip_qkv": a.clip or None,
+        "norm_topk_prob": m.normalize_weights,
+        "clip_qkv": a.qkv_clip or None,
         "attention_bias": a.bias_qkv,
     }
 
 
-def read_qwen2(k: Keys) -> ModelConfig:
-    """Of the first layers, every other one has a window."""
-    most = k.get("max_window_layers", 28)
-    windowed = [i % 2 == 0 and i < most for i in range(k["num_hidden_layers"])]
-    attention = dataclasses.replace(decoder(k).attention, bias_qkv=k.get("qkv_bias", True))
-    config = _qwen(k, attention, windowed)
-    wide = k["shared_expert_intermediate_size"]
-    moe = dataclasses.replace(config.moe, shared=1, shared_width=wide, shared_gate=True)
+def read_qwen2(hf: HfConfig) -> ModelConfig:
+    """Returns the model config of a Qwen2-MoE config.json.
+
+    Every other layer among the first `max_window_layers` has a window.
+    """
+    max_layers = hf.get("max_window_layers", 28)
+    has_window = [i % 2 == 0 and i < max_layers for i in range(hf["num_hidden_layers"])]
+    attention = dataclasses.replace(read_decoder(hf).attention, bias_qkv=hf.get("qkv_bias", True))
+    config = _read_qwen(hf, attention, has_window)
+    width = hf["shared_expert_intermediate_size"]
+    moe = dataclasses.replace(config.moe, shared_experts=1, shared_width=width, shared_gate=True)
     return dataclasses.replace(config, moe=moe)
 
 
-def read_qwen3(k: Keys) -> ModelConfig:
-    """All layers have a window, or none."""
-    config, bias = decoder(k), k.get("attention_bias", False)
-    k.unused("max_window_layers")
+def read_qwen3(hf: HfConfig) -> ModelConfig:
+    """Returns the model config of a Qwen3-MoE config.json, with windows in all layers or none."""
+    config, bias = read_decoder(hf), hf.get("attention_bias", False)
+    hf.ignore("max_window_layers")
     attention = dataclasses.replace(
         config.attention,
         qk_norm="head",
@@ -134,58 +142,62 @@ def read_qwen3(k: Keys) -> ModelConfig:
         bias_qkv=bias,
         bias_out=bias,
     )
-    return _qwen(k, attention, [True] * config.depth)
+    return _read_qwen(hf, attention, [True] * config.depth)
 
 
-def write_qwen2(config: ModelConfig) -> dict[str, Any]:
-    a, m = part(config, "attention"), own(config, "moe")
-    return _qwen_words(config) | {
+def write_qwen2(config: ModelConfig) -> JsonObject:
+    """Returns the keys of config.json for Qwen2-MoE."""
+    a, m = find_part(config, "attention"), part_or_default(config, "moe")
+    return _qwen_to_hf(config) | {
         "qkv_bias": a.bias_qkv,
-        "shared_expert_intermediate_size": m.common(config.width).size(config.width),
-        "layer_types": windows.written(every(config, "attention")),
+        "shared_expert_intermediate_size": m.shared_experts_config(config.width).inner_dim(
+            config.width
+        ),
+        "layer_types": layer_types.to_hf(all_parts(config, "attention")),
     }
 
 
-def write_qwen3(config: ModelConfig) -> dict[str, Any]:
-    return _qwen_words(config) | {"attention_bias": part(config, "attention").bias_qkv}
+def write_qwen3(config: ModelConfig) -> JsonObject:
+    """Returns the keys of config.json for Qwen3-MoE."""
+    return _qwen_to_hf(config) | {"attention_bias": find_part(config, "attention").bias_qkv}
 
 
-def _qwen(k: Keys, attention: AttentionConfig, windowed: list[bool]) -> ModelConfig:
-    """Both Qwens: some layers may be dense, by number; `windowed` ones have a window where
-    windows are on."""
-    config, on = decoder(k), k.get("use_sliding_window", False)
-    k.unused("max_position_embeddings", "router_aux_loss_coef")
-    step, dense = k.get("decoder_sparse_step", 1), k.get("mlp_only_layers", [])
-    sparse = [i not in dense and (i + 1) % step == 0 for i in range(config.depth)]
-    mixers = windows.mixers(k, [on and one for one in windowed])
-    window = k.get("sliding_window", 0)
-    if set(mixers) != {"attention"} and not (on and window):
-        raise k.refused("layer_types", "set use_sliding_window and sliding_window too")
-    layers = [f"{m}+{'moe' if one else 'mlp'}" for m, one in zip(mixers, sparse, strict=True)]
-    count = k.first("num_experts", "num_local_experts")
-    moe = _moe(k, count, k["moe_intermediate_size"])
+def _read_qwen(hf: HfConfig, attention: AttentionConfig, has_window: list[bool]) -> ModelConfig:
+    """Reads both Qwens: listed layers are dense, and windows need `use_sliding_window`."""
+    config, use_window = read_decoder(hf), hf.get("use_sliding_window", False)
+    hf.ignore("max_position_embeddings", "router_aux_loss_coef")
+    step, dense = hf.get("decoder_sparse_step", 1), hf.get("mlp_only_layers", list[int]())
+    is_moe = [i not in dense and (i + 1) % step == 0 for i in range(config.depth)]
+    mixers = layer_types.from_hf(hf, [use_window and windowed for windowed in has_window])
+    window = hf.get("sliding_window", 0)
+    if set(mixers) != {"attention"} and not (use_window and window):
+        raise hf.unsupported_error("layer_types", "set use_sliding_window and sliding_window too")
+    layers = [f"{m}+{'moe' if moe else 'mlp'}" for m, moe in zip(mixers, is_moe, strict=True)]
+    count = hf.get_any("num_experts", "num_local_experts")
+    moe = _read_moe(hf, count, hf["moe_intermediate_size"])
     return dataclasses.replace(
         config,
-        layers=shortest(tuple(layers)),
+        layers=shortest_period(tuple(layers)),
         attention=attention,
         local_attention=dataclasses.replace(attention, window=window),
-        moe=dataclasses.replace(moe, normalize=k.get("norm_topk_prob", False)),
+        moe=dataclasses.replace(moe, normalize_weights=hf.get("norm_topk_prob", False)),
     )
 
 
-def _qwen_words(config: ModelConfig) -> dict[str, Any]:
-    parts, m, D = every(config, "attention"), own(config, "moe"), config.width
+def _qwen_to_hf(config: ModelConfig) -> JsonObject:
+    parts, m, D = all_parts(config, "attention"), part_or_default(config, "moe"), config.width
     a, window = parts[0], max(p.window for p in parts)
-    dense = [i for i, e in enumerate(config.plan().entries()) if e.channel == "mlp"]
-    wide = part(config, "mlp").size(D) if dense else config.mlp.size(D)
+    specs = config.layer_layout().layer_specs()
+    dense = [i for i, spec in enumerate(specs) if spec.channel == "mlp"]
+    mlp = find_part(config, "mlp") if dense else config.mlp
     return {
-        **words(config, a),
-        "intermediate_size": wide,
+        **decoder_to_hf(config, a),
+        "intermediate_size": mlp.inner_dim(D),
         "hidden_act": activation_name(m.activation),
-        "num_experts": m.experts,
+        "num_experts": m.num_experts,
         "num_experts_per_tok": m.top_k,
-        "moe_intermediate_size": m.size(D),
-        "norm_topk_prob": m.normalize,
+        "moe_intermediate_size": m.inner_dim(D),
+        "norm_topk_prob": m.normalize_weights,
         "mlp_only_layers": dense,
         "decoder_sparse_step": 1,
         "use_sliding_window": window > 0,
@@ -193,52 +205,56 @@ def _qwen_words(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _moe(k: Keys, experts: int, width: int) -> MoeConfig:
+def _read_moe(hf: HfConfig, experts: int, width: int) -> MoeConfig:
     return MoeConfig(
-        experts=experts,
-        top_k=k["num_experts_per_tok"],
+        num_experts=experts,
+        top_k=hf["num_experts_per_tok"],
         width=width,
-        activation=k.activation("hidden_act", "silu"),
+        activation=hf.activation("hidden_act", "silu"),
     )
 
 
-def _window(k: Keys, config: ModelConfig) -> Any:
-    return dataclasses.replace(config.attention, window=k.get("sliding_window", 0))
+def _read_windowed_attention(hf: HfConfig, config: ModelConfig) -> AttentionConfig:
+    return dataclasses.replace(config.attention, window=hf.get("sliding_window", 0))
 
 
-def _changed(config: ModelConfig, *, layers: tuple[str, ...], attention: Any, moe: MoeConfig):
+def _with_moe(
+    config: ModelConfig, *, layers: tuple[str, ...], attention: AttentionConfig, moe: MoeConfig
+) -> ModelConfig:
     return dataclasses.replace(config, layers=layers, attention=attention, moe=moe)
 
 
-def ties_mixtral(config: ModelConfig) -> tuple[Tie, ...]:
-    return MIXTRAL_TIES
+def name_map_mixtral(config: ModelConfig) -> tuple[TensorMap, ...]:
+    """Returns the tensor names of Mixtral."""
+    return MIXTRAL_NAME_MAP
 
 
-def ties_qwen(config: ModelConfig) -> tuple[Tie, ...]:
-    return QWEN_TIES
+def name_map_qwen(config: ModelConfig) -> tuple[TensorMap, ...]:
+    """Returns the tensor names of OLMoE, Qwen2-MoE and Qwen3-MoE."""
+    return QWEN_NAME_MAP
 
 
-MIXTRAL = Family(
-    *("mixtral", "MixtralForCausalLM", read_mixtral, write_mixtral, ties_mixtral),
-    defaults={"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6},
+MIXTRAL = HfFamily(
+    *("mixtral", "MixtralForCausalLM", read_mixtral, write_mixtral, name_map_mixtral),
+    hf_defaults={"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6},
     prefix="model.",
-    copies=TIED,
+    tied_tensors=TIED_EMBEDDING,
 )
-OLMOE = Family(
-    *("olmoe", "OlmoeForCausalLM", read_olmoe, write_olmoe, ties_qwen),
-    defaults={"rms_norm_eps": 1e-5},
+OLMOE = HfFamily(
+    *("olmoe", "OlmoeForCausalLM", read_olmoe, write_olmoe, name_map_qwen),
+    hf_defaults={"rms_norm_eps": 1e-5},
     prefix="model.",
-    copies=TIED,
+    tied_tensors=TIED_EMBEDDING,
 )
-QWEN2_MOE = Family(
-    *("qwen2_moe", "Qwen2MoeForCausalLM", read_qwen2, write_qwen2, ties_qwen),
-    defaults={"num_key_value_heads": 16, "sliding_window": 4096},
+QWEN2_MOE = HfFamily(
+    *("qwen2_moe", "Qwen2MoeForCausalLM", read_qwen2, write_qwen2, name_map_qwen),
+    hf_defaults={"num_key_value_heads": 16, "sliding_window": 4096},
     prefix="model.",
-    copies=TIED,
+    tied_tensors=TIED_EMBEDDING,
 )
-QWEN3_MOE = Family(
-    *("qwen3_moe", "Qwen3MoeForCausalLM", read_qwen3, write_qwen3, ties_qwen),
-    defaults={"num_key_value_heads": 4, "sliding_window": 4096},
+QWEN3_MOE = HfFamily(
+    *("qwen3_moe", "Qwen3MoeForCausalLM", read_qwen3, write_qwen3, name_map_qwen),
+    hf_defaults={"num_key_value_heads": 4, "sliding_window": 4096},
     prefix="model.",
-    copies=TIED,
+    tied_tensors=TIED_EMBEDDING,
 )

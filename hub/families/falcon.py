@@ -1,112 +1,122 @@
-"""Falcon (arXiv:2311.16867): 7B, 40B and 180B, Falcon2-11B, and the sequential RW models.
+"""Maps Falcon (arXiv:2311.16867): 7B, 40B and 180B, Falcon2-11B, and the sequential RW models.
 
-Rows of the fused matrix are G times [H/G queries, a key, a value]: with G = 1 multi-query as in 7B,
-with G = H by head as in RW.
+The rows of the fused matrix are G groups of [H/G queries, one key, one value]. Falcon-7B has G = 1
+(multi-query attention), and the RW models have G = H.
 """
 
-from typing import Any
+from typing import Literal
 
 from arch import ModelConfig
-from arch.attention import AttentionConfig
 from arch.block import BlockConfig
-from arch.embedding import HeadConfig
-from arch.mlp import MlpConfig
-from arch.norms import NormConfig
-from arch.rope import RopeConfig
+from arch.channels.mlp import MlpConfig
+from arch.layers.embedding import HeadConfig
+from arch.layers.norms import NormConfig
+from arch.mixers.attention import AttentionConfig
+from arch.mixers.rope import RopeConfig
 from hub import rotary
-from hub.family import Family, part
-from hub.keys import Keys, activation_name
-from hub.layouts import Tie, fused, linear, norm, same
+from hub.family import HfFamily, find_part
+from hub.hf_config import HfConfig, activation_name
+from hub.tensor_transforms import TensorMap, fused_linear, identity, linear, norm
+from settings.json_types import JsonObject
 
-L, T = "stack.{i}.", "transformer.h.{i}."
-QKV = tuple(f"{L}attention.w_{n}" for n in "qkv")
+LAYER, HF_LAYER = "stack.{i}.", "transformer.h.{i}."
+QKV = tuple(f"{LAYER}attention.w_{n}" for n in "qkv")
 
 
-def read(k: Keys) -> ModelConfig:
-    D, H = k["hidden_size"], k.first("num_attention_heads", "n_head")
-    new, bias = k.get("new_decoder_architecture", False), k.get("bias", False)
-    k.only("parallel_attn", True, *(() if new else (False,)))
-    parallel = new or k.get("parallel_attn", True)
-    norms = k.get("num_ln_in_parallel_attn", 2 if new else 1)
+def read(hf: HfConfig) -> ModelConfig:
+    """Returns the model config of a Falcon config.json."""
+    D, H = hf["hidden_size"], hf.get_any("num_attention_heads", "n_head")
+    new, bias = hf.get("new_decoder_architecture", False), hf.get("bias", False)
+    hf.require_value("parallel_attn", True, *(() if new else (False,)))
+    parallel = new or hf.get("parallel_attn", True)
+    norms: Literal[1, 2] = hf.get("num_ln_in_parallel_attn", 2 if new else 1)
     if norms not in ((1, 2) if new else (1,)):
-        raise k.refused("num_ln_in_parallel_attn", "known: 1, and 2 of the new architecture")
-    shared = k.get("multi_query", True) and not new
-    G = k.get("num_kv_heads", H) if new else 1 if shared else H
-    k.unused("num_kv_heads", "n_head_kv", "max_position_embeddings")
-    alibi = k.get("alibi", False)
-    k.unused(*(("rope_theta", "rope_scaling", "rope_parameters") if alibi else ()))
+        raise hf.unsupported_error(
+            "num_ln_in_parallel_attn", "known: 1, and with new_decoder_architecture also 2"
+        )
+    shared = hf.get("multi_query", True) and not new
+    G = hf.get("num_kv_heads", H) if new else 1 if shared else H
+    hf.ignore("num_kv_heads", "n_head_kv", "max_position_embeddings")
+    alibi = hf.get("alibi", False)
+    hf.ignore(*(("rope_theta", "rope_scaling", "rope_parameters") if alibi else ()))
     return ModelConfig(
         width=D,
-        depth=k.first("num_hidden_layers", "n_layer"),
-        vocab=k["vocab_size"],
+        depth=hf.get_any("num_hidden_layers", "n_layer"),
+        vocab_size=hf["vocab_size"],
         vocab_multiple=1,
-        norm=NormConfig("layer", eps=k.get("layer_norm_epsilon", 1e-5)),
+        norm=NormConfig("layer", eps=hf.get("layer_norm_epsilon", 1e-5)),
         block=BlockConfig(wiring="parallel" if parallel else "pre", norms=norms),
-        head=HeadConfig(tied=k.get("tie_word_embeddings", True)),
+        head=HeadConfig(tied=hf.get("tie_word_embeddings", True)),
         attention=AttentionConfig(
             heads=H,
             kv_heads=0 if G == H else G,
-            position="alibi" if alibi else "rope",
+            position_encoding="alibi" if alibi else "rope",
             alibi_rounded=alibi,
             bias_qkv=bias,
             bias_out=bias,
-            rope=RopeConfig() if alibi else rotary.rope(k, D // H),
+            rope=RopeConfig() if alibi else rotary.from_hf(hf, D // H),
         ),
         mlp=MlpConfig(
-            width=k.get("ffn_hidden_size", 4 * D),
+            width=hf.get("ffn_hidden_size", 4 * D),
             gated=False,
-            activation=k.activation("activation", "gelu"),
+            activation=hf.activation("activation", "gelu"),
             bias=bias,
         ),
     )
 
 
-def write(config: ModelConfig) -> dict[str, Any]:
-    a, m = part(config, "attention"), part(config, "mlp")
-    (H, G, K), norms = a.shape(config.width), config.block.norms
+def write(config: ModelConfig) -> JsonObject:
+    """Returns the keys of config.json for Falcon."""
+    a, m = find_part(config, "attention"), find_part(config, "mlp")
+    (H, G, K), norms = a.head_shape(config.width), config.block.norms
     parallel = config.block.wiring == "parallel"
     new = parallel and (norms == 2 or 1 < G < H)
     return {
         "hidden_size": config.width,
         "num_hidden_layers": config.depth,
-        "vocab_size": config.vocab,
+        "vocab_size": config.vocab_size,
         "num_attention_heads": H,
         "num_kv_heads": G,
-        "ffn_hidden_size": m.size(config.width),
+        "ffn_hidden_size": m.inner_dim(config.width),
         "activation": activation_name(m.activation),
         "bias": m.bias,
-        "alibi": a.position == "alibi",
+        "alibi": a.position_encoding == "alibi",
         "parallel_attn": parallel,
         "new_decoder_architecture": new,
         "num_ln_in_parallel_attn": norms if new else None,
         "multi_query": G == 1 or new,
         "layer_norm_epsilon": config.norm.eps,
         "tie_word_embeddings": config.head.tied,
-        **({} if a.position == "alibi" else rotary.written(a.rope, K)),
+        **({} if a.position_encoding == "alibi" else rotary.to_hf(a.rope, K)),
     }
 
 
-def ties(config: ModelConfig) -> tuple[Tie, ...]:
-    H, G, K = part(config, "attention").shape(config.width)
+def name_map(config: ModelConfig) -> tuple[TensorMap, ...]:
+    """Returns the tensor names of Falcon."""
+    H, G, K = find_part(config, "attention").head_shape(config.width)
     parallel = config.block.wiring == "parallel"
-    two = ("ln_attn", "ln_mlp") if parallel and config.block.norms == 2 else ()
-    mixer, channel = two or ("input_layernorm", "post_attention_layernorm")
+    if parallel and config.block.norms == 2:
+        norm_mixer, norm_channel = "ln_attn", "ln_mlp"
+    else:
+        norm_mixer, norm_channel = "input_layernorm", "post_attention_layernorm"
     return (
-        same("embed.table", "transformer.word_embeddings.weight"),
-        *norm(f"{L}norm_mixer", f"{T}{mixer}"),
-        *fused(QKV, f"{T}self_attention.query_key_value", (H // G * K, K, K), groups=G),
-        *linear(f"{L}attention.w_o", f"{T}self_attention.dense"),
-        *norm(f"{L}norm_channel", f"{T}{channel}"),
-        *linear(f"{L}mlp.w_in", f"{T}mlp.dense_h_to_4h"),
-        *linear(f"{L}mlp.w_out", f"{T}mlp.dense_4h_to_h"),
+        identity("embed.table", "transformer.word_embeddings.weight"),
+        *norm(f"{LAYER}norm_mixer", f"{HF_LAYER}{norm_mixer}"),
+        *fused_linear(
+            QKV, f"{HF_LAYER}self_attention.query_key_value", (H // G * K, K, K), n_groups=G
+        ),
+        *linear(f"{LAYER}attention.w_o", f"{HF_LAYER}self_attention.dense"),
+        *norm(f"{LAYER}norm_channel", f"{HF_LAYER}{norm_channel}"),
+        *linear(f"{LAYER}mlp.w_in", f"{HF_LAYER}mlp.dense_h_to_4h"),
+        *linear(f"{LAYER}mlp.w_out", f"{HF_LAYER}mlp.dense_4h_to_h"),
         *norm("stack.norm", "transformer.ln_f"),
-        same("head.table", "lm_head.weight"),
+        identity("head.table", "lm_head.weight"),
     )
 
 
-FALCON = Family(
-    *("falcon", "FalconForCausalLM", read, write, ties),
+FALCON = HfFamily(
+    *("falcon", "FalconForCausalLM", read, write, name_map),
     prefix="transformer.",
-    copies=(("lm_head.weight", "transformer.word_embeddings.weight"),),
-    positions="count",
+    tied_tensors=(("lm_head.weight", "transformer.word_embeddings.weight"),),
+    position_numbering="count",
 )

@@ -1,88 +1,109 @@
-"""Gemma-2 (arXiv:2408.00118): norms on both sides, soft caps, every other layer with a window."""
+"""Maps Gemma-2 (arXiv:2408.00118).
+
+It has norms before and after each sublayer, soft caps, and a window in every other layer.
+"""
 
 import dataclasses
-from typing import Any
 
 from arch import ModelConfig
 from arch.block import BlockConfig
-from arch.embedding import EmbedConfig, HeadConfig
-from arch.norms import NormConfig
-from hub import windows
-from hub.families.llama import ATTENTION, EMBEDDING, HEAD, TIED, L, T, attention, mlp, words
-from hub.family import Family, every, part, shortest
-from hub.keys import Keys, activation_name
-from hub.layouts import Tie, norm
+from arch.layers.embedding import EmbedConfig, HeadConfig
+from arch.layers.norms import NormConfig
+from hub import layer_types
+from hub.families.llama import (
+    ATTENTION_MAP,
+    EMBEDDING_MAP,
+    HEAD_MAP,
+    HF_LAYER,
+    LAYER,
+    TIED_EMBEDDING,
+    decoder_to_hf,
+    mlp_map,
+    read_attention,
+)
+from hub.family import HfFamily, all_parts, find_part, shortest_period
+from hub.hf_config import HfConfig, activation_name
+from hub.tensor_transforms import TensorMap, norm
+from settings.json_types import JsonObject
 
-TIES = (
-    *EMBEDDING,
-    *ATTENTION,
-    *norm(f"{L}norm_mixer", f"{T}input_layernorm"),
-    *norm(f"{L}norm_mixed", f"{T}post_attention_layernorm"),
-    *norm(f"{L}norm_channel", f"{T}pre_feedforward_layernorm"),
-    *norm(f"{L}norm_channelled", f"{T}post_feedforward_layernorm"),
-    *mlp(f"{T}mlp"),
-    *HEAD,
+NAME_MAP = (
+    *EMBEDDING_MAP,
+    *ATTENTION_MAP,
+    *norm(f"{LAYER}norm_mixer", f"{HF_LAYER}input_layernorm"),
+    *norm(f"{LAYER}norm_post_mixer", f"{HF_LAYER}post_attention_layernorm"),
+    *norm(f"{LAYER}norm_channel", f"{HF_LAYER}pre_feedforward_layernorm"),
+    *norm(f"{LAYER}norm_post_channel", f"{HF_LAYER}post_feedforward_layernorm"),
+    *mlp_map(f"{HF_LAYER}mlp"),
+    *HEAD_MAP,
 )
 
 
-def read(k: Keys) -> ModelConfig:
-    D, depth, bias = k["hidden_size"], k["num_hidden_layers"], k.get("attention_bias", False)
-    k.only("use_bidirectional_attention", None, False)
-    k.unused("max_position_embeddings", "hidden_act", "cache_implementation")
-    mixers = windows.mixers(k, [i % 2 == 0 for i in range(depth)])
-    whole = dataclasses.replace(
-        attention(k),
-        scale=k.get("query_pre_attn_scalar", 256) ** -0.5,
-        softcap=k.get("attn_logit_softcapping", 0.0),
+def read(hf: HfConfig) -> ModelConfig:
+    """Returns the model config of a Gemma-2 config.json."""
+    D, depth, bias = hf["hidden_size"], hf["num_hidden_layers"], hf.get("attention_bias", False)
+    hf.require_value("use_bidirectional_attention", None, False)
+    hf.ignore("max_position_embeddings", "hidden_act", "cache_implementation")
+    mixers = layer_types.from_hf(hf, [i % 2 == 0 for i in range(depth)])
+    attention = dataclasses.replace(
+        read_attention(hf),
+        scale=hf.get("query_pre_attn_scalar", 256) ** -0.5,
+        softcap=hf.get("attn_logit_softcapping", 0.0),
         bias_qkv=bias,
         bias_out=bias,
     )
-    act = k.activation("hidden_activation", "gelu_pytorch_tanh")
+    act = hf.activation("hidden_activation", "gelu_pytorch_tanh")
     return ModelConfig(
         width=D,
         depth=depth,
-        layers=shortest(tuple(f"{mixer}+mlp" for mixer in mixers)),
-        vocab=k["vocab_size"],
+        layers=shortest_period(tuple(f"{mixer}+mlp" for mixer in mixers)),
+        vocab_size=hf["vocab_size"],
         vocab_multiple=1,
-        norm=NormConfig(eps=k.get("rms_norm_eps", 1e-6), plus_one=True),
+        norm=NormConfig(eps=hf.get("rms_norm_eps", 1e-6), unit_offset=True),
         block=BlockConfig(wiring="sandwich"),
         embed=EmbedConfig(scale=D**0.5),
         head=HeadConfig(
-            tied=k.get("tie_word_embeddings", True), cap=k.get("final_logit_softcapping", 0.0)
+            tied=hf.get("tie_word_embeddings", True),
+            logit_softcap=hf.get("final_logit_softcapping", 0.0),
         ),
-        attention=whole,
-        local_attention=dataclasses.replace(whole, window=k.get("sliding_window", 4096)),
-        mlp=dataclasses.replace(ModelConfig().mlp, width=k["intermediate_size"], activation=act),
+        attention=attention,
+        local_attention=dataclasses.replace(attention, window=hf.get("sliding_window", 4096)),
+        mlp=dataclasses.replace(ModelConfig().mlp, width=hf["intermediate_size"], activation=act),
     )
 
 
-def write(config: ModelConfig) -> dict[str, Any]:
-    parts = every(config, "attention")
-    a, m = part(config, "attention"), part(config, "mlp")
-    K = a.shape(config.width)[2]
+def write(config: ModelConfig) -> JsonObject:
+    """Returns the keys of config.json for Gemma-2.
+
+    Raises:
+        LookupError: if the scale of attention is not the root of an integer's inverse.
+    """
+    parts = all_parts(config, "attention")
+    a, m = find_part(config, "attention"), find_part(config, "mlp")
+    K = a.head_shape(config.width)[2]
     scalar = round((a.scale or K**-0.5) ** -2, 9)
     if scalar % 1:
-        raise LookupError("query_pre_attn_scalar is a whole number")
+        raise LookupError("query_pre_attn_scalar must be an integer")
     return {
-        **words(config, a),
-        "intermediate_size": m.size(config.width),
+        **decoder_to_hf(config, a),
+        "intermediate_size": m.inner_dim(config.width),
         "hidden_activation": activation_name(m.activation),
         "attention_bias": a.bias_qkv,
         "query_pre_attn_scalar": int(scalar),
         "attn_logit_softcapping": a.softcap or None,
-        "final_logit_softcapping": config.head.cap or None,
-        "layer_types": windows.written(parts),
-        "sliding_window": max(p.window for p in parts) or 4096,  # the reference's, if none has one
+        "final_logit_softcapping": config.head.logit_softcap or None,
+        "layer_types": layer_types.to_hf(parts),
+        "sliding_window": max(p.window for p in parts) or 4096,  # the reference requires one
     }
 
 
-def ties(config: ModelConfig) -> tuple[Tie, ...]:
-    return TIES
+def name_map(config: ModelConfig) -> tuple[TensorMap, ...]:
+    """Returns the tensor names of Gemma-2."""
+    return NAME_MAP
 
 
-GEMMA2 = Family(
-    *("gemma2", "Gemma2ForCausalLM", read, write, ties),
-    defaults={
+GEMMA2 = HfFamily(
+    *("gemma2", "Gemma2ForCausalLM", read, write, name_map),
+    hf_defaults={
         "num_key_value_heads": 4,
         "head_dim": 256,
         "sliding_window": 4096,
@@ -90,5 +111,5 @@ GEMMA2 = Family(
         "final_logit_softcapping": 30.0,
     },
     prefix="model.",
-    copies=TIED,
+    tied_tensors=TIED_EMBEDDING,
 )

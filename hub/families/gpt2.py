@@ -1,68 +1,70 @@
-"""GPT-2 (Radford et al. 2019), and GPT-3 (arXiv:2005.14165) as far as its graph is published.
+"""Maps GPT-2 (Radford et al. 2019), and GPT-3 (arXiv:2005.14165) as far as it is published.
 
-Its matrices are [in, out] already. Scores divided by the number of the layer are a variant of
-attention a layer.
+The matrices in the files are [in, out]. If attention scores are divided by the number of the layer,
+each layer has its own variant of attention.
 """
 
 import dataclasses
-from typing import Any
 
 from arch import ModelConfig
-from arch.attention import AttentionConfig
-from arch.embedding import HeadConfig
-from arch.mlp import MlpConfig
-from arch.norms import NormConfig
-from arch.positions import PositionsConfig
-from hub.family import Family, part
-from hub.keys import Keys, activation_name
-from hub.layouts import SAME, Tie, fused, linear, norm, same
+from arch.channels.mlp import MlpConfig
+from arch.layers.embedding import HeadConfig
+from arch.layers.norms import NormConfig
+from arch.layers.positions import PositionsConfig
+from arch.mixers.attention import AttentionConfig
+from hub.family import HfFamily, find_part
+from hub.hf_config import HfConfig, activation_name
+from hub.tensor_transforms import IDENTITY, TensorMap, fused_linear, identity, linear, norm
+from settings.json_types import JsonObject
 
-L, T = "stack.{i}.", "transformer.h.{i}."
+LAYER, HF_LAYER = "stack.{i}.", "transformer.h.{i}."
 
 
-def read(k: Keys) -> ModelConfig:
-    D, H, depth = k.first("n_embd", "hidden_size"), k["n_head"], k["n_layer"]
-    k.only("reorder_and_upcast_attn", False, True)  # the same numbers
-    scale = 0.0 if k.get("scale_attn_weights", True) else 1.0
+def read(hf: HfConfig) -> ModelConfig:
+    """Returns the model config of a GPT-2 config.json."""
+    D, H, depth = hf.get_any("n_embd", "hidden_size"), hf["n_head"], hf["n_layer"]
+    hf.require_value("reorder_and_upcast_attn", False, True)  # both compute the same
+    scale = 0.0 if hf.get("scale_attn_weights", True) else 1.0
     base = ModelConfig(
         width=D,
         depth=depth,
-        vocab=k["vocab_size"],
+        vocab_size=hf["vocab_size"],
         vocab_multiple=1,
-        norm=NormConfig("layer", eps=k.get("layer_norm_epsilon", 1e-5)),
-        positions=PositionsConfig(learned=True, length=k.get("n_positions", 1024)),
-        head=HeadConfig(tied=k.get("tie_word_embeddings", True)),
+        norm=NormConfig("layer", eps=hf.get("layer_norm_epsilon", 1e-5)),
+        positions=PositionsConfig(learned=True, max_length=hf.get("n_positions", 1024)),
+        head=HeadConfig(tied=hf.get("tie_word_embeddings", True)),
         attention=AttentionConfig(
-            heads=H, position="none", scale=scale, bias_qkv=True, bias_out=True
+            heads=H, position_encoding="none", scale=scale, bias_qkv=True, bias_out=True
         ),
         mlp=MlpConfig(
-            width=k.get("n_inner", 4 * D),
+            width=hf.get("n_inner", 4 * D),
             gated=False,
-            activation=k.activation("activation_function", "gelu_new"),
+            activation=hf.activation("activation_function", "gelu_new"),
             bias=True,
         ),
     )
-    if not k.get("scale_attn_by_inverse_layer_idx", False):
+    if not hf.get("scale_attn_by_inverse_layer_idx", False):
         return base
-    whole = scale or (D // H) ** -0.5
+    base_scale = scale or (D // H) ** -0.5
     return dataclasses.replace(
         base,
         layers=tuple(f"attention@layer{i}+mlp" for i in range(depth)),
-        variants={f"layer{i}": {"scale": whole / (i + 1)} for i in range(depth)},
+        variants={f"layer{i}": {"scale": base_scale / (i + 1)} for i in range(depth)},
     )
 
 
-def write(config: ModelConfig) -> dict[str, Any]:
-    first, m = part(config, "attention", 0), part(config, "mlp")
-    H, _, K = first.shape(config.width)
-    last = part(config, "attention", config.depth - 1)
+def write(config: ModelConfig) -> JsonObject:
+    """Returns the keys of config.json for GPT-2."""
+    first, m = find_part(config, "attention", 0), find_part(config, "mlp")
+    H, _, K = first.head_shape(config.width)
+    last = find_part(config, "attention", config.depth - 1)
     return {
         "n_embd": config.width,
         "n_layer": config.depth,
         "n_head": H,
-        "vocab_size": config.vocab,
-        "n_positions": config.positions.length,
-        "n_inner": m.size(config.width),
+        "vocab_size": config.vocab_size,
+        "n_positions": config.positions.max_length,
+        "n_inner": m.inner_dim(config.width),
         "activation_function": activation_name(m.activation),
         "layer_norm_epsilon": config.norm.eps,
         "tie_word_embeddings": config.head.tied,
@@ -71,26 +73,27 @@ def write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def ties(config: ModelConfig) -> tuple[Tie, ...]:
+def name_map(config: ModelConfig) -> tuple[TensorMap, ...]:
+    """Returns the tensor names of GPT-2."""
     D = config.width
-    qkv = tuple(f"{L}attention.w_{n}" for n in "qkv")
+    qkv = tuple(f"{LAYER}attention.w_{n}" for n in "qkv")
     return (
-        same("embed.table", "transformer.wte.weight"),
-        same("embed.positions.table", "transformer.wpe.weight"),
-        *norm(f"{L}norm_mixer", f"{T}ln_1"),
-        *fused(qkv, f"{T}attn.c_attn", (D, D, D), form=SAME),
-        *linear(f"{L}attention.w_o", f"{T}attn.c_proj", form=SAME),
-        *norm(f"{L}norm_channel", f"{T}ln_2"),
-        *linear(f"{L}mlp.w_in", f"{T}mlp.c_fc", form=SAME),
-        *linear(f"{L}mlp.w_out", f"{T}mlp.c_proj", form=SAME),
+        identity("embed.table", "transformer.wte.weight"),
+        identity("embed.positions.table", "transformer.wpe.weight"),
+        *norm(f"{LAYER}norm_mixer", f"{HF_LAYER}ln_1"),
+        *fused_linear(qkv, f"{HF_LAYER}attn.c_attn", (D, D, D), transform=IDENTITY),
+        *linear(f"{LAYER}attention.w_o", f"{HF_LAYER}attn.c_proj", transform=IDENTITY),
+        *norm(f"{LAYER}norm_channel", f"{HF_LAYER}ln_2"),
+        *linear(f"{LAYER}mlp.w_in", f"{HF_LAYER}mlp.c_fc", transform=IDENTITY),
+        *linear(f"{LAYER}mlp.w_out", f"{HF_LAYER}mlp.c_proj", transform=IDENTITY),
         *norm("stack.norm", "transformer.ln_f"),
-        same("head.table", "lm_head.weight"),
+        identity("head.table", "lm_head.weight"),
     )
 
 
-GPT2 = Family(
-    *("gpt2", "GPT2LMHeadModel", read, write, ties),
+GPT2 = HfFamily(
+    *("gpt2", "GPT2LMHeadModel", read, write, name_map),
     prefix="transformer.",
-    ignored=(r"transformer\.h\.\d+\.attn\.(masked_)?bias", r"h\.\d+\.attn\.(masked_)?bias"),
-    copies=(("lm_head.weight", "transformer.wte.weight"),),
+    ignored_tensors=(r"transformer\.h\.\d+\.attn\.(masked_)?bias", r"h\.\d+\.attn\.(masked_)?bias"),
+    tied_tensors=(("lm_head.weight", "transformer.wte.weight"),),
 )

@@ -1,84 +1,86 @@
-"""LLaMA 1 to 3 (arXiv:2302.13971, 2307.09288, 2407.21783), Vicuna, XGen, and Mistral.
+"""Maps LLaMA 1 to 3 (arXiv:2302.13971, 2307.09288, 2407.21783), Vicuna, XGen, and Mistral.
 
-Vicuna (lmsys.org/blog/2023-03-30-vicuna) is LLaMA trained on chats, at 16k with linear rope;
-XGen-7B (arXiv:2309.03450) LLaMA with rows of 8192. Mistral (arXiv:2310.06825) adds a window.
+Vicuna (lmsys.org/blog/2023-03-30-vicuna) is LLaMA fine-tuned on chats, and its 16k version scales
+RoPE linearly. XGen-7B (arXiv:2309.03450) is LLaMA trained on rows of 8192 tokens. Mistral
+(arXiv:2310.06825) adds a window.
 """
 
 import dataclasses
-from typing import Any
 
 from arch import ModelConfig
-from arch.attention import AttentionConfig
-from arch.embedding import HeadConfig
-from arch.mlp import MlpConfig
-from arch.norms import NormConfig
+from arch.channels.mlp import MlpConfig
+from arch.layers.embedding import HeadConfig
+from arch.layers.norms import NormConfig
+from arch.mixers.attention import AttentionConfig
 from hub import rotary
-from hub.family import Family, part
-from hub.keys import Keys, activation_name
-from hub.layouts import Tie, linear, norm, same
+from hub.family import HfFamily, find_part
+from hub.hf_config import HfConfig, activation_name
+from hub.tensor_transforms import TensorMap, identity, linear, norm
+from settings.json_types import JsonObject
 
-EMBEDDING = (same("embed.table", "model.embed_tokens.weight"),)
-HEAD = (*norm("stack.norm", "model.norm"), same("head.table", "lm_head.weight"))
-L, T = "stack.{i}.", "model.layers.{i}."
-ATTENTION = (
-    *linear(f"{L}attention.w_q", f"{T}self_attn.q_proj"),
-    *linear(f"{L}attention.w_k", f"{T}self_attn.k_proj"),
-    *linear(f"{L}attention.w_v", f"{T}self_attn.v_proj"),
-    *linear(f"{L}attention.w_o", f"{T}self_attn.o_proj"),
+EMBEDDING_MAP = (identity("embed.table", "model.embed_tokens.weight"),)
+HEAD_MAP = (*norm("stack.norm", "model.norm"), identity("head.table", "lm_head.weight"))
+LAYER, HF_LAYER = "stack.{i}.", "model.layers.{i}."
+ATTENTION_MAP = (
+    *linear(f"{LAYER}attention.w_q", f"{HF_LAYER}self_attn.q_proj"),
+    *linear(f"{LAYER}attention.w_k", f"{HF_LAYER}self_attn.k_proj"),
+    *linear(f"{LAYER}attention.w_v", f"{HF_LAYER}self_attn.v_proj"),
+    *linear(f"{LAYER}attention.w_o", f"{HF_LAYER}self_attn.o_proj"),
 )
-NORMS = (
-    *norm(f"{L}norm_mixer", f"{T}input_layernorm"),
-    *norm(f"{L}norm_channel", f"{T}post_attention_layernorm"),
+NORM_MAP = (
+    *norm(f"{LAYER}norm_mixer", f"{HF_LAYER}input_layernorm"),
+    *norm(f"{LAYER}norm_channel", f"{HF_LAYER}post_attention_layernorm"),
 )
-TIED = (("lm_head.weight", "model.embed_tokens.weight"),)
+TIED_EMBEDDING = (("lm_head.weight", "model.embed_tokens.weight"),)
 
 
-def mlp(theirs: str) -> tuple[Tie, ...]:
-    """A gated MLP below `theirs`."""
+def mlp_map(hf_prefix: str) -> tuple[TensorMap, ...]:
+    """Returns the tensor names of a gated MLP below `hf_prefix`."""
     return (
-        *linear(f"{L}mlp.w_gate", f"{theirs}.gate_proj"),
-        *linear(f"{L}mlp.w_in", f"{theirs}.up_proj"),
-        *linear(f"{L}mlp.w_out", f"{theirs}.down_proj"),
+        *linear(f"{LAYER}mlp.w_gate", f"{hf_prefix}.gate_proj"),
+        *linear(f"{LAYER}mlp.w_in", f"{hf_prefix}.up_proj"),
+        *linear(f"{LAYER}mlp.w_out", f"{hf_prefix}.down_proj"),
     )
 
 
-TIES = (*EMBEDDING, *ATTENTION, *NORMS, *mlp(f"{T}mlp"), *HEAD)
+NAME_MAP = (*EMBEDDING_MAP, *ATTENTION_MAP, *NORM_MAP, *mlp_map(f"{HF_LAYER}mlp"), *HEAD_MAP)
 
 
-def attention(k: Keys) -> AttentionConfig:
-    """Of all families with LLaMA's words for it; window and biases apart."""
-    D, H = k["hidden_size"], k["num_attention_heads"]
-    G, K = k.get("num_key_value_heads", H), k.get("head_dim", D // H)
-    same_heads, same_width = G == H, K * H == D
+def read_attention(hf: HfConfig) -> AttentionConfig:
+    """Reads attention with the keys of LLaMA, except window and biases."""
+    D, H = hf["hidden_size"], hf["num_attention_heads"]
+    G, K = hf.get("num_key_value_heads", H), hf.get("head_dim", D // H)
     return AttentionConfig(
         heads=H,
-        kv_heads=0 if same_heads else G,
-        head_width=0 if same_width else K,
-        rope=rotary.rope(k, K),
+        kv_heads=0 if G == H else G,
+        head_dim=0 if K * H == D else K,
+        rope=rotary.from_hf(hf, K),
     )
 
 
-def decoder(k: Keys) -> ModelConfig:
-    """The frame of all families with LLaMA's words for it."""
+def read_decoder(hf: HfConfig) -> ModelConfig:
+    """Reads a decoder with the keys of LLaMA."""
     return ModelConfig(
-        width=k["hidden_size"],
-        depth=k["num_hidden_layers"],
-        vocab=k["vocab_size"],
+        width=hf["hidden_size"],
+        depth=hf["num_hidden_layers"],
+        vocab_size=hf["vocab_size"],
         vocab_multiple=1,
-        norm=NormConfig(eps=k.get("rms_norm_eps", 1e-6)),
-        head=HeadConfig(tied=k.get("tie_word_embeddings", False)),
-        attention=attention(k),
-        mlp=MlpConfig(width=k["intermediate_size"], activation=k.activation("hidden_act", "silu")),
+        norm=NormConfig(eps=hf.get("rms_norm_eps", 1e-6)),
+        head=HeadConfig(tied=hf.get("tie_word_embeddings", False)),
+        attention=read_attention(hf),
+        mlp=MlpConfig(
+            width=hf["intermediate_size"], activation=hf.activation("hidden_act", "silu")
+        ),
     )
 
 
-def frame_words(config: ModelConfig, a: AttentionConfig) -> dict[str, Any]:
-    """What `decoder` reads, but of the channel, the width of heads and their rotation."""
-    H, G, _ = a.shape(config.width)
+def base_to_hf(config: ModelConfig, attn: AttentionConfig) -> JsonObject:
+    """Returns the keys of `read_decoder`, except channel, head width and rotary positions."""
+    H, G, _ = attn.head_shape(config.width)
     return {
         "hidden_size": config.width,
         "num_hidden_layers": config.depth,
-        "vocab_size": config.vocab,
+        "vocab_size": config.vocab_size,
         "num_attention_heads": H,
         "num_key_value_heads": G,
         "rms_norm_eps": config.norm.eps,
@@ -86,57 +88,69 @@ def frame_words(config: ModelConfig, a: AttentionConfig) -> dict[str, Any]:
     }
 
 
-def words(config: ModelConfig, a: AttentionConfig) -> dict[str, Any]:
-    """What `decoder` reads, but of the channel."""
-    K = a.shape(config.width)[2]
-    return {**frame_words(config, a), "head_dim": K, **rotary.written(a.rope, K)}
+def decoder_to_hf(config: ModelConfig, attn: AttentionConfig) -> JsonObject:
+    """Returns the keys of `read_decoder`, except those of the channel."""
+    K = attn.head_shape(config.width)[2]
+    return {**base_to_hf(config, attn), "head_dim": K, **rotary.to_hf(attn.rope, K)}
 
 
-def mlp_words(m: MlpConfig, D: int) -> dict[str, Any]:
-    return {"intermediate_size": m.size(D), "hidden_act": activation_name(m.activation)}
+def mlp_to_hf(mlp: MlpConfig, D: int) -> JsonObject:
+    """Returns the keys of a gated MLP."""
+    return {"intermediate_size": mlp.inner_dim(D), "hidden_act": activation_name(mlp.activation)}
 
 
-def read_llama(k: Keys) -> ModelConfig:
-    config, bias = decoder(k), k.get("attention_bias", False)
-    k.unused("max_position_embeddings")
+def read_llama(hf: HfConfig) -> ModelConfig:
+    """Returns the model config of a LLaMA config.json."""
+    config, bias = read_decoder(hf), hf.get("attention_bias", False)
+    hf.ignore("max_position_embeddings")
     return dataclasses.replace(
         config,
         attention=dataclasses.replace(config.attention, bias_qkv=bias, bias_out=bias),
-        mlp=dataclasses.replace(config.mlp, bias=k.get("mlp_bias", False)),
+        mlp=dataclasses.replace(config.mlp, bias=hf.get("mlp_bias", False)),
     )
 
 
-def write_llama(config: ModelConfig) -> dict[str, Any]:
-    a, m = part(config, "attention"), part(config, "mlp")
-    keys = {**words(config, a), **mlp_words(m, config.width)}
+def write_llama(config: ModelConfig) -> JsonObject:
+    """Returns the keys of config.json for LLaMA."""
+    a, m = find_part(config, "attention"), find_part(config, "mlp")
+    keys = {**decoder_to_hf(config, a), **mlp_to_hf(m, config.width)}
     return keys | {"attention_bias": a.bias_qkv, "mlp_bias": m.bias}
 
 
-def read_mistral(k: Keys) -> ModelConfig:
-    config = decoder(k)
-    k.unused("max_position_embeddings")
-    window = k.get("sliding_window", 0)
+def read_mistral(hf: HfConfig) -> ModelConfig:
+    """Returns the model config of a Mistral config.json."""
+    config = read_decoder(hf)
+    hf.ignore("max_position_embeddings")
+    window = hf.get("sliding_window", 0)
     return dataclasses.replace(
         config, attention=dataclasses.replace(config.attention, window=window)
     )
 
 
-def write_mistral(config: ModelConfig) -> dict[str, Any]:
-    a, m = part(config, "attention"), part(config, "mlp")
-    keys = {**words(config, a), **mlp_words(m, config.width)}
+def write_mistral(config: ModelConfig) -> JsonObject:
+    """Returns the keys of config.json for Mistral."""
+    a, m = find_part(config, "attention"), find_part(config, "mlp")
+    keys = {**decoder_to_hf(config, a), **mlp_to_hf(m, config.width)}
     return keys | {"sliding_window": a.window or None}
 
 
-def ties(config: ModelConfig) -> tuple[Tie, ...]:
-    return TIES
+def name_map(config: ModelConfig) -> tuple[TensorMap, ...]:
+    """Returns the tensor names of LLaMA and Mistral."""
+    return NAME_MAP
 
 
-LLAMA = Family(
-    "llama", "LlamaForCausalLM", read_llama, write_llama, ties, prefix="model.", copies=TIED
-)
-MISTRAL = Family(
-    *("mistral", "MistralForCausalLM", read_mistral, write_mistral, ties),
-    defaults={"num_key_value_heads": 8, "sliding_window": 4096},
+LLAMA = HfFamily(
+    "llama",
+    "LlamaForCausalLM",
+    read_llama,
+    write_llama,
+    name_map,
     prefix="model.",
-    copies=TIED,
+    tied_tensors=TIED_EMBEDDING,
+)
+MISTRAL = HfFamily(
+    *("mistral", "MistralForCausalLM", read_mistral, write_mistral, name_map),
+    hf_defaults={"num_key_value_heads": 8, "sliding_window": 4096},
+    prefix="model.",
+    tied_tensors=TIED_EMBEDDING,
 )

@@ -1,65 +1,66 @@
-"""OPT (arXiv:2205.01068): learned positions from row 2 on; OPT-350m with projections and post-norm.
+"""Maps OPT (arXiv:2205.01068), whose learned positions start at row 2 of their table.
 
-Its LayerNorm has eps 1e-5 whatever its config says; the last one is there only before the head of a
-pre-norm model.
+OPT-350m has projections around a narrow embedding and norms after its sublayers. LayerNorm always
+has eps 1e-5, and the final norm exists only in models with norms before their sublayers.
 """
 
-from typing import Any
-
 from arch import ModelConfig
-from arch.attention import AttentionConfig
 from arch.block import BlockConfig
-from arch.embedding import EmbedConfig, HeadConfig
-from arch.mlp import MlpConfig
-from arch.norms import NormConfig
-from arch.positions import PositionsConfig
-from hub.family import Family, part
-from hub.keys import Keys, activation_name
-from hub.layouts import Tie, linear, norm, same
+from arch.channels.mlp import MlpConfig
+from arch.layers.embedding import EmbedConfig, HeadConfig
+from arch.layers.norms import NormConfig
+from arch.layers.positions import PositionsConfig
+from arch.mixers.attention import AttentionConfig
+from hub.family import HfFamily, find_part
+from hub.hf_config import HfConfig, activation_name
+from hub.tensor_transforms import TensorMap, identity, linear, norm
+from settings.json_types import JsonObject
 
-L, T, BASE = "stack.{i}.", "model.decoder.layers.{i}.", "model.decoder."
+LAYER, HF_LAYER, HF_BASE = "stack.{i}.", "model.decoder.layers.{i}.", "model.decoder."
 
 
-def read(k: Keys) -> ModelConfig:
-    D, bias = k["hidden_size"], k.get("enable_bias", True)
-    W, before = k.get("word_embed_proj_dim", D), k.get("do_layer_norm_before", True)
-    bare = k.get("_remove_final_layer_norm", False)
+def read(hf: HfConfig) -> ModelConfig:
+    """Returns the model config of a OPT config.json."""
+    D, bias = hf["hidden_size"], hf.get("enable_bias", True)
+    W, before = hf.get("word_embed_proj_dim", D), hf.get("do_layer_norm_before", True)
+    remove_final_norm = hf.get("_remove_final_layer_norm", False)
     return ModelConfig(
         width=D,
-        depth=k["num_hidden_layers"],
-        vocab=k["vocab_size"],
+        depth=hf["num_hidden_layers"],
+        vocab_size=hf["vocab_size"],
         vocab_multiple=1,
-        final_norm=before and not bare,
-        norm=NormConfig("layer", eps=1e-5, affine=k.get("layer_norm_elementwise_affine", True)),
+        final_norm=before and not remove_final_norm,
+        norm=NormConfig("layer", eps=1e-5, affine=hf.get("layer_norm_elementwise_affine", True)),
         block=BlockConfig(wiring="pre" if before else "post"),
-        embed=EmbedConfig(width=0 if W == D else W),
-        positions=PositionsConfig(learned=True, length=k["max_position_embeddings"], offset=2),
-        head=HeadConfig(tied=k.get("tie_word_embeddings", True)),
+        embed=EmbedConfig(factorized_width=0 if W == D else W),
+        positions=PositionsConfig(learned=True, max_length=hf["max_position_embeddings"], offset=2),
+        head=HeadConfig(tied=hf.get("tie_word_embeddings", True)),
         attention=AttentionConfig(
-            heads=k["num_attention_heads"], position="none", bias_qkv=bias, bias_out=bias
+            heads=hf["num_attention_heads"], position_encoding="none", bias_qkv=bias, bias_out=bias
         ),
         mlp=MlpConfig(
-            width=k["ffn_dim"],
+            width=hf["ffn_dim"],
             gated=False,
-            activation=k.activation("activation_function", "relu"),
+            activation=hf.activation("activation_function", "relu"),
             bias=bias,
         ),
     )
 
 
-def write(config: ModelConfig) -> dict[str, Any]:
-    a, m = part(config, "attention"), part(config, "mlp")
+def write(config: ModelConfig) -> JsonObject:
+    """Returns the keys of config.json for OPT."""
+    a, m = find_part(config, "attention"), find_part(config, "mlp")
     before = config.block.wiring == "pre"
     return {
         "hidden_size": config.width,
         "num_hidden_layers": config.depth,
-        "vocab_size": config.vocab,
-        "word_embed_proj_dim": config.embed.width or config.width,
+        "vocab_size": config.vocab_size,
+        "word_embed_proj_dim": config.embed.factorized_width or config.width,
         "num_attention_heads": a.heads,
-        "ffn_dim": m.size(config.width),
+        "ffn_dim": m.inner_dim(config.width),
         "activation_function": activation_name(m.activation),
         "enable_bias": m.bias,
-        "max_position_embeddings": config.positions.length,
+        "max_position_embeddings": config.positions.max_length,
         "do_layer_norm_before": before,
         "_remove_final_layer_norm": before and not config.final_norm,
         "layer_norm_elementwise_affine": config.norm.affine,
@@ -67,31 +68,32 @@ def write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-TIES = (
-    same("embed.table", f"{BASE}embed_tokens.weight"),
-    same("embed.positions.table", f"{BASE}embed_positions.weight"),
-    *linear("embed.w_in", f"{BASE}project_in"),
-    *norm(f"{L}norm_mixer", f"{T}self_attn_layer_norm"),
-    *linear(f"{L}attention.w_q", f"{T}self_attn.q_proj"),
-    *linear(f"{L}attention.w_k", f"{T}self_attn.k_proj"),
-    *linear(f"{L}attention.w_v", f"{T}self_attn.v_proj"),
-    *linear(f"{L}attention.w_o", f"{T}self_attn.out_proj"),
-    *norm(f"{L}norm_channel", f"{T}final_layer_norm"),
-    *linear(f"{L}mlp.w_in", f"{T}fc1"),
-    *linear(f"{L}mlp.w_out", f"{T}fc2"),
-    *norm("stack.norm", f"{BASE}final_layer_norm"),
-    *linear("head.w_out", f"{BASE}project_out"),
-    same("head.table", "lm_head.weight"),
+NAME_MAP = (
+    identity("embed.table", f"{HF_BASE}embed_tokens.weight"),
+    identity("embed.positions.table", f"{HF_BASE}embed_positions.weight"),
+    *linear("embed.w_in", f"{HF_BASE}project_in"),
+    *norm(f"{LAYER}norm_mixer", f"{HF_LAYER}self_attn_layer_norm"),
+    *linear(f"{LAYER}attention.w_q", f"{HF_LAYER}self_attn.q_proj"),
+    *linear(f"{LAYER}attention.w_k", f"{HF_LAYER}self_attn.k_proj"),
+    *linear(f"{LAYER}attention.w_v", f"{HF_LAYER}self_attn.v_proj"),
+    *linear(f"{LAYER}attention.w_o", f"{HF_LAYER}self_attn.out_proj"),
+    *norm(f"{LAYER}norm_channel", f"{HF_LAYER}final_layer_norm"),
+    *linear(f"{LAYER}mlp.w_in", f"{HF_LAYER}fc1"),
+    *linear(f"{LAYER}mlp.w_out", f"{HF_LAYER}fc2"),
+    *norm("stack.norm", f"{HF_BASE}final_layer_norm"),
+    *linear("head.w_out", f"{HF_BASE}project_out"),
+    identity("head.table", "lm_head.weight"),
 )
 
 
-def ties(config: ModelConfig) -> tuple[Tie, ...]:
-    return TIES
+def name_map(config: ModelConfig) -> tuple[TensorMap, ...]:
+    """Returns the tensor names of OPT."""
+    return NAME_MAP
 
 
-OPT = Family(
-    *("opt", "OPTForCausalLM", read, write, ties),
+OPT = HfFamily(
+    *("opt", "OPTForCausalLM", read, write, name_map),
     prefix="model.",
-    copies=(("lm_head.weight", f"{BASE}embed_tokens.weight"),),
-    positions="count",
+    tied_tensors=(("lm_head.weight", f"{HF_BASE}embed_tokens.weight"),),
+    position_numbering="count",
 )

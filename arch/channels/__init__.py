@@ -1,0 +1,1 @@
+"""Channels: the parts of a block that process each token by itself."""

@@ -1,0 +1,89 @@
+"""The feed-forward channel: two layers, plain or gated (GLU variants, arXiv:2002.05202)."""
+
+from typing import ClassVar
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from arch.layers.activations import ACTIVATIONS, Activation
+from arch.layers.linear import linear
+from arch.part_cost import CostContext, PartCost, TermFlops
+from arch.sequence import ALL_VIEWS, SequenceInfo, View
+from arch.sharding import P, make_matrix, make_vector
+from arch.weighted_sum import AuxMetrics
+from settings.types import NonNegativeInt, config
+
+
+@config
+class MlpConfig:
+    """The feed-forward channel."""
+
+    scaled_fields: ClassVar[tuple[str, ...]] = ("width",)
+    knob_fields: ClassVar[tuple[str, ...]] = ("width",)
+
+    # Width of the hidden layer (F); 0: 4 D, gated 8/3 D rounded up to a multiple of 64.
+    width: NonNegativeInt = 0
+    gated: bool = True  # Multiply the hidden layer by an activated gate (SwiGLU, GeGLU).
+    activation: Activation = "silu"  # Activation of the hidden layer, or of the gate.
+    bias: bool = False  # Add a bias to every projection.
+
+    def inner_dim(self, D: int) -> int:
+        """Returns the width of the hidden layer (F) in a model of width D."""
+        if self.width:
+            return self.width
+        return -(-8 * D // (3 * 64)) * 64 if self.gated else 4 * D
+
+
+class Mlp(nnx.Module):
+    """A channel that computes w_out(act(w_in x)), or w_out(act(w_gate x) * w_in x) if gated."""
+
+    hint = "use another channel"  # The end of the message that refuses a view.
+
+    def __init__(self, D: int, cfg: MlpConfig, *, key: Array, scale: float = 1.0):
+        F, keys = cfg.inner_dim(D), jax.random.split(key, 3)
+        self.cfg = cfg
+        self.w_in = make_matrix(keys[0], (D, F), P("data", "model"))
+        if cfg.gated:
+            self.w_gate = make_matrix(keys[1], (D, F), P("data", "model"))
+        self.w_out = make_matrix(keys[2], (F, D), P("model", "data"), scale)
+        if cfg.bias:
+            self.b_in, self.b_out = make_vector(F, 0.0), make_vector(D, 0.0)
+            if cfg.gated:
+                self.b_gate = make_vector(F, 0.0)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], seq: SequenceInfo, *, key: Array | None = None
+    ) -> tuple[Float[Array, "B T D"], AuxMetrics]:
+        """Applies the feed-forward network to each token and returns no metrics."""
+        act = ACTIVATIONS[self.cfg.activation]
+        bias = self.cfg.bias
+        h = linear(x, self.w_in[...], self.b_in[...] if bias else None)
+        if self.cfg.gated:
+            h = h * act(linear(x, self.w_gate[...], self.b_gate[...] if bias else None))
+        else:
+            h = act(h)
+        return linear(h, self.w_out[...], self.b_out[...] if bias else None), {}
+
+    @staticmethod
+    def supported_views(cfg: MlpConfig) -> dict[View, str]:
+        """Returns all views."""
+        return ALL_VIEWS
+
+    @staticmethod
+    def aux_losses(cfg: MlpConfig) -> dict[str, float]:
+        """Returns no loss terms."""
+        return {}
+
+    @staticmethod
+    def tp_dims(D: int, cfg: MlpConfig) -> dict[str, int]:
+        """Returns the dimensions that tensor parallelism splits."""
+        return {"width": cfg.inner_dim(D)}
+
+    @staticmethod
+    def cost(D: int, cfg: MlpConfig, context: CostContext) -> PartCost:
+        """Returns the cost of the two or three matrix products."""
+        F, num_inputs = cfg.inner_dim(D), 2 if cfg.gated else 1
+        params = (num_inputs + 1) * D * F + cfg.bias * (num_inputs * F + D)
+        flops = 2.0 * (num_inputs + 1) * D * F
+        return PartCost(params, params, {"mlp": TermFlops(flops, flops)})

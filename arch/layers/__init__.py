@@ -1,0 +1,1 @@
+"""Layers that blocks and stacks share: norms, embeddings, positions, the pooler and dropout."""

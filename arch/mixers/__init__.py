@@ -1,0 +1,1 @@
+"""Mixers: the parts in which tokens exchange information, one file each (see `arch/config.py`)."""

@@ -1,0 +1,313 @@
+"""Multi-head attention with grouped keys, windows and position encodings (arXiv:1706.03762).
+
+The projections are three matrices, not one fused matrix, because each can then be sharded over
+heads without a copy.
+"""
+
+import functools
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from arch.layers.linear import linear
+from arch.layers.norms import rms_norm
+from arch.layers.positions import alibi_bias, alibi_bias_bfloat16
+from arch.mixers.kv_cache import CrossAttentionCache, KVCache
+from arch.mixers.rope import RopeConfig, apply_rope
+from arch.part import Memory
+from arch.part_cost import CostContext, PartCost, TermFlops
+from arch.sequence import ALL_VIEWS, SequenceInfo, View
+from arch.sharding import P, make_matrix, make_vector
+from errors import ConfigError
+from ops.attention import BiasFn, TokenIndex, attention
+from settings.types import NonNegativeFloat, NonNegativeInt, PositiveInt, Probability, config
+
+AttentionState = KVCache | CrossAttentionCache
+
+
+@config
+class AttentionConfig:
+    """Multi-head attention."""
+
+    knob_fields: ClassVar[tuple[str, ...]] = ()
+
+    heads: PositiveInt = 4  # Number of attention heads (H).
+    # Number of key/value heads (G), which divides the heads; 0: as many as heads.
+    kv_heads: NonNegativeInt = 0
+    head_dim: NonNegativeInt = 0  # Width of a head (K); 0: D / H.
+    # Tokens that a token sees, itself included (bidirectional: those within window / 2); 0: all.
+    window: NonNegativeInt = 0
+    # Position encoding; relative: T5's bias, which all attentions of a stack share.
+    position_encoding: Literal["rope", "alibi", "relative", "none"] = "rope"
+    rope: RopeConfig = RopeConfig()
+    # Compute ALiBi in bfloat16 and multiply it by the scale of the scores (Falcon-RW).
+    alibi_rounded: bool = False
+    scale: NonNegativeFloat = 0.0  # Factor of the scores; 0: K^-1/2.
+    softcap: NonNegativeFloat = 0.0  # Bound c of the scores, c tanh(score / c); 0: off.
+    # RMSNorm of queries and keys: none, within each head, or over all heads.
+    qk_norm: Literal["none", "head", "full"] = "none"
+    # Number added to the mean square in the norm of queries and keys.
+    qk_norm_eps: NonNegativeFloat = 1e-6
+    qkv_clip: NonNegativeFloat = 0.0  # Clip queries, keys and values to +- this value; 0: off.
+    bias_qkv: bool = False  # Add a bias to the projections to queries, keys and values.
+    bias_out: bool = False  # Add a bias to the output projection.
+    dropout: Probability = 0.0  # Dropout rate of the attention probabilities.
+    # Implementation of attention; auto: chosen by platform.
+    implementation: Literal["auto", "reference", "xla", "cudnn", "splash"] = "auto"
+
+    def check(self) -> None:
+        """Checks the number of key/value heads.
+
+        Raises:
+            ConfigError: if `kv_heads` does not divide `heads`.
+        """
+        if self.kv_heads and self.heads % self.kv_heads:
+            divisors = [str(g) for g in range(1, self.heads + 1) if self.heads % g == 0]
+            raise ConfigError(
+                f"attention.kv_heads {self.kv_heads} does not divide attention.heads "
+                f"{self.heads}; choose one of {', '.join(divisors)}"
+            )
+
+    @property
+    def scaled_fields(self) -> tuple[str, ...]:
+        """The fields that are proportional to the model's width; a single kv_head is not."""
+        return ("heads", "kv_heads") if self.kv_heads > 1 else ("heads",)
+
+    def head_shape(self, D: int) -> tuple[int, int, int]:
+        """Returns H, G and K in a model of width D.
+
+        Raises:
+            ConfigError: if the heads do not divide the width, or `rotary_dim` does not fit a head.
+        """
+        if not self.head_dim and D % self.heads:
+            below = D // self.heads * self.heads
+            raise ConfigError(
+                f"model.width {D} is not a multiple of attention.heads {self.heads}; "
+                f"nearest valid values: {below or self.heads} or {below + self.heads}; or set "
+                "attention.head_dim"
+            )
+        K = self.head_dim or D // self.heads
+        rotary_dim = self.rope.rotary_dim or K
+        if self.position_encoding == "rope" and (rotary_dim % 2 or rotary_dim > K):
+            raise ConfigError(
+                f"attention.rope.rotary_dim {rotary_dim} must be even and at most the head width "
+                f"{K}; nearest valid value: {max(2, min(rotary_dim, K) // 2 * 2)}"
+            )
+        return self.heads, self.kv_heads or self.heads, K
+
+
+class Attention(nnx.Module):
+    """A mixer (see `arch/part.py`) that computes multi-head attention.
+
+    With `is_cross` it attends to `memory`, the output of an encoder, instead of its own input.
+    """
+
+    def __init__(
+        self,
+        D: int,
+        cfg: AttentionConfig,
+        *,
+        key: Array,
+        scale: float = 1.0,
+        is_cross: bool = False,
+    ):
+        self.cfg, self.is_cross = cfg, is_cross
+        self.head_shape = H, G, K = cfg.head_shape(D)
+        keys = jax.random.split(key, 4)
+        self.w_q = make_matrix(keys[0], (D, H * K), P("data", "model"))
+        self.w_k = make_matrix(keys[1], (D, G * K), P("data", "model"))
+        self.w_v = make_matrix(keys[2], (D, G * K), P("data", "model"))
+        self.w_o = make_matrix(keys[3], (H * K, D), P("model", "data"), scale)
+        if cfg.bias_qkv:
+            self.b_q, self.b_k, self.b_v = (make_vector(n * K, 0.0) for n in (H, G, G))
+        if cfg.bias_out:
+            self.b_o = make_vector(D, 0.0)
+        if cfg.qk_norm != "none":
+            per_head = cfg.qk_norm == "head"
+            self.norm_q, self.norm_k = (make_vector(K if per_head else n * K, 1.0) for n in (H, G))
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        seq: SequenceInfo,
+        *,
+        state: AttentionState | None = None,
+        memory: Memory | None = None,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], AttentionState | None]:
+        """Attends to the visible tokens, or to the encoder's output if `is_cross`."""
+        q = self._queries(x)
+        if self.is_cross:
+            assert not isinstance(state, KVCache)
+            k, v, keys, state = self._encoder_keys_values(memory, state)
+            y = self._attend(q, k, v, seq.query_index(), keys, key, causal=False, aligned=False)
+            return y, state
+        k, v = self._keys_values(x)
+        if self.cfg.position_encoding == "rope":
+            q, k = (
+                apply_rope(q, seq.positions, self.cfg.rope),
+                apply_rope(k, seq.positions, self.cfg.rope),
+            )
+        queries, keys, aligned = seq.query_index(), seq.key_index(), True
+        if state is not None:
+            assert isinstance(state, KVCache)
+            aligned, queries = state.is_empty, state.with_cached_offset(queries)
+            k, v, keys, state = state.append(k, v, state.with_cached_offset(keys))
+        bias, window = self._position_bias(seq, x.dtype), self._window_bounds(seq.causal)
+        y = self._attend(
+            *(q, k, v, queries, keys, key),
+            causal=seq.causal,
+            aligned=aligned,
+            bias=bias,
+            window=window,
+        )
+        return y, state
+
+    def init_state(self, batch_size: int, max_length: int, dtype: jnp.dtype) -> AttentionState:
+        """Returns an empty cache for `batch_size` rows of at most `max_length` tokens.
+
+        For cross-attention, `max_length` is the number of encoded tokens.
+        """
+        _, G, K = self.head_shape
+        if self.is_cross:
+            return CrossAttentionCache.create(batch_size, max_length, G, K, dtype)
+        window = self.cfg.window
+        slots = min(window, max_length) if window else max_length
+        return KVCache.create(batch_size, slots, G, K, dtype, is_ring=slots < max_length)
+
+    def _attend(
+        self, q, k, v, queries, keys, key, *, causal, aligned, bias=None, window=None
+    ) -> Float[Array, "B T D"]:
+        cfg = self.cfg
+        y = attention(
+            *(q, k, v, queries, keys),
+            causal=causal,
+            window=window,
+            scale=cfg.scale or q.shape[-1] ** -0.5,
+            softcap=cfg.softcap,
+            bias=bias,
+            aligned=aligned,
+            dropout=cfg.dropout,
+            key=key,
+            implementation=cfg.implementation,
+        )
+        y = rearrange(y, "b t h k -> b t (h k)")
+        return linear(y, self.w_o[...], self.b_o[...] if cfg.bias_out else None)
+
+    def _encoder_keys_values(
+        self, memory: Memory | None, state: CrossAttentionCache | None
+    ) -> tuple[Array, Array, TokenIndex, CrossAttentionCache | None]:
+        """Returns the keys and values of the encoder's output, computed once while decoding.
+
+        Raises:
+            ValueError: if there is neither `memory` nor a state that has it.
+        """
+        if memory is not None:
+            k, v = self._keys_values(memory[0])
+            cache = CrossAttentionCache(k, v, memory[1].key_index(), is_filled=True)
+            return k, v, cache.token_index, None if state is None else cache
+        if state is None or not state.is_filled:
+            raise ValueError(
+                "cross-attention needs the encoder's output; give `memory`, or a state that has it"
+            )
+        return state.k, state.v, state.token_index, state
+
+    def _position_bias(self, seq: SequenceInfo, dtype: jnp.dtype) -> BiasFn | None:
+        if self.cfg.position_encoding == "alibi":
+            if self.cfg.alibi_rounded:
+                scale = self.cfg.scale or self.head_shape[2] ** -0.5
+                return functools.partial(
+                    alibi_bias_bfloat16, heads=self.head_shape[0], scale=scale, dtype=dtype
+                )
+            return functools.partial(alibi_bias, heads=self.head_shape[0], dtype=dtype)
+        return seq.attn_bias if self.cfg.position_encoding == "relative" else None
+
+    def _window_bounds(self, causal: bool) -> tuple[int, int] | None:
+        window = self.cfg.window
+        if not window:
+            return None
+        return (window - 1, window - 1) if causal else (window // 2, window // 2)
+
+    def _queries(self, x: Array) -> Float[Array, "B T H K"]:
+        cfg, (H, _, _) = self.cfg, self.head_shape
+        q = linear(x, self.w_q[...], self.b_q[...] if cfg.bias_qkv else None)
+        if cfg.qk_norm == "full":
+            q = rms_norm(q, self.norm_q[...], cfg.qk_norm_eps)
+        q = jnp.clip(q, -cfg.qkv_clip, cfg.qkv_clip) if cfg.qkv_clip else q
+        q = rearrange(q, "b t (h k) -> b t h k", h=H)
+        return rms_norm(q, self.norm_q[...], cfg.qk_norm_eps) if cfg.qk_norm == "head" else q
+
+    def _keys_values(self, x: Array) -> tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]]:
+        cfg, (_, G, _) = self.cfg, self.head_shape
+        k = linear(x, self.w_k[...], self.b_k[...] if cfg.bias_qkv else None)
+        v = linear(x, self.w_v[...], self.b_v[...] if cfg.bias_qkv else None)
+        if cfg.qk_norm == "full":
+            k = rms_norm(k, self.norm_k[...], cfg.qk_norm_eps)
+        if cfg.qkv_clip:
+            k, v = (jnp.clip(y, -cfg.qkv_clip, cfg.qkv_clip) for y in (k, v))
+        k, v = (rearrange(y, "b s (g k) -> b s g k", g=G) for y in (k, v))
+        return rms_norm(k, self.norm_k[...], cfg.qk_norm_eps) if cfg.qk_norm == "head" else k, v
+
+    @staticmethod
+    def supported_views(cfg: AttentionConfig) -> dict[View, str]:
+        """Returns all views."""
+        return ALL_VIEWS
+
+    @staticmethod
+    def tp_dims(D: int, cfg: AttentionConfig) -> dict[str, int]:
+        """Returns the dimensions that tensor parallelism splits."""
+        H, G, _ = cfg.head_shape(D)
+        return {"heads": H} | ({"kv_heads": G} if G < H else {})
+
+    @staticmethod
+    def cost(D: int, cfg: AttentionConfig, context: CostContext) -> PartCost:
+        """Returns the cost; `reference` executes all T x T scores, visible or not."""
+        H, G, K = cfg.head_shape(D)
+        params, core = _num_params(D, cfg), 4.0 * H * K * context.mean_keys_per_query(cfg.window)
+        executed = 4.0 * H * K * context.length if cfg.implementation == "reference" else core
+        projections = 4.0 * D * (H + G) * K
+        slots = min(context.length, cfg.window or context.length)
+        return PartCost(
+            params=params,
+            active_params=params,
+            terms={
+                "projections": TermFlops(projections, projections),
+                "core": TermFlops(core, executed, batched=True),
+            },
+            state_bytes=2 * G * K * slots * context.itemsize,
+        )
+
+    @staticmethod
+    def cross_cost(D: int, cfg: AttentionConfig, context: CostContext) -> PartCost:
+        """Returns the cost of cross-attention per token of the decoder.
+
+        The keys and values of the `source_length` encoded tokens are shared by `length` tokens.
+        """
+        H, G, K = cfg.head_shape(D)
+        params, share = (
+            _num_params(D, cfg),
+            context.source_length / context.length if context.length else 0.0,
+        )
+        queries, keys = 4.0 * D * H * K, 4.0 * D * G * K * share
+        core = 4.0 * H * K * context.source_length
+        return PartCost(
+            params=params,
+            active_params=params,
+            terms={
+                "projections": TermFlops(queries + keys, queries + keys),
+                "core": TermFlops(core, core, batched=True),
+            },
+            state_bytes=2 * G * K * context.source_length * context.itemsize,
+        )
+
+
+def _num_params(D: int, cfg: AttentionConfig) -> int:
+    H, G, K = cfg.head_shape(D)
+    biases = cfg.bias_qkv * (H + 2 * G) * K + cfg.bias_out * D
+    return (
+        2 * D * (H + G) * K + biases + {"none": 0, "head": 2 * K, "full": (H + G) * K}[cfg.qk_norm]
+    )

@@ -1,0 +1,105 @@
+"""A bidirectional wrapper for one-directional mixers: a second pass over the reversed row.
+
+Reversing a whole row reads each of its documents from the end, and segments separate documents in
+either direction. The second pass costs as much as the first, and `cost` counts it.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PyTree
+
+from arch.layers.dropout import maybe_split_key
+from arch.layers.linear import linear
+from arch.part import Memory, Mixer
+from arch.part_cost import CostContext, PartCost, TermFlops
+from arch.sequence import SequenceInfo
+from arch.sharding import P, make_matrix
+from settings.types import config
+
+
+@config
+class BidirectionalConfig:
+    """The second direction of recurrent mixers; it runs only under the bidirectional view."""
+
+    # Weights of the backward direction: no backward direction, the forward weights, or new ones.
+    weights: Literal["none", "shared", "separate"] = "none"
+    # Sum of the directions, or a gate g = sigmoid(x w) with g forward + (1 - g) backward.
+    merge: Literal["sum", "gate"] = "sum"
+
+
+class Bidirectional(nnx.Module):
+    """A mixer that runs a one-directional mixer in both directions under the bidirectional view."""
+
+    def __init__(
+        self,
+        mixer_class: type[Mixer],
+        D: int,
+        mixer_config: object,
+        cfg: BidirectionalConfig,
+        *,
+        key: Array,
+        scale: float = 1.0,
+    ):
+        keys = jax.random.split(key, 3)
+        self.cfg = cfg
+        self.forward = mixer_class(D, mixer_config, key=keys[0], scale=scale)
+        if cfg.weights == "separate":
+            self.backward = mixer_class(D, mixer_config, key=keys[1], scale=scale)
+        if cfg.merge == "gate":
+            self.w_gate = make_matrix(keys[2], (D, D), P("data", "model"))
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        seq: SequenceInfo,
+        *,
+        state: PyTree | None = None,
+        memory: Memory | None = None,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], PyTree | None]:
+        """Runs one direction, or both under the bidirectional view, where a state is refused.
+
+        Raises:
+            ValueError: if a state is given under the bidirectional view.
+        """
+        keys = maybe_split_key(key, 2)
+        y, new_state = self.forward(x, seq, state=state, memory=memory, key=keys[0])
+        if seq.causal:
+            return y, new_state
+        if state is not None:
+            raise ValueError(
+                "decoding from a state needs a causal view; this mixer also reads rows backwards"
+            )
+        backward = self.backward if self.cfg.weights == "separate" else self.forward
+        z, _ = backward(jnp.flip(x, 1), seq.flip(), memory=memory, key=keys[1])
+        z = jnp.flip(z, 1)
+        if self.cfg.merge == "sum":
+            return y + z, None
+        gate = jax.nn.sigmoid(linear(x, self.w_gate[...]))
+        return z + gate * (y - z), None
+
+    def init_state(self, batch_size: int, max_length: int, dtype: jnp.dtype) -> PyTree:
+        """Returns the empty state of the forward direction."""
+        return self.forward.init_state(batch_size, max_length, dtype)
+
+    @staticmethod
+    def cost(
+        one_way_cost: PartCost, D: int, cfg: BidirectionalConfig, context: CostContext
+    ) -> PartCost:
+        """Returns the cost of this mixer, given that of one direction."""
+        is_bidirectional, is_gated = context.view == "bidirectional", cfg.merge == "gate"
+        is_separate = cfg.weights == "separate"
+        gate = D * D * is_gated
+        params = one_way_cost.params * (2 if is_separate else 1) + gate
+        active_directions = 2 if is_bidirectional and is_separate else 1
+        active = one_way_cost.active_params * active_directions + gate * is_bidirectional
+        if not is_bidirectional:
+            return dataclasses.replace(one_way_cost, params=params, active_params=active)
+        terms = {name: flops.times(2) for name, flops in one_way_cost.terms.items()}
+        if is_gated:
+            terms["gate"] = TermFlops(2.0 * gate, 2.0 * gate)
+        return PartCost(params, active, terms, one_way_cost.state_bytes)

@@ -1,0 +1,185 @@
+"""The Gated DeltaNet mixer: the delta rule with a decay (arXiv:2412.06464, section 3).
+
+Each of H heads has a state [K Kv]. A token decays the state, removes the value at its key, and
+writes its own value there. With `allow_negative_eigenvalues` the eigenvalues of the transition
+reach down to -1 (arXiv:2411.12537), which state tracking needs.
+"""
+
+import math
+from typing import ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from arch.layers.linear import linear
+from arch.layers.norms import rms_norm
+from arch.mixers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
+from arch.mixers.short_conv import ShortConv
+from arch.part import Memory
+from arch.part_cost import CostContext, PartCost, TermFlops
+from arch.sequence import CAUSAL_ONLY, SequenceInfo, View
+from arch.sharding import P, make_matrix, make_param, make_vector
+from errors import ConfigError
+from ops.gated_delta import gated_delta
+from settings.types import NonNegativeInt, PositiveFloat, PositiveInt, config
+
+
+@config
+class GatedDeltaNetConfig:
+    """The Gated DeltaNet mixer."""
+
+    scaled_fields: ClassVar[tuple[str, ...]] = ("heads",)
+    knob_fields: ClassVar[tuple[str, ...]] = ()
+
+    heads: PositiveInt = 4  # Number of heads (H).
+    key_dim: NonNegativeInt = 0  # Width of a head's keys (K); 0: 3/4 D / H.
+    value_dim: NonNegativeInt = 0  # Width of a head's values (Kv); 0: 2 K.
+    conv_width: PositiveInt = 4  # Width of the convolutions, in tokens.
+    # Let eigenvalues of the transition lie in [-1, 1] instead of [0, 1].
+    allow_negative_eigenvalues: bool = False
+    chunk_size: PositiveInt = 64  # Tokens per chunk of the chunked algorithm (Q).
+    norm_eps: PositiveFloat = 1e-6  # Number added to the mean square in the output norm.
+    dt: DtConfig = DtConfig()
+    # Implementation of the operation; auto: chosen by platform.
+    implementation: Literal["auto", "reference", "xla"] = "auto"
+
+    def head_shape(self, D: int) -> tuple[int, int, int]:
+        """Returns H, K and Kv in a model of width D.
+
+        Raises:
+            ConfigError: if 3/4 of the width is not a multiple of the heads and `key_dim` is 0.
+        """
+        H = self.heads
+        if not self.key_dim and 3 * D % (4 * H):
+            nearest = max(3 * D // (4 * H), 1)
+            raise ConfigError(
+                f"3/4 of model.width {D} is not a multiple of gated_deltanet.heads {H}; "
+                f"set gated_deltanet.key_dim, nearest valid value: {nearest}"
+            )
+        K = self.key_dim or 3 * D // (4 * H)
+        return H, K, self.value_dim or 2 * K
+
+
+class GatedDeltaNetState(NamedTuple):
+    """The decoding state of a Gated DeltaNet mixer."""
+
+    convs: tuple[Array, Array, Array]  # States of the convolutions of q, k, v: [B width-1 ..].
+    state: Float[Array, "B H K Kv"]
+    last_segment: Int[Array, " B"]  # Segment of the last token.
+
+
+class GatedDeltaNet(nnx.Module):
+    """A mixer (see `arch/part.py`) with a state [K Kv] per head, updated by the delta rule."""
+
+    def __init__(self, D: int, cfg: GatedDeltaNetConfig, *, key: Array, scale: float = 1.0):
+        H, K, Kv = self.head_shape = cfg.head_shape(D)
+        self.cfg, keys = cfg, jax.random.split(key, 12)
+        self.w_q = make_matrix(keys[0], (D, H * K), P("data", "model"))
+        self.w_k = make_matrix(keys[1], (D, H * K), P("data", "model"))
+        self.w_v = make_matrix(keys[2], (D, H * Kv), P("data", "model"))
+        self.w_gate = make_matrix(keys[3], (D, H * Kv), P("data", "model"))
+        self.w_beta = make_matrix(keys[4], (D, H), P("data", "model"))
+        self.w_dt = make_matrix(keys[5], (D, H), P("data", "model"))
+        self.convs = nnx.List(
+            ShortConv(cfg.conv_width, H * width, bias=False, key=k)
+            for width, k in zip((K, K, Kv), keys[6:9], strict=True)
+        )
+        self.b_dt = make_dt_bias(keys[9], H, cfg.dt)
+        self.log_a = make_param(
+            keys[10], (H,), P("model"), log_a_init(1e-3, 16.0), role="vector", decay=False
+        )
+        self.norm = make_vector(Kv, 1.0)
+        self.w_out = make_matrix(keys[11], (H * Kv, D), P("model", "data"), scale)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        seq: SequenceInfo,
+        *,
+        state: GatedDeltaNetState | None = None,
+        memory: Memory | None = None,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], GatedDeltaNetState | None]:
+        """Runs the gated delta rule over each document, from `state` if there is one."""
+        cfg, (H, K, _) = self.cfg, self.head_shape
+        reset = seq.resets(None if state is None else state.last_segment)
+        prev_convs = (None,) * 3 if state is None else state.convs
+        heads, convs = [], []
+        matrices = self.w_q, self.w_k, self.w_v
+        for w, conv, prev in zip(matrices, self.convs, prev_convs, strict=True):
+            y, conv_state = conv(linear(x, w[...]), reset, prev, cfg.implementation)
+            heads.append(rearrange(jax.nn.silu(y), "b t (h k) -> b t h k", h=H))
+            convs.append(conv_state)
+        q, k, v = heads
+        decay = -jnp.exp(self.log_a[...]) * softplus_dt(linear(x, self.w_dt[...]), self.b_dt[...])
+        beta = jax.nn.sigmoid(linear(x, self.w_beta[...]).astype(decay.dtype))
+        y, new_state = gated_delta(
+            *(_l2_normalize(q) * K**-0.5, _l2_normalize(k), v),
+            *(decay, (2 * beta) if cfg.allow_negative_eigenvalues else beta),
+            reset=reset,
+            state=None if state is None else state.state,
+            chunk_size=cfg.chunk_size,
+            implementation=cfg.implementation,
+        )
+        y = rearrange(rms_norm(y, self.norm[...], cfg.norm_eps), "b t h v -> b t (h v)")
+        y = linear(y * jax.nn.silu(linear(x, self.w_gate[...])), self.w_out[...])
+        if state is None:
+            return y, None
+        return y, GatedDeltaNetState(
+            (convs[0], convs[1], convs[2]), new_state, seq.last_segment(state.last_segment)
+        )
+
+    def init_state(self, batch_size: int, max_length: int, dtype: jnp.dtype) -> GatedDeltaNetState:
+        """Returns an empty state for `batch_size` rows."""
+        q, k, v = (conv.init_state(batch_size, dtype) for conv in self.convs)
+        state = jnp.zeros((batch_size, *self.head_shape), jnp.promote_types(dtype, jnp.float32))
+        return GatedDeltaNetState((q, k, v), state, jnp.zeros((batch_size,), jnp.int32))
+
+    @staticmethod
+    def supported_views(cfg: GatedDeltaNetConfig) -> dict[View, str]:
+        """Returns the causal views, since it reads rows in one direction."""
+        return CAUSAL_ONLY
+
+    @staticmethod
+    def tp_dims(D: int, cfg: GatedDeltaNetConfig) -> dict[str, int]:
+        """Returns the dimensions that tensor parallelism splits."""
+        return {"heads": cfg.head_shape(D)[0]}
+
+    @staticmethod
+    def cost(D: int, cfg: GatedDeltaNetConfig, context: CostContext) -> PartCost:
+        """Returns the cost: model FLOPs are those of decaying, reading and correcting the state.
+
+        Executed FLOPs are those of the chunked algorithm, or of the recurrence for `reference`.
+        """
+        (H, K, Kv), width = cfg.head_shape(D), cfg.conv_width
+        in_proj, conv_channels = D * (2 * H * K + 2 * H * Kv + 2 * H), H * (2 * K + Kv)
+        conv = 2.0 * width * conv_channels
+        params = in_proj + width * conv_channels + 2 * H + Kv + H * Kv * D
+        core = 8.0 * H * K * Kv
+        terms = {
+            "in": TermFlops(2.0 * in_proj, 2.0 * in_proj),
+            "conv": TermFlops(conv, conv, elementwise=True),
+            "out": TermFlops(2.0 * H * Kv * D, 2.0 * H * Kv * D),
+        }
+        if cfg.implementation == "reference":
+            terms["core"] = TermFlops(core, core, elementwise=True)
+        else:
+            Q = min(cfg.chunk_size, max(context.length, 1))
+            chunked = H * (6.0 * K * Kv + 4.0 * Q * K + 2.0 * Q * Kv)
+            terms["core"] = TermFlops(core, chunked, batched=True)
+            # The inverse is built from blocks whose size doubles.
+            doublings = max(math.ceil(math.log2(Q)) - 1, 0)
+            solve = H * (2.0 * Q * (K + Kv) + 4.0 * Q**2 * doublings)
+            terms["solve"] = TermFlops(0.0, solve, batched=True)
+        state = 4 * H * K * Kv + context.itemsize * (width - 1) * conv_channels
+        return PartCost(params, params, terms, state)
+
+
+def _l2_normalize(x: Float[Array, "B T H K"]) -> Float[Array, "B T H K"]:
+    """Computes x / sqrt(|x|^2 + 1e-6)."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    square = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(square + 1e-6)).astype(x.dtype)

@@ -1,0 +1,216 @@
+"""Building of token stores: from a source and a tokenizer to a cached folder with three stores.
+
+The folder appears by renaming, either complete or not at all. If several processes build the same
+data, one of them builds and the others wait. On a file system without locks, all of them build and
+the first to finish wins.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+import numpy as np
+
+from data.loss_weights import WeightedDocument
+from data.progress import progress
+from data.sources import SOURCES, DataConfig, Document, TextSource
+from data.store import FORMAT, TokenStoreWriter
+from data.text_files import ReadStats, expand_user
+from data.text_pairs import TEXT_PAIR_SOURCES
+from data.tokenizers import Tokenizer, bpe_size, open_tokenizer, train_bpe
+from errors import DataError, DiskError
+
+SPLITS = ("train", "valid", "test")
+BLOCK_CHARACTERS = 4 << 20  # Number of characters that are encoded at a time.
+LOG = logging.getLogger(__name__)
+
+
+def ensure_built(cfg: DataConfig, *, text_pairs: bool = False) -> Path:
+    """Returns the folder with the three stores and their tokenizer; builds it if it is missing."""
+    source = _make_source(cfg, text_pairs)
+    cache = expand_user(cfg.cache, "data.cache")
+    folder = cache / _cache_key(source, cfg.tokenizer)
+    with _disk_errors(cache):
+        if not folder.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            with _build_lock(folder):
+                if not folder.exists():
+                    _build(cfg, source, folder, text_pairs)
+    return folder
+
+
+def _make_source(cfg: DataConfig, text_pairs: bool) -> TextSource:
+    return TEXT_PAIR_SOURCES[cfg.source](cfg) if text_pairs else SOURCES[cfg.source](cfg)
+
+
+def _cache_key(source: TextSource, tokenizer: str) -> str:
+    """Returns a hash of the stores' inputs; source and size determine a BPE vocabulary."""
+    identity = tokenizer if bpe_size(tokenizer) else open_tokenizer(tokenizer).fingerprint
+    parts = [FORMAT, source.identity, identity]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _build(cfg: DataConfig, source: TextSource, folder: Path, text_pairs: bool) -> None:
+    """Builds beside `folder`, then renames; keeps the folder of another process that was faster.
+
+    Raises:
+        DataError: if the source changes during the build.
+        OSError: if the folder cannot be renamed.
+    """
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    partial.mkdir()
+    try:
+        if size := bpe_size(cfg.tokenizer):
+            print(f"learning a BPE vocabulary of {size} from the training split", file=sys.stderr)
+            documents = (source.read_for_vocabulary or source.read)(ReadStats())
+            texts = (
+                text
+                for split, document in documents
+                if split == "train"
+                for text in document_texts(document)
+            )
+            tokenizer: Tokenizer = train_bpe(texts, size)
+        else:
+            tokenizer = open_tokenizer(cfg.tokenizer)
+        tokenizer.save(partial)
+        _write_stores(cfg, source, tokenizer, partial, text_pairs)
+        if _make_source(cfg, text_pairs).identity != source.identity:
+            raise DataError(f"{cfg.path} changed while it was read; run again")
+        for path in partial.rglob("*.*"):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        try:
+            partial.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def document_texts(document: Document) -> tuple[str, ...]:
+    """Returns all texts of a text pair, or the one text of a document."""
+    if isinstance(document, WeightedDocument):
+        return (document.text,)
+    return (document,) if isinstance(document, str) else document
+
+
+def _write_stores(
+    cfg: DataConfig, source: TextSource, tokenizer: Tokenizer, partial: Path, text_pairs: bool
+) -> None:
+    stats = ReadStats()
+    has_weights = cfg.has_weights and not text_pairs
+    writers = {
+        split: TokenStoreWriter(
+            partial / split, tokenizer, has_records=text_pairs, has_weights=has_weights
+        )
+        for split in SPLITS
+    }
+    with progress("building the token store", source.size_bytes) as show:
+        block: list[tuple[str, Document]] = []
+        block_size = 0
+        for split, document in source.read(stats):
+            block.append((split, document))
+            block_size += sum(map(len, document_texts(document)))
+            if block_size >= BLOCK_CHARACTERS or len(block) >= BLOCK_CHARACTERS >> 8:
+                _add_block(writers, tokenizer, block)
+                show(stats.bytes_read, _format_token_count(writers))
+                block, block_size = [], 0
+        _add_block(writers, tokenizer, block)
+        show(stats.bytes_read, _format_token_count(writers))
+    for split, writer in writers.items():
+        if not writer.n_tokens:
+            setting = "data.path" if split == "train" else f"data.{split}_path"
+            counts = ", ".join(f"{w.n_documents} {name}" for name, w in writers.items())
+            raise DataError(
+                f"no tokens in the {split} split of {cfg.path or cfg.source} (documents: {counts}; "
+                f"empty {writer.n_dropped}, skipped {stats.skipped[split]}); set {setting}, or "
+                "data.document_separator to cut files into documents"
+            )
+        errors = {"skipped": stats.skipped[split], "replaced": stats.replaced[split]}
+        writer.finish({"split": split, **errors, "source": source.identity})
+        if any(errors.values()):
+            LOG.warning("%s: unreadable documents of the %s split: %s", cfg.path, split, errors)
+
+
+def _format_token_count(writers: dict[str, TokenStoreWriter]) -> str:
+    return f"{sum(w.n_tokens for w in writers.values()):,} tokens"
+
+
+def _add_block(
+    writers: dict[str, TokenStoreWriter], tokenizer: Tokenizer, block: list[tuple[str, Document]]
+) -> None:
+    """Encodes a block of documents and adds each to the store of its split."""
+    texts = [text for _, document in block for text, _ in _weighted_parts(document)]
+    ids = iter(tokenizer.encode(texts))
+    encoded = [(split, doc, [next(ids) for _ in _weighted_parts(doc)]) for split, doc in block]
+    for split, writer in writers.items():
+        documents = [(document, parts) for name, document, parts in encoded if name == split]
+        sizes = [_text_bytes(document) for document, _ in documents]
+        if writer.has_records:
+            writer.add_records([(p, size) for (_, p), size in zip(documents, sizes, strict=True)])
+        elif writer.has_weights:
+            weights = [_token_weights(document, parts) for document, parts in documents]
+            writer.add_weighted([np.concatenate(parts) for _, parts in documents], sizes, weights)
+        else:
+            writer.add([parts[0] for _, parts in documents], sizes)
+
+
+def _weighted_parts(document: Document) -> tuple[tuple[str, float], ...]:
+    """Returns the separately encoded parts of a document with their weights."""
+    if isinstance(document, WeightedDocument):
+        return document.parts
+    return tuple((text, 1.0) for text in document_texts(document))
+
+
+def _token_weights(document: Document, part_ids: list[np.ndarray]) -> np.ndarray:
+    """Returns the weight of each token of a document."""
+    weights = [weight for _, weight in _weighted_parts(document)]
+    return np.repeat(np.array(weights, np.float32), [len(ids) for ids in part_ids])
+
+
+def _text_bytes(document: Document) -> int:
+    """Returns the size of the text whose weight is not 0."""
+    return sum(len(text.encode()) for text, weight in _weighted_parts(document) if weight)
+
+
+@contextlib.contextmanager
+def _build_lock(folder: Path) -> Generator[None, None, None]:
+    """Holds the lock of `folder` and removes the partial folders of killed processes."""
+    with folder.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waiting for another process that builds this token store", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # Without locks all processes build, and the first to rename wins.
+            yield
+            return
+        for stale in folder.parent.glob(f"{folder.name}.*.partial"):
+            shutil.rmtree(stale, ignore_errors=True)
+        yield
+
+
+@contextlib.contextmanager
+def _disk_errors(cache: Path) -> Generator[None, None, None]:
+    """Reports errors of the cache's disk.
+
+    Raises:
+        DiskError: if an operation of the body fails with an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(
+            f"data.cache {cache}: {error.strerror or error}; no store was written; "
+            "free space or set data.cache to another folder"
+        ) from error

@@ -1,0 +1,49 @@
+"""Loss weights: a loss mask over the parts of a document, or one weight per document."""
+
+import textwrap
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.text_files import ErrorPolicy
+from settings.json_types import JsonObject
+
+MAX_WEIGHT = 1e30  # Maximum weight of a document; sums of weights stay finite in float32.
+
+
+@dataclass(frozen=True)
+class WeightedDocument:
+    """A document as parts in order, each with the weight of its tokens in the loss."""
+
+    parts: tuple[tuple[str, float], ...]
+
+    @property
+    def text(self) -> str:
+        """The text of all parts."""
+        return "".join(text for text, _ in self.parts)
+
+
+def parse_weighted_document(
+    record: JsonObject, text: str, weight_field: str, location: str, policy: ErrorPolicy
+) -> WeightedDocument | None:
+    """Returns the document with the weight in `weight_field`, or None if the policy skips it."""
+    weight = record.get(weight_field)
+    if not isinstance(weight, (int, float)) or not 0 <= weight <= MAX_WEIGHT:
+        shown = textwrap.shorten(repr(weight), 40)
+        policy.reject_document(
+            f"{location} has {shown} under {weight_field!r}, must be a number >= 0, at most "
+            f"{MAX_WEIGHT:g}"
+        )
+        return None
+    return WeightedDocument(((text, float(weight)),))
+
+
+def row_weights(slice_weights: list[np.ndarray], length: int, *, binarize: bool) -> np.ndarray:
+    """Returns the weights of a row [length], from the weights of its slices one after another.
+
+    With `binarize` each weight is 0 or 1.
+    """
+    weights = np.zeros(length, np.float32)
+    values = np.concatenate(slice_weights)
+    weights[: len(values)] = values
+    return (weights != 0).astype(np.float32) if binarize else weights

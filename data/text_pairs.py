@@ -1,0 +1,100 @@
+"""Text pairs: the verse pairs of the embedded corpus, JSON lines, Hugging Face data sets.
+
+A text pair is (anchor, match, hard negatives ...). A JSON object has the fields `a, b`, or `anchor,
+positive` and optionally `negative` or `negatives` (a text or a list). No text of a pair may be
+empty. Text pairs with the same anchor fall into the same split.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from data import corpus, hf_datasets, text_files
+from data.sources import (
+    SOURCES,
+    DataConfig,
+    Document,
+    DocumentStream,
+    TextSource,
+    make_local_source,
+    make_split_source,
+)
+from settings.json_types import JsonObject
+
+PAIR_FIELDS = (("anchor", "positive"), ("a", "b"))
+NEGATIVE_FIELDS = ("negatives", "negative")
+EXPECTED_FIELDS = "anchor, positive and perhaps negatives, or a, b"
+
+
+def _corpus(cfg: DataConfig) -> TextSource:
+    def read(stats: text_files.ReadStats) -> DocumentStream:
+        for split in ("train", "valid", "test"):
+            pairs = corpus.iter_text_pairs(split, cfg.adjacent_negatives)
+            for pair in islice(pairs, cfg.max_documents or None):
+                yield split, pair
+
+    identity = {"corpus": corpus.NAME, "sha256": corpus.checksums(), "limit": cfg.max_documents}
+    identity |= {"neighbours": cfg.adjacent_negatives} if cfg.adjacent_negatives else {}
+    # All objectives share one vocabulary, which is learned from the documents.
+    read_documents = SOURCES["corpus"](cfg).read
+    return TextSource(identity | {"records": "verses"}, 0, read, read_documents)
+
+
+def _jsonl(cfg: DataConfig) -> TextSource:
+    def read_pairs(path: Path, policy: text_files.ErrorPolicy) -> Iterator[Document]:
+        for offset, _, record in text_files.iter_json(path, policy):
+            pair = parse_text_pair(record, text_files.format_location(path, offset), policy)
+            if pair is not None:
+                yield pair
+
+    return make_local_source(cfg, {"records": EXPECTED_FIELDS}, read_pairs)
+
+
+def _datasets(cfg: DataConfig) -> TextSource:
+    names = {"train": "train", "valid": cfg.valid_path, "test": cfg.test_path}
+
+    def read_split(split: str, stats: text_files.ReadStats) -> Iterator[Document]:
+        policy = text_files.ErrorPolicy(cfg.on_error, split, stats)
+        stream = hf_datasets.iter_examples(cfg.path, cfg.config_name, cfg.revision, names[split])
+        for number, record in enumerate(stream):
+            location = f"{cfg.path}, record {number} of {names[split]}"
+            pair = parse_text_pair(record, location, policy)
+            if pair is not None:
+                yield pair
+
+    identity = SOURCES["datasets"](cfg).identity
+    return make_split_source(cfg, identity | {"records": EXPECTED_FIELDS}, 0, read_split)
+
+
+def parse_text_pair(
+    record: JsonObject, location: str, policy: text_files.ErrorPolicy
+) -> tuple[str, ...] | None:
+    """Returns the text pair of a JSON object, or None if the policy skips it."""
+    names = next((pair for pair in PAIR_FIELDS if all(name in record for name in pair)), None)
+    if names is None:
+        fields = ", ".join(list(record)[:8])
+        policy.reject_document(f"{location} must hold {EXPECTED_FIELDS}; it holds: {fields}")
+        return None
+    negative: object = next((record[name] for name in NEGATIVE_FIELDS if record.get(name)), [])
+    negatives: list[object] = negative if isinstance(negative, list) else [negative]
+    parts = [*((name, record[name]) for name in names), *(("negatives", x) for x in negatives)]
+    texts = []
+    for name, value in parts:
+        if not isinstance(value, str) or not value.strip():
+            policy.reject_document(
+                f"{location} has no text under {name!r}; add it or set data.on_error to skip"
+            )
+            return None
+        text = policy.check_unicode(value, location)
+        if text is None:
+            return None
+        texts.append(text)
+    return tuple(texts)
+
+
+# Sources with text pairs: functions from DataConfig to a TextSource that reads them.
+TEXT_PAIR_SOURCES: dict[str, Callable[[DataConfig], TextSource]] = {
+    "corpus": _corpus,
+    "jsonl": _jsonl,
+    "datasets": _datasets,
+}

@@ -1,0 +1,186 @@
+"""The map of the code, one line for each file in reading order: `python docs/map.py` writes map.md.
+
+The line of a file is the first sentence of its docstring, so the map cannot differ from the code.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+HEAD = """# Map of the code
+
+One line for each file, in reading order. To follow one training step from its settings to the
+updated parameters, read the files of Training. Every line is the first sentence of its file, and
+`python docs/map.py` writes this page.
+"""
+
+# (title, folder, files in reading order); the commands are in the root.
+ROOMS: list[tuple[str, str, str]] = [
+    (
+        "Commands",
+        "",
+        "train compare leaderboard preflight errors formatting",
+    ),
+    (
+        "Training",
+        "training",
+        "runner loop callbacks step gradients optimizer state program mesh settings memory_bank "
+        "metrics accounting hardware",
+    ),
+    (
+        "Architectures",
+        "arch",
+        "model part config pattern stack block sequence sharding part_cost cost scaling "
+        "weighted_sum layer_outputs",
+    ),
+    (
+        "Mixers",
+        "arch/mixers",
+        "attention rope kv_cache mamba1 mamba2 gated_deltanet lstm gated_conv short_conv "
+        "dt bidirectional",
+    ),
+    (
+        "Channels",
+        "arch/channels",
+        "mlp moe routing no_channel",
+    ),
+    (
+        "Shared layers",
+        "arch/layers",
+        "embedding norms activations positions linear dropout pooler",
+    ),
+    (
+        "Operations",
+        "ops",
+        "attention attention_mask attention_chunked attention_kernels cross_entropy "
+        "selective_scan ssd gated_delta chunked_recurrence causal_conv lstm experts "
+        "expert_mlp expert_dispatch ragged_all_to_all context_parallel implementation",
+    ),
+    (
+        "Objectives",
+        "objectives",
+        "types causal_lm masked_lm denoising contrastive infonce pooling mining mixture "
+        "token_loss token_sets",
+    ),
+    (
+        "Data",
+        "data",
+        "sources text_files tokenizers build_store store packing loader text_pairs "
+        "text_rows chat loss_weights hf_datasets fetch progress",
+    ),
+    (
+        "Preparing text",
+        "data/prepare",
+        "pipeline document_filter quality toxicity contamination duplicates words settings",
+    ),
+    (
+        "Settings",
+        "settings",
+        "types changes tree cli flag_parser descriptions renames lazy json_types",
+    ),
+    (
+        "The run folder",
+        "training/run",
+        "folder atomic_io lock resume_check provenance log console trackers cli_errors",
+    ),
+    (
+        "Checkpoints",
+        "training/checkpoint",
+        "manager store manifest restore param_names",
+    ),
+    (
+        "Several processes",
+        "training/distributed",
+        "multihost cluster_env rendezvous peer_monitor preemption watchdog fault_injection",
+    ),
+    (
+        "Preflight",
+        "training/preflight",
+        "check memory_estimate topology hlo_collectives report",
+    ),
+    (
+        "Evaluation",
+        "eval",
+        "task harness load_run generate likelihood features length_buckets",
+    ),
+    (
+        "Evaluation tasks",
+        "eval/tasks",
+        "bits_per_byte masked denoised retrieval loss_by_position multiple_choice probe "
+        "similarity inference sample",
+    ),
+    (
+        "Baselines",
+        "eval/baselines",
+        "bag_of_words logistic labelled_passages",
+    ),
+    (
+        "Adapters",
+        "eval/adapters",
+        "lm_harness mteb",
+    ),
+    (
+        "Capability probes",
+        "eval/capability",
+        "examples recall copying tracking learning tasks",
+    ),
+    (
+        "Studies",
+        "protocol/study",
+        "study plan cells budget model_sizing tuning run_study time_estimate",
+    ),
+    (
+        "Statistics",
+        "protocol/statistics",
+        "hypothesis_tests power verdict isoflop scaling_law",
+    ),
+    (
+        "Records",
+        "protocol/records",
+        "load run_record safe_read series study_record external_results duplicates "
+        "comparability metrics",
+    ),
+    (
+        "The board",
+        "protocol/board",
+        "board rows groups isoflop_curves columns sentences export html verify",
+    ),
+    (
+        "Published families",
+        "hub",
+        "run checkpoint hf_config family tensor_transforms name_binding safetensors_io "
+        "rotary layer_types config_equivalence reference_outputs vocabulary model_card "
+        "download",
+    ),
+]
+
+
+def render() -> str:
+    """Returns the page."""
+    return "\n".join([HEAD, *_lines()]) + "\n"
+
+
+def unlisted() -> list[str]:
+    """Returns the files of the listed folders that the map leaves out, `__init__.py` aside."""
+    listed = {path.as_posix() for _, folder, names in ROOMS for path in _paths(folder, names)}
+    files = (file for _, folder, _ in ROOMS for file in (ROOT / folder).glob("*.py"))
+    names = (file.relative_to(ROOT).as_posix() for file in files if file.name[:2] != "__")
+    return sorted(set(names) - listed)
+
+
+def _paths(folder: str, names: str) -> list[Path]:
+    return [Path(folder) / f"{name}.py" for name in names.split()]
+
+
+def _lines() -> Iterator[str]:
+    for title, folder, names in ROOMS:
+        yield f"\n## {title}\n"
+        for path in _paths(folder, names):
+            docstring = ast.get_docstring(ast.parse((ROOT / path).read_text("utf-8"))) or ""
+            sentence = " ".join(docstring.split("\n\n")[0].split())
+            yield f"- `{path.as_posix()}`: {sentence}"
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("map.md").write_text(render(), "utf-8")

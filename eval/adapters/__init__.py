@@ -1,0 +1,1 @@
+"""Adapters to external evaluation libraries: lm-evaluation-harness and mteb."""

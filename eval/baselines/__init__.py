@@ -1,0 +1,1 @@
+"""Baselines and data sets that evaluation tasks compare a model with."""

@@ -1,0 +1,49 @@
+"""Loads a trained run for evaluation from its run folder, and executes no code from that folder."""
+
+import dataclasses
+from pathlib import Path
+
+from data import open_data
+from errors import CheckpointError
+from eval.task import EvalContext
+from settings.cli import from_json
+from training import mesh as meshes
+from training.checkpoint import restore
+from training.program import make_program
+from training.run.atomic_io import read_json
+from training.run.folder import RunFolder
+from training.run.resume_check import check_format
+from training.settings import Settings, resolve
+
+
+def load_run(path: Path, step: int | None = None) -> tuple[EvalContext, RunFolder, int]:
+    """Returns the evaluation context, the run folder and the step of a saved run.
+
+    `step` None stands for the newest checkpoint that is not damaged. The parameters are laid out
+    for the devices of this machine, whatever mesh the run was trained on.
+
+    Raises:
+        CheckpointError: if `path` has no run.json with settings.
+    """
+    record = read_json(path / "run.json")
+    if record is None or "settings" not in record:
+        raise CheckpointError(
+            f"{path} is not a run folder: it has no run.json; set --run to a folder that train.py "
+            "wrote"
+        )
+    check_format(path, record)
+    settings = from_json(Settings, record["settings"])
+    data = open_data(settings.data, settings.store_kinds)
+    settings = resolve(settings, data.tokenizer.vocab_size)
+    mesh = meshes.make_mesh(meshes.MeshConfig())
+    # The batch size of the run may not divide over the devices of this machine.
+    divisor = mesh.size * settings.train.grad_accum_steps
+    batch_size = -(-settings.train.batch_size // divisor) * divisor
+    train = dataclasses.replace(settings.train, batch_size=batch_size)
+    local_settings = dataclasses.replace(settings, train=train, mesh=meshes.MeshConfig())
+    program = make_program(local_settings, mesh)
+    root = path / "checkpoints"
+    step = restore.newest_step(root) if step is None else step
+    abstract = program.abstract_state.trainable
+    trainable = restore.restore_subset(root, step, abstract, "trainable")
+    return EvalContext(trainable, mesh, settings, program.objective, data), RunFolder(path), step

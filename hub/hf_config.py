@@ -1,0 +1,195 @@
+"""Reads config.json completely: every key is used, ignored because it is harmless, or refused."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypeVar
+
+from arch.layers.activations import Activation
+from errors import CheckpointError, ConfigError
+from settings.json_types import JsonObject
+
+T = TypeVar("T")
+
+CONFIG_FILE = "config.json"
+# Keys about training, generation, bookkeeping, or other ways to compute the same numbers.
+_IGNORED_KEYS = """_name_or_path _attn_implementation _commit_hash architectures auto_map model_type
+    transformers_version dtype torch_dtype torchscript use_bfloat16 use_cache return_dict
+    return_dict_in_generate output_attentions output_hidden_states output_scores
+    output_router_logits output_past initializer_range initializer_factor init_std
+    initializer_cutoff_factor gradient_checkpointing id2label label2id num_labels problem_type
+    finetuning_task task_specific_params tokenizer_class prefix bos_token_id eos_token_id
+    pad_token_id sep_token_id cls_token_id mask_token_id unk_token_id decoder_start_token_id
+    forced_bos_token_id forced_eos_token_id max_length min_length do_sample early_stopping num_beams
+    num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty
+    length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
+    num_return_sequences exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
+    remove_invalid_values attention_dropout attn_pdrop embd_pdrop resid_pdrop hidden_dropout
+    hidden_dropout_prob attention_probs_dropout_prob dropout dropout_rate activation_dropout
+    layerdrop classifier_dropout classifier_dropout_prob summary_activation summary_first_dropout
+    summary_proj_to_labels summary_type summary_use_proj summary_hidden_dropout tf_legacy_loss
+    pretraining_tp slow_but_exact chunk_size_feed_forward tokenizer_model_max_length
+    _num_labels n_ctx vocab_file language model_max_length"""
+IGNORED_KEYS = frozenset(_IGNORED_KEYS.split())
+# Keys of the base class, which are harmless only with these values.
+MUST_BE_OFF: JsonObject = {
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+    "cross_attention_hidden_size": None,
+    "pruned_heads": {},
+    "quantization_config": None,
+    "tie_encoder_decoder": False,
+    "sparse_attention": None,
+}
+ACTIVATIONS: dict[str, Activation] = {  # an export has the first name of each
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",  # rounds sqrt(2 / pi) to ten digits; differs by 4e-12
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "relu2": "relu2",
+    "tanh": "tanh",
+}
+
+
+class HfConfig:
+    """A config.json that records which of its keys are read.
+
+    `hf["name"]` requires a key, which is an integer in all families. `get` gives null a meaning,
+    and its result has the type of this default; the configs that are made from it check the type.
+    `check_all_read` refuses keys that were not read. A missing key has its value in `defaults`, or
+    is null if it is not in there.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, object],
+        path: str,
+        tensors: Iterable[str],
+        defaults: Mapping[str, object] = MappingProxyType({}),
+    ):
+        self._values: JsonObject = {**defaults, **values}
+        self._path, self._read_names = path, {"model_type"}
+        self._present, self._tensors = frozenset(values), frozenset(tensors)
+
+    def __getitem__(self, name: str) -> int:
+        self._read_names.add(name)
+        if self._values.get(name) is None:
+            raise ConfigError(f"{self._path} lacks {name}, which {self.model_type} needs; add it")
+        value: int = self._values[name]
+        return value
+
+    def __contains__(self, name: str) -> bool:
+        return self._values.get(name) is not None
+
+    @property
+    def model_type(self) -> str:
+        """The value of `model_type`, which is "None" if the key is missing."""
+        return str(self._values.get("model_type"))
+
+    def get(self, name: str, default: T) -> T:
+        """Returns a value, or `default` if it is null (or missing in file and family defaults)."""
+        self._read_names.add(name)
+        value = self._values.get(name)
+        return default if value is None else value
+
+    def get_size(self, name: str, auto: int) -> int:
+        """Returns a size, which is `auto` if the value is "auto" or null."""
+        return auto if self.get(name, "auto") == "auto" else self[name]
+
+    def has_tensor(self, *names: str) -> bool:
+        """Returns whether the files have a tensor whose name ends in one of `names`."""
+        return any(f".{tensor}".endswith(f".{name}") for tensor in self._tensors for name in names)
+
+    def get_any(self, *names: str) -> int:
+        """Returns the value of a key that has several names in different versions."""
+        self._read_names.update(names)
+        return self[next((name for name in names if name in self), names[0])]
+
+    def require_value(self, name: str, *allowed: object) -> None:
+        """Raises an error unless the value is in `allowed`; missing or null means the first one."""
+        if self.get(name, allowed[0]) not in allowed:
+            raise self.unsupported_error(name, f"known: {', '.join(map(repr, allowed))}")
+
+    def ignore(self, *names: str) -> None:
+        """Marks keys as read that do not change the function of the model."""
+        self._read_names.update(names)
+
+    def activation(self, name: str, default: str = "") -> Activation:
+        """Returns the activation that a key names.
+
+        Raises:
+            ConfigError: if it is not implemented.
+        """
+        value = self.get(name, default) if default else self[name]
+        if value not in ACTIVATIONS:
+            raise self.unsupported_error(name, f"known: {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[value]
+
+    def unsupported_error(self, name: str, hint: str) -> ConfigError:
+        """Returns the error for a key whose value is not implemented."""
+        value = self._values.get(name)
+        return ConfigError(f"{self._path}: {name} {value!r} is not implemented; {hint}")
+
+    def check_all_read(self) -> None:
+        """Checks that every key was read or is harmless.
+
+        Raises:
+            ConfigError: if another key is present; the message names it.
+        """
+        for name, value in MUST_BE_OFF.items():
+            if name not in self._read_names:
+                self.require_value(name, value)
+        unread = sorted(self._present - self._read_names - IGNORED_KEYS)
+        if unread:
+            options = ", ".join(f"{name}={self._values[name]!r}" for name in unread[:10])
+            raise ConfigError(
+                f"{self._path}: options of {self.model_type} that are not implemented: {options}; "
+                "remove them if they change nothing"
+            )
+
+
+def activation_name(activation: str) -> str:
+    """Returns the name of an activation in config.json.
+
+    Raises:
+        KeyError: if it has none.
+    """
+    names = [name for name, value in ACTIVATIONS.items() if value == activation]
+    if not names:
+        raise KeyError(activation)
+    return names[0]
+
+
+def read_config(folder: Path) -> JsonObject:
+    """Reads config.json, with infinities as old (Infinity) and new files encode them.
+
+    New files have {"__float__": "Infinity"}.
+
+    Raises:
+        CheckpointError: if the file cannot be read or is not a JSON object.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        values = json.loads(path.read_text("utf-8"), object_hook=_decode_float)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: {error.strerror}; give the folder of a Hugging Face checkpoint"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); download it again") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is not a JSON object; download it again")
+    return values
+
+
+def _decode_float(value: JsonObject) -> JsonObject | float:
+    return float(value["__float__"]) if set(value) == {"__float__"} else value

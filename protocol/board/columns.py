@@ -1,0 +1,122 @@
+"""The columns of the board: the label, the description and the number format of each."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from formatting import format_bytes, format_percent, format_scientific, format_si
+
+
+def format_score(x: float) -> str:
+    """Returns a score with four decimals; large ones with four digits."""
+    return f"{x:.4f}" if abs(x) < 1000 else f"{x:.4g}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Returns a duration in its two largest units: 2.5 s, 16 s, 4 min 10 s, 3 h 5 min."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    minutes, s = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{s} s"
+    hours, m = divmod(minutes, 60)
+    return f"{hours:,} h {m} min" if hours else f"{m} min {s} s"
+
+
+def _format_plain(x: float) -> str:
+    return f"{x:.3g}"
+
+
+class Column(NamedTuple):
+    """A column of costs."""
+
+    label: str
+    description: str
+    format_value: Callable[[float], str]
+
+
+COLUMNS: Mapping[str, Column] = {
+    "params": Column("params", "All parameters of the model.", format_si),
+    "active_params": Column(
+        "active params", "Parameters that one token uses (fewer in an MoE).", format_si
+    ),
+    "training_flops": Column(
+        "FLOPs",
+        "Model FLOPs of the whole training: forward and backward, with the output head.",
+        format_scientific,
+    ),
+    "executed_flops": Column(
+        "executed FLOPs",
+        "FLOPs that are executed: with padding, full score matrices and recomputation.",
+        format_scientific,
+    ),
+    "head_share": Column(
+        "head share", "Share of the output head in the model FLOPs.", format_percent
+    ),
+    "tokens": Column("tokens", "Training tokens, with repetitions.", format_si),
+    "unique_tokens": Column("unique tokens", "Training tokens, without repetitions.", format_si),
+    "epochs": Column("epochs", "Passes over the training text.", _format_plain),
+    "seconds": Column(
+        "time",
+        "Median time of a step, with waiting for data, times the steps; without compilation.",
+        format_seconds,
+    ),
+    "tokens_per_second": Column("tok/s", "Median training speed.", format_si),
+    "mfu": Column(
+        "MFU",
+        "Model FLOPs per second, without recomputation, as a share of the device's peak.",
+        format_percent,
+    ),
+    "peak_memory": Column("memory", "Peak memory of a device during training.", format_bytes),
+    "prefill_tokens_per_second": Column(
+        "prefill", "Tokens read per second at inference.", format_si
+    ),
+    "decode_ms_per_token": Column(
+        "decode", "Milliseconds per generated token.", lambda x: f"{_format_plain(x)} ms"
+    ),
+    "state_bytes": Column(
+        "state",
+        "Bytes that generation stores for one sequence of the training length, computed from the "
+        "settings.",
+        format_bytes,
+    ),
+    "measured_state_bytes": Column(
+        "measured state",
+        "Bytes that generation stores for one sequence, measured at the longest context.",
+        format_bytes,
+    ),
+    "load_entropy": Column(
+        "expert balance",
+        "Entropy of the experts' load over its maximum; 1 is perfectly even (MoE).",
+        lambda x: f"{x:.3f}",
+    ),
+    "dead_experts": Column(
+        "dead experts", "Share of experts that receive no token (MoE).", format_percent
+    ),
+    "dropped_tokens": Column(
+        "dropped tokens",
+        "Share of (token, expert) choices that exceeded the capacity of an expert (MoE).",
+        format_percent,
+    ),
+}
+AXIS_LABELS = {
+    "training_flops": "training FLOPs",
+    "tokens": "training tokens",
+    "active_params": "active parameters",
+    "params": "parameters",
+    "state_bytes": "bytes of decoding state",
+    "wall_clock": "seconds of training",
+}
+# Axes whose column has another name.
+AXIS_COLUMN_ALIASES = {"wall_clock": "seconds", "time": "seconds"}
+PARETO_COSTS = {"training_flops": "FLOPs", "seconds": "time", "state_bytes": "state"}
+
+
+def format_cell(key: str, value: float | None) -> str:
+    """Returns the text of a cell; a missing value is blank."""
+    return "" if value is None or not math.isfinite(value) else COLUMNS[key].format_value(value)
+
+
+def pluralize(count: int, noun: str) -> str:
+    """Returns a count with its noun, in the plural unless it is 1."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -1,0 +1,1 @@
+"""Run folders and results from elsewhere, read as untrusted data into records."""

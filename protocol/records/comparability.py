@@ -1,0 +1,103 @@
+"""The comparability keys of a run: rows that differ in one are not ranked together.
+
+They follow item 14 of docs/protocol.md.
+"""
+
+from collections.abc import Mapping
+
+from protocol.board.columns import AXIS_COLUMN_ALIASES
+from protocol.records.safe_read import CheckedFields, flatten, sanitize
+from protocol.records.study_record import StudyRecord
+
+COMPARABILITY_KEYS = (
+    *("objective", "data", "tokenizer", "seq_len", "batch_size", "precision", "optimizer"),
+    *("init_from", "metric", "evaluation", "tuning_trials"),
+    "hardware",  # Blank unless the matched axis is time.
+)
+KEY_LABELS = {"seq_len": "row length", "init_from": "initialization"}
+NOT_STATED = "not stated"  # Value of a key that an external result does not state.
+NO_EVALUATION = "none"  # Value of the key "evaluation" of a run without a score.
+COMPILER_PACKAGES = ("jax", "libtpu", "tokamax")  # Prefixes of package names.
+
+
+def comparability_keys(
+    run: CheckedFields,
+    settings: CheckedFields,
+    objective: str,
+    metric: str,
+    evaluations: Mapping[str, str],
+    study: StudyRecord,
+) -> dict[str, str]:
+    """Returns the text of each of `COMPARABILITY_KEYS`.
+
+    Args:
+        run: run.json.
+        settings: its settings.
+        objective: the name of the objective.
+        metric: the metric by which the run is ranked.
+        evaluations: task, version, length and data that produced each score, by score name.
+        study: what the study of the run declares.
+    """
+    is_timed = AXIS_COLUMN_ALIASES.get(study.axis) == "seconds"
+    data, fingerprints = settings.section("data"), run.section("fingerprints")
+    train = settings.section("train")
+    trials = "not declared" if study.tuning_trials is None else str(study.tuning_trials)
+    return {
+        "objective": " ".join(
+            [objective, *_objective_settings(settings, objective, study.varied_settings)]
+        ),
+        "data": f"{data.text('source')} {fingerprints.text('data')}",
+        "tokenizer": f"{data.text('tokenizer')} {fingerprints.text('tokenizer')}",
+        "seq_len": f"{train.count('seq_len')} tokens",
+        "batch_size": f"{train.count('batch_size')} sequences",
+        "precision": settings.section("model").text("dtype", 20),
+        "optimizer": settings.section("optimizer").text("name", 40),
+        "init_from": run.section("flags").text("init_from") or "scratch",
+        "metric": metric or "none",
+        "evaluation": evaluations.get(metric, NO_EVALUATION),
+        "tuning_trials": trials,
+        "hardware": describe_platform(run) if is_timed else "",
+    }
+
+
+def key_label(key: str) -> str:
+    """Returns the label of a comparability key."""
+    return KEY_LABELS.get(key, key.replace("_", " "))
+
+
+def describe_platform(run: CheckedFields) -> str:
+    """Returns devices and compiler versions, because seconds compare only where they agree."""
+    devices, packages = run.section("devices"), run.section("packages")
+    names = sorted(name for name in packages.tree if name.startswith(COMPILER_PACKAGES))
+    parts = [f"{name} {packages.text(name, 40)}" for name in names]
+    if devices.tree:
+        parts.insert(0, f"{devices.count('count')} x {devices.text('kind', 60)}")
+    return sanitize(", ".join(parts))
+
+
+def _objective_settings(
+    settings: CheckedFields, objective: str, varied_settings: tuple[str, ...] = ()
+) -> list[str]:
+    """Returns the settings of an objective as "key=value", without those that the study varies.
+
+    A mixture has the settings of its parts too. Contrastive learning has the dropout of the model
+    too, because dropout makes its views differ.
+    """
+    flat = flatten(settings.section(objective).tree)
+    prefixes = tuple(f"{name}." for name in varied_settings)
+    fixed = {k: v for k, v in flat.items() if not f"{objective}.{k}.".startswith(prefixes)}
+    texts = [f"{key}={value}" for key, value in fixed.items()]
+    texts += [f"varies={name}" for name in varied_settings if name.startswith(f"{objective}.")]
+    if objective == "contrastive":
+        model = settings.section("model")
+        rates = (model.section(name).nonnegative("dropout") or 0 for name in ("embed", "block"))
+        texts.append("dropout=" + ",".join(f"{rate:g}" for rate in rates))
+    if objective == "mixture":
+        parts = settings.section("mixture").tree.get("parts")
+        parts = parts if isinstance(parts, list) else []
+        names = [part[0] for part in parts if isinstance(part, list) and part]
+        for name in (n for n in names if isinstance(n, str) and n != "mixture"):
+            texts += [
+                f"{name}.{text}" for text in _objective_settings(settings, name, varied_settings)
+            ]
+    return texts

@@ -1,0 +1,335 @@
+"""Run folders as records: what the board needs of a run, read without trusting its files.
+
+A folder that cannot be read is an `UnreadableResult` with the reason; it does not affect the
+others. This package must not import jax: a board reads a thousand folders in seconds.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from errors import DataError
+from protocol.board.columns import AXIS_COLUMN_ALIASES
+from protocol.records import series
+from protocol.records.comparability import comparability_keys, describe_platform
+from protocol.records.metrics import DEFAULT_METRICS
+from protocol.records.safe_read import (
+    MAX_JSONL_BYTES,
+    CheckedFields,
+    flatten,
+    parse_jsonl,
+    parse_object,
+    read_file,
+    sanitize,
+)
+from protocol.records.series import Scores
+from protocol.records.study_record import TUNING, StudyRecord, parse_study
+
+FORMAT = 2  # Format of run.json.
+MAX_RESULT_FILES = 200  # Files of results at one step.
+NONFINITE_EXIT_CODE = 70  # Exit code of a run whose loss was not finite.
+# Sections of the settings that do not change a result, or have a comparability key of their own.
+NON_IDENTITY_SECTIONS = ("log", "checkpoint", "debug", "eval", "mesh", "data", "seed")
+# Settings of `train` that change how a result is computed, not the result.
+COMPUTE_ONLY_KEYS = ("grad_accum_steps", "compile_cache")
+MAY_CHANGE_ON_RESUME = (*(f"train.{name}" for name in COMPUTE_ONLY_KEYS), "train.hang_timeout")
+FIXED_LENGTH_OBJECTIVES = ("causal_lm", "masked_lm")  # Their rows have train.seq_len positions.
+# Scores that are hashes of the evaluation data of a split.
+EVAL_HASH_NAMES = ("eval_set_sha256", "mask_sha256")
+RecordState = Literal["finished", "diverged", "unfinished", "failed"]
+
+
+class UnreadableResult(NamedTuple):
+    """A folder or an external result that is not on the board, with the reason."""
+
+    folder: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """One training run."""
+
+    folder: str  # Path to show, from the path that was given.
+    run_id: str
+    name: str
+    architecture: str
+    seed: int | None
+    identity: str  # Hash that is equal for runs that differ only in their seed.
+    settings: Mapping[str, str]  # Settings from which `identity` is made.
+    keys: Mapping[str, str]  # Comparability keys.
+    study: StudyRecord
+    metric: str
+    state: RecordState
+    value: float | None  # Value of the metric at the last step.
+    scores: Scores
+    costs: Mapping[str, float]  # Values by column.
+    exclusions: tuple[str, ...] = ()  # Reasons why the run is not comparable with any other.
+    notes: tuple[str, ...] = ()  # Events that a reader should consider.
+    steps: int = 0
+    learning_curve: tuple[tuple[float, float], ...] = ()  # Points (tokens, loss).
+    learning_curve_metric: str = ""
+    # Rolling hash of the training data by step.
+    data_hashes: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    command: str = ""
+    code_version: str = ""
+    hardware: str = ""
+    platform: str = ""  # Hardware with compiler versions, within which seconds compare.
+    error_message: str = ""  # Reason of a failure.
+    content_hash: str = ""  # SHA-256 over all files that were read.
+    external_source: str = ""  # Source of an external result; blank for a run folder.
+
+    @property
+    def is_reported(self) -> bool:
+        """Whether the run is a result, not one that served to choose a setting."""
+        return self.study.role != TUNING
+
+
+def read_run(path: Path, folder: str) -> RunRecord:
+    """Returns the record of the run folder at `path`, which is shown as `folder`.
+
+    Raises:
+        DataError: if a file of it is missing, damaged, or of another format.
+    """
+    content = hashlib.sha256()
+
+    def read_hashed(*parts: str, limit: int = MAX_JSONL_BYTES) -> bytes | None:
+        data = read_file(path, *parts, max_bytes=limit)
+        if data is not None:
+            digest = hashlib.sha256(data).hexdigest()
+            content.update(f"{'/'.join(parts)} {digest}\n".encode())
+        return data
+
+    run = parse_object(_require_file(read_hashed("run.json"), "run.json"), "run.json")
+    if run.count("format") != FORMAT:
+        raise DataError(f"run.json has format {run.count('format')}, this board reads {FORMAT}")
+    status = parse_object(read_hashed("status.json") or b"{}", "status.json")
+    metrics = series.increasing_steps(read_hashed("metrics.jsonl") or b"")
+    events = parse_jsonl(read_hashed("events.jsonl") or b"", "events.jsonl")
+    settings = run.section("settings")
+    train = settings.section("train")
+    steps = train.count("steps") or 0
+    scores, versions = _read_scores(path, steps, read_hashed)
+    read_hashed("checkpoints", str(steps), "MANIFEST.json")
+    study = parse_study(run.section("study"))
+    objective = _require_text(settings.text("objective"), "run.json settings objective")
+    metric = study.metric or DEFAULT_METRICS.get(objective, "")
+    state = _record_state(status, metrics, scores.get(metric))
+    identity_settings, identity = _identity(settings)
+    return RunRecord(
+        folder=folder,
+        run_id=_require_text(run.text("run_id"), "run.json run_id"),
+        name=study.candidate or _config_name(run, settings),
+        architecture=_architecture(settings.section("model")),
+        seed=settings.count("seed"),
+        identity=identity,
+        settings=identity_settings,
+        keys=comparability_keys(run, settings, objective, metric, versions, study),
+        study=study,
+        metric=metric,
+        state=state,
+        value=scores[metric][0] if state == "finished" and metric in scores else None,
+        scores=scores if state == "finished" else {},
+        costs=series.read_costs(
+            *(run.section("cost"), train, _run_tokens(run, objective), metrics, scores)
+        ),
+        exclusions=_exclusions(
+            settings, events, state, AXIS_COLUMN_ALIASES.get(study.axis) == "seconds"
+        ),
+        notes=_notes(events),
+        steps=steps,
+        learning_curve=series.learning_curve(metrics),
+        learning_curve_metric=series.learning_curve_metric(metrics),
+        data_hashes={r.count("step") or 0: h for r in metrics if (h := r.text("data_hash"))},
+        command=_command(run),
+        code_version=_code_version(run.section("code")),
+        hardware=_hardware(run),
+        platform=describe_platform(run),
+        error_message=status.text("message"),
+        content_hash=content.hexdigest(),
+    )
+
+
+def _require_file(data: bytes | None, name: str) -> bytes:
+    if data is None:
+        raise DataError(f"{name} is missing")
+    return data
+
+
+def _require_text(value: str, name: str) -> str:
+    if not value:
+        raise DataError(f"{name} is missing")
+    return value
+
+
+def _read_scores(
+    path: Path, step: int, read_hashed: Callable[..., bytes | None]
+) -> tuple[Scores, dict[str, str]]:
+    """Returns the scores of a step, and what produced each: task, version, length and data.
+
+    Raises:
+        DataError: if a file is of another step.
+    """
+    scores: Scores = {}
+    versions: dict[str, str] = {}
+    for name in list_result_files(path / "eval" / str(step)):
+        data = read_hashed("eval", str(step), name)
+        task = parse_object(data or b"{}", f"eval/{step}/{name}")
+        if task.count("step") not in (None, step):
+            raise DataError(f"{task.name} is of step {task.count('step')}, in the folder of {step}")
+        version, label = task.count("version") or 0, task.text("task", 60)
+        evaluation = f"{label} v{version}, length {task.count('length')}, data {task.text('data')}"
+        rows = task.objects("scores")
+        # A text is a sample, or the hash of a set of evaluation data.
+        texts = {row.text("name", 80): row.text("value") for row in rows if row.is_text("value")}
+        for row in rows:
+            if row.is_text("value"):
+                continue
+            value, key = row.number("value"), row.text("name", 80)
+            if value is not None and key:
+                split = key.partition("/")[0]
+                hashes = [
+                    f"{n} {texts[f'{split}/{n}']}"
+                    for n in EVAL_HASH_NAMES
+                    if f"{split}/{n}" in texts
+                ]
+                scores[key] = value, version
+                versions[key] = ", ".join([evaluation, *hashes])
+    return scores, versions
+
+
+def list_result_files(folder: Path) -> Iterator[str]:
+    """Yields the names of result files, sorted; a folder that is a link has none.
+
+    Raises:
+        DataError: if there are more than `MAX_RESULT_FILES`.
+    """
+    if any(p.is_symlink() for p in (folder, folder.parent)) or not folder.is_dir():
+        return
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(".json"))
+    if len(names) > MAX_RESULT_FILES:
+        raise DataError(
+            f"eval/{folder.name} has {len(names)} files, at most {MAX_RESULT_FILES} are read"
+        )
+    yield from (name for name in names if not name.startswith("."))
+
+
+def _record_state(
+    status: CheckedFields, metrics: list[CheckedFields], score: tuple[float, int] | None
+) -> RecordState:
+    state, losses = status.text("state"), [row.number("loss") for row in metrics[-2:]]
+    is_nonfinite = score is not None and not math.isfinite(score[0])
+    is_nonfinite |= any(loss is not None and not math.isfinite(loss) for loss in losses)
+    if is_nonfinite or status.count("code") == NONFINITE_EXIT_CODE:
+        return "diverged"
+    return "finished" if state == "finished" else "failed" if state == "failed" else "unfinished"
+
+
+def _identity(settings: CheckedFields) -> tuple[dict[str, str], str]:
+    """Returns the settings that may change a result, flat, and their hash."""
+    tree = {k: v for k, v in settings.tree.items() if k not in NON_IDENTITY_SECTIONS}
+    train = settings.section("train").tree
+    tree["train"] = {k: v for k, v in train.items() if k not in COMPUTE_ONLY_KEYS}
+    text = json.dumps(tree, sort_keys=True)
+    return flatten(tree), hashlib.sha256(text.encode()).hexdigest()
+
+
+def _run_tokens(run: CheckedFields, objective: str) -> float | None:
+    """Returns the tokens of the whole run, each of which costs what run.json states."""
+    recorded = run.section("cost").nonnegative("run_tokens")
+    if recorded or objective not in FIXED_LENGTH_OBJECTIVES:
+        return recorded or None
+    train = run.section("settings").section("train")
+    return (
+        math.prod(train.nonnegative(k) or 0.0 for k in ("steps", "batch_size", "seq_len")) or None
+    )
+
+
+def _exclusions(
+    settings: CheckedFields, events: Sequence[CheckedFields], state: RecordState, is_timed: bool
+) -> tuple[str, ...]:
+    """Returns the reasons why a run is not comparable with any other."""
+    reasons = {
+        "rollback": "it was rolled back and skipped data",
+        "data_changed": "its data changed",
+    }
+    if state != "diverged":  # A diverged run is comparable: it counts as diverged.
+        reasons["nonfinite_params"] = "its parameters were not finite at a checkpoint"
+    if is_timed:
+        reasons["devices_changed"] = "its mesh or devices changed while it was timed"
+    exclusions = [reasons[name] for name in _event_kinds(events) if name in reasons]
+    changes: dict[str, object] = {}
+    for event in events:
+        if event.text("event") == "settings_changed":
+            changes |= event.section("changes").tree
+    changed_keys = [
+        k
+        for k in changes
+        if k.partition(".")[0] not in NON_IDENTITY_SECTIONS and k not in MAY_CHANGE_ON_RESUME
+    ]
+    exclusions += [
+        f"{sanitize(key, 80)} changed during training "
+        f"({sanitize(_format_change(changes[key]), 80)})"
+        for key in sorted(changed_keys)
+    ]
+    if fault := settings.section("debug").text("inject_fault"):
+        exclusions.append(f"a fault was injected into it: {fault}")
+    return tuple(exclusions)
+
+
+def _format_change(change: object) -> str:
+    return " to ".join(map(str, change)) if isinstance(change, list) else str(change)
+
+
+def _notes(events: Sequence[CheckedFields]) -> tuple[str, ...]:
+    subjects = {
+        "environment_changed": "code, packages or environment",
+        "devices_changed": "mesh or devices",
+    }
+    return tuple(
+        f"{subjects[name]} changed during training"
+        for name in _event_kinds(events)
+        if name in subjects
+    )
+
+
+def _event_kinds(events: Sequence[CheckedFields]) -> list[str]:
+    return list(dict.fromkeys(event.text("event") for event in events))
+
+
+def _config_name(run: CheckedFields, settings: CheckedFields) -> str:
+    """Returns the name and size of the config, else the pattern of layers."""
+    path, _, size = run.section("flags").text("config").partition(":")
+    return ":".join(filter(None, (Path(path).stem, size))) or _architecture(
+        settings.section("model")
+    )
+
+
+def _architecture(model: CheckedFields) -> str:
+    pattern = " ".join([*model.texts("first_layers", 80), *model.texts("layers", 80)])
+    return sanitize(f"{pattern}, depth {model.count('depth')}, width {model.count('width')}")
+
+
+def _command(run: CheckedFields) -> str:
+    words = run.texts("command", 1000)
+    return sanitize("uv run " + shlex.join(words), 4000) if words else ""
+
+
+def _code_version(code: CheckedFields) -> str:
+    commit = code.text("commit", 40) or code.text("version", 40)
+    return (
+        f"{commit}, with changes {code.text('diff_sha256')[:12]}"
+        if code.boolean("dirty")
+        else commit
+    )
+
+
+def _hardware(run: CheckedFields) -> str:
+    devices = run.section("devices")
+    return f"{devices.count('count')} x {devices.text('kind', 60)}" if devices.tree else ""

@@ -1,0 +1,130 @@
+"""What a run logged, as the board shows it: its learning curve, and one number for each column."""
+
+import math
+import statistics
+
+from errors import DataError
+from protocol.records.safe_read import CheckedFields, parse_jsonl
+
+MAX_CURVE_POINTS = 100  # Points of a learning curve that the page draws.
+CURVE_METRICS = ("bits_per_byte", "nats", "loss")  # The first one that a run logs is its curve.
+LAST_ROW_COLUMNS = {  # Metrics of which the last row is shown, with their columns.
+    "tokens": "tokens",
+    "unique_tokens": "unique_tokens",
+    "epochs": "epochs",
+    "peak_memory": "peak_memory",
+    "moe.load_entropy": "load_entropy",
+    "moe.dead": "dead_experts",
+    "moe.dropped": "dropped_tokens",
+}
+COST_COLUMNS = (
+    *("params", "active_params", "training_flops", "executed_flops", "head_share", "tokens"),
+    *("unique_tokens", "epochs", "seconds", "tokens_per_second", "mfu", "peak_memory"),
+    *("prefill_tokens_per_second", "decode_ms_per_token", "state_bytes", "measured_state_bytes"),
+    *("load_entropy", "dead_experts", "dropped_tokens"),
+)
+Scores = dict[str, tuple[float, int]]  # Value and version of the task, by name.
+
+
+def increasing_steps(data: bytes) -> list[CheckedFields]:
+    """Returns the rows of metrics.jsonl by increasing step.
+
+    A row at an earlier step removes the rows after that step, because the run was rolled back or
+    resumed from there. Rows of one step and attempt are merged.
+
+    Raises:
+        DataError: if a row has no step.
+    """
+    series: list[tuple[int, CheckedFields]] = []
+    for row in parse_jsonl(data, "metrics.jsonl"):
+        step = row.count("step")
+        if step is None:
+            raise DataError(f"{row.name} has no step")
+        while series and series[-1][0] > step:
+            series.pop()
+        if row.boolean("resumed"):
+            continue
+        if series and series[-1][0] == step:
+            is_same_attempt = series[-1][1].tree.get("attempt") == row.tree.get("attempt")
+            old = series.pop()[1].tree if is_same_attempt else {}
+            row = CheckedFields(old | row.tree, row.name)
+        series.append((step, row))
+    return [row for _, row in series]
+
+
+def read_costs(
+    cost: CheckedFields,
+    train: CheckedFields,
+    run_tokens: float | None,
+    series: list[CheckedFields],
+    scores: Scores,
+) -> dict[str, float]:
+    """Returns the columns of a run that are one number, without those that are unknown.
+
+    Args:
+        cost: section of run.json with the costs of one token.
+        train: settings of training.
+        run_tokens: tokens of the whole run, each of which costs what `cost` states.
+        series: rows of metrics.jsonl.
+        scores: scores of the last step.
+    """
+    head = cost.section("terms").section("head.logits").nonnegative("model")
+    token, step = cost.nonnegative("training_flops"), _median(series, "step_seconds")
+    forward, executed = cost.nonnegative("model_flops"), cost.nonnegative("executed_training_flops")
+    # A run may record the executed FLOPs of the forward pass alone.
+    if executed is None and (forward_executed := cost.nonnegative("executed_flops")) is not None:
+        executed = 3 * forward_executed
+    columns = {name: cost.nonnegative(name) for name in ("params", "active_params", "state_bytes")}
+    params, active = columns["params"], columns["active_params"]
+    body = cost.nonnegative("non_embedding_params")
+    if params is not None and active is not None and body is not None:
+        columns["active_non_embedding_params"] = active - (params - body)
+    columns |= {column: _last_value(series, name) for name, column in LAST_ROW_COLUMNS.items()}
+    columns |= {
+        "training_flops": None if token is None or run_tokens is None else token * run_tokens,
+        "executed_flops": None if executed is None or run_tokens is None else executed * run_tokens,
+        "head_share": head / forward if head is not None and forward else None,
+        "seconds": None if step is None else step * (train.nonnegative("steps") or 0),
+        "tokens_per_second": _median(series, "tokens_per_second"),
+        "mfu": _median(series, "mfu"),
+    }
+    for name in ("prefill_tokens_per_second", "decode_ms_per_token"):
+        columns[name] = _longest_context(scores, name)
+    columns["measured_state_bytes"] = _longest_context(scores, "state_bytes")
+    return {k: v for k, v in columns.items() if v is not None and math.isfinite(v)}
+
+
+def _last_value(series: list[CheckedFields], name: str) -> float | None:
+    return next((row.nonnegative(name) for row in reversed(series) if name in row.tree), None)
+
+
+def _median(series: list[CheckedFields], name: str) -> float | None:
+    values = [v for row in series if name in row.tree and (v := row.nonnegative(name)) is not None]
+    return statistics.median(values) if values else None
+
+
+def _longest_context(scores: Scores, name: str) -> float | None:
+    """Returns the score `name@CONTEXT` of the longest context, or the score `name` itself."""
+    by_context = {0: scores[name][0]} if name in scores else {}
+    for key, (value, _) in scores.items():
+        base, _, context = key.partition("@")
+        if base == name and context.isascii() and context.isdigit() and len(context) < 12:
+            by_context[int(context)] = value
+    return by_context[max(by_context)] if by_context else None
+
+
+def learning_curve_metric(series: list[CheckedFields]) -> str:
+    """Returns the name of the metric whose curve is shown; blank if the run logs none."""
+    return next((name for name in CURVE_METRICS if any(name in row.tree for row in series)), "")
+
+
+def learning_curve(series: list[CheckedFields]) -> tuple[tuple[float, float], ...]:
+    """Returns at most `MAX_CURVE_POINTS` points (tokens, loss), always with the last one."""
+    name = learning_curve_metric(series)
+    points = []
+    for row in series:
+        x, y = row.nonnegative("tokens"), row.number(name) if name else None
+        if x is not None and y is not None and math.isfinite(y):
+            points.append((x, y))
+    stride = max(1, math.ceil(len(points) / MAX_CURVE_POINTS))
+    return tuple(points[::-1][::stride][::-1])

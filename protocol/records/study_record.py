@@ -1,0 +1,61 @@
+"""What a study declares before its runs: `study` in run.json, or in an external result."""
+
+from collections.abc import Iterable
+from typing import Final, Literal, NamedTuple
+
+from protocol.records.safe_read import CheckedFields
+
+MAX_COMPARISONS = 10_000  # Comparisons that are counted at most.
+Role = Literal["tuning", "reported"]
+TUNING: Final = "tuning"  # The run served to choose a setting, and is no result.
+REPORTED: Final = "reported"
+
+
+class StudyRecord(NamedTuple):
+    """The declaration that a run carries; a field is blank where nothing was declared."""
+
+    plan: str = ""  # Hash of the plan.
+    candidate: str = ""
+    axis: str = ""  # The matched cost: training_flops, tokens, params, active_params, ...
+    value: float | None = None  # The value of the axis.
+    metric: str = ""
+    better: str = ""  # "lower" or "higher"
+    margin: float | None = None  # Margin of practical equivalence, in the unit of the metric.
+    tuning_trials: int | None = None  # Tuning trials that each candidate got.
+    role: str = REPORTED  # One of `Role`.
+    refutes: str = ""  # The claim that this run refutes.
+    comparisons: tuple[tuple[str, str], ...] = ()  # Pairs of candidates.
+    n_comparisons: int = 0  # Comparisons of the whole plan, over all sizes and objectives.
+    seeds: tuple[int, ...] = ()  # Seeds of the runs that will be reported.
+    varied_settings: tuple[str, ...] = ()  # Settings of the objective that candidates may vary.
+    # Name of the isoFLOP curve on which this run is a point: several sizes at one budget.
+    isoflop_curve: str = ""
+
+
+def parse_study(fields: CheckedFields) -> StudyRecord:
+    """Returns the declaration in `fields`; an absent key is blank."""
+    return StudyRecord(
+        plan=fields.text("plan"),
+        candidate=fields.text("candidate", 80),
+        axis=fields.text("axis", 40),
+        value=fields.nonnegative("value"),
+        metric=fields.text("metric", 80),
+        better=fields.text("better", 20),
+        margin=fields.nonnegative("margin"),
+        tuning_trials=fields.count("tuning_trials"),
+        role=fields.text("role", 20) or REPORTED,
+        refutes=fields.text("refutes"),
+        comparisons=tuple(fields.text_pairs("comparisons", 80)),
+        n_comparisons=min(fields.count("n_comparisons") or 0, MAX_COMPARISONS),
+        seeds=tuple(fields.counts("seeds")),
+        varied_settings=tuple(fields.texts("varied_settings", 80)),
+        isoflop_curve=fields.text("isoflop_curve", 80),
+    )
+
+
+def count_declared(studies: Iterable[StudyRecord]) -> int:
+    """Returns the number of comparisons that the plans of these studies declare in total."""
+    counts: dict[str, int] = {}
+    for study in studies:
+        counts[study.plan] = max(counts.get(study.plan, 0), study.n_comparisons)
+    return min(sum(counts.values()), MAX_COMPARISONS)

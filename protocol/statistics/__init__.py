@@ -1,0 +1,1 @@
+"""Statistics of comparisons: hypothesis tests, power, verdicts, scaling laws, isoFLOP fits."""

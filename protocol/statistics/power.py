@@ -1,0 +1,137 @@
+"""The smallest claimable difference and the power of a comparison, computed before any run.
+
+Sigma comes from a noise floor: runs of one candidate at the scale of the claim that differ only in
+their seed. Sigma is an estimate itself; a careful plan takes `NoiseFloor.upper_bound`.
+"""
+
+import bisect
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from errors import ConfigError, DataError
+
+MIN_NOISE_FLOOR_RUNS = 8
+MAX_RUNS = 1000  # Limit of the search in `runs_needed`.
+
+
+class NoiseFloor(NamedTuple):
+    """The standard deviation of a metric over runs that differ only in their seed."""
+
+    sigma: float  # Standard deviation over runs, in the unit of the metric.
+    n_runs: int
+    source: str = ""  # File in which the runs are recorded.
+    # Training FLOPs of one of the runs, the scale at which sigma was measured; 0: unknown.
+    training_flops: float = 0.0
+
+    def upper_bound(self, level: float = 0.8) -> float:
+        """Returns the one-sided upper confidence bound of sigma."""
+        df = self.n_runs - 1
+        return self.sigma * math.sqrt(df / special.chdtri(df, level))
+
+
+def estimate_noise_floor(
+    values: tuple[float, ...], source: str = "", training_flops: float = 0.0
+) -> NoiseFloor:
+    """Estimates the noise floor from the scores of runs that differ only in their seed.
+
+    Raises:
+        DataError: if there are too few runs, or their values are not finite or do not differ.
+    """
+    if len(values) < MIN_NOISE_FLOOR_RUNS:
+        raise DataError(f"a noise floor of {len(values)} runs; give {MIN_NOISE_FLOOR_RUNS} or more")
+    sigma = float(np.std(values, ddof=1))
+    if not math.isfinite(sigma) or sigma <= 1e-13 * max(map(abs, values)):
+        raise DataError(f"a noise floor of {sigma:g}; give finite values of runs that differ")
+    return NoiseFloor(sigma, len(values), source, training_flops)
+
+
+def critical_difference(
+    sigma: float, n_runs: int, n_comparisons: int = 1, alpha: float = 0.05
+) -> float:
+    """Returns the smallest claimable difference, t(1 - alpha / 2m, 2n - 2) sigma sqrt(2 / n).
+
+    A true difference of this size is claimed in half of all studies; `runs_needed` solves for a
+    higher power.
+    """
+    _check_inputs(sigma, n_comparisons)
+    if n_runs < 2:
+        return math.inf
+    t = special.stdtrit(2 * (n_runs - 1), 1 - alpha / (2 * n_comparisons))
+    return float(t * sigma * math.sqrt(2 / n_runs))
+
+
+def critical_difference_of_minima(
+    sigma: float, n_runs: int, n_comparisons: int = 1, alpha: float = 0.05, *, n_sizes: int
+) -> float:
+    """Returns the smallest claimable difference between the minima of two isoFLOP parabolas.
+
+    Each parabola (`isoflop.minima_difference`) is fitted through `n_runs` runs at each of `n_sizes`
+    sizes, evenly spaced in log N around the minimum. At its minimum, the variance of a parabola is
+    3 (3 k^2 - 7) / (4 k (k^2 - 4)) of that of one run, by least squares over k sizes. The misfit
+    of the curve to a parabola adds to this.
+    """
+    _check_inputs(sigma, n_comparisons)
+    k, df = n_sizes, 2 * (n_sizes * n_runs - 3)
+    if k < 3 or df < 1:
+        return math.inf
+    t = special.stdtrit(df, 1 - alpha / (2 * n_comparisons))
+    share = 3 * (3 * k**2 - 7) / (4 * k * (k**2 - 4)) / n_runs
+    return float(t * sigma * math.sqrt(2 * share))
+
+
+def power(
+    effect: float, sigma: float, n_runs: int, n_comparisons: int = 1, alpha: float = 0.05
+) -> float:
+    """Returns the probability that a true difference is claimed (equal spreads, Bonferroni).
+
+    The variance, and the share of one sample in it, are independent. The share alone determines
+    the degrees of freedom of `Difference.p`. The result is a mean over quantiles of both.
+    """
+    _check_inputs(sigma, n_comparisons)
+    if n_runs < 2:
+        return 0.0
+    df, center = n_runs - 1, abs(effect) / (sigma * math.sqrt(2 / n_runs))
+    quantiles = (np.arange(200) + 0.5) / 200
+    share = special.betaincinv(df / 2, df / 2, quantiles)
+    error = np.sqrt(special.gammaincinv(df, quantiles) / df)[:, None]  # Over its expectation.
+    welch_df = df / (share**2 + (1 - share) ** 2)
+    critical = special.stdtrit(df + df * (welch_df / df - 1) ** 2, 1 - alpha / (2 * n_comparisons))
+    above, below = special.ndtr(center - critical * error), special.ndtr(-center - critical * error)
+    return float((above + below).mean())
+
+
+def runs_needed(
+    effect: float,
+    sigma: float,
+    n_comparisons: int = 1,
+    *,
+    target_power: float = 0.8,
+    alpha: float = 0.05,
+) -> int:
+    """Returns the runs of each candidate, 3 or more, that reach the target power.
+
+    Raises:
+        ConfigError: if more than `MAX_RUNS` runs are needed.
+    """
+
+    def is_enough(runs: int) -> bool:
+        return power(effect, sigma, runs, n_comparisons, alpha) >= target_power
+
+    if not is_enough(MAX_RUNS):
+        smallest = 2 * critical_difference(sigma, MAX_RUNS, n_comparisons, alpha)
+        raise ConfigError(
+            f"a difference of {effect:g} at sigma {sigma:g} needs more than {MAX_RUNS} runs; "
+            f"choose a difference of {smallest:.2g} or more"
+        )
+    return 3 + bisect.bisect_left(range(3, MAX_RUNS + 1), True, key=is_enough)
+
+
+def _check_inputs(sigma: float, n_comparisons: int) -> None:
+    if not sigma > 0 or n_comparisons < 1:
+        raise ConfigError(
+            f"sigma is {sigma} and comparisons {n_comparisons}, must be above 0; "
+            "measure sigma with a noise floor"
+        )

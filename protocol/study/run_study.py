@@ -1,0 +1,239 @@
+"""Runs a study: one run after another in one folder, each resumable; failed runs are skipped."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from errors import ConfigError, DataError, IsoflopError, NonFiniteError, PreemptedError
+from eval import harness
+from protocol.records.study_record import TUNING
+from protocol.study.cells import Cell, CellKey
+from protocol.study.plan import (
+    Declaration,
+    PlannedRun,
+    StudyPlan,
+    TuningChoice,
+    reported_runs,
+    sweep_runs,
+    trial_runs,
+)
+from protocol.study.study import Study, dump_record
+from protocol.study.tuning import SweepCurve, extend_grids, make_sweep_curve, select_trial
+from settings.changes import with_changes
+from settings.tree import from_json
+from training import runner
+from training.run.atomic_io import read_json
+from training.settings import Settings
+
+PrintLine = Callable[[str], None]
+
+
+class RunResult(NamedTuple):
+    """The score of a run."""
+
+    run: PlannedRun
+    score: float  # nan: the run diverged or failed.
+    error_message: str  # Reason of a failure; blank if the run finished or diverged.
+
+
+def run_all(
+    runs: Sequence[PlannedRun], folder: Path, print_line: PrintLine, metric: str
+) -> list[RunResult]:
+    """Trains and evaluates each run in `folder`/NAME; finished runs are not repeated.
+
+    The error of a run that fails is printed, and the next run starts. A stop signal ends all.
+    """
+    results = []
+    for number, run in enumerate(runs, start=1):
+        print_line(f"[{number}/{len(runs)}] {run.name}")
+        results.append(run_one(run, folder, print_line, metric))
+    return results
+
+
+def run_one(run: PlannedRun, root: Path, print_line: PrintLine, metric: str) -> RunResult:
+    """Trains and evaluates one run; all runs share a compilation cache.
+
+    Raises:
+        PreemptedError: if a signal asked to stop.
+    """
+    settings, folder = with_eval_split(from_json(Settings, run.settings), metric), root / run.name
+    if not settings.train.compile_cache:
+        cache = str((root / "compiled").absolute())
+        settings = with_changes(settings, {"train.compile_cache": cache})
+    command = {"study": run.name}
+    try:
+        runner.train(settings, folder, harness.make_evaluators, flags=command, study=run.study)
+    except PreemptedError:
+        raise
+    except NonFiniteError as error:
+        print_line(f"{run.name} diverged: {error}")
+        return RunResult(run, math.nan, "")
+    except IsoflopError as error:
+        print_line(f"{run.name} failed: {type(error).__name__}: {error}")
+        return RunResult(run, math.nan, str(error))
+    return RunResult(run, read_score(folder, run.steps, metric), "")
+
+
+def with_eval_split(settings: Settings, metric: str) -> Settings:
+    """Returns settings that evaluate only the split of the metric: valid or test."""
+    split_name = metric.partition("/")[0]
+    splits = tuple(split for split in settings.eval.splits if split == split_name)
+    return with_changes(settings, {"eval.splits": splits}) if splits else settings
+
+
+def read_score(folder: Path, step: int, metric: str) -> float:
+    """Returns the value of `metric` that a finished run recorded.
+
+    Raises:
+        DataError: if it recorded none.
+    """
+    for path in sorted((folder / "eval" / str(step)).glob("*.json")):
+        for item in (read_json(path) or {}).get("scores", []):
+            if item["name"] == metric:
+                return float(item["value"])
+    raise DataError(f"{folder} has no {metric}; add the task that yields it to eval.tasks")
+
+
+def run_tuning(plan: StudyPlan, folder: Path, print_line: PrintLine) -> dict[str, object]:
+    """Runs the sweep and the declared trials; returns the record of the choices (sweep.json).
+
+    Raises:
+        ConfigError: if the plan declares no tuning.
+        DataError: if a run failed, or every rate of a cell diverged.
+    """
+    if plan.tuning is None:
+        raise ConfigError("the plan declares no tuning")
+    metric, better = plan.tuning.metric, plan.declaration.better
+    curves = _run_sweeps(plan, metric, folder, print_line)
+    rates = {key: curve.best_rate for key, curve in curves.items()}
+    if diverged := [key for key, rate in rates.items() if rate is None]:
+        name = "/".join(diverged[0])
+        raise DataError(f"every rate of {name} diverged; lower the center of its grid")
+    best_rates = {key: rate for key, rate in rates.items() if rate is not None}
+    trial_scores: dict[CellKey, dict[str, list[float]]] = {key: {} for key in best_rates}
+    for result in run_all(trial_runs(plan, best_rates), folder, print_line, metric):
+        scores = trial_scores[result.run.cell_key]
+        scores.setdefault(result.run.trial_name, []).append(result.score)
+    overrides = {trial.name: dict(trial.overrides) for trial in plan.tuning.trials}
+    cells = []
+    for cell in plan.cells:
+        curve, rate = curves[cell.key], best_rates[cell.key]
+        base = curve.scores[curve.learning_rates.index(rate)]
+        name = select_trial(base if base is not None else math.inf, trial_scores[cell.key], better)
+        cells.append(
+            {
+                **cell.key._asdict(),
+                "settings": cell.identity_settings,
+                "learning_rate": rate,
+                "n_trials": len(curve.learning_rates) + len(overrides),
+                "trial_name": name,
+                "overrides": overrides.get(name, {}),
+                "curve": {
+                    "learning_rates": curve.learning_rates,
+                    "scores": curve.scores,
+                    "best_at_edge": curve.best_at_edge,
+                },
+            }
+        )
+    return {"metric": metric, "plan": plan.digest, "cells": cells}
+
+
+def _run_sweeps(
+    plan: StudyPlan, metric: str, folder: Path, print_line: PrintLine
+) -> dict[CellKey, SweepCurve]:
+    """Runs the grids of all cells, and extends them while an optimum is at an edge.
+
+    Raises:
+        DataError: if a run failed.
+    """
+    scores: dict[CellKey, dict[float, list[float]]] = {cell.key: {} for cell in plan.cells}
+    rates: Mapping[CellKey, Sequence[float]] | None = None
+    while True:
+        for result in run_all(sweep_runs(plan, rates), folder, print_line, metric):
+            run = result.run
+            if result.error_message:
+                raise DataError(f"{run.name} failed, so that no learning rate can be selected")
+            scores[run.cell_key].setdefault(run.learning_rate, []).append(result.score)
+        curves = {
+            key: make_sweep_curve(by_rate, plan.declaration.better)
+            for key, by_rate in scores.items()
+        }
+        next_rates = extend_grids(curves)
+        if not next_rates:
+            return curves
+        print_line("An optimum is at the edge of its grid: all grids are extended.")
+        rates = {key: (rate,) for key, rate in next_rates.items()}
+
+
+def default_choices(plan: StudyPlan) -> dict[CellKey, TuningChoice]:
+    """Returns the learning rate of the settings for every cell, without tuning."""
+    return {c.key: TuningChoice(c.settings.optimizer.learning_rate, 0) for c in plan.cells}
+
+
+def noise_runs(
+    study: Study, plan: StudyPlan, tuning_choices: Mapping[CellKey, TuningChoice]
+) -> list[PlannedRun]:
+    """Returns runs of the reference with the noise seeds, which are never reported.
+
+    Of an isoFLOP study, they have the middle size of the middle budget.
+    """
+    reference = [cell for cell in plan.cells if cell.candidate == study.reference]
+    curves = [
+        cell
+        for cell in reference
+        if cell.isoflop_curve and cell.objective == reference[0].objective
+    ]
+    cells = (curves[len(curves) // 2] if curves else reference[0],)
+    declaration = _self_comparison(plan, cells)
+    noise_plan = replace(plan, cells=cells, seeds=study.noise_seeds, declaration=declaration)
+    runs = reported_runs(noise_plan, tuning_choices)
+    return [run._replace(role=TUNING, study=run.study | {"role": TUNING}) for run in runs]
+
+
+def noise_record(results: Sequence[RunResult], plan: StudyPlan) -> dict[str, object]:
+    """Returns the record of a noise floor (noise.json).
+
+    Raises:
+        DataError: if a run has no score.
+    """
+    if failed := [r.run.name for r in results if not math.isfinite(r.score)]:
+        raise DataError(f"{failed[0]} has no score, so that there is no noise floor; run it again")
+    first = results[0].run
+    (cell,) = (c for c in plan.cells if c.key == first.cell_key)
+    return {
+        "metric": plan.declaration.metric,
+        "candidate": first.cell_key.candidate,
+        "settings": cell.identity_settings,
+        "learning_rate": first.learning_rate,
+        "seeds": [r.run.seed for r in results],
+        "values": [r.score for r in results],
+        "training_flops": first.training_flops,
+    }
+
+
+def select_run(runs: Sequence[PlannedRun], index: int) -> list[PlannedRun]:
+    """Returns the run with this index, as the only one of the list.
+
+    Raises:
+        ConfigError: if the index is too large.
+    """
+    if index >= len(runs):
+        raise ConfigError(
+            f"--run_index={index} is not a run of the plan; its runs have the numbers 0 to "
+            f"{len(runs) - 1}"
+        )
+    return [runs[index]]
+
+
+def _self_comparison(plan: StudyPlan, cells: Sequence[Cell]) -> Declaration:
+    """Returns a declaration that compares the only candidate with itself."""
+    name = cells[0].candidate
+    return replace(plan.declaration, comparisons=((name, name),))
+
+
+def write_record(record: Mapping[str, object], path: Path) -> None:
+    """Writes a record that `protocol.study.study.load_prior_results` reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dump_record(record), "utf-8")

@@ -1,0 +1,300 @@
+"""A study: what is compared, declared in a config before any run, and how it becomes a plan.
+
+A config of `compare.py` has two functions. `get_config()` returns the settings that all candidates
+share, which flags can change. `study()` returns a `Study`: how the candidates differ, and what will
+be claimed.
+"""
+
+import hashlib
+import json
+import runpy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from errors import ConfigError, DataError
+from protocol.board.columns import AXIS_LABELS
+from protocol.records.metrics import Direction
+from protocol.statistics.power import NoiseFloor, estimate_noise_floor
+from protocol.study.budget import (
+    Axis,
+    MatchedModel,
+    match_as_is,
+    match_by_size,
+    match_by_steps,
+    match_isoflop,
+)
+from protocol.study.cells import Cell, CellKey
+from protocol.study.plan import Declaration, StudyPlan, Tuning, TuningChoice
+from protocol.study.tuning import NO_TRIAL, TuningTrial
+from settings.changes import with_changes
+from settings.cli import call_for_file
+from settings.json_types import JsonObject
+from settings.types import did_you_mean
+from training.run.atomic_io import read_json
+from training.settings import Settings, resolve
+
+FORMAT = 2  # Format of recorded sweeps and noise floors.
+UNUSED_SWEEP = " has no learning rate for these settings: not used"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that a study declares."""
+
+    candidates: Mapping[str, Mapping[str, object]]  # Changes to the shared settings, by dotted key.
+    reference: str  # Candidate whose cost the others are matched to.
+    comparisons: tuple[tuple[str, str], ...]
+    margin: float  # Margin of practical equivalence, in the unit of the metric.
+    metric: str = "test/bits_per_byte"
+    unit: str = "bits per byte"
+    better: Direction = "lower"
+    # Sections or settings of the objective that candidates may change.
+    varied_settings: tuple[str, ...] = ()
+    axis: Axis = "training_flops"
+    # What is solved to match the cost; "as_is": the costs are the same already.
+    match_by: Literal["size", "steps", "isoflop", "as_is"] = "size"
+    # Setting that match_by "size" solves, as "model.lstm.width", of all candidates or by candidate;
+    # blank: the hidden widths of the channels, else width and depth. "isoflop" solves width and
+    # depth too.
+    knob: str | Mapping[str, str] = ""
+    objectives: tuple[str, ...] = ("causal_lm",)
+    sizes: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: {"only": {}})
+    budgets: tuple[float, ...] = ()  # Training FLOPs of an isoFLOP study.
+    seeds: tuple[int, ...] = (0, 1, 2)
+    tuning_metric: str = "valid/bits_per_byte"
+    tuning_seeds: tuple[int, ...] = (1000,)
+    tuning_trials: tuple[TuningTrial, ...] = ()
+    noise_seeds: tuple[int, ...] = tuple(range(2000, 2008))
+    # Folder with the sweep.json and noise.json of runs with these settings; blank: none.
+    results_dir: str = ""
+
+    def __post_init__(self) -> None:
+        _check_study(self)
+
+
+class PriorResults(NamedTuple):
+    """What earlier runs of a study measured, with the files that record it."""
+
+    tuning_choices: dict[CellKey, TuningChoice]
+    noise_floor: NoiseFloor | None
+    # What was read, as "learning rates from results/x/sweep.json (sha256 ...)", or why it was not.
+    sources: tuple[str, ...]
+
+
+class MatchedPlan(NamedTuple):
+    """A plan, and how its cells were matched."""
+
+    plan: StudyPlan
+    matched: dict[CellKey, MatchedModel]
+    reference: str  # Candidate whose cost the others are matched to.
+
+
+def load_study(path: str) -> Study:
+    """Returns the study that a config declares.
+
+    Raises:
+        ConfigError: if the config has no function `study` that returns a Study.
+    """
+    file = Path(path.partition(":")[0])
+    declare = call_for_file(file, runpy.run_path, str(file)).get("study")
+    if not callable(declare):
+        raise ConfigError(f"{path} defines no function study(); add one that returns a Study")
+    study = call_for_file(file, declare)
+    if not isinstance(study, Study):
+        raise ConfigError(
+            f"study() of {path} returned {study!r}, must be a protocol.study.study.Study"
+        )
+    return study
+
+
+def make_plan(study: Study, shared_settings: Settings, vocab_size: int) -> MatchedPlan:
+    """Returns the plan of a study on the shared settings, for a vocabulary of `vocab_size`."""
+    cells: list[Cell] = []
+    matched: dict[CellKey, MatchedModel] = {}
+    for size, size_changes in study.sizes.items():
+        for objective in study.objectives:
+            candidates = {
+                name: resolve(
+                    with_changes(
+                        shared_settings,
+                        {"objective": objective} | dict(size_changes) | dict(changes),
+                        "candidates",
+                    ),
+                    vocab_size,
+                )
+                for name, changes in study.candidates.items()
+            }
+            models = _match_candidates(study, candidates)
+            reference = next(model for model in models if model.name == study.reference)
+            for model in models:
+                curve = f"{size}-{_format_budget(model.budget)}" if model.size_index else ""
+                label = f"{curve}-size{model.size_index}" if model.size_index else size
+                budget = model.budget or reference.costs._asdict()[study.axis]
+                cell = Cell(model.name, objective, label, model.settings, budget, curve)
+                cells.append(cell)
+                matched[cell.key] = model
+    declaration = Declaration(
+        *(study.axis, study.metric, study.margin, study.comparisons, study.unit, study.better),
+        varied_settings=study.varied_settings,
+    )
+    tuning = Tuning(study.tuning_metric, seeds=study.tuning_seeds, trials=study.tuning_trials)
+    plan = StudyPlan(tuple(cells), declaration, study.seeds, tuning)
+    return MatchedPlan(plan, matched, study.reference)
+
+
+def describe_unmatched(matched_plan: MatchedPlan) -> list[str]:
+    """Returns a line for each cell: the residual of the axis and the ratios of other costs."""
+    axis, lines = matched_plan.plan.declaration.axis, []
+    for key, matched in matched_plan.matched.items():
+        ratios = ", ".join(
+            f"{name} {ratio:.2f}x"
+            for name, ratio in matched.cost_ratios.items()
+            if abs(ratio - 1) > 0.005
+        )
+        model = matched.settings.model
+        shape = f"width {model.width}, depth {model.depth}, {' '.join(model.layers)}"
+        is_reference, target = key.candidate == matched_plan.reference, "the reference"
+        parts = []
+        if matched.budget:
+            target = "the budget"
+        if matched.budget or not is_reference:
+            residual = f"{100 * matched.residual:+.2f} %"
+            parts.append(f"{AXIS_LABELS[axis]} {residual} from {target}")
+        costs = f"relative costs: {ratios}" if ratios else "other costs are equal"
+        parts.append("reference" if is_reference else costs)
+        lines.append(f"{key.candidate} ({shape}): {'; '.join(parts)}")
+    return lines
+
+
+def load_prior_results(folder: str, plan: StudyPlan) -> PriorResults:
+    """Returns the learning rates and the noise floor that `folder` records for the plan.
+
+    A cell whose settings have changed since the record is ignored, and so are a record of another
+    metric, and a noise floor at another learning rate than will be reported.
+    """
+    root, choices, floor, sources = Path(folder), dict[CellKey, TuningChoice](), None, []
+    sweep, noise = root / "sweep.json", root / "noise.json"
+    if (tree := _read_record(sweep)) is not None:
+        mismatch = _metric_mismatch(tree, plan.tuning.metric if plan.tuning else None)
+        choices = {} if mismatch else _read_choices(tree, plan.cells)
+        label = "learning rates from " if choices else ""
+        sources.append(label + cite_file(sweep) + (mismatch or UNUSED_SWEEP * (not choices)))
+    if (tree := _read_record(noise)) is not None:
+        cells = [cell for cell in plan.cells if cell.matches_settings(tree["settings"])]
+        rates = [
+            choices[c.key].learning_rate if c.key in choices else _learning_rate(c) for c in cells
+        ]
+        mismatch = _metric_mismatch(tree, plan.declaration.metric)
+        if not mismatch and rates and tree.get("learning_rate", rates[0]) not in rates:
+            mismatch = (
+                f" has the learning rate {tree['learning_rate']:g}, not {rates[0]:g}: not used"
+            )
+        if cells and not mismatch:
+            floor = estimate_noise_floor(tuple(tree["values"]), str(noise), tree["training_flops"])
+        if cells:
+            label = "" if mismatch else "noise floor from "
+            sources.append(label + cite_file(noise) + mismatch)
+    return PriorResults(choices, floor, tuple(sources))
+
+
+def _read_choices(tree: JsonObject, cells: Sequence[Cell]) -> dict[CellKey, TuningChoice]:
+    by_key, choices = {cell.key: cell for cell in cells}, dict[CellKey, TuningChoice]()
+    for record in tree["cells"]:
+        key = CellKey(record["candidate"], record["objective"], record["size"])
+        if key in by_key and by_key[key].matches_settings(record["settings"]):
+            name = record["trial_name"]
+            trial = TuningTrial(name, record["overrides"]) if name else NO_TRIAL
+            choices[key] = TuningChoice(record["learning_rate"], record["n_trials"], trial)
+    return choices
+
+
+def _metric_mismatch(tree: JsonObject, metric: str | None) -> str:
+    """Returns what to print of a record of another metric; blank if it has this metric."""
+    recorded = tree.get("metric")
+    return "" if recorded == metric else f" has the metric {recorded}, not {metric}: not used"
+
+
+def _learning_rate(cell: Cell) -> float:
+    return cell.settings.optimizer.learning_rate
+
+
+def cite_file(path: Path) -> str:
+    """Returns the name of a file with the beginning of its SHA-256."""
+    return f"{path} (sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]})"
+
+
+def _check_study(study: Study) -> None:
+    """Refuses a declaration that contradicts itself.
+
+    Raises:
+        ConfigError: if it does.
+    """
+    if study.reference not in study.candidates:
+        raise ConfigError(
+            f"the reference {study.reference!r} is not a candidate; "
+            f"{did_you_mean(study.reference, study.candidates)}"
+        )
+    if study.match_by == "isoflop" and study.axis != "training_flops":
+        raise ConfigError(
+            f"axis {study.axis!r} with match_by='isoflop', whose budgets are training_flops; "
+            "remove the axis, or set match_by to size or steps"
+        )
+    if study.budgets and study.match_by != "isoflop":
+        raise ConfigError(
+            f"budgets {study.budgets} with match_by={study.match_by!r}, which uses the cost of the "
+            "reference; set match_by to isoflop, or remove the budgets"
+        )
+    if study.knob and study.match_by not in ("size", "isoflop"):
+        raise ConfigError(
+            f"knob {study.knob!r} with match_by={study.match_by!r}, which does not change the "
+            "size; set match_by to size or isoflop, or remove the knob"
+        )
+    for name in () if isinstance(study.knob, str) else study.knob:
+        if name not in study.candidates:
+            raise ConfigError(
+                f"knob names the candidate {name!r}; {did_you_mean(name, study.candidates)}"
+            )
+    seeds = [*study.seeds, *study.tuning_seeds, *study.noise_seeds]
+    if repeated := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+        raise ConfigError(
+            f"seeds {repeated} are repeated among seeds, tuning_seeds and noise_seeds; runs of "
+            "tuning and of the noise floor are never reported: choose other seeds"
+        )
+
+
+def _read_record(path: Path) -> JsonObject | None:
+    if not path.is_file():
+        return None
+    tree = read_json(path)
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+        raise DataError(f"{path} is not a record of format {FORMAT}; record it again, or remove it")
+    return tree
+
+
+def _match_candidates(study: Study, candidates: Mapping[str, Settings]) -> list[MatchedModel]:
+    knobs = study.knob
+    if isinstance(knobs, str):
+        knobs = dict.fromkeys(candidates, knobs)
+    if study.match_by == "size":
+        return match_by_size(candidates, study.axis, reference=study.reference, knobs=knobs)
+    if study.match_by == "isoflop":
+        # Cost ratios are relative to the first candidate.
+        first = {study.reference: candidates[study.reference]}
+        return match_isoflop(first | dict(candidates), study.budgets, knobs=knobs)
+    if study.match_by == "steps":
+        return match_by_steps(candidates, study.axis, reference=study.reference)
+    return match_as_is(candidates, study.axis, reference=study.reference)
+
+
+def _format_budget(number: float) -> str:
+    """Returns a number with all its digits, in a form that a folder name may have: 1.5e15."""
+    return np.format_float_scientific(number, trim="-", exp_digits=1).replace("+", "")
+
+
+def dump_record(record: Mapping[str, object]) -> str:
+    """Returns a record as JSON with its format."""
+    return json.dumps({"format": FORMAT} | dict(record), indent=1, sort_keys=True) + "\n"

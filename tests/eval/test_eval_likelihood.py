@@ -1,0 +1,114 @@
+"""Compares likelihoods of texts after contexts with a loop over full rows in numpy."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from oracle import VOCAB, eval_context, nats, oracle, successor
+
+from arch import SequenceInfo
+from eval.length_buckets import bucketed_batches
+from eval.likelihood import _encode_pair, compute_likelihoods
+
+BOS, W = 257, 16
+PAIRS = [
+    ("", "abc"),
+    ("the cat", " sat"),
+    ("the cat ", "sat"),
+    ("a context that is longer than a row", " and"),
+    ("so", " is this text, which goes over two rows and more"),
+    ("", "a text without a context of several rows"),
+    ("cafés", " é"),
+    ("x", "y"),
+    ("nothing", ""),
+]
+
+
+@pytest.fixture(scope="module")
+def reader():
+    cfg = tiny.config(depth=1, vocab_size=VOCAB)
+    model = tiny.model(cfg)
+    return model, eval_context(model, length=W, config=cfg)
+
+
+def by_hand(model, run, context: str, text: str) -> tuple[float, bool]:
+    """Returns the nats of the text and whether it is greedy, in the windows of lm-eval."""
+    ids = [BOS, *(context + text).encode()]
+    first, n = 1 + len(context.rstrip().encode()), len(ids)  # a space belongs to the text
+    total, greedy, n_scored = 0.0, True, first
+    while n_scored < n:
+        end = min(n_scored + W, n)
+        row = ids[:end][-W - 1 :]
+        padded = np.zeros((1, W), np.int32)
+        padded[0, : len(row) - 1] = row[:-1]
+        logits = np.asarray(run(model, padded), np.float64)[0, :, :VOCAB]
+        for position in range(len(row) - 1 - (end - n_scored), len(row) - 1):
+            target = row[position + 1]
+            total += np.log(np.exp(logits[position]).sum()) - logits[position, target]
+            greedy &= int(logits[position].argmax()) == target
+        n_scored = end
+    return total, greedy
+
+
+def test_every_token_of_a_text_is_scored_once_with_a_row_of_context(reader):
+    model, ctx = reader
+    run = jax.jit(lambda m, t: m.logits(m(t, SequenceInfo.unpacked(1, W))[0]))
+    for pair, likelihood in zip(PAIRS, compute_likelihoods(ctx, PAIRS), strict=True):
+        total, greedy = by_hand(model, run, *pair)
+        assert likelihood.nats == pytest.approx(total, rel=1e-5), pair
+        assert likelihood.is_greedy == greedy, pair
+        assert likelihood.n_tokens == len("".join(pair).encode()) - len(pair[0].rstrip().encode())
+
+
+def test_scores_depend_on_neither_batch_size_nor_order(reader):
+    """covers protocols.md 8: a score never depends on the composition of the batch."""
+    _, ctx = reader
+    larger = dataclasses.replace(
+        ctx.settings, eval=dataclasses.replace(ctx.settings.eval, batch_size=16)
+    )
+    alone = [compute_likelihoods(ctx, [pair])[0] for pair in PAIRS]
+    for changed in (ctx, ctx._replace(settings=larger)):
+        batched = compute_likelihoods(changed, PAIRS[::-1])[::-1]
+        np.testing.assert_allclose([x.nats for x in batched], [x.nats for x in alone], rtol=1e-5)
+        assert [x[1:] for x in batched] == [x[1:] for x in alone]
+
+
+def test_an_oracle_is_greedy_where_it_is_right():
+    table = successor()
+    right, wrong = compute_likelihoods(oracle(), [("ab", "cdefg"), ("ab", "cdxfg")])
+    assert right.is_greedy and not wrong.is_greedy
+    assert right.nats == pytest.approx(nats(table, "cdefg", "ab").sum(), rel=1e-5)
+    assert wrong.nats == pytest.approx(nats(table, "cdxfg", "ab").sum(), rel=1e-5)
+
+
+class Merging:
+    """Byte ids, but "ab" is 300."""
+
+    class specials:
+        bos = BOS
+
+    def encode(self, texts):
+        return [
+            np.array([300 if c == "#" else ord(c) for c in t.replace("ab", "#")]) for t in texts
+        ]
+
+
+def test_a_text_keeps_its_ids_where_a_merge_would_cross_its_beginning():
+    ids, first = _encode_pair(Merging(), "xa", "bc")
+    assert ids.tolist() == [BOS, ord("x"), ord("a"), ord("b"), ord("c")] and first == 3
+    ids, first = _encode_pair(Merging(), "x", "abc")
+    assert ids.tolist() == [BOS, ord("x"), 300, ord("c")] and first == 2
+    ids, first = _encode_pair(Merging(), "x  ", "ab")  # the spaces belong to the text
+    assert ids.tolist() == [BOS, ord("x"), ord(" "), ord(" "), 300] and first == 2
+
+
+def test_a_width_is_that_of_the_row_alone():
+    rows = [{"tokens": np.arange(n, dtype=np.int32)} for n in (1, 16, 17, 40)]
+    shapes = {
+        i: batch["tokens"].shape
+        for indices, batch in bucketed_batches(oracle(batch=3), rows)
+        for i in indices
+    }
+    assert shapes == {0: (8, 16), 1: (8, 16), 2: (8, 32), 3: (8, 64)}

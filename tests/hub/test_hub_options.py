@@ -1,0 +1,92 @@
+"""Tests options of published configs: the meaning of missing keys, and rare values.
+
+tests/goldens/families.json has the default of each key by `model_type`, from the classes of Hugging
+Face transformers 5.23.0.
+"""
+
+import json
+
+import hub_goldens as goldens
+import pytest
+
+from errors import ConfigError
+from hub import checkpoint, safetensors_io
+from hub.config_equivalence import canonical_config, differences
+from hub.families import FAMILIES
+from hub.hf_config import HfConfig, read_config
+
+DEFAULTS = json.loads((goldens.FOLDER.parent / "families.json").read_text())
+GOLDEN = {
+    checkpoint.detect_family(goldens.FOLDER / name)[0].model_type: name for name in goldens.NAMES
+}
+
+
+def outcome(kind, keys, names):
+    """Returns the canonical form of a config, or the message that refuses it."""
+    family = FAMILIES[kind]
+    hf = HfConfig(keys, "config.json", names, family.hf_defaults)
+    try:
+        config = family.read(hf)
+        hf.check_all_read()
+    except ConfigError as error:
+        return str(error)
+    return canonical_config(config)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_missing_key_means_what_it_means_to_the_reference(kind):
+    """A missing key means its default, or is refused by its name."""
+    folder = goldens.FOLDER / GOLDEN[kind]
+    names, keys = safetensors_io.read_entries(folder), read_config(folder)
+    for word in ("rope_parameters", "rope_scaling"):
+        keys.pop(word, None)
+    if kind == "qwen3_moe":  # the name in the files of its publisher
+        keys["num_experts"] = keys.pop("num_local_experts")
+    if "rope_theta" in DEFAULTS[kind]:
+        keys["rope_theta"] = 777.0
+    for key, default in DEFAULTS[kind].items():
+        without = outcome(kind, {k: v for k, v in keys.items() if k != key}, names)
+        assert without == outcome(kind, keys | {key: default}, names) or f"lacks {key}" in without
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("bamba", {"attn_layer_indices": [0, 1, 2]}),
+        ("bamba", {"attn_layer_indices": []}),
+        ("jamba", {"attn_layer_period": 1, "attn_layer_offset": 0}),
+        ("jamba", {"attn_layer_period": 9, "attn_layer_offset": 8}),
+        ("jamba", {"num_experts": 1}),
+    ],
+)
+def test_one_kind_of_layer_alone_is_written_as_it_was_read(kind, changes):
+    keys = read_config(goldens.FOLDER / GOLDEN[kind]) | changes
+    config = FAMILIES[kind].read(HfConfig(keys, "config.json", ()))
+    family, written = checkpoint.find_export_family(config, kind)
+    reread = family.read(HfConfig(written, "config.json", ()))
+    assert not differences(config, reread)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_what_is_written_has_the_types_that_the_reference_asks_for(kind):
+    """The reference accepts an integer as a float; otherwise the types must be equal."""
+    _, config = checkpoint.detect_family(goldens.FOLDER / GOLDEN[kind])
+    written = json.loads(json.dumps(FAMILIES[kind].write(config)))
+    for key, default in DEFAULTS[kind].items():
+        if default is not None and written.get(key) is not None:
+            types = {int, float} if type(default) is float else {type(default)}
+            assert type(written[key]) in types | ({int} if default == "auto" else set()), key
+
+
+def test_bamba_turns_a_half_whatever_older_words_say():
+    keys = read_config(goldens.FOLDER / "bamba")
+    rope = keys.pop("rope_parameters")
+    keys |= {"rope_theta": rope["rope_theta"], "partial_rotary_factor": 1.0}
+    assert "partial_rotary_factor 1.0 is not implemented" in outcome("bamba", keys, ())
+
+
+def test_a_modernbert_of_one_layer_is_refused():
+    """Its first layer is a prefix of the pattern, which needs at least one other layer."""
+    few = {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
+    keys = read_config(goldens.FOLDER / "modernbert") | few
+    assert "model.depth 1 is too small" in outcome("modernbert", keys, ())

@@ -1,0 +1,83 @@
+"""The documentation as a site: it builds without a warning, and it describes every setting."""
+
+import importlib
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from settings.descriptions import field_descriptions
+from settings.tree import flatten
+from training.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return load("reference")
+
+
+def test_the_map_has_a_line_for_every_file():
+    code_map = load("map")
+    assert code_map.unlisted() == []
+    assert (ROOT / "docs/map.md").read_text("utf-8") == code_map.render(), "run docs/map.py"
+
+
+def test_every_setting_has_a_row_with_its_meaning(reference):
+    rows = [line.split(" | ") for line in reference.settings().splitlines() if line[:3] == "| `"]
+    meanings = {row[0].strip("| `"): row[-1].strip(" |") for row in rows}
+    assert set(meanings) >= set(flatten(Settings()))
+    assert all(meanings.values())
+    assert meanings["train.batch_size"] == "Rows per step, over all devices (B)."
+    assert len(rows) == len(meanings)
+
+
+def test_a_meaning_is_the_comment_of_its_field(tmp_path, monkeypatch):
+    source = """
+from settings.types import config
+
+@config
+class Colors:
+    red: int = 1  # Share of red.
+    # Share of green.
+    green: int = 2
+    blue: int = 3
+    # A comment of several
+    # lines.
+    black: int = 4
+"""
+    (tmp_path / "colors_with_comments.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    colors = importlib.import_module("colors_with_comments").Colors
+    assert field_descriptions(colors) == {
+        "red": "Share of red.",
+        "green": "Share of green.",
+        "blue": "",
+        "black": "A comment of several lines.",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("furo") is None, reason="needs `uv run --group docs pytest -m slow`"
+)
+def test_the_site_builds_and_its_examples_run(tmp_path):
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "docs", str(tmp_path)]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert process.returncode == 0, process.stderr[-3000:]
+    page = (tmp_path / "protocol.html").read_text()
+    assert "mamba2 has lower bits per byte than dense, by 0.076" in page  # what the example printed
+    assert (
+        "--config.train.batch_size" not in page
+        and "train.batch_size" in (tmp_path / "made/settings.html").read_text()
+    )

@@ -1,0 +1,350 @@
+"""Studies: from a config to a plan, run by run; prior records are used or refused."""
+
+import dataclasses
+import json
+import math
+import re
+
+import pytest
+
+import compare
+from errors import ConfigError, DataError, NonFiniteError, PreemptedError
+from protocol.statistics.isoflop import fit_minima
+from protocol.statistics.power import NoiseFloor, critical_difference_of_minima
+from protocol.statistics.scaling_law import Point
+from protocol.study import budget, run_study, study
+from protocol.study import plan as plans
+from protocol.study.cells import CellKey
+from protocol.study.study import Study
+from training.run.atomic_io import write_json
+from training.settings import EvalConfig, Settings, TrainConfig
+
+VOCAB = 300
+SHARED = Settings(
+    model=dataclasses.replace(Settings().model, width=64, depth=2),
+    train=TrainConfig(steps=10, batch_size=2, seq_len=32),
+    eval=EvalConfig(tasks=("bits_per_byte",)),
+)
+STUDY = Study(
+    candidates={
+        "dense": {},
+        "wide": {"model.attention.heads": 2, "model.mlp.width": 512},
+        "moe": {"model.layers": ("attention+moe",), "model.moe.width": 64},
+    },
+    reference="dense",
+    comparisons=(("wide", "dense"), ("moe", "dense")),
+    margin=0.01,
+)
+
+
+@pytest.fixture
+def made():
+    return study.make_plan(STUDY, SHARED, VOCAB)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Stands in for training: writes what a run is judged by, or fails as it is told to."""
+    calls = []
+
+    def train(settings, folder, judges_of, *, flags, study, **rest):
+        calls.append((folder.name, settings, study))
+        what = train.failures.get(study["candidate"])
+        if what is not None:
+            raise what
+        score = train.scores(settings)
+        split = settings.eval.splits[0]
+        scores = [{"name": f"{split}/bits_per_byte", "value": score, "weight": None}]
+        path = folder / "eval" / str(settings.train.steps) / "bits_per_byte.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"version": 1, "scores": scores})
+
+    train.failures, train.calls = {}, calls
+    train.scores = lambda settings: 2.0 + 0.01 * settings.seed
+    monkeypatch.setattr(run_study.runner, "train", train)
+    return train
+
+
+def silent(text, **how):
+    pass
+
+
+def test_candidates_are_made_equal_and_the_rest_is_told(made):
+    flops = [one.costs.training_flops for one in made.matched.values()]
+    assert max(flops) / min(flops) < 1.01
+    told = study.describe_unmatched(made)
+    assert len(told) == 3 and "; relative costs: params" in told[2]
+    assert " %" in told[2] and " from the reference; " in told[2]
+    assert told[0].endswith("): reference")
+
+
+def test_runs_are_conducted_and_one_failure_stops_no_other(made, trained, tmp_path):
+    trained.failures = {"wide": ConfigError("no"), "moe": NonFiniteError("nan")}
+    runs = run_study.reported_runs(made.plan, run_study.default_choices(made.plan))
+    found = run_study.run_all(runs, tmp_path, silent, STUDY.metric)
+    assert len(found) == 9 and len(trained.calls) == 9
+    by_name = {}
+    for result in found:
+        by_name.setdefault(result.run.cell_key.candidate, []).append(result)
+    assert [r.score for r in by_name["dense"]] == [2.0, 2.01, 2.02]
+    assert all(math.isnan(r.score) and r.error_message for r in by_name["wide"])
+    assert all(
+        math.isnan(r.score) and not r.error_message for r in by_name["moe"]
+    )  # diverged: in n
+    assert {study["plan"] for _, _, study in trained.calls} == {made.plan.digest}
+    assert {s.eval.splits for _, s, _ in trained.calls} == {("test",)}
+    assert len({s.train.compile_cache for _, s, _ in trained.calls}) == 1
+
+
+def test_a_stop_ends_the_study(made, trained, tmp_path):
+    trained.failures = {"dense": PreemptedError("asked to")}
+    with pytest.raises(PreemptedError):
+        run_study.run_all(
+            run_study.reported_runs(made.plan, run_study.default_choices(made.plan)),
+            tmp_path,
+            silent,
+            STUDY.metric,
+        )
+
+
+def test_tuning_chooses_on_valid_and_is_taken_for_these_settings_alone(made, trained, tmp_path):
+    def valley(settings):
+        """The best rate is twice the middle of the grid."""
+        return 3 + abs(math.log2(settings.optimizer.learning_rate / 6e-3))
+
+    trained.scores = valley
+    tree = run_study.run_tuning(made.plan, tmp_path / "runs", silent)
+    assert {s.eval.splits for _, s, _ in trained.calls} == {("valid",)}
+    assert {s.seed for _, s, _ in trained.calls} == {1000}
+    assert [cell["learning_rate"] for cell in tree["cells"]] == pytest.approx([6e-3] * 3)
+    run_study.write_record(tree, tmp_path / "sweep.json")
+    known = study.load_prior_results(str(tmp_path), made.plan)
+    assert {key.candidate for key in known.tuning_choices} == set(STUDY.candidates)
+    assert known.sources[0].startswith(f"learning rates from {tmp_path}/sweep.json (sha256 ")
+    other = study.make_plan(
+        STUDY,
+        dataclasses.replace(SHARED, train=TrainConfig(steps=11, batch_size=2, seq_len=32)),
+        VOCAB,
+    )
+    assert not study.load_prior_results(str(tmp_path), other.plan).tuning_choices
+    remat = dataclasses.replace(SHARED, model=dataclasses.replace(SHARED.model, remat="full"))
+    how = study.make_plan(STUDY, remat, VOCAB)  # another way to compute the same
+    assert study.load_prior_results(str(tmp_path), how.plan).tuning_choices == known.tuning_choices
+    for cell in tree["cells"]:
+        del cell["settings"]["optimizer"]["spike_sigma"]  # as if it had been added since
+    run_study.write_record(tree, tmp_path / "sweep.json")
+    assert study.load_prior_results(str(tmp_path), made.plan).tuning_choices == known.tuning_choices
+    for cell in tree["cells"]:
+        cell["settings"]["optimizer"]["momentun"] = 1  # as if it had been removed
+    run_study.write_record(tree, tmp_path / "sweep.json")
+    assert not study.load_prior_results(str(tmp_path), made.plan).tuning_choices
+
+
+def test_an_optimum_at_the_edge_extends_all_grids(made, trained, tmp_path):
+    trained.scores = lambda settings: 3 - math.log2(settings.optimizer.learning_rate)
+    tree = run_study.run_tuning(made.plan, tmp_path, silent)
+    assert {len(cell["curve"]["learning_rates"]) for cell in tree["cells"]} == {11}
+    assert {cell["curve"]["best_at_edge"] for cell in tree["cells"]} == {
+        "high"
+    }  # and it is published
+
+
+def test_the_noise_floor_is_that_of_the_reference(made, trained, tmp_path):
+    runs = run_study.noise_runs(STUDY, made.plan, run_study.default_choices(made.plan))
+    assert [run.seed for run in runs] == list(STUDY.noise_seeds)
+    assert {run.study["role"] for run in runs} == {"tuning"}  # never reported
+    results = run_study.run_all(runs, tmp_path / "runs", silent, STUDY.metric)
+    run_study.write_record(run_study.noise_record(results, made.plan), tmp_path / "noise.json")
+    floor = study.load_prior_results(str(tmp_path), made.plan).noise_floor
+    assert floor.n_runs == 8
+    assert floor.sigma == pytest.approx(0.01 * math.sqrt(6))  # of eight seeds one apart
+    plan = dataclasses.replace(made.plan, noise_floor=floor)
+    assert plan.critical_difference > 0
+
+
+CURVES = Study(
+    candidates={"mamba2": {"model.layers": ("mamba2+mlp",)}, "dense": {}},
+    reference="dense",
+    comparisons=(("mamba2", "dense"),),
+    margin=0.01,
+    match_by="isoflop",
+    budgets=(1e15, 3e15, 1.25e16),  # docs/sweeps.md
+)
+
+
+@pytest.fixture(scope="module")
+def curves():
+    return study.make_plan(CURVES, Settings(), VOCAB)
+
+
+def test_the_strong_comparison_is_planned_with_default_settings(curves):
+    plan = curves.plan
+    assert len(plan.cells) == 2 * 3 * 5
+    assert plan.n_comparisons == 3  # of minima: one pair at each budget
+    shapes = [(c.settings.model.width, c.settings.model.depth) for c in plan.cells]
+    assert len({w for w, _ in shapes}) < len({*shapes})  # a width alone names no size
+    sizes = [cell.size for cell in plan.cells if cell.candidate == "mamba2"]
+    assert sizes[:2] == ["only-1e15-size1", "only-1e15-size2"] and "only-1.25e16-size5" in sizes
+    runs = run_study.reported_runs(plan, run_study.default_choices(plan))
+    assert len({run.name for run in runs}) == len(runs) == 90
+    assert runs[0].name == "dense_causal_lm_only-1e15-size1_lr0.003_seed0"
+    assert {round(run.study["value"] / 1e15, 3) for run in runs} == {1, 3, 12.5}
+    assert all(abs(run.training_flops / run.study["value"] - 1) < 0.01 for run in runs)
+    assert runs[0].study["isoflop_curve"] == "only-1e15"
+    assert runs[0].study["n_comparisons"] == 3 and runs[0].study["role"] == "reported"
+    assert math.isfinite(plans.estimate_hours(runs, {run.cell_key: 0.1 for run in runs}))
+    assert (
+        sum(one.cost_ratios == {n: 1 for n in one.cost_ratios} for one in curves.matched.values())
+        == 15
+    )
+    again = run_study.noise_runs(CURVES, plan, run_study.default_choices(plan))
+    assert {run.cell_key for run in again} == {CellKey("dense", "causal_lm", "only-3e15-size3")}
+    floor = dataclasses.replace(plan, noise_floor=NoiseFloor(0.01, 8))
+    assert floor.critical_difference == critical_difference_of_minima(0.01, 3, 3, n_sizes=5)
+    unmatched = study.describe_unmatched(curves)
+    assert all(re.search(r"training FLOPs [+-]0\.\d\d % from the budget; ", x) for x in unmatched)
+    assert sum(line.endswith("; reference") for line in unmatched) == 15
+    told = plans.format_plan(floor, runs, {})
+    assert "comparisons: 3" in told[1] and "of minima among 5 sizes, n=3" in told[2]
+
+
+def test_an_isoflop_study_is_tuned_and_conducted(curves, trained, tmp_path):
+    """From the declaration to the minima, with a loss that is known in place of training."""
+
+    def best(flops):
+        return 1.3 * math.sqrt(flops / 120)
+
+    def loss(settings):
+        own = budget.compute_run_costs(settings)
+        valley = 0.05 * math.log(own.non_embedding_params / best(own.training_flops)) ** 2
+        return 2 + valley + 0.001 * settings.seed
+
+    trained.scores = lambda settings: abs(math.log2(settings.optimizer.learning_rate / 6e-3))
+    run_study.write_record(
+        run_study.run_tuning(curves.plan, tmp_path, silent), tmp_path / "sweep.json"
+    )
+    known = study.load_prior_results(str(tmp_path), curves.plan)
+    assert len(known.tuning_choices) == 30 and {
+        p.learning_rate for p in known.tuning_choices.values()
+    } == {6e-3}
+    trained.scores = loss
+    runs = [
+        r
+        for r in run_study.reported_runs(curves.plan, known.tuning_choices)
+        if r.cell_key.candidate == "mamba2"
+    ]
+    results = run_study.run_all(runs, tmp_path, silent, CURVES.metric)
+    points = [
+        Point(
+            curves.matched[run.cell_key].costs.non_embedding_params,
+            1e6,
+            score,
+            budget=run.study["value"],
+        )
+        for run, score, _ in results
+    ]
+    for found in fit_minima(points):
+        assert not found.is_at_edge
+        assert found.params == pytest.approx(best(found.budget), rel=0.02)
+        assert found.loss == pytest.approx(2.001, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"reference": "dens"}, "is not a candidate; did you mean 'dense'"),
+        ({"axis": "params"}, "axis 'params' with match_by='isoflop'"),
+        ({"match_by": "size"}, "with match_by='size', which uses the cost of the reference"),
+        (
+            {"match_by": "steps", "budgets": (), "knob": "model.mlp.width"},
+            "does not change the size",
+        ),
+        ({"knob": {"dens": "model.mlp.width"}}, "knob names the candidate 'dens'; did you mean"),
+    ],
+)
+def test_a_declaration_that_contradicts_itself_is_refused(change, said):
+    with pytest.raises(ConfigError, match=said):
+        dataclasses.replace(CURVES, **change)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1", "defines no function study()"),
+        ("def study():\n    return 3", "must be a protocol.study.study.Study"),
+    ],
+)
+def test_a_config_without_a_study_is_refused(tmp_path, text, said):
+    path = tmp_path / "x.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        study.load_study(str(path))
+    assert said in str(error.value)
+
+
+def test_records_of_another_metric_or_rate_are_not_taken(made, trained, tmp_path):
+    """A sigma in bits per byte would be smaller than one in nats by what a token is long."""
+    trained.scores = lambda settings: abs(math.log2(settings.optimizer.learning_rate / 6e-3))
+    run_study.write_record(
+        run_study.run_tuning(made.plan, tmp_path / "runs", silent), tmp_path / "sweep.json"
+    )
+    known = study.load_prior_results(str(tmp_path), made.plan)
+    trained.scores = lambda settings: 2.0 + 0.01 * settings.seed
+    runs = run_study.noise_runs(STUDY, made.plan, known.tuning_choices)
+    results = run_study.run_all(runs, tmp_path / "noise", silent, STUDY.metric)
+    run_study.write_record(run_study.noise_record(results, made.plan), tmp_path / "noise.json")
+    assert study.load_prior_results(str(tmp_path), made.plan).noise_floor.n_runs == 8
+
+    nats = dataclasses.replace(STUDY, metric="test/nats_per_token", unit="nats")
+    found = study.load_prior_results(str(tmp_path), study.make_plan(nats, SHARED, VOCAB).plan)
+    assert found.noise_floor is None and found.tuning_choices == known.tuning_choices
+    assert found.sources[1].endswith(
+        " has the metric test/bits_per_byte, not test/nats_per_token: not used"
+    )
+    chosen = dataclasses.replace(STUDY, tuning_metric="valid/nats_per_token")
+    found = study.load_prior_results(str(tmp_path), study.make_plan(chosen, SHARED, VOCAB).plan)
+    assert not found.tuning_choices and "not valid/nats_per_token: not used" in found.sources[0]
+    assert found.noise_floor is None  # untuned, runs would have another rate than its
+    assert found.sources[1].endswith(" has the learning rate 0.006, not 0.003: not used")
+
+
+@pytest.mark.parametrize(
+    "metric", ["test/bits_per_byte", "decode_ms_per_token@256", "valid/", "train/loss"]
+)
+def test_choices_are_made_on_the_validation_split_alone(metric):
+    with pytest.raises(ConfigError, match="must be of the validation split"):
+        study.make_plan(dataclasses.replace(STUDY, tuning_metric=metric), SHARED, VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("change", "twice"),
+    [
+        ({"noise_seeds": tuple(range(8))}, r"seeds \[0, 1, 2\] are repeated among"),
+        ({"noise_seeds": tuple(range(1000, 1008))}, r"seeds \[1000\] are"),
+        ({"tuning_seeds": (2,)}, r"seeds \[2\] are"),
+        ({"seeds": (0, 0, 1)}, r"seeds \[0\] are"),
+    ],
+)
+def test_seeds_serve_one_purpose(change, twice):
+    with pytest.raises(ConfigError, match=twice):
+        dataclasses.replace(STUDY, **change)
+
+
+def test_what_is_missing_is_told(made, tmp_path):
+    with pytest.raises(ConfigError, match="9 is not a run of the plan; .* numbers 0 to 8"):
+        run_study.select_run(
+            run_study.reported_runs(made.plan, run_study.default_choices(made.plan)), 9
+        )
+    with pytest.raises(DataError, match="has no test/x; add the task"):
+        run_study.read_score(tmp_path, 3, "test/x")
+    (tmp_path / "sweep.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(DataError, match="is not a record of format 2"):
+        study.load_prior_results(str(tmp_path), made.plan)
+    with pytest.raises(ConfigError, match="give --config=FILE of a study"):
+        compare.run([])
+
+
+def test_keys_of_records_are_those_of_cells(made):
+    assert {cell.key for cell in made.plan.cells} == {
+        CellKey(name, "causal_lm", "only") for name in STUDY.candidates
+    }

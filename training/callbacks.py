@@ -1,0 +1,166 @@
+"""What the loop does around each training step, as callbacks with one interface.
+
+`loop.make_callbacks` lists those of a run, and `loop.run_steps` calls them in that order. They run
+under its transfer guard, so that none of them reads a device by accident.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+
+from data.loader import ReadAhead
+from objectives import Metrics, Trainable
+from settings.json_types import JsonObject
+from training.checkpoint.manager import CheckpointManager
+from training.distributed.fault_injection import FaultInjector
+from training.distributed.preemption import GracefulStop
+from training.distributed.watchdog import Watchdog
+from training.metrics import StepMetrics
+from training.run.folder import RunFolder
+from training.run.log import MetricsLogger
+from training.state import ResumePoint, TrainState
+from training.step import raise_if_halted
+
+Evaluator = Callable[[Trainable, int], JsonObject]  # (trainable, step) -> scores by name
+
+
+class StepInfo(NamedTuple):
+    """The results of a step, which callbacks read and do not change."""
+
+    step: int  # steps done
+    state: TrainState
+    metrics: Metrics  # metrics of this step, which may still be under computation
+    data_hash: str | None  # hash of all batches so far
+    is_last: bool  # whether this is the last step of the run
+    stop: bool  # whether a stop was requested on any host
+    save_again: bool  # whether a save failed on any host and is to be repeated
+
+
+class Callback(Protocol):
+    """An action around each step."""
+
+    def before_step(self, step: int) -> None:
+        """Acts when the batch is ready; `step` is the number of steps done."""
+
+    def after_step(self, info: StepInfo) -> None:
+        """Acts when the step has been started; the device may still compute it."""
+
+
+class WatchdogCallback(NamedTuple):
+    """Reports each step to the watchdog, which ends a run that hangs."""
+
+    watchdog: Watchdog
+
+    def before_step(self, step: int) -> None:
+        """Reports the end of the step before."""
+        self.watchdog.beat()
+
+    def after_step(self, info: StepInfo) -> None:
+        """Does nothing."""
+
+
+class FaultCallback(NamedTuple):
+    """Causes the faults of `debug.inject_fault` that strike when a step begins."""
+
+    faults: FaultInjector
+
+    def before_step(self, step: int) -> None:
+        """Causes the faults of this step."""
+        self.faults.at_step(step)
+
+    def after_step(self, info: StepInfo) -> None:
+        """Does nothing."""
+
+
+class LogCallback(NamedTuple):
+    """Logs the mean metrics every `every` steps and after the last step."""
+
+    log: MetricsLogger
+    meter: StepMetrics
+    batches: ReadAhead
+    every: int
+
+    def before_step(self, step: int) -> None:
+        """Does nothing."""
+
+    def after_step(self, info: StepInfo) -> None:
+        """Collects the metrics, and writes a row if one is due and the guard has not halted."""
+        self.meter.add(info.metrics)
+        if info.step % self.every == 0 or info.is_last:
+            raise_if_halted(info.metrics, info.step)
+            values = self.meter.read(info.step, self.batches.wait_seconds)
+            self.log.write(info.step, values | {"data_hash": info.data_hash})
+
+
+class EvalCallback(NamedTuple):
+    """Evaluates every `every` steps, except after the last step, which another evaluation follows.
+
+    The time of an evaluation is neither part of the speed nor a reason for the watchdog.
+    """
+
+    evaluator: Evaluator
+    log: MetricsLogger
+    meter: StepMetrics
+    watchdog: Watchdog
+    every: int
+
+    def before_step(self, step: int) -> None:
+        """Does nothing."""
+
+    def after_step(self, info: StepInfo) -> None:
+        """Evaluates if it is due."""
+        if info.step % self.every == 0 and not info.is_last:
+            with self.meter.paused(), self.watchdog.paused():
+                evaluate(self.log, self.evaluator, info.state, info.step)
+
+
+class CheckpointCallback(NamedTuple):
+    """Saves where the settings ask for it, after a failed save, before a stop, and at the end.
+
+    Most of a save happens in the background, unless the run ends after it.
+    """
+
+    checkpoints: CheckpointManager
+    meter: StepMetrics
+    resume_point: ResumePoint
+
+    def before_step(self, step: int) -> None:
+        """Does nothing."""
+
+    def after_step(self, info: StepInfo) -> None:
+        """Saves the state if it is due and the guard has not halted."""
+        run_ends = info.is_last or info.stop
+        if self.checkpoints.is_due(info.step) or info.save_again or run_ends:
+            raise_if_halted(info.metrics, info.step)
+            meta = self.resume_point._replace(data_hash=info.data_hash).metadata()
+            with self.meter.paused(), jax.transfer_guard("allow"):
+                self.checkpoints.save(info.step, info.state, meta, wait=run_ends)
+
+
+class StopCallback(NamedTuple):
+    """Ends the run after a request to stop; it follows the callback that saves the state."""
+
+    stop: GracefulStop
+    run: RunFolder
+
+    def before_step(self, step: int) -> None:
+        """Does nothing."""
+
+    def after_step(self, info: StepInfo) -> None:
+        """Raises PreemptedError if a stop was requested on any host.
+
+        Raises:
+            PreemptedError: at the same step on all hosts.
+        """
+        if info.stop:
+            self.run.step = info.step  # status.json names the step that is saved
+            raise self.stop.preempted_error(info.step)
+
+
+def evaluate(log: MetricsLogger, evaluator: Evaluator, state: TrainState, step: int) -> JsonObject:
+    """Runs an evaluator, logs its scores at `step` and returns them."""
+    with jax.transfer_guard("allow"):
+        scores = evaluator(state.trainable, step)
+    log.write(step, scores)
+    return scores

@@ -1,0 +1,1 @@
+"""Checkpoints: they are written atomically, sealed by a manifest of hashes, found and restored."""

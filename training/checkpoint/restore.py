@@ -1,0 +1,177 @@
+"""Reads checkpoints strictly and without changing them: find one, check it, restore all or a part.
+
+A checkpoint is valid if its manifest and every file are as they were written. Orbax itself gives no
+error for flipped bits, for other dtypes, or for a foreign folder with the highest step number.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import jax
+
+from errors import CheckpointError
+from settings.json_types import JsonObject
+from training.checkpoint.manifest import Manifest, StepFolder, inspect_folder
+from training.checkpoint.param_names import check_shapes_and_dtypes, named_leaves, shapes_and_dtypes
+
+T = TypeVar("T")
+STATE_FOLDER = "state"  # name of the folder with the arrays, inside a step's folder
+
+
+class CheckpointSearch(NamedTuple):
+    """The newest valid step, and the newer checkpoints that the search rejected."""
+
+    step: int | None
+    damaged: list[StepFolder]
+    nonfinite: list[StepFolder]
+
+
+def list_steps(root: Path) -> list[int]:
+    """Returns the steps that have a folder, valid or not, oldest first; other names are ignored."""
+    if not root.is_dir():
+        return []
+    names = [entry.name for entry in root.iterdir() if re.fullmatch(r"0|[1-9]\d*", entry.name)]
+    return sorted(map(int, names))
+
+
+def find_checkpoint(root: Path, *, check_hashes: bool = True) -> CheckpointSearch:
+    """Searches from the newest step (by number, never by time) down to a valid one."""
+    damaged: list[StepFolder] = []
+    nonfinite: list[StepFolder] = []
+    for step in reversed(list_steps(root)):
+        folder = inspect_folder(root / str(step), check_hashes=check_hashes)
+        if folder.problem:
+            damaged.append(folder)
+        elif folder.content and folder.content["step"] != step:
+            damaged.append(folder._replace(problem=f"holds step {folder.content['step']}"))
+        elif folder.content and folder.content.get("nonfinite_params"):
+            nonfinite.append(folder)
+        elif folder.content:
+            return CheckpointSearch(step, damaged, nonfinite)
+    return CheckpointSearch(None, damaged, nonfinite)
+
+
+def newest_step(root: Path, *, check_hashes: bool = True) -> int:
+    """Returns the newest valid step of a run that is only read (`--init_from`, evaluation).
+
+    Raises:
+        CheckpointError: if there is no valid checkpoint.
+    """
+    search = find_checkpoint(root, check_hashes=check_hashes)
+    if search.step is None:
+        raise CheckpointError(no_valid_checkpoint_message(root, search))
+    return search.step
+
+
+def no_valid_checkpoint_message(root: Path, search: CheckpointSearch) -> str:
+    """Returns the message that lists why each checkpoint below `root` is not valid."""
+    problems = [f"{item.path.name}: {item.problem}" for item in search.damaged]
+    problems += [f"{item.path.name}: {nonfinite_message(item)}" for item in search.nonfinite]
+    reasons = "; ".join(problems) if problems else "there is none"
+    return f"no valid checkpoint in {root} ({reasons}); restore one, or use another --workdir"
+
+
+def nonfinite_message(folder: StepFolder) -> str:
+    """Returns the number of non-finite parameters and the first name; "" if all are finite."""
+    names = folder.content.get("nonfinite_params") or [] if folder.content else []
+    return f"{len(names)} parameters are not finite, for example {names[0]}" if names else ""
+
+
+def restore(
+    root: Path, step: int, abstract: T, *, run_id: str | None = None, check_hashes: bool = True
+) -> T:
+    """Returns a whole checkpoint as the tree `abstract`, which holds ShapeDtypeStructs.
+
+    Names, shapes and dtypes must agree. Every leaf needs a sharding, which may differ from the
+    sharding under which it was saved.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged, belongs to another run than `run_id`, or its
+            leaves differ from `abstract`.
+    """
+    content = read_manifest(root, step, check_hashes=check_hashes)
+    if run_id is not None and content["run_id"] != run_id:
+        raise CheckpointError(
+            f"{root / str(step)} is of run {content['run_id']}, not of this run ({run_id}); use "
+            "another --workdir, or --init_from for its parameters"
+        )
+    leaves = named_leaves(abstract)
+    check_shapes_and_dtypes(content["leaves"], shapes_and_dtypes(leaves), str(root / str(step)))
+    return jax.tree.unflatten(jax.tree.structure(abstract), _read_arrays(root, step, leaves))
+
+
+def restore_subset(
+    root: Path, step: int, abstract: T, prefix: str, *, check_hashes: bool = True
+) -> T:
+    """Returns the leaves below `prefix` ("trainable.model") as the tree `abstract`.
+
+    Other leaves are not read.
+    """
+    saved = read_manifest(root, step, check_hashes=check_hashes)["leaves"]
+    below = {name: entry for name, entry in saved.items() if name.startswith(f"{prefix}.")}
+    leaves = named_leaves(abstract, prefix)
+    check_shapes_and_dtypes(below, shapes_and_dtypes(leaves), f"{root / str(step)} ({prefix})")
+    return jax.tree.unflatten(jax.tree.structure(abstract), _read_arrays(root, step, leaves))
+
+
+def read_meta(root: Path, step: int, required_keys: Sequence[str] = ()) -> JsonObject:
+    """Returns the metadata that was saved with the arrays of `step`.
+
+    Raises:
+        CheckpointError: if a key in `required_keys` is missing.
+    """
+    meta = read_manifest(root, step, check_hashes=False)["meta"]
+    missing = [name for name in required_keys if name not in meta]
+    if missing:
+        raise CheckpointError(
+            f"{root / str(step)} lacks {', '.join(missing)}, so this run cannot resume from it; "
+            "--init_from reads its parameters alone"
+        )
+    return meta
+
+
+def read_manifest(root: Path, step: int, *, check_hashes: bool) -> Manifest:
+    """Returns the manifest of an undamaged step.
+
+    Raises:
+        CheckpointError: if there is no checkpoint, or it is damaged.
+    """
+    folder = inspect_folder(root / str(step), check_hashes=check_hashes)
+    if folder.content is None or folder.problem:
+        problem = folder.problem or "there is no checkpoint"
+        raise CheckpointError(f"{root / str(step)}: {problem}; use another step or a copy")
+    return folder.content
+
+
+def _read_arrays(root: Path, step: int, abstract: Mapping[str, jax.Array]) -> list[jax.Array]:
+    """Returns the arrays in the order of `abstract`, with the shardings of `abstract`.
+
+    Raises:
+        CheckpointError: if orbax cannot read them, or they differ from the manifest.
+        ValueError: if a leaf of `abstract` has no sharding.
+    """
+    import orbax.checkpoint as ocp  # half a second, which only a restore needs
+
+    for name, leaf in abstract.items():
+        if leaf.sharding is None:
+            raise ValueError(f"{name} has no sharding; orbax would choose one")
+    items = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        for name, leaf in abstract.items()
+    }
+    arguments = ocp.checkpoint_utils.construct_restore_args(items)
+    request = ocp.args.PyTreeRestore(item=items, restore_args=arguments, partial_restore=True)
+    folder = root / str(step) / STATE_FOLDER
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            arrays = reader.restore(folder.absolute(), args=request)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}; use another step") from error
+    for name, item in items.items():
+        if (arrays[name].shape, arrays[name].dtype) != (item.shape, item.dtype):
+            raise CheckpointError(
+                f"{folder}: shape or dtype of {name} differs from the manifest; use another step"
+            )
+    return [arrays[name] for name in items]

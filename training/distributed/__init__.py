@@ -1,0 +1,1 @@
+"""Training on several processes: they start, agree, monitor each other, and stop together."""

@@ -1,0 +1,124 @@
+"""Detects this process's role from the variables of Slurm's srun and Open MPI's mpirun.
+
+JAX's own detection is right for TPU VMs and Kubernetes. For Slurm and Open MPI it gives every
+process one device, even if the process has a whole host, and waits for missing processes without
+naming them. The variables are facts about the process and no settings; `--distributed` is the
+setting.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from errors import ConfigError
+
+SLURM_VARIABLES = (
+    "SLURM_JOB_ID",
+    "SLURM_STEP_NODELIST",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+)
+COORDINATOR_PORTS = range(61440, 65536)  # the job number selects one of them
+
+
+class ProcessInfo(NamedTuple):
+    """The rank of this process among all processes, and how it reaches them."""
+
+    coordinator_address: str = ""  # host:port of process 0
+    process_id: int = -1
+    num_processes: int = 0
+    # Devices of the host that this process uses; None: all visible devices.
+    local_device_ids: tuple[int, ...] | None = None
+
+    @property
+    def is_set(self) -> bool:
+        """Whether any of the fields was specified."""
+        return bool(self.coordinator_address) or self.process_id >= 0 or self.num_processes > 0
+
+
+def detect_process(variables: Mapping[str, str] = os.environ) -> ProcessInfo:
+    """Returns the role of this process by the launcher's variables, empty without a launcher."""
+    if all(name in variables for name in SLURM_VARIABLES):
+        return _slurm(variables)
+    if "OMPI_MCA_orte_hnp_uri" in variables:
+        return _open_mpi(variables)
+    return ProcessInfo()
+
+
+def incomplete_env_error(variables: Mapping[str, str] = os.environ) -> str:
+    """Explains which variables of a cluster are missing; "" if all are set or none.
+
+    A batch script or a shell on a Slurm node has the variables of the job but not those of a step.
+    It would train on one process, although the user requested several tasks.
+    """
+    num_tasks = variables.get("SLURM_NTASKS", "1")
+    missing = [name for name in SLURM_VARIABLES if name not in variables]
+    if "SLURM_JOB_ID" in variables and missing and num_tasks != "1":
+        return (
+            f"SLURM_NTASKS is {num_tasks}, but {', '.join(missing)} is not set: this process is "
+            "not a step of the job; start it with srun"
+        )
+    size = variables.get("OMPI_COMM_WORLD_SIZE", "1")
+    if size != "1" and "OMPI_MCA_orte_hnp_uri" not in variables:
+        return (
+            f"OMPI_COMM_WORLD_SIZE is {size}, but OMPI_MCA_orte_hnp_uri is not set (Open MPI 5 "
+            "never sets it); give --coordinator_address, --process_id and --num_processes"
+        )
+    return ""
+
+
+def _slurm(variables: Mapping[str, str]) -> ProcessInfo:
+    """Reads Slurm's variables; process 0 runs on the first node of `node[001-003,7],gpu5`."""
+    nodes = variables["SLURM_STEP_NODELIST"]
+    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodes)
+    host = "".join(filter(None, match.groups())) if match else nodes
+    # Tasks per node have the form "2(x3),1"; if the variable is missing, every node has one task.
+    tasks = variables.get("SLURM_STEP_TASKS_PER_NODE") or variables.get("SLURM_TASKS_PER_NODE")
+    is_alone = re.fullmatch(r"1(\(x\d+\))?(,1(\(x\d+\))?)*", tasks or "1") is not None
+    # Slurm has then bound devices to the task, and this process sees no others.
+    is_bound = any(name in variables for name in ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK"))
+    return ProcessInfo(
+        f"{host}:{_coordinator_port(_read_int(variables, 'SLURM_JOB_ID'))}",
+        _read_int(variables, "SLURM_PROCID"),
+        _read_int(variables, "SLURM_NTASKS"),
+        None if is_alone or is_bound else (_read_int(variables, "SLURM_LOCALID"),),
+    )
+
+
+def _open_mpi(variables: Mapping[str, str]) -> ProcessInfo:
+    """Reads Open MPI's variables.
+
+    The launcher runs on the host of process 0 and has a URI such as
+    `1531576320.0;tcp://10.96.0.1,10.148.0.1:34911`.
+    """
+    uri = variables["OMPI_MCA_orte_hnp_uri"]
+    match = re.match(r"(\d+)\.\d+;tcp6?://(?:\[([^\],]+)|([^,:\[]+))", uri)
+    if not match:
+        return ProcessInfo()
+    job, ipv6, ipv4 = match.groups()
+    is_alone = variables.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1") == "1"
+    names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
+    process_id, num_processes, local_rank = (_read_int(variables, name) for name in names)
+    port = _coordinator_port(int(job) >> 12)  # the low bits of the job number are always 0
+    return ProcessInfo(
+        f"{f'[{ipv6}]' if ipv6 else ipv4}:{port}",
+        process_id,
+        num_processes,
+        None if is_alone else (local_rank,),
+    )
+
+
+def _read_int(variables: Mapping[str, str], name: str) -> int:
+    value = variables.get(name, "")
+    if not value.isdigit():
+        raise ConfigError(
+            f"{name} is {value!r}, not a number: the launcher's variables are incomplete; give "
+            "--coordinator_address, --process_id and --num_processes"
+        )
+    return int(value)
+
+
+def _coordinator_port(job: int) -> int:
+    return COORDINATOR_PORTS[job % len(COORDINATOR_PORTS)]

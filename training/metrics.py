@@ -1,0 +1,104 @@
+"""Metrics of training: means over the steps since the last reading, and the speed."""
+
+import contextlib
+import math
+import time
+from collections.abc import Generator
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from arch import Cost
+from data.loader import Batches, MixtureBatches
+from data.store import TokenStore
+from objectives import Metrics
+from settings.json_types import JsonObject
+from training import hardware
+from training.accounting import run_tokens
+from training.program import TrainProgram
+
+INTERNAL_METRICS = ("halted",)  # metrics that only the loop reads
+
+FloatArray = np.float64 | NDArray[np.float64]  # of a metric: a number, or one for each layer
+ZERO = np.float64(0)
+
+
+class StepMetrics:
+    """Collects metrics on the device; `read` fetches them and adds rates over the elapsed time."""
+
+    def __init__(
+        self,
+        program: TrainProgram,
+        cost: Cost,
+        batches: Batches | MixtureBatches,
+        store: TokenStore,
+    ):
+        train = program.settings.train
+        self._batches = batches
+        # Utilization counts no FLOPs that are computed twice.
+        self._flops_per_token = 3 * cost.executed_flops
+        self._tokens_per_step = run_tokens(program.settings) // max(train.steps, 1)
+        self._device = program.mesh.local_devices[0]
+        device_peak = hardware.peak_flops(self._device)
+        self._peak_flops = device_peak * program.mesh.size if device_peak else None
+        # Targets per byte of the training split, ends of documents included; nats become bits.
+        self._bits_per_byte = store.n_targets / max(store.text_bytes, 1) / math.log(2)
+        self._pending: list[Metrics] = []
+        self._start, self._paused, self._waited = time.perf_counter(), 0.0, 0.0  # seconds
+
+    def add(self, metrics: Metrics) -> None:
+        """Adds the metrics of one step, which stay on the device."""
+        self._pending.append(metrics)
+
+    @contextlib.contextmanager
+    def paused(self) -> Generator[None, None, None]:
+        """Excludes the time of an evaluation or a save from the speed."""
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
+
+    def read(self, step: int, wait_seconds: float) -> JsonObject:
+        """Returns the means since the last reading, and the speed.
+
+        `step` is the number of steps done, `wait_seconds` the time spent waiting for data so far.
+        """
+        num_steps, values = len(self._pending), reduce_metrics(jax.device_get(self._pending))
+        end = time.perf_counter()
+        seconds = max(end - self._start - self._paused, 1e-9)
+        tokens_per_second = num_steps * self._tokens_per_step / seconds
+        values |= {
+            "tokens_per_second": tokens_per_second,
+            "step_seconds": seconds / max(num_steps, 1),
+            "data_wait": (wait_seconds - self._waited) / seconds,
+            "tokens": self._batches.count_tokens(step),
+            "unique_tokens": self._batches.count_unique_tokens(step),
+            "epochs": self._batches.count_epochs(step),
+            "peak_memory": hardware.peak_memory_bytes(self._device),
+        }
+        if "nats" in values:
+            values["bits_per_byte"] = values["nats"] * self._bits_per_byte
+        if self._peak_flops:
+            values["mfu"] = tokens_per_second * self._flops_per_token / self._peak_flops
+        self._pending, self._start, self._paused, self._waited = [], end, 0.0, wait_seconds
+        return values
+
+
+def reduce_metrics(step_metrics: list[Metrics]) -> JsonObject:
+    """Returns the total of sums over the total of weights, by name.
+
+    A metric that has a value for each layer is also returned as the list `name/layers`.
+    """
+    totals: dict[str, tuple[FloatArray, FloatArray]] = {}
+    for metrics in step_metrics:
+        for name, (amount, weight) in metrics.items():
+            total, total_weight = totals.get(name, (ZERO, ZERO))
+            totals[name] = total + np.float64(amount), total_weight + np.float64(weight)
+    means: JsonObject = {}
+    for name, (total, total_weight) in totals.items():
+        if name in INTERNAL_METRICS:
+            continue
+        means[name] = float(np.sum(total) / max(np.sum(total_weight), 1.0))
+        if np.ndim(total):
+            means[f"{name}/layers"] = (total / np.maximum(total_weight, 1.0)).tolist()
+    return means

@@ -1,0 +1,129 @@
+"""Estimate the memory of a step from shapes alone: nothing is compiled.
+
+Parameters, optimizer state and batch are exact. The activations are the residuals that JAX itself
+would save under the model's remat policy, divided by the devices that share the batch. To these the
+estimate adds the gradients, the residuals of one layer of a scan during its backward pass, the
+logits of one chunk, and the parameters that FSDP gathers: those outside the scan and those of one
+repetition in it, unsharded, and as many bytes for their gradients before these are scattered.
+
+How a compiler reuses memory is not known before it runs. `preflight.py` compiles the step and
+prints the compiler's figure beside this one.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jaxtyping import Array, PyTree
+
+from arch import ModelConfig
+from arch.sharding import BATCH_AXES
+from objectives import Batch, Trainable
+from ops.cross_entropy import CHUNK_LOGITS
+from training.checkpoint.param_names import named_leaves
+from training.memory_bank import update_and_lookup
+from training.mesh import bytes_per_device
+from training.program import TrainProgram
+from training.state import init_trainable
+
+
+def estimate(program: TrainProgram) -> dict[str, int]:
+    """Returns the estimated memory of a step, in bytes per device by component."""
+    state = program.abstract_state
+    params, banks = bytes_per_device(state.trainable), bytes_per_device(state.banks)
+    gathered = _gathered_param_bytes(program)
+    return {
+        "parameters": params,
+        "optimizer": bytes_per_device((state.opt_state, state.guard)),
+        **({"memory banks": banks} if banks else {}),
+        "batch": bytes_per_device(program.abstract_batch),
+        "gradients": params,
+        "activations": _activation_bytes(program, program.settings.model),
+        "layer residuals": _layer_bytes(program),
+        "logits": _logit_bytes(program),
+        **({"gathered parameters": gathered} if gathered else {}),
+    }
+
+
+def compiled_memory(compiled_step: jax.stages.Compiled) -> dict[str, int]:
+    """Returns the memory of a compiled step by its compiler, in bytes per device by component.
+
+    Raises:
+        RuntimeError: if the compiler does not report it.
+    """
+    analysis = compiled_step.memory_analysis()
+    if analysis is None:
+        raise RuntimeError("the compiler of this platform does not report memory")
+    return {
+        "arguments": analysis.argument_size_in_bytes,
+        "unaliased outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        "temporary": analysis.temp_size_in_bytes,
+    }
+
+
+def _layer_bytes(program: TrainProgram) -> int:
+    """Bytes of all residuals of one scanned layer, which its backward pass works with."""
+    model = program.settings.model
+    if not model.scan:
+        return 0  # without a scan the compiler sees every layer and reuses memory between them
+    return _activation_bytes(program, dataclasses.replace(model, remat="none")) // model.depth
+
+
+def _gathered_param_bytes(program: TrainProgram) -> int:
+    """Bytes of the parameters that a device holds unsharded at a time, and of their gradients."""
+    total, dtype = 0, jnp.dtype(program.settings.model.dtype)
+    num_shards = program.mesh.shape["data"]
+    for name, leaf in named_leaves(program.abstract_state.trainable).items():
+        sharding = leaf.sharding
+        if isinstance(sharding, NamedSharding) and "data" in jax.tree.leaves(tuple(sharding.spec)):
+            size = math.prod(sharding.shard_shape(leaf.shape)) * num_shards
+            total += size // (leaf.shape[0] if ".blocks." in name else 1)
+    return 2 * total * dtype.itemsize if num_shards > 1 else 0
+
+
+def _logit_bytes(program: TrainProgram) -> int:
+    """Bytes of the logits that exist at a time, and of their gradient."""
+    train, model = program.settings.train, program.settings.model
+    specs = [
+        part.objective.row_spec(model, train.seq_len) for part in program.settings.mixture_parts()
+    ]
+    if not any(spec.needs_logits for spec in specs):
+        return 0
+    tokens = train.batch_size * train.seq_len // train.grad_accum_steps // _token_shards(program)
+    logits = tokens * model.padded_vocab_size // program.mesh.shape["model"]
+    return 2 * 4 * min(logits, CHUNK_LOGITS)
+
+
+def _token_shards(program: TrainProgram) -> int:
+    """Devices that share the tokens of a batch."""
+    return math.prod(program.mesh.shape[axis] for axis in (*BATCH_AXES, "context"))
+
+
+def _activation_bytes(program: TrainProgram, model: ModelConfig) -> int:
+    """Bytes per device that the forward pass of a microbatch saves for the backward pass."""
+    objective, num_parts = program.objective, program.settings.train.grad_accum_steps
+    _, batch = jax.eval_shape(
+        lambda state, batch: update_and_lookup(
+            *(objective, state.trainable, state.banks, batch, state.step, num_parts)
+        ),
+        *(program.abstract_state, program.abstract_batch),
+    )
+    microbatch = {
+        name: jax.ShapeDtypeStruct((s.shape[0] // num_parts, *s.shape[1:]), s.dtype)
+        for name, s in batch.items()
+    }
+    trainable = jax.eval_shape(lambda: init_trainable(model, objective, 0))
+
+    def backward(trainable: Trainable, batch: Batch, key: Array) -> PyTree:
+        def loss(trainable: Trainable) -> Array | int:
+            terms, _ = objective.reduce(trainable, objective.forward(trainable, batch, key), batch)
+            return sum(term.coefficient * term.sum for term in terms.values())
+
+        return jax.vjp(loss, trainable)[1]
+
+    saved = jax.tree.leaves(jax.eval_shape(backward, trainable, microbatch, jax.random.key(0)))
+    params = {(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(trainable)}
+    residuals = (leaf for leaf in saved if (leaf.shape, leaf.dtype) not in params)
+    return sum(x.size * x.dtype.itemsize for x in residuals) // _token_shards(program)

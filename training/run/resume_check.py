@@ -1,0 +1,104 @@
+"""Checks whether a run folder holds the run that a command describes, and finds the changes."""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from errors import CheckpointError, ConfigError, DataError
+from formatting import truncate_middle
+from settings.json_types import JsonObject
+from settings.tree import differences
+from training.run.provenance import RUN_FORMAT
+
+
+def check_format(path: Path, record: Mapping[str, object]) -> None:
+    """Checks that this version can read the run.json (`record`) of the run folder `path`.
+
+    Raises:
+        CheckpointError: if run.json has another format.
+    """
+    version = record.get("format")
+    if version == RUN_FORMAT:
+        return
+    is_older = isinstance(version, int) and version < RUN_FORMAT
+    renames = "; docs/renames.json lists the new names of settings and keys" if is_older else ""
+    raise CheckpointError(
+        f"{path}/run.json has format {version}, this version reads format {RUN_FORMAT}{renames}; "
+        "use the version that wrote it, or another run folder"
+    )
+
+
+def check_resumable(
+    path: Path,
+    old: Mapping[str, object],
+    new: Mapping[str, object],
+    resumable: Sequence[str],
+    allow_changed: bool,
+) -> None:
+    """Checks that the run.json in `path` (`old`) belongs to the run that `new` describes.
+
+    Settings that match a pattern in `resumable` may differ. With `allow_changed` the data and the
+    tokenizer may differ, too.
+
+    Raises:
+        CheckpointError: if run.json has another format or is not the record of a run.
+        ConfigError: if other settings differ.
+        DataError: if the data or the tokenizer differ.
+    """
+    check_format(path, old)
+    kinds = {"run_id": str, "created": str, "settings": Mapping}
+    if not all(isinstance(old.get(key), kind) for key, kind in kinds.items()):
+        raise CheckpointError(f"{path}/run.json is not the record of a run; use another --workdir")
+    changes = {
+        key: change
+        for key, change in find_changes(old, new, "settings").items()
+        if not any(fnmatchcase(key, pattern) for pattern in resumable)
+    }
+    if changes:
+        raise ConfigError(
+            f"{path} is a run with other settings: {format_changes(changes)}; use them, or another "
+            "--workdir (--init_from starts a new run with its parameters)"
+        )
+    changes = find_changes(old, new, "fingerprints")
+    if changes and not allow_changed:
+        raise DataError(
+            f"{path} was trained on other data: {format_changes(changes)}; restore it, use another "
+            "--workdir, or set --config.data.allow_changed=true"
+        )
+
+
+def resume_flags(path: Path, old: JsonObject, new: JsonObject) -> JsonObject:
+    """Returns the flags of a resumed run: those of the command, with the original `init_from`.
+
+    Raises:
+        ConfigError: if the command has another `init_from` than the run started with.
+    """
+    flags, old_flags = dict(new.get("flags") or {}), dict(old.get("flags") or {})
+    source, new_source = old_flags.get("init_from") or "", flags.get("init_from") or ""
+    if new_source and new_source != source:
+        start = f"from --init_from={source}" if source else "without --init_from"
+        raise ConfigError(
+            f"{path} started {start}, not from {new_source}; leave it out, or use another --workdir"
+        )
+    return flags | ({"init_from": source} if source else {})
+
+
+def find_changes(old: Mapping[str, object], new: Mapping[str, object], key: str) -> dict[str, list]:
+    """Returns [old value, new value] for every leaf below `key` that differs, by dotted name."""
+    pair = [{key: record[key]} if key in record else {} for record in (old, new)]
+    return {name.removeprefix(f"{key}."): [a, b] for name, a, b in differences(*pair)}
+
+
+def format_changes(changes: Mapping[str, list], max_items: int = 5) -> str:
+    """Formats the first changes for a message, and the number of the others."""
+    texts = [
+        f"{key} {truncate_middle(a)} -> {truncate_middle(b)}"
+        for key, (a, b) in list(changes.items())[:max_items]
+    ]
+    excess = len(changes) - max_items
+    return ", ".join(texts) + (f" and {excess} more" if excess > 0 else "")
+
+
+def format_event(details: Mapping[str, object]) -> str:
+    """Formats the details of an event as one line."""
+    return " ".join(f"{key}={truncate_middle(value)}" for key, value in details.items())

@@ -1,0 +1,269 @@
+"""From settings to a run: data, mesh, program, run folder and loop, or the report of a dry run."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from data import Data, open_data
+from errors import CheckpointError, ConfigError
+from objectives import Trainable
+from settings.cli import as_json
+from settings.json_types import JsonObject
+from training import accounting, loop
+from training import mesh as meshes
+from training.checkpoint import restore
+from training.checkpoint.manager import CheckpointManager
+from training.checkpoint.param_names import named_leaves, shapes_and_dtypes
+from training.distributed import multihost
+from training.distributed.fault_injection import FaultInjector
+from training.distributed.peer_monitor import PeerMonitor
+from training.distributed.preemption import GracefulStop
+from training.loop import Evaluator, TrainJob
+from training.preflight import check, memory_estimate, report, topology
+from training.program import TrainProgram, make_program
+from training.run import provenance
+from training.run.atomic_io import read_json
+from training.run.folder import RunFolder, open_as_worker, open_run
+from training.run.log import LogConfig, MetricsLogger
+from training.run.resume_check import check_format
+from training.settings import Settings, resolve
+
+# Settings that may change between attempts at the same run.
+MAY_CHANGE_ON_RESUME = (
+    "train.steps",
+    "train.compile_cache",
+    "train.hang_timeout",
+    "mesh.*",
+    "eval.*",
+    "checkpoint.*",
+    "log.*",
+    "debug.*",
+    "data.cache",
+)
+
+# (source that --init_from names, program, fingerprint of the tokenizer) -> initial parameters
+ParamReader = Callable[[str, TrainProgram, str], Trainable]
+
+
+def prepare(
+    settings: Settings, devices: list[jax.Device] | None = None
+) -> tuple[Data, TrainProgram]:
+    """Returns the data and the program of a run, fully checked; nothing is compiled yet.
+
+    Raises:
+        ConfigError: if settings, data and devices do not suit each other.
+        DataError: if the data cannot be read.
+    """
+    cache = settings.train.compile_cache
+    if cache and cache != jax.config.values["jax_compilation_cache_dir"]:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        compilation_cache.reset_cache()  # otherwise a process keeps its first cache folder
+    data = open_data(settings.data, settings.store_kinds)
+    settings = resolve(settings, data.tokenizer.vocab_size)
+    return data, make_program(settings, meshes.make_mesh(settings.mesh, devices))
+
+
+def dry_run(settings: Settings, origins: dict[str, str]) -> None:
+    """Prints settings, parameters, FLOPs and the memory estimate of a run.
+
+    `origins` has the origin of each setting by its dotted key.
+    """
+    _, program = prepare(settings)
+    estimate = memory_estimate.estimate(program)
+    report.print_tables(report.dry_run_tables(program, origins, estimate))
+
+
+def preflight(settings: Settings, origins: dict[str, str], topology_spec: str) -> None:
+    """Prints the tables of a dry run, compiles the step, and prints what it needs and sends.
+
+    `topology_spec` names the machine to compile for; "" is this machine.
+
+    Raises:
+        DeviceMemoryError: if the step does not fit the machine.
+    """
+    target = topology.parse_topology(topology_spec) if topology_spec else topology.local_target()
+    _, program = prepare(settings, target.devices)
+    estimate = memory_estimate.estimate(program)
+    report.print_tables(report.dry_run_tables(program, origins, estimate))
+    estimated_bytes = sum(estimate.values())
+    result = check.try_compile(program, target.chip)
+    report.print_tables(report.compile_tables(result, program, target, estimated_bytes))
+    check.check_fits(result, program, target, estimated_bytes)
+
+
+@multihost.peer_errors()
+def train(
+    settings: Settings,
+    folder: Path,
+    make_evaluators: Callable[[TrainJob], tuple[Evaluator, Evaluator]],
+    *,
+    resume: str = "auto",
+    read_params: ParamReader | None = None,
+    flags: JsonObject | None = None,
+    study: JsonObject | None = None,
+) -> None:
+    """Trains a run in `folder`, or resumes it, and evaluates it at the end.
+
+    Args:
+        settings: All settings, not yet resolved.
+        folder: The run folder.
+        make_evaluators: Returns the evaluators during the run and at its end.
+        resume: "auto", "strict" (refuse a damaged checkpoint) or "extend" (train a finished run
+            for more steps).
+        read_params: Reads the initial parameters that the flag `init_from` names; by default they
+            come from another run.
+        flags: Flags of the command that run.json records.
+        study: The declaration of the study that the run belongs to, for run.json.
+
+    Raises:
+        ConfigError: if the run has finished with another number of steps.
+    """
+    origin = {"code": provenance.code_version(), "packages": provenance.package_versions()}
+    multihost.check_hosts_agree("settings and code", {"settings": as_json(settings), **origin})
+    data, program = prepare(settings)
+    multihost.check_hosts_agree(
+        "data", {"data": data.fingerprint, "tokenizer": data.tokenizer.fingerprint}
+    )
+    record = _run_record(program, data, flags or {}, study or {})
+    with (
+        GracefulStop() as stop,
+        _open_run(folder, record, settings.data.allow_changed) as run,
+        PeerMonitor(run),
+    ):
+        if _is_finished(run, program.settings.train.steps, resume):
+            return
+        faults = FaultInjector(settings.debug.inject_fault, attempt=run.attempt)
+        strict = resume == "strict"
+        log_cfg = _quiet_unless_main(settings.log)
+        with (
+            MetricsLogger(log_cfg, run, total_steps=settings.train.steps) as log,
+            CheckpointManager(run, settings.checkpoint, faults, strict=strict) as checkpoints,
+        ):
+            cost = accounting.model_cost(program.settings)
+            job = TrainJob(program, cost, data, run, checkpoints, log, stop, faults)
+            eval_during, eval_at_end = make_evaluators(job)
+            with multihost.peer_errors():  # so that the run records the error by its name
+                scores = loop.train(
+                    job,
+                    eval_during=eval_during,
+                    eval_at_end=eval_at_end,
+                    load_initial=_initial_params(job, read_params, flags or {}),
+                )
+    if multihost.is_main_process():
+        report.print_scores(scores, run.path)
+
+
+def _initial_params(
+    job: TrainJob, read_params: ParamReader | None, flags: JsonObject
+) -> Callable[[], Trainable] | None:
+    """The function that reads the initial parameters, or None to start from random ones."""
+    source = flags.get("init_from") or job.run.record["flags"].get("init_from")
+    if not source:
+        return None
+    fingerprint = job.data.tokenizer.fingerprint
+    return functools.partial(read_params or params_from_run, source, job.program, fingerprint)
+
+
+def _open_run(folder: Path, record: JsonObject, allow_changed: bool) -> RunFolder:
+    """The run folder. Process 0 opens it; the others get its record, or its error."""
+    opened = []
+
+    def open_as_main() -> JsonObject:
+        run = open_run(folder, record, resumable=MAY_CHANGE_ON_RESUME, allow_changed=allow_changed)
+        opened.append(run)
+        shared = {key: run.record[key] for key in ("run_id", "created", "flags")}
+        return shared | {"attempt": run.attempt}
+
+    shared = multihost.run_on_main_process(open_as_main)
+    return opened[0] if opened else open_as_worker(folder, record, shared)
+
+
+def _quiet_unless_main(cfg: LogConfig) -> LogConfig:
+    """The settings of the log, without console and trackers on all processes but process 0."""
+    quiet = dataclasses.replace(cfg, trackers=(), console="off")
+    return cfg if multihost.is_main_process() else quiet
+
+
+def _run_record(
+    program: TrainProgram, data: Data, flags: JsonObject, study: JsonObject
+) -> JsonObject:
+    cost = accounting.model_cost(program.settings)
+    record = provenance.make_run_record(
+        settings=as_json(program.settings),
+        fingerprints={"data": data.fingerprint, "tokenizer": data.tokenizer.fingerprint},
+        cost=accounting.cost_record(cost, program.settings),
+        mesh=dict(program.mesh.shape),
+        flags=flags,
+    )
+    return record | ({"study": study} if study else {})
+
+
+def create_run_from_params(
+    settings: Settings, folder: Path, source: str, read_params: ParamReader
+) -> None:
+    """Creates a finished run of no steps from parameters, to evaluate or to start other runs from.
+
+    Raises:
+        ConfigError: if the folder has a run.
+    """
+    data, program = prepare(settings)
+    record = _run_record(program, data, {"init_from": source}, {})
+    with open_run(folder, record) as run:
+        if run.is_resumed:
+            raise ConfigError(f"{folder} has a run already; use another --workdir")
+        faults = FaultInjector("", attempt=1)
+        with CheckpointManager(run, program.settings.checkpoint, faults) as checkpoints:
+            trainable = read_params(source, program, data.tokenizer.fingerprint)
+            run.record_start(0)
+            checkpoints.save(0, {"trainable": trainable}, {}, wait=True)
+        run.record_finish(0)
+
+
+def params_from_run(source: str, program: TrainProgram, tokenizer_fingerprint: str) -> Trainable:
+    """Returns the parameters of another run's newest valid checkpoint, sharded for this one.
+
+    The head is None, to be initialized anew, unless both runs have a head of the same shapes.
+
+    Raises:
+        CheckpointError: if the other run has another tokenizer, or no checkpoint that fits.
+    """
+    root, abstract = Path(source) / "checkpoints", program.abstract_state.trainable
+    if record := read_json(Path(source) / "run.json") or {}:
+        check_format(Path(source), record)
+    recorded = record.get("fingerprints", {}).get("tokenizer", tokenizer_fingerprint)
+    if recorded != tokenizer_fingerprint:
+        raise CheckpointError(
+            f"--init_from={source} was trained with tokenizer {recorded[:12]}, this run has "
+            f"{tokenizer_fingerprint[:12]}; set data.tokenizer to the tokenizer.json of its token "
+            "store"
+        )
+    step = restore.newest_step(root)
+    model = restore.restore_subset(root, step, abstract.model, "trainable.model")
+    leaves = restore.read_manifest(root, step, check_hashes=False)["leaves"]
+    saved_head = {n: leaf for n, leaf in leaves.items() if n.startswith("trainable.head.")}
+    expected_head = shapes_and_dtypes(named_leaves(abstract.head, "trainable.head"))
+    if saved_head and saved_head == expected_head:
+        head = restore.restore_subset(root, step, abstract.head, "trainable.head")
+        return Trainable(model, head)
+    return Trainable(model)
+
+
+def _is_finished(run: RunFolder, steps: int, resume: str) -> bool:
+    finished_step = multihost.run_on_main_process(lambda: run.finished_step)
+    if finished_step is None or (steps > finished_step and resume == "extend"):
+        return False
+    if steps != finished_step:
+        raise ConfigError(
+            f"{run.path} finished at step {finished_step}, train.steps is {steps}; use "
+            "--resume=extend to train it further, or another --workdir"
+        )
+    if multihost.is_main_process():
+        print(
+            f"{run.path} has already finished at step {finished_step}; its scores are in "
+            f"eval/{finished_step}/"
+        )
+    return True
