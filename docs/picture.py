@@ -1,7 +1,7 @@
 """A picture of a board: `python docs/picture.py BOARD/leaderboard.html docs/board.png [HEIGHT]`.
 
-The top of the page as Chromium shows it, 1280 pixels wide, light, in 64 colours: enough
-for text and lines, and below 200 kB.
+It shows the top of the page as Chromium renders it, 1280 pixels wide, in the light theme. 64 colors
+are enough for text and lines and keep the file below 200 kB.
 """
 
 import shutil
@@ -12,31 +12,34 @@ from pathlib import Path
 
 from PIL import Image
 
-WIDTH, HEIGHT, COLOURS, MOST = 1280, 1120, 64, 200_000
-QUIET = [  # nothing is fetched
+WIDTH, HEIGHT, N_COLORS, MAX_BYTES = 1280, 1120, 64, 200_000
+OFFLINE_FLAGS = [  # Chromium must not use the network
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--disable-quic", "--no-first-run"),
 ]
 
 
 def picture(page: Path, out: Path, height: int = HEIGHT) -> None:
-    found = [path for name in ("chromium", "google-chrome") if (path := shutil.which(name))]
-    if not found:
-        sys.exit("no chromium on the path; install it")
+    """Writes a screenshot of `page` to `out`."""
+    browsers = [path for name in ("chromium", "google-chrome") if (path := shutil.which(name))]
+    if not browsers:
+        sys.exit("Chromium is not on the path; install it.")
     with tempfile.TemporaryDirectory() as folder:
         shot = Path(folder) / "shot.png"
         command = [
-            *(found[0], "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *QUIET),
+            *(browsers[0], "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
+            *OFFLINE_FLAGS,
             *("--blink-settings=preferredColorScheme=1", f"--window-size={WIDTH},{height}"),
             *(f"--user-data-dir={folder}/profile", f"--screenshot={shot}", page.resolve().as_uri()),
         ]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
         with Image.open(shot) as image:
-            image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(
+            image.convert("RGB").quantize(N_COLORS, dither=Image.Dither.NONE).save(
                 out, optimize=True
             )
-    if out.stat().st_size > MOST:
-        sys.exit(f"{out} has {out.stat().st_size:,} bytes, must be at most {MOST:,}; lower HEIGHT")
+    if out.stat().st_size > MAX_BYTES:
+        size = f"{out} has {out.stat().st_size:,} bytes"
+        sys.exit(f"{size}, must be at most {MAX_BYTES:,}; lower HEIGHT")
 
 
 if __name__ == "__main__":
