@@ -135,10 +135,15 @@ def unknown_key_hint(key: str, choices: Iterable[str]) -> str:
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Returns a hint for an unknown name: the closest choice, or all choices if none is close."""
-    choices = list(choices)
+    """Returns a hint for an unknown name: the closest choice, or all choices if none is close.
+
+    A name of at least three letters that begins one choice alone is close to it.
+    """
+    choices = list(map(str, choices))
+    completions = [choice for choice in choices if len(name) > 2 and choice.startswith(name)]
     close = difflib.get_close_matches(name, choices, 1, 0.6)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(map(str, choices))}"
+    close = completions if len(completions) == 1 else close
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(choices)}"
 
 
 def validate(value: Any, hint: TypeHint, key: str) -> Any:

@@ -28,7 +28,15 @@ from settings.cli import (
     to_config_dict,
 )
 from settings.tree import flatten, format_value
-from settings.types import MAX_INT32, Fraction, NonNegativeInt, PositiveFloat, PositiveInt, config
+from settings.types import (
+    MAX_INT32,
+    Fraction,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    config,
+    did_you_mean,
+)
 
 
 @config
@@ -616,3 +624,15 @@ def test_shipped_configs_are_read_and_their_settings_come_back(file):  # covers 
     command = parse_args([f"--config={file}"], Settings)
     assert from_json(Settings, as_json(command.settings)) == command.settings
     assert "file" in command.provenance.values(), "a config file writes differences"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("stesp", "did you mean 'steps'?"),
+        ("batch", "did you mean 'batch_size'?"),  # completes one choice alone
+        ("foo", "known: steps, batch_size, seq_len"),
+    ],
+)
+def test_an_unknown_name_has_the_close_one_or_all(name, hint):
+    assert did_you_mean(name, ["steps", "batch_size", "seq_len"]) == hint
