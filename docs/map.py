@@ -77,7 +77,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Settings",
         "settings",
-        "types changes tree cli flag_parser descriptions renames lazy json_types",
+        "types changes tree cli flag_values flag_parser descriptions renames lazy json_types",
     ),
     (
         "The run folder",

@@ -5,8 +5,8 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from settings.cli import format_type
 from settings.descriptions import field_descriptions
+from settings.flag_values import format_type
 from settings.tree import format_value, is_section, setting_types
 from training.settings import Settings
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from data import open_data
 from errors import CheckpointError
 from eval.task import EvalContext
-from settings.cli import from_json
+from settings.tree import from_json
 from training import mesh as meshes
 from training.checkpoint import restore
 from training.program import make_program

@@ -16,8 +16,8 @@ from errors import CheckpointError, ConfigError, DataError
 from hub import checkpoint, model_card
 from hub.config_equivalence import differences
 from hub.download import resolve_folder
-from settings.cli import from_json
 from settings.json_types import JsonObject
+from settings.tree import from_json
 from training import mesh as meshes
 from training import runner
 from training.checkpoint import restore

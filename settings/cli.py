@@ -11,7 +11,6 @@ of the first (a file without `get_config` gets the earlier one), and may execute
 file that was just rewritten.
 """
 
-import ast
 import difflib
 import inspect
 import json
@@ -22,49 +21,34 @@ import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from absl import flags as absl_flags
 from ml_collections.config_dict import ConfigDict
 
 from errors import ConfigError, IsoflopError
 from settings.descriptions import field_descriptions
+from settings.flag_values import SettingParser, format_type
 from settings.json_types import JsonObject
 from settings.renames import find_new_name, flag_hint, import_hint
 from settings.tree import (
     EditableSection,
     UnknownKeyError,
-    as_json,
     assigned_keys,
     child_type,
-    coerce,
-    differences,
     fill_defaults,
     flatten,
     format_value,
     freeze,
-    from_json,
     is_open_section,
     is_section,
-    setting_rows,
     setting_types,
     to_config_dict,
     unknown_key_message,
 )
-from settings.types import OneOf, Range, TypeHint
-
-__all__ = [
-    "as_json",
-    "differences",
-    "to_config_dict",
-    "from_json",
-    "freeze",
-    "parse_args",
-    "setting_rows",
-]
+from settings.types import TypeHint
 
 T = TypeVar("T")
-TYPE_NAMES = {bool: "true | false", int: "integer", float: "number", str: "text"}
 
 
 class CliArgs(NamedTuple, Generic[T]):
@@ -188,7 +172,7 @@ def _parse_flags(argv: Sequence[str], cls: type, flag_values: absl_flags.FlagVal
         for key in keys:
             hint, name = _setting_type(cls, key), f"config.{key}"
             flag = absl_flags.Flag(
-                _SettingParser(hint, name), None, name, None, "", boolean=hint is bool
+                SettingParser(hint, name), None, name, None, "", boolean=hint is bool
             )
             absl_flags.DEFINE_flag(flag, flag_values)
         stray = flag_values(["", *arguments])[1:]
@@ -209,54 +193,6 @@ def _parse_flags(argv: Sequence[str], cls: type, flag_values: absl_flags.FlagVal
         hint = f"--config={stray[0]}" if is_file else "--config.KEY=VALUE or --FLAG"
         raise ConfigError(f"unexpected argument {stray[0]!r}; all arguments are flags: {hint}")
     return [key for key in keys if flag_values[f"config.{key}"].present]
-
-
-class _SettingParser(absl_flags.ArgumentParser):
-    """A parser for absl that converts text by the annotation of the setting."""
-
-    def __init__(self, hint: TypeHint, key: str):
-        self.hint, self.key = hint, key
-
-    def parse(self, argument: str) -> object:
-        """Returns the value that the text of a flag stands for."""
-        return coerce(_parse_value(argument, self.hint), self.hint, self.key)
-
-
-def _parse_value(text: str, hint: TypeHint) -> object:
-    """The value that `text` stands for under `hint`; `coerce` refuses text that stands for none."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        return _parse_value(text, args[0])
-    if origin is Literal:
-        return next((choice for choice in args if format_value(choice) == text), text)
-    if origin is tuple:
-        return _parse_tuple(text, args)
-    if hint is Any:
-        value = _parse_literal({"true": "True", "false": "False"}.get(text, text))
-        return value if isinstance(value, (int, float, str, tuple, list)) else text
-    if hint is bool:
-        return {"true": True, "false": False}.get(text.lower(), text)
-    try:
-        return hint(text)
-    except ValueError:
-        return text
-
-
-def _parse_tuple(text: str, hints: tuple[TypeHint, ...]) -> object:
-    """The items of `a,b`, or of Python's `("a", "b")`, which allows commas in items."""
-    if text[:1] in ("(", "[", "'", '"'):
-        value = _parse_literal(text)
-        return (value,) if isinstance(value, str) and value != text else value
-    items = [item.strip() for item in text.removesuffix(",").split(",")] if text.strip() else []
-    last = len(hints) - 1 - (hints[-1] is Ellipsis)
-    return tuple(_parse_value(item, hints[min(i, last)]) for i, item in enumerate(items))
-
-
-def _parse_literal(text: str) -> object:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return text
 
 
 def _setting_type(cls: type, key: str) -> TypeHint:
@@ -374,21 +310,6 @@ def _missing_file_message(path: str) -> str:
     near = difflib.get_close_matches(os.path.basename(path), files, 1)
     hint = f"; did you mean {os.path.join(folder, near[0])!r}?" if near else ""
     return f"--config={_one_line(path)} does not exist{hint}"
-
-
-def format_type(hint: TypeHint) -> str:
-    """Returns the permitted values of a setting in words."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        for choice in (extra for extra in args[1:] if isinstance(extra, OneOf)):
-            return " | ".join(choice.names)
-        bounds = [str(extra) for extra in args[1:] if isinstance(extra, Range)]
-        return " ".join([format_type(args[0]), *bounds])
-    if origin is Literal:
-        return " | ".join(map(format_value, args))
-    if origin is tuple:
-        return ",".join("..." if arg is Ellipsis else format_type(arg) for arg in args)
-    return TYPE_NAMES.get(hint, "names of your choice, set in config files")
 
 
 def _one_line(text: object) -> str:

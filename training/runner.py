@@ -11,8 +11,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from data import Data, open_data
 from errors import CheckpointError, ConfigError
 from objectives import Trainable
-from settings.cli import as_json
 from settings.json_types import JsonObject
+from settings.tree import as_json
 from training import accounting, loop
 from training import mesh as meshes
 from training.checkpoint import restore

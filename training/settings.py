@@ -22,7 +22,7 @@ from objectives import (
     RowSpec,
     mixture_parts,
 )
-from settings.cli import to_config_dict
+from settings.tree import to_config_dict
 from settings.types import (
     NonNegativeInt,
     OneOf,

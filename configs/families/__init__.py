@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from arch import ModelConfig
 from errors import ConfigError
-from settings.cli import to_config_dict
+from settings.tree import to_config_dict
 from settings.types import did_you_mean
 from training.settings import Settings
 

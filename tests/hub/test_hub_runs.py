@@ -25,8 +25,7 @@ from hub import __main__ as command
 from hub import run as runs
 from hub import safetensors_io
 from hub.checkpoint import find_export_family
-from settings.cli import from_json
-from settings.tree import freeze
+from settings.tree import freeze, from_json
 from training import mesh as meshes
 from training.program import make_program
 from training.settings import Settings, resolve

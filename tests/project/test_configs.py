@@ -15,8 +15,8 @@ from data import DataConfig
 from errors import ConfigError
 from objectives import OBJECTIVES
 from settings.changes import with_changes
-from settings.cli import as_json, from_json, load_config
-from settings.tree import differences, freeze
+from settings.cli import load_config
+from settings.tree import as_json, differences, freeze, from_json
 from training.settings import Settings, resolve
 
 ROOT = Path(__file__).parents[2]

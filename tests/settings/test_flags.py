@@ -18,16 +18,17 @@ from ml_collections.config_dict import ConfigDict, placeholder, required_placeho
 
 from errors import ConfigError
 from settings import cli
-from settings.cli import (
+from settings.cli import parse_args
+from settings.tree import (
     as_json,
     differences,
+    flatten,
+    format_value,
     freeze,
     from_json,
-    parse_args,
     setting_rows,
     to_config_dict,
 )
-from settings.tree import flatten, format_value
 from settings.types import (
     MAX_INT32,
     Fraction,

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from arch import Cost
 from formatting import format_mib, format_si, replace_control_chars
-from settings.cli import setting_rows
+from settings.tree import setting_rows
 from training.accounting import model_cost, run_tokens
 from training.mesh import MESH_AXES, bytes_per_device
 from training.preflight.check import CompileResult

@@ -13,7 +13,7 @@ import jax
 from absl import flags
 
 from errors import DeviceMemoryError, DiskError, IsoflopError
-from settings.cli import as_json
+from settings.tree import as_json
 from training.distributed import multihost
 from training.run.console import silence_stdout
 from training.settings import Settings
