@@ -5,7 +5,7 @@ that was interrupted. Shared settings are flags, for example --config.train.step
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +15,16 @@ from rich.console import Console
 import leaderboard
 from data import open_data
 from errors import ConfigError
-from protocol.study import plan, run_study, study, time_estimate
+from protocol.study import (
+    plan,
+    plan_record,
+    run_study,
+    step_timing,
+    study,
+    time_estimate,
+)
 from settings.cli import parse_args
+from training.run.atomic_io import validate_run_path
 from training.run.cli_errors import run_command
 from training.settings import Settings
 
@@ -58,20 +66,26 @@ def run(argv: Sequence[str]) -> None:
         )
     console = Console(highlight=False, soft_wrap=True)
     spec = study.load_study(args.config)
-    folder = Path(args.workdir or f"runs/compare/{Path(args.config).stem}")
+    folder = validate_run_path(Path(args.workdir or f"runs/compare/{Path(args.config).stem}"))
     results_dir = Path(spec.results_dir)
 
     vocab_size = open_data(settings.data, settings.store_kinds).tokenizer.vocab_size
-    matched = study.make_plan(spec, settings, vocab_size)
+
+    def measure_seconds(candidates: Mapping[str, Settings]) -> Mapping[str, float]:
+        return step_timing.measure_step_seconds(candidates, folder, console.print)
+
+    matched = study.make_plan(spec, settings, vocab_size, measure_seconds)
     prior = study.load_prior_results(spec.results_dir, matched.plan)
-    matched = matched._replace(plan=replace(matched.plan, noise_floor=prior.noise_floor))
+    matched = matched._replace(plan=replace(matched.plan, noise_floors=prior.noise_floors))
     choices = prior.tuning_choices or run_study.default_choices(matched.plan)
+    recorded, recorded_choices = matched.plan, choices
     if args.stage == "tune":
-        runs = plan.sweep_runs(matched.plan)
+        runs, recorded_choices = plan.sweep_runs(matched.plan), {}
     elif args.stage == "noise_floor":
+        recorded = run_study.make_noise_plan(spec, matched.plan)
         runs = run_study.noise_runs(spec, matched.plan, choices)
     else:
-        runs = plan.reported_runs(matched.plan, choices)
+        runs = plan.reported_runs(matched.plan, choices, prior.sweep_hash)
 
     step_seconds = time_estimate.read_step_seconds(runs, folder)
     matmul_flops = time_estimate.measure_matmul_flops(settings.model.dtype)
@@ -85,6 +99,8 @@ def run(argv: Sequence[str]) -> None:
         )
     if args.dry_run:
         return
+    for line in plan_record.write_plan(folder, recorded, recorded_choices, prior.sweep_hash):
+        console.print(line, markup=False)
 
     if args.stage == "tune":
         record = run_study.run_tuning(matched.plan, folder, console.print)
@@ -97,7 +113,7 @@ def run(argv: Sequence[str]) -> None:
         record = run_study.noise_record(results, matched.plan)
         run_study.write_record(record, results_dir / "noise.json")
     elif args.run_index < 0:
-        leaderboard.show([folder / run.name for run in runs], folder / "board")
+        leaderboard.show([folder], folder / "board")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,14 @@ The commands print an `IsoflopError` as one line and exit with its code. The tra
 the run's `error.log`; `--debug` prints it too. The codes follow sysexits where one fits: 65 data,
 70 internal error, 73 cannot create, 74 input or output, 75 temporary failure (Slurm can requeue a
 job that exits with 75).
+
+Every command loads this file first, so it also names the systems that the project runs on.
 """
+
+try:
+    import fcntl  # noqa: F401
+except ImportError:  # files are locked and replaced as POSIX systems do it
+    raise SystemExit("isoflop runs on Linux and macOS; on Windows, run it in WSL 2") from None
 
 
 class IsoflopError(Exception):

@@ -30,7 +30,7 @@ def format_bytes(count: float) -> str:
     """Returns a number of bytes with three digits in the binary unit that suits it: 15.8 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
-            return f"{count:.3g} {unit}"
+            return f"{count:.3g} {unit}" if count < 999.5 else f"{count:.0f} {unit}"
         count /= 1024
     return f"{count:.3g} TiB"
 

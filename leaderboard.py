@@ -11,37 +11,104 @@ from pathlib import Path
 
 from rich.console import Console
 
-from errors import IsoflopError
+from errors import ConfigError
 from protocol.board import export
 from protocol.board.board import make_board
+from protocol.board.check import list_contradictions
 from protocol.board.verify import verify_board
-from protocol.records.load import load_records
+from protocol.records.load import iter_run_folders, load_records
+from settings.command import run_command
+from settings.flag_parser import make_parser
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Returns the parsed arguments."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = make_parser("leaderboard.py", __doc__)
     parser.add_argument(
         "results", nargs="+", type=Path, help="run folders, folders of them, or JSON files"
     )
     parser.add_argument("--out", type=Path, help="folder for leaderboard.html, .md, .csv and .json")
+    parser.add_argument(
+        "--figures", type=Path, metavar="DIR", help="folder for each chart as PDF and SVG"
+    )
     parser.add_argument(
         "--verify",
         type=Path,
         metavar="JSON",
         help="leaderboard.json to compare with the run folders",
     )
+    parser.add_argument("--debug", action="store_true", help="print tracebacks of errors")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="list all contradictions inside and between the run folders; exit with 65 if any",
+    )
+    parser.add_argument(
+        "--cost", action="store_true", help="with --check: compute costs again from the settings"
+    )
+    parser.add_argument(
+        "--rerun",
+        type=int,
+        default=0,
+        metavar="N",
+        help="train N random runs again and compare; exit with 65 if one differs",
+    )
     return parser.parse_args(argv)
 
 
-def show(results: Sequence[Path], out: Path | None = None) -> None:
-    """Prints the board of the run folders and files `results`; writes its files to `out`."""
+def show(results: Sequence[Path], out: Path | None = None, figures: Path | None = None) -> None:
+    """Prints the board of the run folders and files `results`.
+
+    Its files are written to the folder `out`, and its charts to the folder `figures`.
+    """
     board = make_board(*load_records(results))
     console = Console(highlight=False, emoji=False)
     export.print_board(board, console)
     if out:
         for path in export.write_board(board, out):
             console.print(str(path), markup=False, soft_wrap=True)
+    if figures:
+        from protocol.board.figures import write_figures  # matplotlib takes a second to import.
+
+        for path in write_figures(board, figures):
+            console.print(str(path), markup=False, soft_wrap=True)
+
+
+def check_folders(results: Sequence[Path], *, with_cost: bool) -> int:
+    """Prints all contradictions inside and between run folders.
+
+    Returns the exit code: 0 if there are none, else 65.
+    """
+    records, unreadable = load_records(results)
+    lines = list_contradictions(records, unreadable, make_board(records, unreadable))
+    if with_cost:
+        from protocol.study.recheck import check_costs  # It needs jax.
+
+        lines += check_costs(iter_run_folders(results))
+    console = Console(highlight=False, emoji=False)
+    for line in lines or [f"{len(records)} runs, no contradictions"]:
+        console.print(line, markup=False, soft_wrap=True)
+    return 65 if lines else 0
+
+
+def train_again(results: Sequence[Path], count: int) -> int:
+    """Trains `count` random runs again and prints how they compare.
+
+    Returns the exit code: 0 if all are the same, else 65.
+    """
+    from protocol.study.recheck import rerun  # It needs jax.
+
+    console = Console(highlight=False, emoji=False)
+
+    def print_line(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    compared = rerun(iter_run_folders(results), count, print_line)
+    for line in (line for result in compared for line in result.lines):
+        print_line(line)
+    differing = [result.folder for result in compared if result.differs]
+    print_line(f"{len(compared)} trained again, {len(differing)} differ")
+    return 65 if differing or not compared else 0
 
 
 def check(published: Path, results: Sequence[Path]) -> int:
@@ -56,21 +123,29 @@ def check(published: Path, results: Sequence[Path]) -> int:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the command and returns its exit code."""
+    """Runs the command and returns its exit code.
+
+    Raises:
+        ConfigError: if the flags contradict each other.
+    """
     args = parse_args(argv)
+    if args.cost and not args.check:
+        raise ConfigError("--cost is a part of --check; give both")
+    if args.rerun < 0:
+        raise ConfigError(f"--rerun={args.rerun} must be a number of runs, 1 or more")
     if args.verify:
         return check(args.verify, args.results)
-    show(args.results, args.out)
+    if args.check:
+        return check_folders(args.results, with_cost=args.cost)
+    if args.rerun:
+        return train_again(args.results, args.rerun)
+    show(args.results, args.out, args.figures)
     return 0
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command, prints errors as one line, and returns the exit code."""
-    try:
-        return run(argv)
-    except IsoflopError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.code
+    return run_command(run, argv)
 
 
 if __name__ == "__main__":

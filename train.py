@@ -87,10 +87,14 @@ def run(argv: Sequence[str]) -> None:
     settings, args = command.settings, command.flags
     # These load most of the project, which --help does not need.
     from eval import harness
+    from hub.download import check_source
     from hub.run import load_params
     from training import runner
 
     harness.resolve_tasks(settings)  # an unknown task is an error before any work starts
+    folder = resolve_workdir(args, settings)
+    if args.init_from and not (folder / "run.json").exists():  # a run that resumes reads it no more
+        check_source(args.init_from)
     process = multihost.ProcessInfo(args.coordinator_address, args.process_id, args.num_processes)
     multihost.initialize(args.distributed, process, args.initialization_timeout)
     if args.dry_run:
@@ -98,7 +102,7 @@ def run(argv: Sequence[str]) -> None:
         return
     runner.train(
         settings,
-        resolve_workdir(args, settings),
+        folder,
         harness.make_evaluators,
         resume=args.resume,
         read_params=load_params,

@@ -19,6 +19,7 @@ from arch.layers.norms import Norm
 from arch.layers.positions import RelativePositionBias
 from arch.mixers.attention import Attention
 from arch.mixers.bidirectional import Bidirectional
+from arch.mixers.kv_cache import KVCache
 from arch.part import Memory, Mixer
 from arch.pattern import LayerLayout, LayerSpec
 from arch.sequence import SequenceInfo
@@ -104,7 +105,7 @@ class Stack(nnx.Module):
         """
         keys = maybe_split_key(key, 3)
         if state is not None:
-            self._check_state(state, x.shape[0])
+            self._check_state(state, *x.shape[:2])
         if self.relative is not None:
             seq = dataclasses.replace(seq, attn_bias=self.relative.make_bias(seq.causal))
         groups = (self.first, self.blocks, self.last)
@@ -142,11 +143,11 @@ class Stack(nnx.Module):
             [block_state(b) for b in self.last],
         )
 
-    def _check_state(self, state: StackState, batch_size: int) -> None:
-        """Refuses a state of another model or batch size, which could broadcast silently.
+    def _check_state(self, state: StackState, batch_size: int, num_tokens: int) -> None:
+        """Refuses a state of another model or batch size, which could broadcast, or a full one.
 
         Raises:
-            ValueError: if the structure or the number of rows differs.
+            ValueError: if the structure or the number of rows differs, or if tokens do not fit.
         """
         template = jax.eval_shape(lambda: self.init_state(batch_size, 1, 1))
         expected, actual = (
@@ -165,6 +166,9 @@ class Stack(nnx.Module):
                     f"the state is of {b.shape[axis]} rows, there are {batch_size}; "
                     f"make it by init_state({batch_size}, max_length)"
                 )
+        for part in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, KVCache)):
+            if isinstance(part, KVCache):
+                part.check_room(num_tokens)
 
     def _unscanned_layers(
         self,

@@ -51,7 +51,7 @@ def make_program_and_batch(
     ]
     examples = [make_row(text, row_spec.text_length, rng) for text in texts]
     batch = {name: np.stack([row[name] for row in examples]) for name in examples[0]}
-    return program, program.compile_step(), batch
+    return program, program.compile_train_step(), batch
 
 
 def run(argv: Sequence[str]) -> None:

@@ -57,7 +57,7 @@ def compare_throughput(architecture: str, objective: str) -> None:
     settings, data = load_settings_and_data(architecture, objective)
     mesh = meshes.make_mesh(settings.mesh)
     program = make_program(settings, mesh)
-    step = program.compile_step()
+    step = program.compile_train_step()
     batches = part_batches(settings, settings.mixture_parts()[0], data, mesh)
     first = batches[0]
     with jax.set_mesh(mesh), read_ahead(batches, 0, data_hash="") as ahead:

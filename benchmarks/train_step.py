@@ -65,7 +65,7 @@ def run(argv: Sequence[str]) -> None:
     )
     rows = [make_row([text], train.seq_len, rng) for text in texts]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    compiled = program.compile_step()
+    compiled = program.compile_train_step()
     peaks, speeds = [], []
     with jax.set_mesh(program.mesh):
         batch = jax.device_put(batch, meshes.batch_sharding(program.mesh))

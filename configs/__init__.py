@@ -67,7 +67,7 @@ def apply_size(c: ConfigDict, size: str) -> None:
     c.train.seq_len, c.train.batch_size = preset.seq_len, preset.batch_size
     c.train.steps = preset.steps
     c.optimizer.learning_rate = preset.learning_rate
-    c.optimizer.warmup = preset.steps // 50
+    c.optimizer.warmup = 0.02  # of the steps
     reference = ModelConfig(width=preset.width, depth=preset.depth, vocab_size=REFERENCE_VOCAB)
     match_params_by_depth(c.model, _active_params(reference))
     _check_sizes(c.model)

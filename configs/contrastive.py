@@ -22,6 +22,6 @@ def get_config():
     c.model.embed.scale = 16.0
     c.model.block.dropout = 0.1
     c.train.batch_size, c.train.seq_len, c.train.steps = 64, 40, 240
-    c.optimizer.learning_rate, c.optimizer.warmup = 3e-3, 15
+    c.optimizer.learning_rate, c.optimizer.warmup = 3e-3, 1 / 16
     c.eval.every, c.checkpoint.every = 0, 100
     return c

@@ -6,13 +6,16 @@
 that need text pairs read the verse pairs of the embedded corpus, and the others its text.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
 from configs import deltanet, dense, encdec, gated_conv, hybrid, lstm, mamba1, mamba2, moe
 from errors import ConfigError
 from objectives import OBJECTIVES
+from settings.command import run_command
+from settings.flag_parser import make_parser
 from settings.tree import freeze
 from settings.types import did_you_mean
 from training.settings import Settings
@@ -58,8 +61,14 @@ def unsupported_reason(architecture: str, objective: str) -> str:
     return ""
 
 
-if __name__ == "__main__":
+def run(argv: Sequence[str]) -> None:
+    """Prints every pair, and the reason where one is impossible."""
+    make_parser("python -m configs.grid", __doc__).parse_args(argv)
     for architecture in ARCHITECTURES:
         for objective in OBJECTIVE_NAMES:
             why = unsupported_reason(architecture, objective)
             print(f"{architecture}-{objective:14}{'refused: ' + why if why else ''}".rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(run, sys.argv[1:]))

@@ -22,6 +22,6 @@ def get_config():
     c.optimizer.name, c.optimizer.learning_rate, c.optimizer.adam_lr_ratio = "muon", 1e-2, 0.5
     c.optimizer.schedule, c.optimizer.cooldown_fraction = "wsd", 0.6
     c.optimizer.final_lr_ratio = 0.0
-    c.optimizer.warmup = 20
+    c.optimizer.warmup = 1 / 12  # of the steps
     c.checkpoint.every = 100
     return c

@@ -14,6 +14,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
+import errors  # noqa: F401  first, since it names the systems that the project runs on
 from data.build_store import SPLITS, ensure_built
 from data.sources import SOURCES, DataConfig
 from data.store import TokenStore, fingerprint, read_index

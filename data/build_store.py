@@ -6,6 +6,7 @@ the first to finish wins.
 """
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import hashlib
@@ -15,27 +16,37 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from data.input_files import ReadStats, expand_user
 from data.loss_weights import WeightedDocument
 from data.progress import progress
-from data.sources import SOURCES, DataConfig, Document, TextSource
+from data.sources import SOURCES, DataConfig, ReadDocuments, TextSource
+from data.split_overlap import SplitOverlap, check_overlap
+from data.splits import Document, DocumentStream, HasTokens, contains_text, split_key
 from data.store import FORMAT, TokenStoreWriter
-from data.text_files import ReadStats, expand_user
+from data.text_files import LongText
 from data.text_pairs import TEXT_PAIR_SOURCES
-from data.tokenizers import Tokenizer, bpe_size, open_tokenizer, train_bpe
+from data.tokenizers import Tokenizer, bpe_size, iter_pieces, open_tokenizer, train_bpe
 from errors import DataError, DiskError
 
 SPLITS = ("train", "valid", "test")
 BLOCK_CHARACTERS = 4 << 20  # Number of characters that are encoded at a time.
+PROBE_CHARACTERS = 1 << 12  # Part of a text that is searched for tokens at a time.
+PIECES_PER_BATCH = 4  # Number of pieces of a long text that are encoded at a time.
 LOG = logging.getLogger(__name__)
 
 
 def ensure_built(cfg: DataConfig, *, text_pairs: bool = False) -> Path:
-    """Returns the folder with the three stores and their tokenizer; builds it if it is missing."""
+    """Returns the folder with the three stores and their tokenizer; builds it if it is missing.
+
+    Raises:
+        DataError: if splits share text (`data.max_shared`).
+    """
     source = _make_source(cfg, text_pairs)
     cache = expand_user(cfg.cache, "data.cache")
     folder = cache / _cache_key(source, cfg.tokenizer)
@@ -45,11 +56,12 @@ def ensure_built(cfg: DataConfig, *, text_pairs: bool = False) -> Path:
             with _build_lock(folder):
                 if not folder.exists():
                     _build(cfg, source, folder, text_pairs)
+    check_overlap(folder, cfg.max_shared, cfg.path or cfg.source)
     return folder
 
 
 def _make_source(cfg: DataConfig, text_pairs: bool) -> TextSource:
-    return TEXT_PAIR_SOURCES[cfg.source](cfg) if text_pairs else SOURCES[cfg.source](cfg)
+    return TEXT_PAIR_SOURCES[cfg.kind](cfg) if text_pairs else SOURCES[cfg.kind](cfg)
 
 
 def _cache_key(source: TextSource, tokenizer: str) -> str:
@@ -69,20 +81,14 @@ def _build(cfg: DataConfig, source: TextSource, folder: Path, text_pairs: bool) 
     partial = folder.with_name(f"{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     partial.mkdir()
     try:
-        if size := bpe_size(cfg.tokenizer):
-            print(f"learning a BPE vocabulary of {size} from the training split", file=sys.stderr)
-            documents = (source.read_for_vocabulary or source.read)(ReadStats())
-            texts = (
-                text
-                for split, document in documents
-                if split == "train"
-                for text in document_texts(document)
-            )
-            tokenizer: Tokenizer = train_bpe(texts, size)
-        else:
-            tokenizer = open_tokenizer(cfg.tokenizer)
+        for note in source.notes:
+            LOG.warning(note)
+        tokenizer = _make_tokenizer(cfg, source)
         tokenizer.save(partial)
-        _write_stores(cfg, source, tokenizer, partial, text_pairs)
+        overlap = SplitOverlap()
+        observed = dataclasses.replace(source, read=_observe(source.read, overlap))
+        _write_stores(cfg, observed, tokenizer, partial, text_pairs)
+        overlap.write(partial)
         if _make_source(cfg, text_pairs).identity != source.identity:
             raise DataError(f"{cfg.path} changed while it was read; run again")
         for path in partial.rglob("*.*"):
@@ -97,11 +103,58 @@ def _build(cfg: DataConfig, source: TextSource, folder: Path, text_pairs: bool) 
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def document_texts(document: Document) -> tuple[str, ...]:
-    """Returns all texts of a text pair, or the one text of a document."""
-    if isinstance(document, WeightedDocument):
-        return (document.text,)
-    return (document,) if isinstance(document, str) else document
+def _make_tokenizer(cfg: DataConfig, source: TextSource) -> Tokenizer:
+    size = bpe_size(cfg.tokenizer)
+    if not size:
+        return open_tokenizer(cfg.tokenizer)
+    print(f"learning a BPE vocabulary of {size} from the training split", file=sys.stderr)
+    documents = (source.read_for_vocabulary or source.read)(ReadStats(warns=False))
+    texts = (
+        text
+        for split, document in documents
+        if split == "train"
+        for text in document_texts(document)
+    )
+    return train_bpe(texts, size)
+
+
+def document_texts(document: Document) -> Iterator[str]:
+    """Yields all texts of a text pair, or the text of a document, a long one in pieces."""
+    if isinstance(document, LongText):
+        yield from document.pieces()
+    elif isinstance(document, tuple):
+        yield from document
+    else:
+        yield split_key(document)
+
+
+def _has_tokens(tokenizer: Tokenizer) -> HasTokens:
+    def is_encodable(text: str) -> bool:
+        starts = range(0, len(text), PROBE_CHARACTERS)
+        return any(len(tokenizer.encode([text[i : i + PROBE_CHARACTERS]])[0]) for i in starts)
+
+    def has_tokens(document: Document) -> bool:
+        are_found = map(is_encodable, document_texts(document))
+        # A text pair needs all of its texts.
+        return all(are_found) if isinstance(document, tuple) else any(are_found)
+
+    return has_tokens
+
+
+def _observe(read: ReadDocuments, overlap: SplitOverlap) -> ReadDocuments:
+    """Returns a reader of the same documents that adds their text to `overlap`."""
+
+    def read_observed(stats: ReadStats, has_tokens: HasTokens = contains_text) -> DocumentStream:
+        for split, document in read(stats, has_tokens):
+            is_pair = isinstance(document, tuple)
+            if isinstance(document, LongText):
+                overlap.add(split, document.pieces())
+            else:
+                texts = [text for text, weight in _weighted_parts(document) if weight]
+                overlap.add(split, texts, with_ngrams=not is_pair)
+            yield split, document
+
+    return read_observed
 
 
 def _write_stores(
@@ -118,15 +171,33 @@ def _write_stores(
     with progress("building the token store", source.size_bytes) as show:
         block: list[tuple[str, Document]] = []
         block_size = 0
-        for split, document in source.read(stats):
-            block.append((split, document))
-            block_size += sum(map(len, document_texts(document)))
-            if block_size >= BLOCK_CHARACTERS or len(block) >= BLOCK_CHARACTERS >> 8:
+        for split, document in source.read(stats, _has_tokens(tokenizer)):
+            is_long = isinstance(document, LongText)
+            if not is_long:
+                block.append((split, document))
+                block_size += sum(map(len, document_texts(document)))
+            if is_long or block_size >= BLOCK_CHARACTERS or len(block) >= BLOCK_CHARACTERS >> 8:
                 _add_block(writers, tokenizer, block)
                 show(stats.bytes_read, _format_token_count(writers))
                 block, block_size = [], 0
+            if isinstance(document, LongText):
+                for _ in _add_long_text(writers[split], tokenizer, document):
+                    show(stats.bytes_read, _format_token_count(writers))
         _add_block(writers, tokenizer, block)
         show(stats.bytes_read, _format_token_count(writers))
+    if stats.hold_out:
+        print(f"{cfg.path}: {stats.hold_out}", file=sys.stderr)
+    _finish_stores(cfg, source, writers, stats)
+
+
+def _finish_stores(
+    cfg: DataConfig, source: TextSource, writers: dict[str, TokenStoreWriter], stats: ReadStats
+) -> None:
+    """Writes the indices of the stores.
+
+    Raises:
+        DataError: if a split has no tokens.
+    """
     for split, writer in writers.items():
         if not writer.n_tokens:
             setting = "data.path" if split == "train" else f"data.{split}_path"
@@ -137,9 +208,22 @@ def _write_stores(
                 "data.document_separator to cut files into documents"
             )
         errors = {"skipped": stats.skipped[split], "replaced": stats.replaced[split]}
-        writer.finish({"split": split, **errors, "source": source.identity})
+        metadata = {"split": split, **errors, "hold_out": stats.hold_out}
+        writer.finish({**metadata, "source": source.identity})
         if any(errors.values()):
             LOG.warning("%s: unreadable documents of the %s split: %s", cfg.path, split, errors)
+
+
+def _add_long_text(
+    writer: TokenStoreWriter, tokenizer: Tokenizer, document: LongText
+) -> Iterator[None]:
+    """Adds a long document to a store in pieces, and yields after each batch of them."""
+    pieces = iter_pieces(document.pieces(), tokenizer.find_cut)
+    while batch := list(islice(pieces, PIECES_PER_BATCH)):
+        for piece, ids in zip(batch, tokenizer.encode(batch), strict=True):
+            writer.extend(ids, len(piece.encode()))
+        yield
+    writer.end_document()
 
 
 def _format_token_count(writers: dict[str, TokenStoreWriter]) -> str:

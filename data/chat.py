@@ -9,10 +9,12 @@ special ids.
     llama2   [INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHello [/INST] Hi
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from data.loss_weights import WeightedDocument
 from data.text_files import ErrorPolicy
+from errors import DataError
 from settings.json_types import JsonObject
 
 ASSISTANT = "assistant"
@@ -78,6 +80,27 @@ def parse_chat(
         )
         return None
     return WeightedDocument(tuple((text, weight) for text, weight in parts if text))
+
+
+def reply_prompt(messages: Sequence[tuple[str, str]], template: ChatTemplate) -> list[str]:
+    """Returns the text before the next reply to messages (role, content).
+
+    The parts are those that training encodes separately.
+
+    Raises:
+        DataError: if a role is unknown, or if the last message is a reply.
+    """
+    parts, starts_exchange = list[str](), True
+    for role, content in messages:
+        if role not in template._fields[:3]:
+            raise DataError(f"a message has the role {role!r}; use system, user or assistant")
+        before, after = getattr(template, role)
+        before = template.exchange_prefix + before if starts_exchange else before
+        starts_exchange = role == ASSISTANT
+        parts += [before, content + after] if starts_exchange else [before + content + after]
+    if starts_exchange:
+        raise DataError("the last message is no question; end the messages with one of the user")
+    return [*parts, template.assistant[0]]
 
 
 def _role_and_content(message: object) -> tuple[object, object]:

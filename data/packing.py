@@ -103,11 +103,17 @@ class PackedRows:
         token. bos has weight 0, eos has the weight of the last token.
         """
         n = int(self._lengths[document]) - 2 + self.overlap
-        weights = self.store.weights(document, 0, n)
-        if weights is None:
+        # Token t has position t + 1 of the framed document, and eos follows the last token.
+        first, end = start + self.overlap - 1, stop + self.overlap - 1
+        weights = self.store.weights(document, max(first, 0), min(end, n))
+        last = self.store.weights(document, n - 1, n)
+        if weights is None or last is None:
             return None
-        framed = np.concatenate([[0], weights, weights[-1:]])
-        return framed[start + self.overlap : stop + self.overlap].astype(np.float32)
+        out = np.zeros(end - first, np.float32)
+        out[max(-first, 0) : len(out) - max(end - n, 0)] = weights
+        if end > n:
+            out[-1] = last[0]
+        return out
 
     def _order_documents(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the order of the documents in an epoch, and the position where each one ends."""

@@ -1,40 +1,55 @@
 """Sources of text: the embedded corpus, text files, JSON lines, Hugging Face datasets.
 
 A source has an identity, which selects the token store that serves it, and yields `(split, text)`.
-A split without its own path is cut from the training documents by a hash of their bytes. Therefore
-it stays the same if files are renamed, added or reordered.
+A split without its own path is held out of the training documents (`data.splits`).
 """
 
-import hashlib
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple, Protocol
 
-from data import corpus, hf_datasets, text_files
+from data import arrow_files, corpus, hf_datasets, input_files, text_files
 from data.chat import CHAT_TEMPLATES, parse_chat
+from data.input_files import ReadStats
 from data.loss_weights import WeightedDocument, parse_weighted_document
+from data.splits import (
+    Document,
+    DocumentStream,
+    HasTokens,
+    as_long_text,
+    assign_splits,
+    contains_text,
+    plan_hold_out,
+)
 from data.tokenizers import bpe_size
 from errors import ConfigError, DataError
 from settings.json_types import JsonObject
-from settings.types import NonNegativeInt, Range, config, did_you_mean
+from settings.types import Fraction, NonNegativeInt, Range, config, did_you_mean
 
 ChatTemplateName = Literal["", "chatml", "vicuna", "llama2"]
 HeldOutShare = Annotated[float, Range(low=0, high=0.5, open_low=True)]
-Document = str | WeightedDocument | tuple[str, ...]  # A text, or the texts of a text pair.
-DocumentStream = Iterator[tuple[str, Document]]  # (split, document)
 LOG = logging.getLogger(__name__)
+SOURCES_BY_SUFFIX = {
+    **dict.fromkeys((".txt", ".text", ".md"), "text"),
+    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+    **dict.fromkeys(arrow_files.SUFFIXES, "datasets"),
+}
+SPLIT_RULE = 2  # Version of the rules in `data.splits`.
 
 
 @config
 class DataConfig:
     """The data of a run: source, splits, tokenizer and cache."""
 
-    source: str = "corpus"  # Name of the source: corpus, text, jsonl or datasets.
+    # Name of the source: corpus, text, jsonl or datasets. If it is corpus and path is set, the path
+    # selects the source: .txt and .md are text, .jsonl is jsonl, .parquet and .arrow are datasets.
+    source: str = "corpus"
     # Files, globs and folders, separated by commas (.gz .bz2 .xz .zst are decompressed); for
-    # datasets: OWNER/NAME.
+    # datasets: a folder with Parquet or Arrow files, or OWNER/NAME.
     path: str = ""
     # Files of the validation split; "": it is cut from path; for datasets: the name of a split.
     valid_path: str = ""
@@ -53,9 +68,12 @@ class DataConfig:
     chat_template: ChatTemplateName = ""
     # For text: separator that cuts a file into documents, \n is a line break; "": one document.
     document_separator: str = ""
+    # Largest share of the documents or 13-grams of a held-out split that other splits may have too.
+    max_shared: Fraction = 0.001
     max_documents: NonNegativeInt = 0  # Maximum number of documents read from each path; 0: all.
     config_name: str = ""  # For datasets: name of the data set's configuration.
-    revision: str = ""  # For datasets: full commit hash of the data set; required.
+    # For datasets: full commit hash of the data set; required for OWNER/NAME.
+    revision: str = ""
     # Tokenizer: bytes, bpe:SIZE (learned from the training split), or a tokenizer.json.
     tokenizer: str = "bytes"
     # Treatment of documents that are not UTF-8 or not JSON: raise an error, replace or skip.
@@ -73,29 +91,30 @@ class DataConfig:
         if self.source not in SOURCES:
             hint = did_you_mean(self.source, SOURCES)
             raise ConfigError(f"data.source is {self.source!r}; {hint}")
-        if self.source == "corpus" and (self.path or self.valid_path or self.test_path):
+        if self.kind == "corpus" and (self.path or self.valid_path or self.test_path):
             raise ConfigError(
-                "data.path is set but data.source is 'corpus'; set it to text or jsonl"
+                f"data.path is {self.path!r} but data.source is 'corpus'; set it to text, jsonl or "
+                "datasets"
             )
-        if self.source != "corpus" and not self.path:
+        if self.kind != "corpus" and not self.path:
             raise ConfigError(f"data.source {self.source!r} needs data.path")
-        if self.source == "datasets" and not hf_datasets.COMMIT_HASH.fullmatch(self.revision):
+        if self.revision and not hf_datasets.COMMIT_HASH.fullmatch(self.revision):
             raise ConfigError(
                 f"data.revision is {self.revision!r}; pin the data set to a full commit hash, "
                 f"listed at huggingface.co/datasets/{self.path}/commits/main"
             )
         if (self.chat_template or self.weight_field) and (
-            self.source != "jsonl" or (self.chat_template and self.weight_field)
+            self.kind != "jsonl" or (self.chat_template and self.weight_field)
         ):
             raise ConfigError(
                 f"data.chat_template {self.chat_template!r} and data.weight_field "
                 f"{self.weight_field!r} need data.source jsonl and exclude each other; leave them "
                 "empty"
             )
-        if self.adjacent_negatives and self.source != "corpus":
+        if self.adjacent_negatives and self.kind != "corpus":
             raise ConfigError(
                 f"data.adjacent_negatives {self.adjacent_negatives} are verses of the embedded "
-                f"corpus, data.source is {self.source!r}; set it to 0"
+                f"corpus, the source is {self.kind!r}; set it to 0"
             )
         if not self.tokenizer:
             raise ConfigError("data.tokenizer is empty; use bytes, bpe:8192 or a tokenizer.json")
@@ -104,9 +123,30 @@ class DataConfig:
             raise ConfigError("data.cache is empty; name a folder for token stores")
 
     @property
+    def kind(self) -> str:
+        """The name of the source, which a path determines if `source` is the default."""
+        if self.source != "corpus":
+            return self.source
+        path = Path(self.path.split(",")[0].strip())
+        is_packed = path.suffix.lower() in input_files.DECOMPRESSORS
+        return SOURCES_BY_SUFFIX.get(Path(path.stem if is_packed else path).suffix, self.source)
+
+    @property
     def has_weights(self) -> bool:
         """Whether documents have loss weights."""
         return bool(self.chat_template or self.weight_field)
+
+
+class ReadDocuments(Protocol):
+    """A function that reads a source."""
+
+    def __call__(self, stats: ReadStats, has_tokens: HasTokens = contains_text) -> DocumentStream:
+        """Yields the documents of all splits.
+
+        Args:
+            stats: Statistics, which are updated.
+            has_tokens: Whether a document has tokens; others fill no split.
+        """
 
 
 @dataclass(frozen=True)
@@ -115,13 +155,14 @@ class TextSource:
 
     identity: JsonObject  # JSON; equal identities mean equal documents.
     size_bytes: int  # Size on disk; 0: unknown.
-    read: Callable[[text_files.ReadStats], DocumentStream]
+    read: ReadDocuments
     # Reads the documents from which a vocabulary is learned; None: `read`.
-    read_for_vocabulary: Callable[[text_files.ReadStats], DocumentStream] | None = None
+    read_for_vocabulary: ReadDocuments | None = None
+    notes: tuple[str, ...] = ()  # Remarks on files that are left out.
 
 
 def _corpus(cfg: DataConfig) -> TextSource:
-    def read(stats: text_files.ReadStats) -> DocumentStream:
+    def read(stats: ReadStats, has_tokens: HasTokens = contains_text) -> DocumentStream:
         for split in ("train", "valid", "test"):
             for document in islice(corpus.iter_documents(split), cfg.max_documents or None):
                 yield split, document.text
@@ -132,10 +173,13 @@ def _corpus(cfg: DataConfig) -> TextSource:
 
 
 def _text(cfg: DataConfig) -> TextSource:
-    separator = cfg.document_separator.replace("\\n", "\n").encode()
+    separator = text_files.parse_separator(cfg.document_separator)
 
-    def read_texts(path: Path, policy: text_files.ErrorPolicy) -> Iterator[str]:
-        return (text for _, text in text_files.iter_texts(path, separator, policy))
+    def read_texts(path: Path, policy: text_files.ErrorPolicy) -> Iterator[Document]:
+        for offset, raw in text_files.iter_raw_texts(path, separator, policy):
+            document = policy.decode_document(raw, path, offset)
+            if document is not None:
+                yield document
 
     return make_local_source(cfg, {"separator": separator.decode()}, read_texts)
 
@@ -178,32 +222,34 @@ def make_local_source(cfg: DataConfig, options: JsonObject, read_file: Callable)
         read_file: A function of (path, policy) that yields the documents of one file.
     """
     named = {"train": cfg.path, "valid": cfg.valid_path, "test": cfg.test_path}
-    paths = {split: text_files.expand_globs(path) for split, path in named.items() if path}
+    files_by_split = {split: input_files.find_files(path) for split, path in named.items() if path}
+    paths = {split: listed for split, (listed, _) in files_by_split.items()}
     _check_disjoint(paths)
 
-    def read_split(split: str, stats: text_files.ReadStats) -> Iterator[Document]:
+    def read_split(split: str, stats: ReadStats) -> Iterator[Document]:
+        policy = text_files.ErrorPolicy(cfg.on_error, split, stats)
         for path in paths[split]:
-            is_empty = True
-            for document in read_file(path, text_files.ErrorPolicy(cfg.on_error, split, stats)):
+            is_empty, n_skipped = True, stats.skipped.total()
+            for document in read_file(path, policy):
                 is_empty = is_empty and document == ""
                 yield document
-            if is_empty:
+            if is_empty and stats.warns and n_skipped == stats.skipped.total():
                 LOG.warning("%s: the file has no text", path)
 
     files = {split: [_file_identity(p) for p in listed] for split, listed in paths.items()}
     size = sum(identity[1] for identities in files.values() for identity in identities)
-    identity = {"source": cfg.source, "files": files, "errors": cfg.on_error, **options}
-    return make_split_source(cfg, identity, size, read_split)
+    identity = {"source": cfg.kind, "files": files, "errors": cfg.on_error, **options}
+    source = make_split_source(cfg, identity, size, read_split)
+    notes = tuple(note for _, listed in files_by_split.values() for note in listed)
+    return dataclasses.replace(source, notes=notes)
 
 
 def _datasets(cfg: DataConfig) -> TextSource:
-    names = {"train": "train", "valid": cfg.valid_path, "test": cfg.test_path}
+    examples = open_examples(cfg, (cfg.text_field,))
 
-    def read_split(split: str, stats: text_files.ReadStats) -> Iterator[str]:
+    def read_split(split: str, stats: ReadStats) -> Iterator[str]:
         policy = text_files.ErrorPolicy(cfg.on_error, split, stats)
-        records = hf_datasets.iter_examples(cfg.path, cfg.config_name, cfg.revision, names[split])
-        for number, record in enumerate(records):
-            location = f"{cfg.path}, document {number} of {names[split]}"
+        for location, record in examples.read(split, policy):
             if not isinstance(record.get(cfg.text_field), str):
                 fields = ", ".join(list(record)[:8])
                 policy.reject_document(
@@ -215,14 +261,53 @@ def _datasets(cfg: DataConfig) -> TextSource:
             if text is not None:
                 yield text
 
-    identity = {
-        "source": "datasets",
-        "data_set": [cfg.path, cfg.config_name, cfg.revision],
-        "splits": names,
-        "field": cfg.text_field,
-        "errors": cfg.on_error,
-    }
-    return make_split_source(cfg, identity, 0, read_split)
+    identity = examples.identity | {"field": cfg.text_field}
+    return make_split_source(cfg, identity, examples.size_bytes, read_split)
+
+
+class Examples(NamedTuple):
+    """The records of a data set, on disk or streamed from the hub."""
+
+    identity: JsonObject
+    size_bytes: int
+    # A function of (split, policy) that yields locations and records.
+    read: Callable[[str, text_files.ErrorPolicy], Iterator[tuple[str, JsonObject]]]
+
+
+def open_examples(cfg: DataConfig, columns: tuple[str, ...] = ()) -> Examples:
+    """Returns the records of local Parquet and Arrow files, or of a data set of the hub.
+
+    Args:
+        cfg: The settings of the data.
+        columns: The columns that are needed; (): all columns.
+
+    Raises:
+        ConfigError: if the data set is on the hub and has no pinned revision.
+    """
+    names = {"train": "train", "valid": cfg.valid_path, "test": cfg.test_path}
+    identity: JsonObject = {"source": "datasets", "splits": names, "errors": cfg.on_error}
+    if not cfg.revision and arrow_files.is_local(cfg.path):
+        paths = {s: arrow_files.find_split(cfg.path, name) for s, name in names.items() if name}
+        _check_disjoint(paths)
+        files = {split: [_file_identity(p) for p in listed] for split, listed in paths.items()}
+        return Examples(
+            identity | {"files": files},
+            sum(file[1] for listed in files.values() for file in listed),
+            lambda split, policy: arrow_files.iter_records(paths[split], columns, policy),
+        )
+    if not cfg.revision:
+        raise ConfigError(
+            f"data.revision is empty, and {cfg.path} is no folder here; pin the data set to a full "
+            f"commit hash, listed at huggingface.co/datasets/{cfg.path}/commits/main"
+        )
+
+    def read(split: str, policy: text_files.ErrorPolicy) -> Iterator[tuple[str, JsonObject]]:
+        del policy  # A stream that breaks is opened again.
+        records = hf_datasets.iter_examples(cfg.path, cfg.config_name, cfg.revision, names[split])
+        for number, record in enumerate(records):
+            yield f"{cfg.path}, document {number} of {names[split]}", record
+
+    return Examples(identity | {"data_set": [cfg.path, cfg.config_name, cfg.revision]}, 0, read)
 
 
 def make_split_source(
@@ -240,66 +325,28 @@ def make_split_source(
     named = {"train": cfg.path, "valid": cfg.valid_path, "test": cfg.test_path}
     missing = {split: share for split, share in shares.items() if not named[split]}
 
-    def read(stats: text_files.ReadStats) -> DocumentStream:
+    def read_documents(split: str, stats: ReadStats) -> Iterator[Document]:
+        return map(as_long_text, islice(read_split(split, stats), cfg.max_documents or None))
+
+    def read(stats: ReadStats, has_tokens: HasTokens = contains_text) -> DocumentStream:
         for split in filter(named.get, named):
-            documents = islice(read_split(split, stats), cfg.max_documents or None)
             if split == "train" and missing:
-                yield from assign_splits(documents, missing)
+                first_pass = read_documents(split, ReadStats(warns=False))
+                plan = plan_hold_out(first_pass, missing, has_tokens)
+                stats.hold_out = plan.describe()
+                yield from assign_splits(read_documents(split, stats), plan)
             else:
-                yield from ((split, document) for document in documents)
+                yield from ((split, document) for document in read_documents(split, stats))
 
-    return TextSource(identity | {"shares": missing, "limit": cfg.max_documents}, size_bytes, read)
-
-
-def assign_splits(documents: Iterator[Document], shares: dict[str, float]) -> DocumentStream:
-    """Assigns every document to train or to a split of `shares`, by the hash of its bytes alone.
-
-    Equal documents get the same split, and so do text pairs with the same first text. If no hash
-    falls into a split, the split takes the documents of the lowest hash. For that purpose as many
-    distinct documents as there are splits are kept back until no split is empty.
-    """
-    empty_splits = list(shares)
-    waiting: dict[int, list[Document]] = {}
-    for document in documents:
-        key = document if isinstance(document, str) else _split_key(document)
-        if not key:
-            yield "train", document  # An empty document is only counted.
-            continue
-        code = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8])
-        split = _split_for(code / 2**64, shares)
-        if split != "train":
-            empty_splits = [name for name in empty_splits if name != split]
-            yield split, document
-        elif not empty_splits:
-            for earlier in [d for code in sorted(waiting) for d in waiting.pop(code)]:
-                yield "train", earlier
-            yield "train", document
-        else:
-            waiting.setdefault(code, []).append(document)
-            if len(waiting) > len(shares):
-                yield from (("train", d) for d in waiting.pop(max(waiting)))
-    for code in sorted(waiting):
-        split = empty_splits.pop(0) if empty_splits else "train"
-        yield from ((split, d) for d in waiting[code])
-
-
-def _split_key(document: WeightedDocument | tuple[str, ...]) -> str:
-    return document.text if isinstance(document, WeightedDocument) else document[0]
-
-
-def _split_for(fraction: float, shares: dict[str, float]) -> str:
-    for split, share in shares.items():
-        if fraction < share:
-            return split
-        fraction -= share
-    return "train"
+    rules = {"shares": missing, "limit": cfg.max_documents, "split_rule": SPLIT_RULE}
+    return TextSource(identity | rules, size_bytes, read)
 
 
 def _check_disjoint(paths: dict[str, list[Path]]) -> None:
-    splits: dict[Path, str] = {}
+    splits: dict[input_files.FileId, str] = {}
     for split, listed in paths.items():
         for path in listed:
-            first = splits.setdefault(path.resolve(), split)
+            first = splits.setdefault(input_files.file_id(path), split)
             if first != split:
                 raise DataError(
                     f"{path} is in the {first} and in the {split} split; remove it from one"

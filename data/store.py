@@ -157,6 +157,7 @@ class TokenStoreWriter:
         folder.mkdir(parents=True)
         self.folder, self.has_records, self.has_weights = folder, has_records, has_weights
         self.n_documents = self.n_tokens = self.text_bytes = self.n_dropped = 0
+        self._last_end = self._open_bytes = 0  # Of a document that is written in parts.
         self._tokenizer = tokenizer
         self._vocab_size = tokenizer.vocab_size
         self._dtype = "uint16" if self._vocab_size <= 1 << 16 else "uint32"
@@ -202,8 +203,40 @@ class TokenStoreWriter:
         self.n_dropped += len(documents) - len(non_empty)
         if not non_empty:
             return
-        ids = np.concatenate([ids for ids, _ in non_empty])
         ends = self.n_tokens + np.cumsum([len(ids) for ids, _ in non_empty], dtype=np.int64)
+        self._write_ids(np.concatenate([ids for ids, _ in non_empty]), ends)
+        self._files[OFFSETS_FILE].write(ends.astype("<i8"))
+        self._last_end = self.n_tokens
+        self.n_documents += len(non_empty)
+        self.text_bytes += sum(size for _, size in non_empty)
+
+    def extend(self, ids: np.ndarray, text_bytes: int) -> None:
+        """Appends a part of a long document, which `end_document` ends.
+
+        Raises:
+            DataError: if an id is outside the vocabulary.
+        """
+        if len(ids):
+            self._write_ids(ids, np.zeros(0, np.int64))
+        self._open_bytes += text_bytes
+
+    def end_document(self) -> None:
+        """Ends the document that `extend` wrote; drops it if it is empty."""
+        if self.n_tokens > self._last_end:
+            self._files[OFFSETS_FILE].write(np.array([self.n_tokens], "<i8"))
+            self.n_documents += 1
+            self.text_bytes += self._open_bytes
+            self._last_end = self.n_tokens
+        else:
+            self.n_dropped += 1
+        self._open_bytes = 0
+
+    def _write_ids(self, ids: np.ndarray, ends: np.ndarray) -> None:
+        """Writes ids of the documents that end at `ends`.
+
+        Raises:
+            DataError: if an id is outside the vocabulary.
+        """
         # Without this check the cast to uint16 or uint32 would wrap such ids around.
         if ids.min() < 0 or ids.max() >= self._vocab_size:
             index = int(((ids < 0) | (ids >= self._vocab_size)).argmax())
@@ -213,10 +246,7 @@ class TokenStoreWriter:
                 _out_of_range_message(self.folder, position, document, ids[index], self._vocab_size)
             )
         self._files[TOKENS_FILE].write(ids.astype(DTYPES[self._dtype]))
-        self._files[OFFSETS_FILE].write(ends.astype("<i8"))
-        self.n_documents += len(non_empty)
         self.n_tokens += len(ids)
-        self.text_bytes += sum(size for _, size in non_empty)
 
     def finish(self, metadata: JsonObject) -> None:
         """Closes the files and writes index.json, with the entries of `metadata` in it."""
@@ -236,7 +266,7 @@ class TokenStoreWriter:
             **metadata,
             "files": {name: file.close() for name, file in self._files.items()},
         }
-        index["sha256"] = _hash_json(index)
+        index["sha256"] = hash_json(index)
         (self.folder / INDEX_FILE).write_text(json.dumps(index, indent=1))
 
 
@@ -273,19 +303,19 @@ def read_index(folder: Path) -> JsonObject:
         raise DataError(f"{path} cannot be read ({error!r}); {REBUILD_HINT}") from error
     if not is_valid:
         raise DataError(f"{path} has entries that contradict each other; {REBUILD_HINT}")
-    # The first stores had no sha256 in their index.
-    if index.pop("sha256", None) not in (_hash_json(index), None):
+    if index.pop("sha256", "") != hash_json(index):
         raise DataError(f"{path} is damaged: its sha256 differs; {REBUILD_HINT}")
     return index
 
 
-def _hash_json(content: JsonObject) -> str:
+def hash_json(content: object) -> str:
+    """Returns the sha256 of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint(index: JsonObject) -> str:
     """Returns the sha256 of the data, which does not depend on names of source files."""
-    return _hash_json({name: index[name] for name in FINGERPRINT_KEYS})
+    return hash_json({name: index[name] for name in FINGERPRINT_KEYS})
 
 
 class _HashingFile:

@@ -1,53 +1,50 @@
-"""Text files: reading of plain or compressed bytes, cutting into documents and decoding.
+"""Text files: cutting into documents, decoding, and the policy for what cannot be read.
 
 No character is translated: line ends, NULs and unusual code points stay as they are. Only a UTF-8
-byte order mark at the start of a file is dropped, since it is a signature and not text.
+byte order mark at the start of a file is dropped, since it is a signature and not text. A separator
+with line breaks matches the line breaks of every system, since a user writes it for what he sees.
 """
 
-import bz2
+import codecs
 import functools
-import glob
-import gzip
 import json
-import lzma
-import os
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
-import zstandard
-
+from data.input_files import ReadStats, check_not_archive, find_damage, read_blocks
 from errors import ConfigError, DataError
 from settings.json_types import JsonObject
 
 BOM = b"\xef\xbb\xbf"
-BLOCK_BYTES = 1 << 20
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+# A document is in memory as a whole.
+MAX_DOCUMENT_BYTES = 4 << 30
+LONG_TEXT_BYTES = 1 << 20  # Longer documents are decoded and encoded in pieces of this size.
+LINE_BREAK = rb"(?>\r\n|\n|\r)"
+LOG = logging.getLogger(__name__)
 
 
-def expand_user(path: str, setting: str) -> Path:
-    """Returns `path`, the value of `setting`, with ~ replaced by the home folder.
+@dataclass(frozen=True)
+class LongText:
+    """A long document as UTF-8, decoded in pieces; a `str` takes up to four bytes a character."""
 
-    Raises:
-        ConfigError: if the user after ~ does not exist.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(
-            f"{setting} is {path!r}: there is no such user; write the full path"
-        ) from error
+    raw: bytes | bytearray | memoryview
 
+    def pieces(self) -> Iterator[str]:
+        """Yields the text in pieces.
 
-@dataclass
-class ReadStats:
-    """Statistics of a pass over a source: bytes read from disk, unreadable documents by split."""
-
-    bytes_read: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-    replaced: Counter[str] = field(default_factory=Counter)
+        Raises:
+            UnicodeDecodeError: if the bytes are not UTF-8.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        view = memoryview(self.raw)
+        for start in range(0, len(view), LONG_TEXT_BYTES):
+            end = start + LONG_TEXT_BYTES
+            yield decoder.decode(view[start:end], final=end >= len(view))
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class ErrorPolicy:
             raise DataError(message)
         self.stats.skipped[self.split] += 1
 
-    def decode(self, raw: bytes, path: Path, offset: int) -> str | None:
+    def decode(self, raw: bytes | bytearray, path: Path, offset: int) -> str | None:
         """Returns the text of `raw`, which is at `offset` in the file, or None if skipped."""
         try:
             return raw.decode()
@@ -77,16 +74,41 @@ class ErrorPolicy:
             if self.on_error == "replace":
                 self.stats.replaced[self.split] += 1
                 return raw.decode(errors="replace")
-            utf16 = offset == 0 and raw[:2] in (b"\xff\xfe", b"\xfe\xff")
-            setting = f"{self.setting_prefix}on_error"
-            hint = f"convert it, or set {setting} to replace or skip"
-            if utf16:
-                hint = f"it looks like UTF-16: convert it, or set {setting} to skip"
             self.reject_document(
-                f"{path}: byte {offset + error.start} is not UTF-8 "
-                f"(0x{raw[error.start]:02x}: {error.reason}); {hint}"
+                f"{path}: byte {offset + error.start} is not UTF-8 (0x{raw[error.start]:02x}: "
+                f"{error.reason}); convert it, or set {self.setting_prefix}on_error to replace or "
+                "skip"
             )
             return None
+
+    def decode_document(
+        self, raw: bytes | bytearray, path: Path, offset: int
+    ) -> str | LongText | None:
+        """Returns the document `raw` of a file, or None if it is skipped; see `decode`."""
+        if len(raw) > LONG_TEXT_BYTES:
+            document = LongText(raw)
+            try:
+                for _ in document.pieces():
+                    pass
+                return document
+            except UnicodeDecodeError:
+                pass
+        return self.decode(raw, path, offset)
+
+    def accepts_file(self, path: Path) -> bool:
+        """Returns whether a file is to be read; a damaged one is named and counted under skip."""
+        if self.on_error != "skip":
+            return True
+        damage = find_damage(path)
+        if damage:
+            self.reject_file(damage)
+        return not damage
+
+    def reject_file(self, message: str) -> None:
+        """Counts a damaged file as one document, and names it; see `reject_document`."""
+        self.reject_document(message)
+        if self.stats.warns:
+            LOG.warning("the whole file is skipped: %s", message)
 
     def check_unicode(self, text: str, location: str) -> str | None:
         """Returns `text` without lone surrogates, which JSON allows, or None if it is skipped."""
@@ -113,11 +135,38 @@ class JsonLine(NamedTuple):
     text: str
 
 
+def parse_separator(setting: str, name: str = "data.document_separator") -> bytes:
+    r"""Returns the separator of a setting, in which \n, \r and \t may be written out.
+
+    Raises:
+        ConfigError: if the setting, `name`, is no text.
+    """
+    for written, character in (("\\r", "\r"), ("\\n", "\n"), ("\\t", "\t")):
+        setting = setting.replace(written, character)
+    try:
+        # Every line break matches that of every system.
+        return re.sub(LINE_BREAK, b"\n", setting.encode())
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{name} is {ascii(setting)}, must be UTF-8; write it as text") from error
+
+
+def iter_raw_texts(
+    path: Path, separator: bytes, policy: ErrorPolicy
+) -> Iterator[tuple[int, bytes | bytearray]]:
+    """Yields the documents of a text file as bytes, with offsets; without separator, one."""
+    for offset, raw in _split_file(path, separator, policy, any_line_break=True):
+        if offset == 0 and raw.startswith(BOM):
+            if isinstance(raw, bytearray):
+                del raw[: len(BOM)]
+            else:
+                raw = raw.removeprefix(BOM)
+            offset = len(BOM)
+        yield offset, raw
+
+
 def iter_texts(path: Path, separator: bytes, policy: ErrorPolicy) -> Iterator[tuple[int, str]]:
     """Yields the documents of a text file with offsets; without separator, the file is one."""
-    for offset, raw in split_by_separator(read_blocks(path, policy.stats), separator):
-        if offset == 0 and raw.startswith(BOM):
-            offset, raw = len(BOM), raw.removeprefix(BOM)
+    for offset, raw in iter_raw_texts(path, separator, policy):
         text = policy.decode(raw, path, offset)
         if text is not None:
             yield offset, text
@@ -141,8 +190,9 @@ def iter_json_texts(path: Path, text_field: str, policy: ErrorPolicy) -> Iterato
 
 def iter_json(path: Path, policy: ErrorPolicy) -> Iterator[tuple[int, str, JsonObject]]:
     """Yields the objects of a file of JSON lines: offset, raw line, parsed object."""
-    for offset, raw in split_by_separator(read_blocks(path, policy.stats), b"\n"):
+    for offset, raw in _split_file(path, b"\n", policy, any_line_break=False):
         line = policy.decode(raw, path, offset) if raw.strip() else None
+        raw = b""  # A long line must not be in memory twice.
         if line is None:
             continue
         location = format_location(path, offset)
@@ -165,106 +215,101 @@ def format_location(path: Path, offset: int) -> str:
     return f"{path}: the line at byte {offset}"
 
 
-def expand_globs(patterns: str) -> list[Path]:
-    """Returns the files of `patterns`: files, globs and folders, separated by commas.
-
-    Raises:
-        DataError: if a pattern matches no file.
-    """
-    # The name of one file may contain a comma.
-    is_one_file = os.path.exists(expand_user(patterns, "data.path"))
-    names = [patterns] if is_one_file else patterns.split(",")
-    paths: dict[Path, None] = {}
-    for name in filter(None, map(str.strip, names)):
-        path = expand_user(name, "data.path")
-        literal = os.path.exists(path)
-        matches = [path] if literal else map(Path, glob.glob(str(path), recursive=True))
-        files = sorted(file for match in matches for file in _iter_files(match))
-        if not files:
-            raise DataError(f"no file matches {name!r}; paths are relative to {Path.cwd()}")
-        paths.update(dict.fromkeys(files))
-    return list(paths)
-
-
-def read_blocks(path: Path, stats: ReadStats) -> Iterator[bytes]:
-    """Yields the content of `path` in blocks, decompressed according to its suffix.
-
-    Raises:
-        DataError: if the file is damaged or cannot be read.
-    """
-    bytes_before = stats.bytes_read
-    try:
-        with path.open("rb") as raw:
-            for block in DECOMPRESSORS.get(path.suffix.lower(), _read_plain)(raw):
-                stats.bytes_read = bytes_before + raw.tell()
-                yield block
-    except (EOFError, OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
-        raise DataError(f"{path} cannot be read: {error or type(error).__name__}") from error
-
-
-def split_by_separator(blocks: Iterable[bytes], separator: bytes) -> Iterator[tuple[int, bytes]]:
+def split_by_separator(
+    blocks: Iterable[bytes],
+    separator: bytes,
+    *,
+    any_line_break: bool = False,
+    path: Path | None = None,
+) -> Iterator[tuple[int, bytes | bytearray]]:
     """Yields the parts between separators with their offsets; without separator, one part.
 
     A separator at the end of the file starts no further part. One part is in memory at a time.
-    """
-    if not separator:
-        yield 0, b"".join(blocks)
-        return
-    offset, scanned, buffer = 0, 0, bytearray()
-    for block in blocks:
-        buffer += block
-        start = 0
-        while (end := buffer.find(separator, max(start, scanned))) >= 0:
-            yield offset + start, bytes(buffer[start:end])
-            start = end + len(separator)
-        del buffer[:start]
-        offset += start
-        scanned = max(0, len(buffer) - len(separator) + 1)
-    if buffer:
-        yield offset, bytes(buffer)
 
-
-def _iter_files(path: Path) -> Iterator[Path]:
-    """Yields the file itself, or every file below a folder except hidden ones."""
-    if path.is_dir():
-        for file in path.rglob("*"):
-            if file.is_file() and not any(p[0] == "." for p in file.relative_to(path).parts):
-                yield file
-    elif path.exists():
-        yield path
-
-
-def _read_plain(raw: BinaryIO) -> Iterator[bytes]:
-    return iter(lambda: raw.read(BLOCK_BYTES), b"")
-
-
-def _read_compressed(opener: Callable, raw: BinaryIO) -> Iterator[bytes]:
-    with opener(raw) as stream:
-        yield from _read_plain(stream)
-
-
-def _read_zstd(raw: BinaryIO) -> Iterator[bytes]:
-    """Yields the content of all frames of a file.
-
-    The reader of the zstandard library accepts a truncated file without an error.
+    Args:
+        blocks: The content of the file.
+        separator: The separator, whose line breaks are LF.
+        any_line_break: Whether CR LF and CR in the file match LF in the separator.
+        path: The file, for messages.
 
     Raises:
-        EOFError: if the last frame is truncated.
+        DataError: if a part is longer than MAX_DOCUMENT_BYTES.
     """
-    frame = None
-    for block in iter(lambda: raw.read(BLOCK_BYTES >> 6), b""):
-        while block:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            yield frame.decompress(block)
-            block = frame.unused_data if frame.eof else b""
-            frame = None if frame.eof else frame
-    if frame:
-        raise EOFError("the last zstd frame ends early")
+    offset, scanned, buffer = 0, 0, bytearray()
+    longest = len(separator) * 2 if any_line_break else len(separator)
+    for block in blocks:
+        buffer += block
+        if len(buffer) > MAX_DOCUMENT_BYTES:
+            raise DataError(
+                f"{path}: a document is longer than {MAX_DOCUMENT_BYTES >> 30} GiB; set "
+                "document_separator, or divide the file"
+            )
+        start = 0
+        has_cr = any_line_break and b"\r" in buffer
+        while separator and (span := _find(buffer, separator, max(start, scanned), has_cr)):
+            end, following = span
+            if end - start > LONG_TEXT_BYTES:
+                offset += start  # A long part must not be in memory twice.
+                yield offset, _take(buffer, start, end, following)
+                offset, start, scanned = offset + following - start, 0, 0
+            else:
+                yield offset + start, _take(buffer, start, end, 0)
+                start = following
+        del buffer[:start]
+        offset += start
+        scanned = max(0, len(buffer) - longest + 1)
+    # A CR at the end of the file is a whole line break.
+    is_open = any_line_break and separator and buffer.endswith(b"\r")
+    if is_open and (match := _separator_pattern(separator).search(buffer)):
+        del buffer[match.start() :]
+        yield offset, buffer
+    elif buffer or not separator:
+        yield offset, buffer
 
 
-DECOMPRESSORS: dict[str, Callable[[BinaryIO], Iterator[bytes]]] = {
-    ".gz": functools.partial(_read_compressed, gzip.open),
-    ".bz2": functools.partial(_read_compressed, bz2.open),
-    ".xz": functools.partial(_read_compressed, lzma.open),
-    ".zst": _read_zstd,
-}
+def _take(buffer: bytearray, start: int, end: int, consumed: int) -> bytes:
+    """Returns a part of the buffer, and removes the first `consumed` bytes of the buffer."""
+    with memoryview(buffer) as view:
+        part = bytes(view[start:end])
+    del buffer[:consumed]
+    return part
+
+
+def _split_file(
+    path: Path, separator: bytes, policy: ErrorPolicy, *, any_line_break: bool
+) -> Iterator[tuple[int, bytes | bytearray]]:
+    """Yields the parts of a file; none if the policy skips it."""
+    check_not_archive(path)
+    if not policy.accepts_file(path):
+        return
+    blocks = read_blocks(path, policy.stats)
+    first = next(blocks, b"")
+    if first.startswith(UTF16_MARKS):
+        policy.reject_document(
+            f"{path}: byte 0 is not UTF-8 (0x{first[0]:02x}), the file looks like UTF-16: convert "
+            f"it, or set {policy.setting_prefix}on_error to skip"
+        )
+        return
+
+    def all_blocks() -> Iterator[bytes]:
+        yield first
+        yield from blocks
+
+    yield from split_by_separator(all_blocks(), separator, any_line_break=any_line_break, path=path)
+
+
+def _find(buffer: bytearray, separator: bytes, start: int, has_cr: bool) -> tuple[int, int] | None:
+    """Returns start and end of the first separator at or after `start`."""
+    if has_cr:
+        match = _separator_pattern(separator).search(buffer, start)
+        # LF may follow a CR at the end of the buffer.
+        if match and not (match.end() == len(buffer) and buffer.endswith(b"\r")):
+            return match.span()
+        return None
+    index = buffer.find(separator, start)
+    return (index, index + len(separator)) if index >= 0 else None
+
+
+@functools.cache
+def _separator_pattern(separator: bytes) -> re.Pattern[bytes]:
+    return re.compile(LINE_BREAK.join(map(re.escape, separator.split(b"\n"))))

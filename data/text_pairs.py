@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from data import corpus, hf_datasets, text_files
+from data import corpus, text_files
+from data.input_files import ReadStats
 from data.sources import (
     SOURCES,
     DataConfig,
-    Document,
-    DocumentStream,
     TextSource,
     make_local_source,
     make_split_source,
+    open_examples,
 )
+from data.splits import Document, DocumentStream, HasTokens, contains_text
 from settings.json_types import JsonObject
 
 PAIR_FIELDS = (("anchor", "positive"), ("a", "b"))
@@ -27,7 +28,7 @@ EXPECTED_FIELDS = "anchor, positive and perhaps negatives, or a, b"
 
 
 def _corpus(cfg: DataConfig) -> TextSource:
-    def read(stats: text_files.ReadStats) -> DocumentStream:
+    def read(stats: ReadStats, has_tokens: HasTokens = contains_text) -> DocumentStream:
         for split in ("train", "valid", "test"):
             pairs = corpus.iter_text_pairs(split, cfg.adjacent_negatives)
             for pair in islice(pairs, cfg.max_documents or None):
@@ -51,19 +52,17 @@ def _jsonl(cfg: DataConfig) -> TextSource:
 
 
 def _datasets(cfg: DataConfig) -> TextSource:
-    names = {"train": "train", "valid": cfg.valid_path, "test": cfg.test_path}
+    examples = open_examples(cfg)
 
-    def read_split(split: str, stats: text_files.ReadStats) -> Iterator[Document]:
+    def read_split(split: str, stats: ReadStats) -> Iterator[Document]:
         policy = text_files.ErrorPolicy(cfg.on_error, split, stats)
-        stream = hf_datasets.iter_examples(cfg.path, cfg.config_name, cfg.revision, names[split])
-        for number, record in enumerate(stream):
-            location = f"{cfg.path}, record {number} of {names[split]}"
+        for location, record in examples.read(split, policy):
             pair = parse_text_pair(record, location, policy)
             if pair is not None:
                 yield pair
 
-    identity = SOURCES["datasets"](cfg).identity
-    return make_split_source(cfg, identity | {"records": EXPECTED_FIELDS}, 0, read_split)
+    identity = examples.identity | {"field": cfg.text_field, "records": EXPECTED_FIELDS}
+    return make_split_source(cfg, identity, examples.size_bytes, read_split)
 
 
 def parse_text_pair(

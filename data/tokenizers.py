@@ -7,14 +7,15 @@ special token is encoded as text.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from data.text_files import expand_user
+from data.input_files import check_regular, expand_user
 from errors import ConfigError, DataError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -38,6 +39,12 @@ SPECIAL_ALIASES = {
 }
 SENTINEL_PATTERNS = ("<|sentinel_{}|>", "<extra_id_{}>")
 MAX_BPE_BYTES = 256 << 20  # Maximum size of the text from which a BPE vocabulary is learned.
+MAX_DEFINITION_BYTES = 512 << 20  # Maximum size of a tokenizer.json.
+PIECE_CHARACTERS = 1 << 16  # Long texts are encoded in pieces of about this size.
+LEARNING_CHARACTERS = 1 << 14  # Size of the pieces of which a vocabulary is learned.
+MAX_CUT_TRIALS = 8  # Number of places that are tried to end a piece.
+CUT_CONTEXT = 200  # Characters on each side of a place that decide whether a piece may end there.
+END_OF_WORD = re.compile(r"(?<=\S)\s")
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,12 @@ class Tokenizer(Protocol):
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Returns the int32 ids of every text, without special ids."""
 
+    def find_cut(self, text: str, end: int) -> int:
+        """Returns a place up to `end` at which dividing `text` changes no id; 0 if none is found.
+
+        A tokenizer that looks further than CUT_CONTEXT characters may be judged wrongly.
+        """
+
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids` without special ids and ids outside the vocabulary."""
 
@@ -106,6 +119,10 @@ class ByteTokenizer:
             return [np.frombuffer(t.encode(), np.uint8).astype(np.int32) for t in texts]
         except UnicodeEncodeError as error:
             raise DataError(f"the text holds a lone surrogate: {error}") from error
+
+    def find_cut(self, text: str, end: int) -> int:
+        """Returns `end`, since every character is encoded by itself."""
+        return end
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of the ids that are bytes; invalid UTF-8 is replaced."""
@@ -153,6 +170,22 @@ class JsonTokenizer:
             raise DataError(f"the text cannot be encoded (a lone surrogate?): {error}") from error
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
+    def find_cut(self, text: str, end: int) -> int:
+        """Returns an end of a word or of a token at which the division changes no id near it."""
+        start = max(end - (CUT_CONTEXT << 4), 0)
+        words = [start + match.start() for match in END_OF_WORD.finditer(text[start:end])]
+        base = max(end - 2 * CUT_CONTEXT, 0)
+        offsets = self._hf.encode(text[base:end], add_special_tokens=False).offsets
+        tokens = [base + first for first, _ in offsets if base + first < end - CUT_CONTEXT]
+        for positions in (words, tokens):
+            for position in positions[: -MAX_CUT_TRIALS - 1 : -1]:
+                left = text[max(position - CUT_CONTEXT, 0) : position]
+                right = text[position : position + CUT_CONTEXT]
+                joined, *parts = self.encode([left + right, left, right])
+                if left and np.array_equal(joined, np.concatenate(parts)):
+                    return position
+        return 0
+
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids` without special ids and ids outside the vocabulary."""
         valid_ids = [i for i in map(int, ids) if 0 <= i < self.vocab_size]
@@ -174,6 +207,13 @@ def open_tokenizer(spec: str) -> Tokenizer:
     path = expand_user(spec, "data.tokenizer")
     try:
         path = path / TOKENIZER_FILE if path.is_dir() else path
+        status = path.stat()
+        check_regular(path, status)
+        if status.st_size > MAX_DEFINITION_BYTES:
+            raise DataError(
+                f"data.tokenizer {spec!r}: {path} has {status.st_size} bytes, more than any "
+                "tokenizer.json; use bytes, bpe:8192 or another file"
+            )
         definition = path.read_bytes()
     except OSError as error:
         raise DataError(
@@ -205,7 +245,7 @@ def train_bpe(texts: Iterable[str], size: int) -> JsonTokenizer:
     """Learns a byte-level BPE (Sennrich et al., arXiv:1508.07909) with GPT-2's word pattern.
 
     The result is deterministic. Only the first 256 MiB of `texts` are read. A small text gives
-    fewer than `size` entries.
+    fewer than `size` entries. Texts are read in pieces that end with a word.
     """
     import tokenizers as hf
 
@@ -216,11 +256,50 @@ def train_bpe(texts: Iterable[str], size: int) -> JsonTokenizer:
     trainer = hf.trainers.BpeTrainer(
         vocab_size=size, initial_alphabet=alphabet, special_tokens=[], show_progress=False
     )
-    tokenizer.train_from_iterator(_take_bytes(texts, MAX_BPE_BYTES), trainer)
+    size_of_pieces = LEARNING_CHARACTERS  # The library reads ahead by hundreds of pieces.
+    pieces = (
+        piece for text in texts for piece in iter_pieces([text], _last_word_end, size_of_pieces)
+    )
+    tokenizer.train_from_iterator(_take_bytes(pieces, MAX_BPE_BYTES), trainer)
     tokenizer.add_special_tokens(
         [hf.AddedToken(n, special=True, normalized=False) for n in SPECIAL_TOKENS]
     )
     return JsonTokenizer(tokenizer.to_str(pretty=True).encode(), f"bpe:{size}")
+
+
+def iter_pieces(
+    parts: Iterable[str], find_cut: Callable[[str, int], int], size: int = PIECE_CHARACTERS
+) -> Iterator[str]:
+    """Yields the text of `parts` in pieces of about `size` characters.
+
+    Args:
+        parts: Parts of one text, divided anywhere.
+        find_cut: See `Tokenizer.find_cut`. If it finds no place, the rest is one piece.
+        size: Maximum number of characters of a piece.
+    """
+    text, undivided = "", list[str]()
+    for part in parts:
+        if undivided:
+            undivided.append(part)
+            continue
+        text, start = text + part, 0
+        while len(text) - start > size + CUT_CONTEXT:
+            window = text[start : start + size + CUT_CONTEXT]
+            cut = find_cut(window, size)
+            if not cut:
+                undivided.append(text[start:])
+                break
+            yield window[:cut]
+            start += cut
+        text = "" if undivided else text[start:]
+    if undivided or text:
+        yield "".join(undivided) or text
+
+
+def _last_word_end(text: str, end: int) -> int:
+    """Returns the end of the last word before `end`, or `end` in the middle of a very long one."""
+    words = END_OF_WORD.finditer(text, max(end - (CUT_CONTEXT << 4), 0), end)
+    return max((match.start() for match in words), default=end)
 
 
 def _make_specials(first: int) -> Specials:

@@ -20,7 +20,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Commands",
         "",
-        "train compare leaderboard preflight errors formatting",
+        "train compare leaderboard generate preflight errors formatting",
     ),
     (
         "Training",
@@ -66,8 +66,8 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Data",
         "data",
-        "sources text_files tokenizers build_store store packing loader text_pairs "
-        "text_rows chat loss_weights hf_datasets fetch progress",
+        "sources input_files text_files splits tokenizers build_store store packing loader "
+        "text_pairs text_rows chat loss_weights arrow_files hf_datasets fetch progress",
     ),
     (
         "Preparing text",
@@ -77,7 +77,8 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Settings",
         "settings",
-        "types changes tree cli flag_values flag_parser descriptions renames lazy json_types",
+        "types changes tree cli flag_values flag_parser command descriptions renames lazy "
+        "json_types",
     ),
     (
         "The run folder",
@@ -102,7 +103,8 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Evaluation",
         "eval",
-        "task harness load_run generate likelihood features length_buckets",
+        "task harness load_run progress generate text_generation prompts likelihood features "
+        "length_buckets",
     ),
     (
         "Evaluation tasks",

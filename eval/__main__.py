@@ -1,64 +1,87 @@
 """Evaluates a finished run: `python -m eval --run=DIR --tasks=bits_per_byte,inference`.
 
-The scores are written to eval/STEP/TASK.json in the run folder. A task is not run again if its
-result exists in the current version of the task.
+The scores of a task are printed, and written to eval/STEP/TASK.json in the run folder, as soon as
+the task ends. A task is not run again if its result exists in the current version of the task.
+`--again` evaluates in any case, and compares with the recorded scores instead of writing them.
+Progress goes to stderr.
 """
 
+import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from absl import flags
-
-from errors import ConfigError
-from eval import harness
+from eval import again, harness
 from eval.load_run import load_run
-from settings.cli import asks_for_help, format_flags
+from eval.task import TaskEntry
+from settings.flag_parser import make_parser, name_list
+from settings.json_types import JsonObject
 from training.run.cli_errors import run_command
-
-USAGE = "usage: python -m eval --run=DIR [--tasks=A,B] [--step=N]"
+from training.run.console import Console
 
 
 def run(argv: Sequence[str]) -> None:
-    """Evaluates the run that the flags in `argv` name, and prints one line per score.
-
-    Raises:
-        ConfigError: if a flag is unknown or --run is missing.
-    """
-    values = flags.FlagValues()
-    flags.DEFINE_string("run", "", "Run folder that train.py wrote.", flag_values=values)
-    flags.DEFINE_list(
-        "tasks",
-        [],
-        "Names of tasks, separated by commas; by default those of the run.",
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        "step", -1, "Step of the checkpoint; -1 is the newest valid one.", flag_values=values
-    )
-    flags.DEFINE_bool("debug", False, "Print tracebacks of errors.", flag_values=values)
-    if asks_for_help(argv):
-        print("\n".join([__doc__ or "", USAGE, "", *format_flags(values), "", *_task_lines()]))
-        return
+    """Evaluates the run that the flags in `argv` name, and prints one line per score."""
+    args = parse_args(argv)
+    console = Console("plain", total_steps=0, file=sys.stderr)
+    console.open()
     try:
-        extra_args = values(["eval", *argv])[1:]
-    except flags.Error as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
-    if extra_args or not values.run:
-        problem = f"{extra_args[0]!r} is no flag; " if extra_args else ""
-        raise ConfigError(f"{problem}{USAGE}")
-    ctx, folder, step = load_run(Path(values.run), None if values.step < 0 else values.step)
-    names = harness.resolve_tasks(ctx.settings, tuple(values.tasks))
-    for name, value in harness.evaluate(ctx, names, folder, step).items():
-        print(f"{name:40}{value if isinstance(value, str) else f'{value:.4f}'}")
+        ctx, folder, step = load_run(args.run, None if args.step < 0 else args.step)
+        names = harness.resolve_tasks(ctx.settings, args.tasks)
+        if not args.again:
+            harness.evaluate(ctx, names, folder, step, on_task_end=print_scores)
+            return
+        pairs = again.evaluate_again(ctx, names, folder, step)
+        for pair in pairs:
+            print(pair, flush=True)
+        again.check_same(pairs, folder)
+    finally:
+        console.close()
 
 
-def _task_lines() -> list[str]:
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Returns the parsed arguments."""
+    description = "\n".join([__doc__ or "", *_task_lines(harness.TASKS)])
+    parser = make_parser("python -m eval", description)
+    parser.add_argument(
+        "--run", required=True, type=Path, metavar="DIR", help="run folder that train.py wrote"
+    )
+    parser.add_argument(
+        "--tasks",
+        default=(),
+        type=name_list,
+        metavar="A,B",
+        help="names of tasks, separated by commas; by default those of the run",
+    )
+    parser.add_argument(
+        "--step",
+        default=-1,
+        type=int,
+        help="step of the checkpoint; by default the newest that is not damaged",
+    )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="evaluate although results exist, print both values, and exit with 65 if they differ",
+    )
+    parser.add_argument("--debug", action="store_true", help="print tracebacks of errors")
+    return parser.parse_args(argv)
+
+
+def print_scores(record: JsonObject) -> None:
+    """Prints the scores of a task, one line each."""
+    for score in record["scores"]:
+        value = score["value"]
+        text = value if isinstance(value, str) else f"{value:.4f}"
+        print(f"{score['name']:40}{text}", flush=True)
+
+
+def _task_lines(tasks: Mapping[str, TaskEntry]) -> list[str]:
     """Returns the names of all tasks, by the objective that they evaluate."""
     names: dict[str, list[str]] = {}
-    for name, task in harness.TASKS.items():
+    for name, task in tasks.items():
         names.setdefault(task.objective or "any objective", []).append(name)
-    return ["Tasks:", *(f"  {kind:<26} {', '.join(group)}" for kind, group in names.items())]
+    return ["tasks:", *(f"  {kind:<26} {', '.join(group)}" for kind, group in names.items())]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ therefore be repeated: only the missing files are written.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -18,6 +18,7 @@ from settings.json_types import JsonObject
 from settings.types import did_you_mean
 from training.distributed.multihost import run_on_main_process
 from training.loop import Evaluator, TrainJob
+from training.run.console import LOGGER
 from training.run.folder import RunFolder
 from training.settings import Settings
 
@@ -27,6 +28,7 @@ TASKS: dict[str, TaskEntry] = {
     "masked": TaskEntry("masked_lm", "eval.tasks.masked:MaskedTokenLoss"),
     "denoised": TaskEntry("denoising", "eval.tasks.denoised:DenoisingLoss"),
     "retrieval": TaskEntry("contrastive", "eval.tasks.retrieval:Retrieval"),
+    "baselines": TaskEntry("causal_lm", "eval.tasks.baselines:Baselines", is_logged=False),
     "positions": TaskEntry("causal_lm", "eval.tasks.loss_by_position:LossByPosition"),
     "inference": TaskEntry("causal_lm", "eval.tasks.inference:Inference"),
     "sample": TaskEntry("causal_lm", "eval.tasks.sample:TextSample"),
@@ -40,7 +42,7 @@ TASKS: dict[str, TaskEntry] = {
 }
 # Tasks of a run whose `eval.tasks` is empty. The first task also runs during training.
 DEFAULT_TASKS: dict[str, tuple[str, ...]] = {
-    "causal_lm": ("bits_per_byte", "sample"),
+    "causal_lm": ("bits_per_byte", "sample", "baselines"),
     "masked_lm": ("masked",),
     "denoising": ("denoised",),
     "contrastive": ("retrieval",),
@@ -92,21 +94,36 @@ def narrow_to_objective(ctx: EvalContext, objective: str) -> EvalContext:
     )
 
 
-def evaluate(ctx: EvalContext, task_names: Iterable[str], run: RunFolder, step: int) -> ScoreValues:
+def evaluate(
+    ctx: EvalContext,
+    task_names: Sequence[str],
+    run: RunFolder,
+    step: int,
+    *,
+    on_task_end: Callable[[JsonObject], None] = lambda record: None,
+) -> ScoreValues:
     """Runs the tasks whose results are missing, and returns the scores of all tasks by name.
 
-    Values are floats, and text for samples and hashes.
+    The result of a task is written, and passed to `on_task_end`, before the next one begins. Values
+    are floats, and text for samples and hashes.
     """
     scores: ScoreValues = {}
     splits = ctx.settings.eval.splits
-    for name in task_names:
+    for number, name in enumerate(task_names, 1):
         task = TASKS[name](splits=splits)
         record = run_on_main_process(lambda name=name: run.read_eval(step, name))  # type: ignore[misc]
         if record is None or not _is_complete(record, task.version, splits):
+            LOGGER.info("evaluating %s (task %d of %d)", name, number, len(task_names))
             record = _run_task(name, task, ctx, step)
             run.write_eval(step, name, record)
+        on_task_end(record)
         scores |= {score["name"]: score["value"] for score in record["scores"]}
     return scores
+
+
+def run_task(name: str, ctx: EvalContext, step: int) -> JsonObject:
+    """Returns the result of a task on the splits of the run, whatever is recorded of it."""
+    return _run_task(name, TASKS[name](splits=ctx.settings.eval.splits), ctx, step)
 
 
 def _is_complete(record: JsonObject, version: int, splits: tuple[str, ...]) -> bool:
@@ -150,7 +167,10 @@ def make_evaluators(job: TrainJob) -> tuple[Evaluator, Evaluator]:
         return {score.name: score.value for score in scores}
 
     def after_training(trainable: Trainable, step: int) -> ScoreValues:
-        ctx = make_context(trainable)
-        return evaluate(ctx, resolve_tasks(program.settings), job.run, step)
+        ctx, names = make_context(trainable), resolve_tasks(program.settings)
+        logged = [name for name in names if TASKS[name].is_logged]
+        scores = evaluate(ctx, logged, job.run, step)
+        evaluate(ctx, [name for name in names if name not in logged], job.run, step)
+        return scores
 
     return during_training, after_training

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from eval.progress import log_progress
 from eval.task import EvalContext
 
 MIN_LENGTH = 16  # Tokens of the shortest padded row.
@@ -31,10 +32,13 @@ def bucketed_batches(
     for i, row in enumerate(rows):
         length = _bucket_length(len(row["tokens"]))
         buckets.setdefault(-(-length // context_shards) * context_shards, []).append(i)
-    for length, indices in sorted(buckets.items()):
-        for start in range(0, len(indices), batch_size):
-            batch_indices = indices[start : start + batch_size]
-            yield batch_indices, _pad_rows([rows[i] for i in batch_indices], batch_size, length)
+    batches = [
+        (length, indices[start : start + batch_size])
+        for length, indices in sorted(buckets.items())
+        for start in range(0, len(indices), batch_size)
+    ]
+    for length, indices in log_progress(batches, len(batches)):
+        yield indices, _pad_rows([rows[i] for i in indices], batch_size, length)
 
 
 def _bucket_length(length: int) -> int:

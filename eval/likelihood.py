@@ -2,7 +2,8 @@
 
 Every token of a text is scored once, with as much context as a row has room for. A text that is
 longer than a row is split as lm-evaluation-harness splits it: the last window is full, and only
-its new tokens count.
+its new tokens count. A context that does not fit before its text loses its beginning, and the log
+says so.
 """
 
 import functools
@@ -20,6 +21,7 @@ from eval.task import EvalContext
 from objectives import Objective, Trainable
 from training import mesh as meshes
 from training.distributed.multihost import to_host
+from training.run.console import LOGGER
 
 
 class Likelihood(NamedTuple):
@@ -39,6 +41,7 @@ def compute_likelihoods(ctx: EvalContext, pairs: list[tuple[str, str]]) -> list[
     tokenizer.specials.require("bos", needed_by="the likelihood of a text")
     window, rows, row_pairs = ctx.settings.train.seq_len, list[RowArrays](), list[int]()
     encoded = [_encode_pair(tokenizer, *pair) for pair in pairs]
+    _warn_of_cut_contexts(encoded, window)
     for pair_index, (ids, text_start) in enumerate(encoded):
         for row in _windows(ids, text_start, window):
             rows.append(row)
@@ -55,6 +58,16 @@ def compute_likelihoods(ctx: EvalContext, pairs: list[tuple[str, str]]) -> list[
     counts = [len(ids) - text_start for ids, text_start in encoded]
     fields = zip(nats.tolist(), is_greedy.tolist(), counts, strict=True)
     return [Likelihood(*values) for values in fields]
+
+
+def _warn_of_cut_contexts(encoded: list[tuple[np.ndarray, int]], window: int) -> None:
+    """Says how many contexts lose their beginning; a text without a context is not cut."""
+    n_cut = sum(start > 1 and len(ids) > window + 1 for ids, start in encoded)
+    if n_cut:
+        LOGGER.warning(
+            "%d of %d contexts do not fit the window of %d tokens and lose their beginning",
+            *(n_cut, len(encoded), window),
+        )
 
 
 def _encode_pair(tokenizer: Tokenizer, context: str, text: str) -> tuple[np.ndarray, int]:

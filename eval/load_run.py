@@ -12,7 +12,7 @@ from training.checkpoint import restore
 from training.program import make_program
 from training.run.atomic_io import read_json
 from training.run.folder import RunFolder
-from training.run.resume_check import check_format
+from training.run.resume_check import check_record
 from training.settings import Settings, resolve
 
 
@@ -31,7 +31,7 @@ def load_run(path: Path, step: int | None = None) -> tuple[EvalContext, RunFolde
             f"{path} is not a run folder: it has no run.json; set --run to a folder that train.py "
             "wrote"
         )
-    check_format(path, record)
+    check_record(path, record)
     settings = from_json(Settings, record["settings"])
     data = open_data(settings.data, settings.store_kinds)
     settings = resolve(settings, data.tokenizer.vocab_size)

@@ -47,6 +47,7 @@ class TaskEntry(NamedTuple):
     objective: str  # Objective that the task evaluates; "" accepts every objective.
     path: str  # Class of the task, "module:NAME".
     arguments: tuple[str, ...] = ()  # Arguments of the class, before `splits`.
+    is_logged: bool = True  # Whether a run logs and prints the scores that it ends with.
 
     def __call__(self, splits: tuple[str, ...] = ("test",)) -> Task:
         """Returns a task that reads these splits of the data."""

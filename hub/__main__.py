@@ -4,63 +4,79 @@ python -m hub import SRC --workdir=RUN   make a run folder from a checkpoint
 python -m hub export RUN DST             write a run as a checkpoint; options:
                                          --family=NAME --dtype=bfloat16
 python -m hub check DIR                  compare a folder with its reference outputs
+
+`python -m hub COMMAND --help` describes the flags of a command.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
 import hub
-from errors import CheckpointError, ConfigError
+from errors import CheckpointError
 from hub import checkpoint, safetensors_io
 from hub import run as runs
 from hub.families import FAMILIES
 from hub.reference_outputs import largest_difference
-from settings.cli import asks_for_help, format_flags
+from settings.flag_parser import make_parser
 from training.run.cli_errors import run_command
 
 
 def run(argv: Sequence[str]) -> None:
-    """Runs one command line without the program's name.
+    """Runs one command line without the program's name."""
+    args = parse_args(argv)
+    if args.command == "import":
+        runs.import_as_run(args.source, args.workdir)
+        print(
+            f"{args.workdir} has the parameters of {args.source}; "
+            f"start a run from it with --init_from={args.workdir}"
+        )
+    elif args.command == "export":
+        model_type = runs.export_run(args.run, args.target, args.family, args.dtype)
+        print(f"{args.target} is a {FAMILIES[model_type].architecture}")
+    else:
+        check(args.folder)
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Returns the parsed arguments.
 
     Raises:
         ConfigError: if the command or a flag does not exist.
     """
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", "", "Run folder that import creates.", flag_values=values)
-    flags.DEFINE_string(
-        "family", "", "Family of the export; by default the first that fits.", flag_values=values
+    parser = make_parser("python -m hub", __doc__)
+    parser.add_argument("--debug", action="store_true", help="print tracebacks of errors")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    text = "make a run folder from a checkpoint"
+    command = commands.add_parser("import", help=text, description=text, allow_abbrev=False)
+    command.add_argument(
+        "source", metavar="SRC", help="folder, or owner/name[@revision] of the hub"
     )
-    dtypes = list(checkpoint.DTYPES)
-    flags.DEFINE_enum(
-        "dtype", "float32", dtypes, "Dtype of the exported tensors.", flag_values=values
+    command.add_argument(
+        "--workdir", required=True, type=Path, metavar="RUN", help="run folder to create"
     )
-    flags.DEFINE_bool("debug", False, "Print tracebacks of errors.", flag_values=values)
-    if asks_for_help(argv):
-        print("\n".join([__doc__ or "", *format_flags(values)]))
-        return
-    try:
-        command, *args = values(["hub", *argv])[1:] or [""]
-    except flags.Error as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
-    if command == "import" and len(args) == 1 and values.workdir:
-        runs.import_as_run(args[0], Path(values.workdir))
-        print(
-            f"{values.workdir} has the parameters of {args[0]}; "
-            f"start a run from it with --init_from={values.workdir}"
-        )
-    elif command == "export" and len(args) == 2:
-        model_type = runs.export_run(Path(args[0]), Path(args[1]), values.family, values.dtype)
-        print(f"{args[1]} is a {FAMILIES[model_type].architecture}")
-    elif command == "check" and len(args) == 1:
-        check(Path(args[0]))
-    else:
-        raise ConfigError(
-            "usage: python -m hub import SRC --workdir=RUN, export RUN DST, or check DIR"
-        )
+    text = "write a run as a checkpoint"
+    command = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
+    command.add_argument("run", type=Path, metavar="RUN", help="run folder that train.py wrote")
+    command.add_argument("target", type=Path, metavar="DST", help="folder to write; must be empty")
+    command.add_argument(
+        "--family", default="", help="family of the export; by default the first that fits"
+    )
+    command.add_argument(
+        "--dtype",
+        default="float32",
+        choices=list(checkpoint.DTYPES),
+        help="dtype of the exported tensors (default: %(default)s)",
+    )
+    text = "compare a folder with its reference outputs"
+    command = commands.add_parser("check", help=text, description=text, allow_abbrev=False)
+    command.add_argument("folder", type=Path, metavar="DIR", help="folder with inputs.safetensors")
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", help="print tracebacks of errors")
+    return parser.parse_args(argv)
 
 
 def check(folder: Path) -> None:

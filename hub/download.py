@@ -20,14 +20,24 @@ def resolve_folder(path: str | Path) -> Path:
         CheckpointError: if `path` is neither a folder nor the name of a repository.
     """
     folder = Path(path).expanduser()
+    check_source(path)
     if folder.is_dir():
         return folder
     name, _, revision = str(path).partition("@")
-    if not REPO_PATTERN.fullmatch(name):
+    return Path(_download(name, revision or "main"))
+
+
+def check_source(path: str | Path) -> None:
+    """Checks that `path` may be the source of parameters, before any work starts.
+
+    Raises:
+        CheckpointError: if `path` is neither a folder nor the name of a repository.
+    """
+    name = str(path).partition("@")[0]
+    if not Path(path).expanduser().is_dir() and not REPO_PATTERN.fullmatch(name):
         raise CheckpointError(
             f"{path} is neither a folder nor the owner/name of a Hugging Face repository"
         )
-    return Path(_download(name, revision or "main"))
 
 
 def _download(name: str, revision: str) -> str:

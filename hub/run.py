@@ -22,8 +22,8 @@ from training import mesh as meshes
 from training import runner
 from training.checkpoint import restore
 from training.program import TrainProgram
-from training.run.atomic_io import read_json
-from training.run.resume_check import check_format
+from training.run.atomic_io import read_json, validate_run_path
+from training.run.resume_check import check_record
 from training.settings import Settings, TrainConfig
 from training.state import Trainable, init_trainable
 
@@ -71,6 +71,7 @@ def import_as_run(source: str, workdir: Path, data_config: DataConfig | None = N
 
     `data_config` is the data on which the run is evaluated, by default the embedded corpus.
     """
+    validate_run_path(workdir)
     folder = resolve_folder(source)
     family, config = checkpoint.detect_family(folder)
     tokenizer = checkpoint.load_tokenizer(folder, config)
@@ -109,7 +110,7 @@ def export_run(run: Path, target: Path, family: str = "", dtype: str = "float32"
         raise CheckpointError(
             f"{run} is not a run folder: it has no run.json; give a folder that train.py wrote"
         )
-    check_format(run, record)
+    check_record(run, record)
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"{target} is not empty; give another folder")
     settings = from_json(Settings, record["settings"])

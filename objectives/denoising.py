@@ -8,7 +8,8 @@ only the targets are scored.
 
 The lengths are T5's: n tokens, of which noise = round(n * density) are removed in
 spans = round(noise / mean span length) spans, give n - noise + spans + 1 inputs and
-noise + spans + 1 targets.
+noise + spans + 1 targets. As in T5, spans of text and of noise alternate, text first: the first
+token of a row is never removed, and the last one always is.
 """
 
 from typing import ClassVar, Literal, NamedTuple
@@ -213,7 +214,7 @@ class Denoising:
 def _span_lengths(
     corruption: SpanCorruption, n: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the lengths of text spans and of the noise span after each.
+    """Returns the lengths of text spans and of the noise span after each, all at least 1.
 
     This is T5's random segmentation.
     """

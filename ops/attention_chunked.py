@@ -1,11 +1,14 @@
 """Attention in plain XLA that never builds T x S: chunks of queries against the keys they may see.
 
 A chunk has all the scores of its queries, so its softmax needs no correction by other chunks. The
-backward pass recomputes the scores (Rabe & Staats, arXiv:2112.05682). Where queries and keys are
-one row, keys that no query of a chunk can see are skipped. Inside, heads come first: q is
+backward pass recomputes the scores (Rabe & Staats, arXiv:2112.05682); without dropout and biases it
+does so from the kept outputs and log-sums of each query (Dao et al., arXiv:2205.14135, algorithm
+4), so that neither the softmax nor the product with the values is repeated. Where queries and keys
+are one row, keys that no query of a chunk can see are skipped. Inside, heads come first: q is
 [B G rep T K], k is [B G S K] and v is [B G S Kv].
 """
 
+import functools
 import itertools
 from typing import NamedTuple, TypeVar
 
@@ -65,16 +68,71 @@ def _attend(
 
     The output is divided by the sum of the weights, because it is narrower than the weights.
     """
+    if spec.bias is None and not spec.dropout:
+        return _attend_plainly(q, k, v, queries, keys, spec)
+    return jax.checkpoint(functools.partial(_attend_chunk, spec=spec))(
+        q, k, v, queries, keys, chunk
+    )[0]
+
+
+def _attend_chunk(
+    q: Array,
+    k: Array,
+    v: Array,
+    queries: TokenIndex,
+    keys: TokenIndex,
+    chunk: Array | int,
+    *,
+    spec: AttentionSpec,
+) -> tuple[Float[Array, "B G rep T Kv"], Float[Array, "B G rep T 1"]]:
+    """Returns outputs and the logsumexp of the scores of each query: inf if it sees no key."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    k, v = k.astype(q.dtype), v.astype(q.dtype)
-    scores = jnp.einsum("bgrtk,bgsk->bgrts", q, k, preferred_element_type=wide)
-    scores = spec.adjust_scores(scores, queries, keys)
+    scores = spec.adjust_scores(_products(q, k), queries, keys)
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf))
     weights = jnp.exp(scores - jnp.where(top == -jnp.inf, 0, top))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     weights = spec.apply_dropout(weights, chunk).astype(q.dtype)
-    o = jnp.einsum("bgrts,bgsv->bgrtv", weights, v, preferred_element_type=wide)
-    return (o / jnp.where(total == 0, 1, total)).astype(q.dtype)
+    o = jnp.einsum("bgrts,bgsv->bgrtv", weights, v.astype(q.dtype), preferred_element_type=wide)
+    o = (o / jnp.where(total == 0, 1, total)).astype(q.dtype)
+    return o, jnp.where(total == 0, jnp.inf, top + jnp.log(total))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend_plainly(
+    q: Array, k: Array, v: Array, queries: TokenIndex, keys: TokenIndex, spec: AttentionSpec
+) -> Float[Array, "B G rep T Kv"]:
+    """Computes the attention of one chunk without biases and dropout."""
+    return _attend_chunk(q, k, v, queries, keys, 0, spec=spec)[0]
+
+
+def _attend_plainly_forward(
+    q: Array, k: Array, v: Array, queries: TokenIndex, keys: TokenIndex, spec: AttentionSpec
+) -> tuple[Array, tuple]:
+    o, lse = _attend_chunk(q, k, v, queries, keys, 0, spec=spec)
+    return o, (q, k, v, queries, keys, o, lse)
+
+
+def _attend_plainly_backward(spec: AttentionSpec, residuals: tuple, d_o: Array) -> tuple:
+    q, k, v, queries, keys, o, lse = residuals
+    product = functools.partial(jnp.einsum, preferred_element_type=lse.dtype)
+    scores, adjust_vjp = jax.vjp(lambda x: spec.adjust_scores(x, queries, keys), _products(q, k))
+    weights = jnp.exp(scores - lse)
+    d_v = product("bgrts,bgrtv->bgsv", weights.astype(q.dtype), d_o)
+    d_weights = product("bgrtv,bgsv->bgrts", d_o, v.astype(q.dtype))
+    mean = jnp.sum(d_o.astype(lse.dtype) * o, axis=-1, keepdims=True)  # of d_weights under weights
+    (d_scores,) = adjust_vjp(weights * (d_weights - mean))
+    d_scores = d_scores.astype(q.dtype)
+    d_q = product("bgrts,bgsk->bgrtk", d_scores, k.astype(q.dtype)).astype(q.dtype)
+    d_k = product("bgrts,bgrtk->bgsk", d_scores, q)
+    return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
+
+
+_attend_plainly.defvjp(_attend_plainly_forward, _attend_plainly_backward)
+
+
+def _products(q: Array, k: Array) -> Float[Array, "B G rep T S"]:
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    return jnp.einsum("bgrtk,bgsk->bgrts", q, k.astype(q.dtype), preferred_element_type=wide)
 
 
 def _attend_bands(
@@ -91,7 +149,6 @@ def _attend_bands(
         stop = S if right is None else max(start, min(last * size + right, S))
         k_, v_, keys_ = _slice_tokens((k, v, keys), start, stop)
 
-        @jax.checkpoint
         def attend_chunk(inputs: tuple, k_=k_, v_=v_, keys_=keys_) -> Array:
             chunk, q, queries = inputs
             return _attend(q, k_, v_, queries, keys_, chunk, spec=spec)
@@ -121,7 +178,6 @@ def _attend_windows(
         shifted = [x[i : i + count] for i in range(before + 1 + after)]
         return jnp.concatenate(shifted, axis=_token_axis(x))
 
-    @jax.checkpoint
     def attend_chunk(inputs: tuple) -> Array:
         chunk, (q, queries), (k, v, keys) = inputs
         return _attend(q, k, v, queries, keys, chunk, spec=spec)

@@ -162,13 +162,15 @@ def _logits(
     hidden: Array, table: Array, bias: Array | None, logit_params: LogitParams
 ) -> Float[Array, "B T V"]:
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    logits = (
-        jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=wide) * logit_params.scale
-    )
+    logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=wide)
+    if logit_params.scale != 1:
+        logits = logits * logit_params.scale
     if bias is not None:
         logits = logits + bias.astype(wide)
     if logit_params.softcap:
         logits = logit_params.softcap * jnp.tanh(logits / logit_params.softcap)
+    if logits.shape[-1] == logit_params.vocab_size:
+        return logits
     return jnp.where(_column_ids(logits) < logit_params.vocab_size, logits, -jnp.inf)
 
 
@@ -201,7 +203,8 @@ def _chunk_gradient(
     d_bias = None if bias is None else jnp.sum(d_logits, axis=(0, 1))
     d_logits = (d_logits * logit_params.scale).astype(hidden.dtype)
     d_hidden = jnp.einsum("btv,vd->btd", d_logits, table, preferred_element_type=lse.dtype)
-    d_table = jnp.einsum("btv,btd->vd", d_logits, hidden, preferred_element_type=lse.dtype)
+    # [D V], then transposed: XLA on CPUs would transpose the larger d_logits element by element.
+    d_table = jnp.einsum("btd,btv->dv", hidden, d_logits, preferred_element_type=lse.dtype).T
     return d_hidden.astype(hidden.dtype), (d_table, d_bias)
 
 

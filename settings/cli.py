@@ -26,7 +26,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from absl import flags as absl_flags
 from ml_collections.config_dict import ConfigDict
 
-from errors import ConfigError, IsoflopError
+from errors import CheckpointError, ConfigError, IsoflopError
+from settings import run_json
 from settings.descriptions import field_descriptions
 from settings.flag_values import SettingParser, format_type
 from settings.json_types import JsonObject
@@ -49,6 +50,7 @@ from settings.tree import (
 from settings.types import TypeHint
 
 T = TypeVar("T")
+MAX_RUN_JSON_BYTES = 2**26
 
 
 class CliArgs(NamedTuple, Generic[T]):
@@ -125,6 +127,8 @@ def load_config(spec: str, cls: type) -> EditableSection:
         raise ConfigError(f"{file} has no get_config(); define it, returning the settings")
     try:
         inspect.signature(make).bind(*sizes)
+    except ValueError:
+        pass  # inspect has no signature for some classes; the call itself tells
     except TypeError:
         rule = "takes no size" if sizes else f"needs a size: --config={path}:SIZE"
         raise ConfigError(f"--config={spec}: get_config() {rule}") from None
@@ -253,11 +257,18 @@ def _read_run_settings(file: Path) -> JsonObject:
     """Returns the settings in a run.json; nothing is executed.
 
     Raises:
-        ConfigError: if the file has no settings, or a key twice.
+        CheckpointError: if the file has another format, or other content than was written.
+        ConfigError: if the file is too large, has no settings, or a key twice.
     """
+    if (size := file.stat().st_size) > MAX_RUN_JSON_BYTES:
+        raise ConfigError(f"has {size} bytes, at most {MAX_RUN_JSON_BYTES} are read")
     record = json.loads(file.read_text("utf-8"), object_pairs_hook=_reject_duplicate_keys)
     if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
         raise ConfigError("has no entry 'settings'; give the run.json of a run")
+    # A file of settings alone is no record of a run, and has no format.
+    is_record = not record.keys().isdisjoint(run_json.RECORD_KEYS)
+    if is_record and (problem := run_json.find_problem(record)):
+        raise CheckpointError(f"--config={file} {problem}")
     return record["settings"]
 
 
@@ -283,6 +294,8 @@ def call_for_file(file: Path, call: Callable[..., T], *arguments: object) -> T:
         raise ConfigError(f"{_error_location(error, file)}: {_one_line(error)}") from error
     except IsoflopError:
         raise
+    except SystemExit as error:  # a config that ends the process would end it without a word
+        raise ConfigError(f"{file} ended the program ({error}); return settings") from error
     except Exception as error:
         message = f"{type(error).__name__}: {_one_line(error)}"
         if isinstance(error, KeyError) and arguments and error.args == arguments[-1:]:

@@ -1,14 +1,32 @@
 """Parser of the flags of a command that has no settings, with the project's errors."""
 
 import argparse
-from typing import NoReturn
+import difflib
+from collections.abc import Sequence
+from typing import NoReturn, TypeVar
 
 from errors import ConfigError
+from settings.descriptions import field_descriptions
+from settings.flag_values import SettingParser, format_type
 from settings.renames import flag_hint
+from settings.types import config_fields, field_types
+
+T = TypeVar("T")
+
+MAX_MESSAGE = 400  # Characters of a message of the parser, which may hold a long value.
 
 
 class FlagParser(argparse.ArgumentParser):
     """A parser that raises the project's errors."""
+
+    arguments: Sequence[str] = ()  # The arguments that are parsed, for the messages about them.
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parses arguments as its base class does."""
+        self.arguments = tuple(args or ())
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Reports a wrong flag.
@@ -16,5 +34,57 @@ class FlagParser(argparse.ArgumentParser):
         Raises:
             ConfigError: always.
         """
-        hint = flag_hint(message.split()) or "--help lists the flags"
-        raise ConfigError(f"{message}; {hint}")
+        unknown = self._unknown_flag()
+        if "arguments are required" in message and unknown:
+            message = f"unrecognized arguments: {unknown}"  # It may be a required one, misspelled.
+        hint = flag_hint(message.split()) or self._nearest_flag(unknown)
+        text = " ".join(message.split())
+        text = text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."
+        raise ConfigError(f"{text}; {hint}")
+
+    def _names(self) -> list[str]:
+        return [name for action in self._actions for name in action.option_strings]
+
+    def _unknown_flag(self) -> str:
+        """Returns the first argument that is an unknown flag, without its value; "" if none is."""
+        flags = (word.partition("=")[0] for word in self.arguments if word.startswith("--"))
+        return next((flag for flag in flags if flag not in ("--", *self._names())), "")
+
+    def _nearest_flag(self, unknown: str) -> str:
+        """Returns a hint with the flag that is closest to an unknown one."""
+        near = difflib.get_close_matches(unknown, self._names(), 1)
+        return f"did you mean {near[0]!r}?" if near else "--help lists the flags"
+
+
+def make_parser(prog: str, description: str | None) -> FlagParser:
+    """Returns a parser that prints the lines of `description` as they are."""
+    return FlagParser(
+        prog,
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_config_flags(parser: argparse.ArgumentParser, cls: type) -> None:
+    """Adds a flag for each field of a config, with its comment as the meaning and its default."""
+    meanings, hints = field_descriptions(cls), field_types(cls)
+    for field in config_fields(cls):
+        text = meanings[field.name].replace("%", "%%")
+        parser.add_argument(
+            f"--{field.name}",
+            type=SettingParser(hints[field.name], f"--{field.name}").parse,
+            default=field.default,
+            metavar=format_type(hints[field.name]).split()[0].upper(),
+            help=f"{text} (default: %(default)s)",
+        )
+
+
+def config_from_flags(cls: type[T], args: argparse.Namespace) -> T:
+    """Returns the config whose fields are flags of `add_config_flags`."""
+    return cls(**{field.name: vars(args)[field.name] for field in config_fields(cls)})
+
+
+def name_list(text: str) -> tuple[str, ...]:
+    """Returns the names in a text that separates them by commas."""
+    return tuple(filter(None, (name.strip() for name in text.split(","))))

@@ -88,6 +88,9 @@ class Bytes:
 
     tokenizer = ByteTokenizer()
 
+    def select(self, text_pairs: bool) -> "Bytes":
+        return self
+
 
 def oracle(**settings: Any) -> EvalContext:
     """Returns the context of the model of `successor`."""

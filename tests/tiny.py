@@ -170,10 +170,10 @@ def under(model: Model, cfg: ModelConfig) -> Model:
     return jax.tree.unflatten(jax.tree.structure(shapes), jax.tree.leaves(model))
 
 
-# Attention, a recurrence and experts are quick tests; the other pairs are slow ones.
+# Attention with an MLP and with experts are quick tests; the other pairs are slow ones.
 PAIRS = [
     (mixer, channel)
-    if (mixer, channel) in (("attention", "mlp"), ("attention", "moe"), ("mamba2", "mlp"))
+    if (mixer, channel) in (("attention", "mlp"), ("attention", "moe"))
     else pytest.param(mixer, channel, marks=pytest.mark.slow)
     for mixer in MIXERS
     for channel in CHANNELS

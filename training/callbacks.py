@@ -5,6 +5,7 @@ under its transfer guard, so that none of them reads a device by accident.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import jax
@@ -93,6 +94,33 @@ class LogCallback(NamedTuple):
             self.log.write(info.step, values | {"data_hash": info.data_hash})
 
 
+class ProfileCallback:
+    """Writes a trace of the steps `log.profile` to `profile/` in the run folder.
+
+    The trace begins when the batch of the first step is ready, and ends when the device has
+    computed the last one. A run that stops in between keeps the trace up to there.
+    """
+
+    def __init__(self, folder: Path, steps: tuple[int, int], watchdog: Watchdog):
+        self._folder, self._watchdog = folder, watchdog
+        self._first, self._last = steps
+        self._is_tracing = False
+
+    def before_step(self, step: int) -> None:
+        """Starts the trace before its first step."""
+        if step + 1 == self._first:
+            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            self._is_tracing = True
+
+    def after_step(self, info: StepInfo) -> None:
+        """Ends the trace after its last step, or where the run ends."""
+        if self._is_tracing and (info.step == self._last or info.is_last or info.stop):
+            with self._watchdog.paused():
+                jax.block_until_ready((info.state, info.metrics))
+                jax.profiler.stop_trace()
+            self._is_tracing = False
+
+
 class EvalCallback(NamedTuple):
     """Evaluates every `every` steps, except after the last step, which another evaluation follows.
 
@@ -123,6 +151,7 @@ class CheckpointCallback(NamedTuple):
 
     checkpoints: CheckpointManager
     meter: StepMetrics
+    run: RunFolder
     resume_point: ResumePoint
 
     def before_step(self, step: int) -> None:
@@ -133,8 +162,13 @@ class CheckpointCallback(NamedTuple):
         run_ends = info.is_last or info.stop
         if self.checkpoints.is_due(info.step) or info.save_again or run_ends:
             raise_if_halted(info.metrics, info.step)
-            meta = self.resume_point._replace(data_hash=info.data_hash).metadata()
             with self.meter.paused(), jax.transfer_guard("allow"):
+                resume_point = self.resume_point._replace(
+                    data_hash=info.data_hash,
+                    window=self.meter.window(),
+                    metrics_seal=self.run.metrics_seal(),
+                )
+                meta = resume_point.metadata()
                 self.checkpoints.save(info.step, info.state, meta, wait=run_ends)
 
 

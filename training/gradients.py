@@ -1,9 +1,11 @@
-"""Gradients of a batch by one of four strategies, all equal to those of the whole batch at once.
+"""Gradients of a batch by one of four strategies, equal to those of the whole batch at once.
 
 - `full_batch_gradients`: one forward and one backward pass over the whole batch.
 - `accumulated_gradients`: microbatches one after another, for objectives whose terms are sums over
   rows. Each term is divided by its weight in the whole batch, so that the gradients of the
-  microbatches add up.
+  microbatches add up. One term is no sum over rows: the balance loss of a Mixture of Experts
+  multiplies two means over tokens, and is formed per microbatch. Under it, another number of
+  microbatches is another loss.
 - `grad_cache_gradients`: microbatches for objectives that compare rows with each other
   (contrastive). GradCache (Gao et al., arXiv:2101.06983): encode all microbatches without a
   gradient, differentiate the loss with respect to the embeddings, then encode each microbatch

@@ -5,11 +5,13 @@ cloud.google.com/tpu for v4 to v6e). A CPU has no known peak, so that its utiliz
 rather than guessed.
 """
 
+import importlib.util
 import resource
 import sys
 
 import jax
 
+GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
 PEAK_FLOPS = {  # FLOP/s by the beginning of the device kind
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
@@ -20,6 +22,18 @@ PEAK_FLOPS = {  # FLOP/s by the beginning of the device kind
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
 }
+
+
+def ignore_absent_tpu() -> None:
+    """Lets JAX use the CPU alone on a machine without accelerators that has the extra `tpu`.
+
+    Otherwise libtpu looks for a TPU and prints a trace in each command. JAX has chosen the TPU
+    when it was imported if there is one; JAX_PLATFORMS and plugins for GPUs are left alone.
+    """
+    is_chosen = bool(jax.config.values["jax_platforms"])
+    has_plugin = any(importlib.util.find_spec(name) for name in GPU_PLUGINS)
+    if importlib.util.find_spec("libtpu") and not (is_chosen or has_plugin):
+        jax.config.update("jax_platforms", "cpu")
 
 
 def peak_flops(device: jax.Device) -> float | None:

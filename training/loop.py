@@ -24,6 +24,7 @@ from training.callbacks import (
     Evaluator,
     FaultCallback,
     LogCallback,
+    ProfileCallback,
     StepInfo,
     StopCallback,
     WatchdogCallback,
@@ -84,7 +85,7 @@ def train(
             f"{steps}; set it to at least that, or use another --workdir"
         )
     train_step = program.compile_train_step()
-    job.run.record_start(resume_point.step)
+    job.run.record_start(resume_point.step, resume_point.metrics_seal)
     while True:
         try:
             state = run_steps(job, batches, train_step, resume_point, eval_during)
@@ -113,6 +114,7 @@ def run_steps(
     """
     program, state, steps = job.program, resume_point.state, job.program.settings.train.steps
     meter = StepMetrics(program, job.cost, batches, job.data.train)
+    meter.resume_window(resume_point.window)
     # A rollback restores an older state but does not repeat the data that led to the failure: the
     # batches between the checkpoint and the failed step are skipped. From then on the batch of a
     # step has the index step + skipped_batches, and so does the end of the data.
@@ -157,10 +159,13 @@ def make_callbacks(
     callbacks: list[Callback] = [WatchdogCallback(watchdog)]
     if settings.debug.inject_fault:
         callbacks.append(FaultCallback(job.faults))
+    if (steps := settings.log.profile_steps()) and job.run.is_main_process:
+        folder = job.run.file_path("profile")
+        callbacks.append(ProfileCallback(folder, steps, watchdog))
     callbacks.append(LogCallback(job.log, meter, batches, settings.log.every))
     if eval_during and settings.eval.every:
         callbacks.append(EvalCallback(eval_during, job.log, meter, watchdog, settings.eval.every))
-    callbacks.append(CheckpointCallback(job.checkpoints, meter, resume_point))
+    callbacks.append(CheckpointCallback(job.checkpoints, meter, job.run, resume_point))
     callbacks.append(StopCallback(job.stop, job.run))
     return callbacks
 
@@ -236,6 +241,7 @@ def rollback(
     skipped_batches = resume_point.skipped_batches + halted.step - restored.step
     details = {"from": halted.step, "skipped_batches": skipped_batches}
     job.run.record_rollback(restored.step, details)
+    job.log.rewind(restored.step)
     return restored._replace(skipped_batches=skipped_batches, rollbacks=resume_point.rollbacks + 1)
 
 

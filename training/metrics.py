@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from training.program import TrainProgram
 INTERNAL_METRICS = ("halted",)  # metrics that only the loop reads
 
 FloatArray = np.float64 | NDArray[np.float64]  # of a metric: a number, or one for each layer
+Total = tuple[FloatArray, FloatArray]  # sum and weight
 ZERO = np.float64(0)
 
 
@@ -44,12 +45,25 @@ class StepMetrics:
         self._peak_flops = device_peak * program.mesh.size if device_peak else None
         # Targets per byte of the training split, ends of documents included; nats become bits.
         self._bits_per_byte = store.n_targets / max(store.text_bytes, 1) / math.log(2)
-        self._pending: list[Metrics] = []
+        self._pending: list[Metrics] = []  # on the device
+        self._totals = dict[str, Total]()  # of the steps that have been read since the last row
+        self._num_steps = 0
         self._start, self._paused, self._waited = time.perf_counter(), 0.0, 0.0  # seconds
 
     def add(self, metrics: Metrics) -> None:
         """Adds the metrics of one step, which stay on the device."""
         self._pending.append(metrics)
+        self._num_steps += 1
+
+    def window(self) -> JsonObject:
+        """Returns sums and weights since the last row by name, which a checkpoint stores."""
+        self._read_pending()
+        return {name: [t.tolist(), w.tolist()] for name, (t, w) in self._totals.items()}
+
+    def resume_window(self, window: Mapping[str, list]) -> None:
+        """Continues the means of the next row with the sums that a checkpoint stored."""
+        for name, (total, weight) in window.items():
+            self._totals[name] = np.float64(total), np.float64(weight)
 
     @contextlib.contextmanager
     def paused(self) -> Generator[None, None, None]:
@@ -62,8 +76,10 @@ class StepMetrics:
         """Returns the means since the last reading, and the speed.
 
         `step` is the number of steps done, `wait_seconds` the time spent waiting for data so far.
+        The means include the steps before a stop, the speed does not.
         """
-        num_steps, values = len(self._pending), reduce_metrics(jax.device_get(self._pending))
+        self._read_pending()
+        num_steps, values = self._num_steps, means(self._totals)
         end = time.perf_counter()
         seconds = max(end - self._start - self._paused, 1e-9)
         tokens_per_second = num_steps * self._tokens_per_step / seconds
@@ -80,25 +96,34 @@ class StepMetrics:
             values["bits_per_byte"] = values["nats"] * self._bits_per_byte
         if self._peak_flops:
             values["mfu"] = tokens_per_second * self._flops_per_token / self._peak_flops
-        self._pending, self._start, self._paused, self._waited = [], end, 0.0, wait_seconds
+        self._totals, self._num_steps = {}, 0
+        self._start, self._paused, self._waited = end, 0.0, wait_seconds
         return values
 
+    def _read_pending(self) -> None:
+        """Adds the pending metrics to the totals, in the order of the steps."""
+        add_metrics(self._totals, jax.device_get(self._pending))
+        self._pending = []
 
-def reduce_metrics(step_metrics: list[Metrics]) -> JsonObject:
+
+def add_metrics(totals: dict[str, Total], step_metrics: list[Metrics]) -> None:
+    """Adds the sums and weights of steps to `totals`, by name."""
+    for metrics in step_metrics:
+        for name, (amount, weight) in metrics.items():
+            if name in INTERNAL_METRICS:
+                continue
+            total, total_weight = totals.get(name, (ZERO, ZERO))
+            totals[name] = total + np.float64(amount), total_weight + np.float64(weight)
+
+
+def means(totals: dict[str, Total]) -> JsonObject:
     """Returns the total of sums over the total of weights, by name.
 
     A metric that has a value for each layer is also returned as the list `name/layers`.
     """
-    totals: dict[str, tuple[FloatArray, FloatArray]] = {}
-    for metrics in step_metrics:
-        for name, (amount, weight) in metrics.items():
-            total, total_weight = totals.get(name, (ZERO, ZERO))
-            totals[name] = total + np.float64(amount), total_weight + np.float64(weight)
-    means: JsonObject = {}
+    values: JsonObject = {}
     for name, (total, total_weight) in totals.items():
-        if name in INTERNAL_METRICS:
-            continue
-        means[name] = float(np.sum(total) / max(np.sum(total_weight), 1.0))
+        values[name] = float(np.sum(total) / max(np.sum(total_weight), 1.0))
         if np.ndim(total):
-            means[f"{name}/layers"] = (total / np.maximum(total_weight, 1.0)).tolist()
-    return means
+            values[f"{name}/layers"] = (total / np.maximum(total_weight, 1.0)).tolist()
+    return values

@@ -5,13 +5,15 @@ treats as an axis of a matrix, so that scanned and unrolled stacks get equal upd
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import PyTree
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 from optax.contrib import MuonDimensionNumbers, muon
 
 from errors import ConfigError
@@ -41,7 +43,8 @@ class OptimizerConfig:
     learning_rate: PositiveFloat = 3e-3  # Peak learning rate.
     # Learning rate schedule after the warmup.
     schedule: Literal["constant", "cosine", "wsd"] = "cosine"
-    warmup: NonNegativeInt = 0  # Steps of linear warmup to the peak learning rate.
+    # Steps of linear warmup to the peak learning rate; a number below 1 is a share of train.steps.
+    warmup: NonNegativeFloat = 0.0
     # Fraction of all steps that "wsd" cools down in (arXiv:2404.06395).
     cooldown_fraction: Fraction = 0.2
     # Final learning rate of "cosine" and "wsd" as a fraction of the peak.
@@ -63,6 +66,78 @@ class OptimizerConfig:
     spike_sigma: NonNegativeFloat = 0.0
     spike_window: NonNegativeInt = 128  # Number of accepted losses in the window for spikes.
 
+    def check(self) -> None:
+        """Checks that the warmup is a share or a whole number of steps.
+
+        Raises:
+            ConfigError: if it is neither.
+        """
+        if self.warmup >= 1 and not self.warmup.is_integer():
+            raise ConfigError(
+                f"optimizer.warmup is {self.warmup:g}, must be a whole number of steps, or a share "
+                f"of them below 1; nearest: {round(self.warmup)}"
+            )
+
+    def warmup_steps(self, steps: int) -> int:
+        """Returns the steps of warmup in a run of `steps` steps; a share leaves at least one step.
+
+        Raises:
+            ConfigError: if the number of steps that was set is not smaller than that of the run.
+        """
+        if self.warmup < 1:
+            return max(min(round(self.warmup * steps), steps - 1), 0)
+        if steps and self.warmup >= steps:
+            raise ConfigError(
+                f"optimizer.warmup {self.warmup:g} must be smaller than train.steps {steps}; "
+                f"largest: {steps - 1}; a number below 1 is a share of the steps"
+            )
+        return int(self.warmup)
+
+
+# The settings that a compiled step takes as inputs, through `Hyperparameters`.
+INPUT_SETTINGS = (
+    "learning_rate",
+    "schedule",
+    "warmup",
+    "cooldown_fraction",
+    "final_lr_ratio",
+    "weight_decay",
+)
+
+
+class Hyperparameters(NamedTuple):
+    """The numbers of an optimizer that are inputs of the compiled step and not constants in it.
+
+    Runs of equal length that differ only in the settings of `INPUT_SETTINGS` share one compilation.
+    """
+
+    # By the number of steps done; after the last step the last rate stays.
+    learning_rates: Float[Array | np.ndarray, " steps+1"]
+    weight_decay: Float[Array | np.ndarray, ""]
+
+    def learning_rate(self, step: ArrayLike) -> Array:
+        """Returns the learning rate after `step` steps, as a schedule of optax."""
+        return jnp.asarray(self.learning_rates)[jnp.minimum(step, len(self.learning_rates) - 1)]
+
+
+class WeightDecay(NamedTuple):
+    """The weight decay of an optimizer: its rate, and the parameters that decay."""
+
+    rate: ArrayLike  # multiplied by the learning rate
+    mask: DecayMaskFn
+
+
+def make_hyperparameters(cfg: OptimizerConfig, steps: int) -> Hyperparameters:
+    """Returns the schedule of a run as a table, and its weight decay.
+
+    Raises:
+        ConfigError: if the warmup is not shorter than the run.
+    """
+    rates = jnp.asarray(lr_schedule(cfg, steps)(jnp.arange(steps + 1)), float)
+    return Hyperparameters(
+        np.broadcast_to(np.asarray(rates), steps + 1), np.asarray(cfg.weight_decay, rates.dtype)
+    )
+
 
 def lr_schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
     """Returns the schedule of the learning rate, which is constant after the last step.
@@ -70,13 +145,9 @@ def lr_schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
     Raises:
         ConfigError: if the warmup is not shorter than the run.
     """
-    if steps and cfg.warmup >= steps:
-        raise ConfigError(
-            f"optimizer.warmup {cfg.warmup} must be smaller than train.steps {steps}; "
-            f"largest: {steps - 1}"
-        )
+    warmup_steps = cfg.warmup_steps(steps)
     peak, end = cfg.learning_rate, cfg.learning_rate * cfg.final_lr_ratio
-    main_steps = max(steps - cfg.warmup, 1)
+    main_steps = max(steps - warmup_steps, 1)
     if cfg.schedule == "constant":
         main = optax.constant_schedule(peak)
     elif cfg.schedule == "cosine":
@@ -86,10 +157,10 @@ def lr_schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
         cooldown = optax.linear_schedule(peak, end, cooldown_steps)
         stable_steps = main_steps - cooldown_steps
         main = optax.join_schedules([optax.constant_schedule(peak), cooldown], [stable_steps])
-    if not cfg.warmup:
+    if not warmup_steps:
         return main
-    warmup = optax.linear_schedule(peak / cfg.warmup, peak, cfg.warmup)
-    return optax.join_schedules([warmup, main], [cfg.warmup])
+    warmup = optax.linear_schedule(peak / warmup_steps, peak, warmup_steps)
+    return optax.join_schedules([warmup, main], [warmup_steps])
 
 
 def make_optimizer(
@@ -98,18 +169,21 @@ def make_optimizer(
     decay_mask: dict[str, bool],
     roles: dict[str, str],
     router_bias_rates: Mapping[str, float] | None = None,
+    hyperparameters: Hyperparameters | None = None,
 ) -> optax.GradientTransformation:
     """Returns the transformation from clipped gradients to updates.
 
     `decay_mask` and `roles` have an entry for each parameter. A parameter with the role
     "balance_bias" moves by its rate in `router_bias_rates` against the sign of its gradient,
-    independent of the optimizer and the schedule (arXiv:2408.15664).
+    independent of the optimizer and the schedule (arXiv:2408.15664). `hyperparameters` replace
+    those of `cfg`; in a jitted function they may be traced.
 
     Raises:
         ConfigError: if the warmup is not shorter than the run.
     """
-    decays = _decay_mask_fn(decay_mask)
-    transforms = OPTIMIZERS[cfg.name](cfg, lr_schedule(cfg, steps), decays)
+    hyper = hyperparameters or make_hyperparameters(cfg, steps)
+    decay = WeightDecay(hyper.weight_decay, _decay_mask_fn(decay_mask))
+    transforms = OPTIMIZERS[cfg.name](cfg, hyper.learning_rate, decay)
     transforms["balance_bias"] = _sign_update(router_bias_rates or {})
     labels = {name: role if role in transforms else "rest" for name, role in roles.items()}
     used = sorted(set(labels.values()))
@@ -118,13 +192,13 @@ def make_optimizer(
     return optax.partition({label: transforms[label] for label in used}, labels)
 
 
-def _adamw(cfg: OptimizerConfig, schedule: optax.Schedule, decays: DecayMaskFn) -> Transforms:
+def _adamw(cfg: OptimizerConfig, schedule: optax.Schedule, decay: WeightDecay) -> Transforms:
     """AdamW (arXiv:1711.05101)."""
     adam = optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps, mu_dtype=None)
-    return {"rest": _with_decay(adam, cfg, schedule, decays)}
+    return {"rest": _with_decay(adam, schedule, decay)}
 
 
-def _muon(cfg: OptimizerConfig, schedule: optax.Schedule, decays: DecayMaskFn) -> Transforms:
+def _muon(cfg: OptimizerConfig, schedule: optax.Schedule, decay: WeightDecay) -> Transforms:
     """Muon (arXiv:2502.16982) for matrices, AdamW for all other parameters.
 
     A matrix is [.. in out]; each entry of the axes before, layers or experts, is one matrix.
@@ -133,32 +207,32 @@ def _muon(cfg: OptimizerConfig, schedule: optax.Schedule, decays: DecayMaskFn) -
     orthogonal = muon(
         schedule,
         ns_steps=cfg.newton_schulz_steps,
-        weight_decay=cfg.weight_decay,
-        weight_decay_mask=decays,
+        weight_decay=decay.rate,
+        weight_decay_mask=decay.mask,
         muon_weight_dimension_numbers=lambda params: jax.tree.map(lambda _: dimensions, params),
         consistent_rms=0.2,  # gives updates the RMS of AdamW's (arXiv:2502.16982, section 2.2)
     )
     adam = optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps)
     return {
         "matrix": orthogonal,
-        "rest": _with_decay(adam, cfg, lambda step: cfg.adam_lr_ratio * schedule(step), decays),
+        "rest": _with_decay(adam, lambda step: cfg.adam_lr_ratio * schedule(step), decay),
     }
 
 
-def _lion(cfg: OptimizerConfig, schedule: optax.Schedule, decays: DecayMaskFn) -> Transforms:
+def _lion(cfg: OptimizerConfig, schedule: optax.Schedule, decay: WeightDecay) -> Transforms:
     """Lion (arXiv:2302.06675)."""
     lion = optax.scale_by_lion(cfg.beta1, cfg.beta2)
-    return {"rest": _with_decay(lion, cfg, schedule, decays)}
+    return {"rest": _with_decay(lion, schedule, decay)}
 
 
-def _sgd(cfg: OptimizerConfig, schedule: optax.Schedule, decays: DecayMaskFn) -> Transforms:
+def _sgd(cfg: OptimizerConfig, schedule: optax.Schedule, decay: WeightDecay) -> Transforms:
     """Stochastic gradient descent with momentum."""
-    return {"rest": _with_decay(optax.trace(cfg.beta1), cfg, schedule, decays)}
+    return {"rest": _with_decay(optax.trace(cfg.beta1), schedule, decay)}
 
 
 # The only list of optimizers. The annotation of `OptimizerConfig.name` reads it, and is a string
 # because it stands above.
-OPTIMIZERS: dict[str, Callable[[OptimizerConfig, optax.Schedule, DecayMaskFn], Transforms]] = {
+OPTIMIZERS: dict[str, Callable[[OptimizerConfig, optax.Schedule, WeightDecay], Transforms]] = {
     "adamw": _adamw,
     "muon": _muon,
     "lion": _lion,
@@ -167,13 +241,10 @@ OPTIMIZERS: dict[str, Callable[[OptimizerConfig, optax.Schedule, DecayMaskFn], T
 
 
 def _with_decay(
-    direction: optax.GradientTransformation,
-    cfg: OptimizerConfig,
-    schedule: optax.Schedule,
-    decays: DecayMaskFn,
+    direction: optax.GradientTransformation, schedule: optax.Schedule, decay: WeightDecay
 ) -> optax.GradientTransformation:
     """A direction with weight decay added, times the learning rate."""
-    weight_decay = optax.add_decayed_weights(cfg.weight_decay, mask=decays)
+    weight_decay = optax.add_decayed_weights(decay.rate, mask=decay.mask)
     return optax.chain(direction, weight_decay, optax.scale_by_learning_rate(schedule))
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 
 from data import Data, open_data
 from errors import CheckpointError, ConfigError
@@ -17,7 +16,9 @@ from training import accounting, loop
 from training import mesh as meshes
 from training.checkpoint import restore
 from training.checkpoint.manager import CheckpointManager
+from training.checkpoint.manifest import inspect_folder
 from training.checkpoint.param_names import named_leaves, shapes_and_dtypes
+from training.compile_cache import use_compile_cache
 from training.distributed import multihost
 from training.distributed.fault_injection import FaultInjector
 from training.distributed.peer_monitor import PeerMonitor
@@ -29,12 +30,13 @@ from training.run import provenance
 from training.run.atomic_io import read_json
 from training.run.folder import RunFolder, open_as_worker, open_run
 from training.run.log import LogConfig, MetricsLogger
-from training.run.resume_check import check_format
+from training.run.resume_check import check_record
 from training.settings import Settings, resolve
 
 # Settings that may change between attempts at the same run.
 MAY_CHANGE_ON_RESUME = (
     "train.steps",
+    "train.grad_accum_steps",
     "train.compile_cache",
     "train.hang_timeout",
     "mesh.*",
@@ -58,10 +60,7 @@ def prepare(
         ConfigError: if settings, data and devices do not suit each other.
         DataError: if the data cannot be read.
     """
-    cache = settings.train.compile_cache
-    if cache and cache != jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", cache)
-        compilation_cache.reset_cache()  # otherwise a process keeps its first cache folder
+    use_compile_cache(settings.train.compile_cache)
     data = open_data(settings.data, settings.store_kinds)
     settings = resolve(settings, data.tokenizer.vocab_size)
     return data, make_program(settings, meshes.make_mesh(settings.mesh, devices))
@@ -134,7 +133,7 @@ def train(
         _open_run(folder, record, settings.data.allow_changed) as run,
         PeerMonitor(run),
     ):
-        if _is_finished(run, program.settings.train.steps, resume):
+        if _is_finished(run, program.settings, resume):
             return
         faults = FaultInjector(settings.debug.inject_fault, attempt=run.attempt)
         strict = resume == "strict"
@@ -233,7 +232,7 @@ def params_from_run(source: str, program: TrainProgram, tokenizer_fingerprint: s
     """
     root, abstract = Path(source) / "checkpoints", program.abstract_state.trainable
     if record := read_json(Path(source) / "run.json") or {}:
-        check_format(Path(source), record)
+        check_record(Path(source), record)
     recorded = record.get("fingerprints", {}).get("tokenizer", tokenizer_fingerprint)
     if recorded != tokenizer_fingerprint:
         raise CheckpointError(
@@ -252,7 +251,14 @@ def params_from_run(source: str, program: TrainProgram, tokenizer_fingerprint: s
     return Trainable(model)
 
 
-def _is_finished(run: RunFolder, steps: int, resume: str) -> bool:
+def _is_finished(run: RunFolder, settings: Settings, resume: str) -> bool:
+    """Whether nothing is left to do; a finished run with damaged files is repaired by resuming it.
+
+    Raises:
+        CheckpointError: if a file is damaged, under `resume` "strict".
+        ConfigError: if the run has finished with another number of steps.
+    """
+    steps = settings.train.steps
     finished_step = multihost.run_on_main_process(lambda: run.finished_step)
     if finished_step is None or (steps > finished_step and resume == "extend"):
         return False
@@ -261,9 +267,25 @@ def _is_finished(run: RunFolder, steps: int, resume: str) -> bool:
             f"{run.path} finished at step {finished_step}, train.steps is {steps}; use "
             "--resume=extend to train it further, or another --workdir"
         )
+    verify = settings.checkpoint.verify
+    problems = multihost.run_on_main_process(lambda: _finished_damage(run, finished_step, verify))
+    if problems:
+        message = f"{run.path} has finished, but {'; '.join(problems)}"
+        if resume == "strict":
+            raise CheckpointError(f"{message}; without --resume=strict the run repairs it")
+        message += "; it resumes to write what is damaged again"
+        run.log_event("file_damaged", {"step": finished_step, "message": message})
+        return False
     if multihost.is_main_process():
         print(
             f"{run.path} has already finished at step {finished_step}; its scores are in "
             f"eval/{finished_step}/"
         )
     return True
+
+
+def _finished_damage(run: RunFolder, step: int, verify: bool) -> list[str]:
+    """What is damaged in a finished run; a checkpoint that was deleted is not."""
+    folder = inspect_folder(run.file_path("checkpoints", str(step)), check_hashes=verify)
+    problems = [f"checkpoint {step}: {folder.problem}"] if folder.problem else []
+    return problems + run.find_damage()

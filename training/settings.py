@@ -33,6 +33,7 @@ from settings.types import (
     with_sections,
 )
 from training.checkpoint.manager import CheckpointConfig
+from training.distributed.fault_injection import parse_faults
 from training.mesh import MeshConfig
 from training.optimizer import OptimizerConfig
 from training.run.log import LogConfig
@@ -47,7 +48,8 @@ class TrainConfig:
     seq_len: PositiveInt = 256  # Tokens per row (T).
     grad_accum_steps: PositiveInt = 1  # Microbatches per step.
     hang_timeout: NonNegativeInt = 1800  # Seconds without a step before the run ends; 0: no limit.
-    compile_cache: str = ""  # Folder of compiled programs, shared by runs; "": no cache.
+    # Folder of compiled programs, shared by all runs; "": no cache.
+    compile_cache: str = "~/.cache/isoflop/compiled"
 
 
 @config
@@ -59,7 +61,8 @@ class EvalConfig:
     tasks: tuple[str, ...] = ()  # Evaluation tasks at the end; (): the defaults of the objective.
     # Splits of the data that evaluation tasks read.
     splits: tuple[Literal["valid", "test"], ...] = ("valid", "test")
-    sample_prompt: str = "The "  # Prompt of the text sample.
+    # Prompt of the text sample; in many vocabularies a space at its end is a token of its own.
+    sample_prompt: str = "The"
     sample_tokens: NonNegativeInt = 200  # Number of tokens of the text sample.
 
 
@@ -69,6 +72,11 @@ class DebugConfig:
 
     # Failure to rehearse, such as "kill@save:5" (training/distributed/fault_injection.py).
     inject_fault: str = ""
+
+    def check(self) -> None:
+        """Checks the form of the faults; a ConfigError names a wrong one before any work."""
+        parse_faults(self.inject_fault)
+
     debug_nans: bool = False  # Repeat a step with a NaN and name the operation that makes it.
 
 
@@ -111,6 +119,10 @@ class Settings:
             raise ConfigError(
                 f"train.batch_size {batch_size} is not a multiple of train.grad_accum_steps "
                 f"{num_parts}; nearest valid value: {max(batch_size // num_parts, 1) * num_parts}"
+            )
+        if (steps := self.log.profile_steps()) and steps[1] > self.train.steps:
+            raise ConfigError(
+                f"log.profile {self.log.profile} is beyond train.steps {self.train.steps}; lower it"
             )
         for part in self.mixture_parts():
             name = part.name or self.objective
@@ -160,9 +172,9 @@ class Settings:
                 "data.weight_field cannot weight it; leave them empty, or use causal_lm or "
                 "masked_lm"
             )
-        if reads_pairs and self.data.source not in TEXT_PAIR_SOURCES:
+        if reads_pairs and self.data.kind not in TEXT_PAIR_SOURCES:
             raise ConfigError(
-                f"objective {name} reads text pairs, which data.source {self.data.source!r} does "
+                f"objective {name} reads text pairs, which data.source {self.data.kind!r} does "
                 f"not have; use {' or '.join(TEXT_PAIR_SOURCES)}, or "
                 "contrastive.positives=dropout with model.block.dropout=0.1"
             )

@@ -20,7 +20,12 @@ from objectives import Objective, Trainable
 from settings.json_types import JsonObject
 from training import mesh as meshes
 from training.checkpoint.param_names import named_leaves
-from training.optimizer import OptimizerConfig, make_optimizer, param_metadata
+from training.optimizer import (
+    Hyperparameters,
+    OptimizerConfig,
+    make_optimizer,
+    param_metadata,
+)
 
 PARAMS_RNG, DROPOUT_RNG = 0, 1  # purposes of keys: fold_in(fold_in(seed, step), purpose)
 
@@ -54,6 +59,8 @@ class ResumePoint(NamedTuple):
     data_hash: str | None  # hash of all batches before this step; "" at step 0
     skipped_batches: int = 0  # batches that rollbacks have skipped
     rollbacks: int = 0  # number of rollbacks so far
+    window: Mapping[str, list] = types.MappingProxyType({})  # sums and weights since the last row
+    metrics_seal: Mapping[str, object] | None = None  # size and hash of metrics.jsonl so far
 
     def metadata(self) -> JsonObject:
         """Returns what the manifest of a checkpoint stores: all fields but the first two."""
@@ -92,12 +99,16 @@ def key_for(seed: ArrayLike, step: ArrayLike, rng_id: int) -> Array:
 
 
 def make_model_optimizer(
-    cfg: OptimizerConfig, steps: int, model: ModelConfig, objective: Objective
+    cfg: OptimizerConfig,
+    steps: int,
+    model: ModelConfig,
+    objective: Objective,
+    hyperparameters: Hyperparameters | None = None,
 ) -> optax.GradientTransformation:
-    """Returns the optimizer for a model, built from shapes alone."""
+    """Returns the optimizer for a model, built from shapes alone; see `make_optimizer`."""
     trainable = jax.eval_shape(lambda: init_trainable(model, objective, 0))
     decay_mask, roles, rates = (param_metadata(trainable, k) for k in ("decay", "role", "rate"))
-    return make_optimizer(cfg, steps, decay_mask, roles, rates)
+    return make_optimizer(cfg, steps, decay_mask, roles, rates, hyperparameters)
 
 
 def state_shardings(mesh: Mesh, state: TrainState) -> PyTree:

@@ -10,19 +10,27 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from arch import ModelConfig
 from arch.weighted_sum import WeightedSum
 from objectives import Batch, Metrics, Objective, Trainable
 from training.checkpoint.param_names import named_leaves
 from training.gradients import compute_gradients
 from training.memory_bank import update_and_lookup
 from training.optimizer import (
+    Hyperparameters,
     OptimizerConfig,
     Params,
     clip_by_global_norm,
-    lr_schedule,
+    make_hyperparameters,
     param_metadata,
 )
-from training.state import DROPOUT_RNG, TrainState, UpdateGuard, key_for
+from training.state import (
+    DROPOUT_RNG,
+    TrainState,
+    UpdateGuard,
+    key_for,
+    make_model_optimizer,
+)
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -42,12 +50,14 @@ def make_step(
     *,
     steps: int,
     grad_accum_steps: int,
+    hyperparameters: Hyperparameters | None = None,
 ) -> TrainStep:
     """Returns the pure function `(state, batch) -> (state, metrics)`, which is to be jitted.
 
-    `steps` is the length of the learning rate schedule.
+    `steps` is the length of the learning rate schedule. `hyperparameters` are those of `tx`; None
+    means those of `cfg`.
     """
-    schedule = lr_schedule(cfg, steps)
+    schedule = (hyperparameters or make_hyperparameters(cfg, steps)).learning_rate
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = key_for(state.seed, state.step, DROPOUT_RNG)
@@ -79,6 +89,34 @@ def make_step(
         metrics |= {n: WeightedSum(jnp.asarray(x, jnp.float32), weight) for n, x in scalars.items()}
         new_state = TrainState(state.seed, state.step + 1, trainable, new_opt_state, guard, banks)
         return new_state, metrics
+
+    return step
+
+
+def make_shared_step(
+    objective: Objective,
+    model: ModelConfig,
+    cfg: OptimizerConfig,
+    *,
+    steps: int,
+    grad_accum_steps: int,
+) -> Callable[[TrainState, Batch, Hyperparameters], tuple[TrainState, Metrics]]:
+    """Returns the function of `make_step` with the hyperparameters as a third argument.
+
+    Once jitted, it serves every run of `steps` steps that differs only in them.
+    """
+
+    def step(
+        state: TrainState, batch: Batch, hyperparameters: Hyperparameters
+    ) -> tuple[TrainState, Metrics]:
+        tx = make_model_optimizer(cfg, steps, model, objective, hyperparameters)
+        step = make_step(
+            *(objective, tx, cfg),
+            steps=steps,
+            grad_accum_steps=grad_accum_steps,
+            hyperparameters=hyperparameters,
+        )
+        return step(state, batch)
 
     return step
 

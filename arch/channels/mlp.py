@@ -1,5 +1,6 @@
 """The feed-forward channel: two layers, plain or gated (GLU variants, arXiv:2002.05202)."""
 
+import functools
 from typing import ClassVar
 
 import jax
@@ -56,14 +57,12 @@ class Mlp(nnx.Module):
         self, x: Float[Array, "B T D"], seq: SequenceInfo, *, key: Array | None = None
     ) -> tuple[Float[Array, "B T D"], AuxMetrics]:
         """Applies the feed-forward network to each token and returns no metrics."""
-        act = ACTIVATIONS[self.cfg.activation]
         bias = self.cfg.bias
-        h = linear(x, self.w_in[...], self.b_in[...] if bias else None)
+        hidden = [linear(x, self.w_in[...], self.b_in[...] if bias else None)]
         if self.cfg.gated:
-            h = h * act(linear(x, self.w_gate[...], self.b_gate[...] if bias else None))
-        else:
-            h = act(h)
-        return linear(h, self.w_out[...], self.b_out[...] if bias else None), {}
+            hidden.append(linear(x, self.w_gate[...], self.b_gate[...] if bias else None))
+        b_out = self.b_out[...] if bias else None
+        return activate_and_project(self.cfg.activation, hidden, self.w_out[...], b_out), {}
 
     @staticmethod
     def supported_views(cfg: MlpConfig) -> dict[View, str]:
@@ -87,3 +86,19 @@ class Mlp(nnx.Module):
         params = (num_inputs + 1) * D * F + cfg.bias * (num_inputs * F + D)
         flops = 2.0 * (num_inputs + 1) * D * F
         return PartCost(params, params, {"mlp": TermFlops(flops, flops)})
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=0)
+def activate_and_project(
+    activation: Activation,
+    hidden: list[Float[Array, "B T F"]],
+    w: Float[Array, "F D"],
+    bias: Float[Array, " D"] | None,
+) -> Float[Array, "B T D"]:
+    """Computes act(h) w + bias, or h act(gate) w + bias if `hidden` has a gate.
+
+    The backward pass keeps h and the gate, and computes their product again.
+    """
+    h, *gates = hidden
+    act = ACTIVATIONS[activation]
+    return linear(h * act(gates[0]) if gates else act(h), w, bias)

@@ -72,7 +72,8 @@ class MoeConfig:
     min_capacity: NonNegativeInt = 4  # Lower bound of the capacity from capacity_factor, in tokens.
     # Amplitude j of the noise in training: the router's input is multiplied by 1 - j to 1 + j.
     router_jitter: Probability = 0.0
-    balance_loss: NonNegativeFloat = 0.01  # Coefficient of the load-balancing loss.
+    # Coefficient of the load-balancing loss, which is formed over the tokens of a microbatch.
+    balance_loss: NonNegativeFloat = 0.01
     z_loss: NonNegativeFloat = 1e-3  # Coefficient of the router's z-loss.
     # Update size of the selection bias that evens the load without a loss; 0: no such bias.
     bias_update_rate: NonNegativeFloat = 0.0

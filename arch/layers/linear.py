@@ -1,9 +1,12 @@
 """The matrix product that every projection uses."""
 
+import functools
+
 import jax
 from jaxtyping import Array, Float
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False)
 def linear(
     x: Float[Array, "B T D"], w: Float[Array, "D F"], bias: Float[Array, " F"] | None = None
 ) -> Float[Array, "B T F"]:
@@ -11,7 +14,8 @@ def linear(
 
     Batch and tokens are merged into one axis, so that the gradient of w contracts one axis and
     needs no transposed copy (a third of a training step on CPU). If rows are split over devices
-    along their length, both axes remain: merging them would move tokens between devices.
+    along their length, both axes remain: merging them would move tokens between devices. The
+    backward pass keeps x itself, so that several products of one x keep it once.
     """
     (B, T, D), F = x.shape, w.shape[1]
     w = w.astype(x.dtype)

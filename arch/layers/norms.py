@@ -3,6 +3,7 @@
 Statistics are computed in at least float32, whatever the compute dtype is.
 """
 
+import functools
 from typing import Literal
 
 import jax
@@ -54,10 +55,11 @@ class Norm(nnx.Module):
         return width * cfg.affine * (2 if cfg.kind == "layer" and cfg.bias else 1)
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
 def rms_norm(
     x: Float[Array, "... D"], scale: Float[Array, " D"] | None, eps: float
 ) -> Float[Array, "... D"]:
-    """Computes x / sqrt(mean(x^2) + eps) * scale."""
+    """Computes x / sqrt(mean(x^2) + eps) * scale; the backward pass keeps x alone."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
     return (wide if scale is None else wide * scale).astype(x.dtype)
@@ -79,13 +81,17 @@ def gated_rms_norm(
     return (y * scale).astype(x.dtype)
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=3)
 def layer_norm(
     x: Float[Array, "... D"],
     scale: Float[Array, " D"] | None,
     bias: Float[Array, " D"] | None,
     eps: float,
 ) -> Float[Array, "... D"]:
-    """Computes (x - mean) / sqrt(variance + eps) * scale + bias, with the biased variance."""
+    """Computes (x - mean) / sqrt(variance + eps) * scale + bias, with the biased variance.
+
+    The backward pass keeps x alone.
+    """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)

@@ -50,6 +50,24 @@ class KVCache:
         start = jnp.zeros((), jnp.int32), jnp.zeros((batch_size,), jnp.int32)
         return cls(kv, kv, tokens, *start, is_ring=is_ring, is_empty=True)
 
+    def check_room(self, num_tokens: int) -> None:
+        """Refuses more tokens than the cache has slots left, where their number is known.
+
+        Inside a program it is not; there `append` makes every later output NaN.
+
+        Raises:
+            ValueError: if the tokens do not fit.
+        """
+        S = self.k.shape[-3]
+        if self.is_ring or isinstance(self.next_slot, jax.core.Tracer):
+            return
+        num_used = int(jnp.max(self.next_slot))
+        if num_used + num_tokens > S:
+            raise ValueError(
+                f"{num_tokens} tokens after {num_used} do not fit a state for {S}; give init_state "
+                "a larger max_length"
+            )
+
     def with_cached_offset(self, token_index: TokenIndex) -> TokenIndex:
         """Returns new tokens whose `order` continues after the cached ones."""
         return token_index._replace(order=token_index.order + self.num_tokens[:, None])
@@ -80,6 +98,11 @@ class KVCache:
                 f"{T} tokens do not fit a cache of {S}; give init_state a larger max_length"
             )
         num_written = min(T, S)
+        if not self.is_ring:
+            # A program cannot raise; tokens beyond the last slot make every later output NaN.
+            fits = self.next_slot + T <= S
+            k, v = (jnp.where(fits, x, jnp.nan) for x in new[:2])
+            new = (k, v, new[2])
 
         def write(old: Array, new: Array) -> Array:
             if not self.is_ring:

@@ -11,22 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from data.prepare import PrepareConfig, prepare
-from errors import IsoflopError
-from settings.flag_parser import FlagParser
+from settings.command import run_command
+from settings.flag_parser import make_parser
 from settings.json_types import JsonObject
 from settings.types import field_types, validate
 
 
 def run(argv: Sequence[str]) -> None:
     """Prepares the text that the flags `argv` describe and prints the report."""
-    parser = FlagParser("python -m data.prepare", allow_abbrev=False, description=__doc__)
+    parser = make_parser("python -m data.prepare", __doc__)
     parser.add_argument("--out", required=True, type=Path, help="folder to write; must not exist")
     for field in dataclasses.fields(PrepareConfig):
         text = f"{field.metadata['help']} (default: %(default)r)"
         kind: Any = type(field.default)
         options = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
         parser.add_argument(f"--{field.name}", default=field.default, help=text, **options)
+    parser.add_argument("--debug", action="store_true", help="print tracebacks of errors")
     flags = vars(parser.parse_args(argv))
+    flags.pop("debug")  # `run_command` reads it
     out, hints = flags.pop("out"), field_types(PrepareConfig)
     settings = {name: validate(value, hints[name], f"--{name}") for name, value in flags.items()}
     _print_report(prepare(PrepareConfig(**settings), out), out)
@@ -48,15 +50,9 @@ def _print_report(report: JsonObject, out: Path) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command with the flags `argv` and returns its exit code."""
-    try:
-        run(argv)
-    except IsoflopError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.code
-    except KeyboardInterrupt:
-        print("stopped; no file was written", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(
+        run, argv, interrupted="stopped; the same command continues where this one ended"
+    )
 
 
 if __name__ == "__main__":

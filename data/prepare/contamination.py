@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
-from data import fetch, text_files
-from data.prepare.words import Hashes, hash_ngrams, hash_words, split_words
+from data import fetch, input_files, text_files
+from data.prepare.words import Hashes, find_words, hash_ngrams, hash_text, iter_ngrams
 from data.progress import progress
 from errors import DataError
 from settings.json_types import JsonObject
@@ -35,16 +35,23 @@ class EvalNgrams:
     # Length of n-grams -> their sorted hashes, and the index of the first item with each.
     ngram_tables: dict[int, tuple[Hashes, Int32[np.ndarray, " N"]]]
 
-    def find_matches(self, words: list[str], word_hashes: Hashes) -> dict[str, JsonObject]:
-        """Returns, by item, how many of its n-grams the text has, and the first one."""
+    def find_matches(self, text: str, word_hashes: Hashes) -> dict[str, JsonObject]:
+        """Returns, by item, how many of its n-grams a text has, and the first one.
+
+        Args:
+            text: The text.
+            word_hashes: The hashes of its words (`words.hash_text`).
+        """
         matches: dict[str, JsonObject] = {}
         for n, (hashes, item_indices) in self.ngram_tables.items():
-            ngrams = hash_ngrams(word_hashes, n)
-            indices = np.minimum(np.searchsorted(hashes, ngrams), len(hashes) - 1)
-            for i in np.flatnonzero(hashes[indices] == ngrams):
-                item = self.items[item_indices[indices[i]]]
-                first_match = {"ngrams": 0, "words": " ".join(words[i : i + n])}
-                matches.setdefault(item, first_match)["ngrams"] += 1
+            for start, ngrams in iter_ngrams(word_hashes, n):
+                indices = np.minimum(np.searchsorted(hashes, ngrams), len(hashes) - 1)
+                for i in np.flatnonzero(hashes[indices] == ngrams).tolist():
+                    item = self.items[item_indices[indices[i]]]
+                    if item not in matches:
+                        words = find_words(text, start + i, start + i + n)
+                        matches[item] = {"ngrams": 0, "words": " ".join(words)}
+                    matches[item]["ngrams"] += 1
         return matches
 
 
@@ -63,7 +70,7 @@ def read_eval_ngrams(spec: str, n: int, min_words: int, cache: str) -> EvalNgram
         for name, texts in _iter_items(spec, cache):
             is_too_short = True
             for text in texts:
-                hashes = hash_words(split_words(text))
+                hashes = hash_text(text)
                 length = min(n, len(hashes))
                 if length >= min(n, min_words):
                     is_too_short = False
@@ -81,6 +88,14 @@ def read_eval_ngrams(spec: str, n: int, min_words: int, cache: str) -> EvalNgram
     return EvalNgrams(tuple(items), n_too_short, tables)
 
 
+def find_eval_files(spec: str) -> list[Path]:
+    """Returns the files in `spec`, without those of data.fetch."""
+    names = [name.strip() for name in spec.split(",")]
+    if FETCHED_EVALS in names:
+        spec = ",".join(name for name in names if name != FETCHED_EVALS)
+    return input_files.find_files(spec, "--evals").paths if spec.strip(", ") else []
+
+
 def _build_table(ngrams: list[tuple[Hashes, int]]) -> tuple[Hashes, Int32[np.ndarray, " N"]]:
     item_indices = np.concatenate([np.full(len(hashes), i, np.int32) for hashes, i in ngrams])
     unique, first = np.unique(np.concatenate([hashes for hashes, _ in ngrams]), return_index=True)
@@ -94,18 +109,12 @@ def _iter_items(spec: str, cache: str) -> Iterator[tuple[str, list[str]]]:
             for number, line in enumerate(fetch.read_file("evals", file, cache).split("\n"), 1):
                 if line.strip():
                     yield f"{file}:{number}", _collect_strings(line, f"{file}:{number}")
-    policy = text_files.ErrorPolicy("strict", "evals", text_files.ReadStats(), setting_prefix="--")
-    paths = text_files.expand_globs(spec) if FETCHED_EVALS not in names else _local_files(names)
-    for path in paths:
+    policy = text_files.ErrorPolicy("strict", "evals", input_files.ReadStats(), setting_prefix="--")
+    for path in find_eval_files(spec):
         is_json = any(suffix in JSON_SUFFIXES for suffix in path.suffixes)
         for number, text in enumerate(_iter_entries(path, is_json, policy), 1):
             location = f"{path}:{number}"
             yield location, _collect_strings(text, location) if is_json else [text]
-
-
-def _local_files(names: list[str]) -> list[Path]:
-    patterns = ",".join(name for name in names if name not in ("", FETCHED_EVALS))
-    return text_files.expand_globs(patterns) if patterns else []
 
 
 def _iter_entries(path: Path, is_json: bool, policy: text_files.ErrorPolicy) -> Iterator[str]:

@@ -8,13 +8,12 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
 from data.prepare import contamination, quality, toxicity
 from data.prepare.duplicates import MinHasher, Signature, text_digest
 from data.prepare.settings import PrepareConfig
-from data.prepare.words import hash_words, split_words
+from data.prepare.words import hash_text
 from errors import DataError
 
 
@@ -53,17 +52,17 @@ class DocumentFilter:
             return FilterResult("quality", {"rules": failures})
         if not (self.word_list or self.eval_ngrams or self.min_hasher):
             return FilterResult(digest=text_digest(text))
-        words = split_words(text)
-        if self.word_list and (reason := self.word_list.find_phrases(words)):
+        hashes = hash_text(text)
+        if self.word_list and (reason := self.word_list.find_phrases(hashes)):
             return FilterResult("toxicity", reason)
-        hashes = hash_words(words)
-        if self.eval_ngrams and (matches := self.eval_ngrams.find_matches(words, hashes)):
+        if self.eval_ngrams and (matches := self.eval_ngrams.find_matches(text, hashes)):
             return FilterResult("contamination", {"items": matches})
         signature = self.min_hasher(hashes) if self.min_hasher else None
         return FilterResult(digest=text_digest(text), signature=signature)
 
 
 DocumentBlock = list[InputDocument]
+FilteredBlock = tuple[DocumentBlock, list[FilterResult]]
 
 
 def make_filter(cfg: PrepareConfig) -> DocumentFilter:
@@ -79,51 +78,89 @@ def make_filter(cfg: PrepareConfig) -> DocumentFilter:
 
 def filter_blocks(
     blocks: Iterable[DocumentBlock], document_filter: DocumentFilter, workers: int
-) -> Iterator[tuple[DocumentBlock, list[FilterResult]]]:
+) -> Iterator[FilteredBlock]:
     """Yields each block with its results, in order; each worker has at most one block at a time."""
     if workers == 1:
         for block in blocks:
             yield block, [document_filter(document.text) for document in block]
         return
     with _worker_pool(document_filter, workers) as pool:
-        waiting: deque[tuple[DocumentBlock, int]] = deque()
+        waiting: deque[tuple[DocumentBlock, FilterWorker]] = deque()
         for number, block in enumerate(blocks):
-            worker = number % workers
+            worker = pool[number % workers]
             finished = None
             if len(waiting) == workers:
-                finished = waiting[0][0], _receive(*pool[worker])
-            pool[worker][0].send([document.text for document in block])
+                finished = waiting[0][0], worker.receive()
+            worker.send([document.text for document in block])
             waiting.append((block, worker))
             if finished:
                 waiting.popleft()
                 yield finished
         for block, worker in waiting:
-            yield block, _receive(*pool[worker])
+            yield block, worker.receive()
+
+
+class FilterWorker:
+    """A process that filters texts, with the pipe to it."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, worker_pipe = context.Pipe()
+        self.process = context.Process(target=_run_worker, args=(worker_pipe,), daemon=True)
+        self.process.start()
+        worker_pipe.close()
+
+    def send(self, message: object) -> None:
+        """Sends the filter, or texts.
+
+        Raises:
+            DataError: if the process has ended.
+        """
+        try:
+            self.pipe.send(message)
+        except ConnectionError as error:
+            raise self._describe_end() from error
+
+    def receive(self) -> list[FilterResult]:
+        """Returns the results of the texts that were sent.
+
+        Raises:
+            DataError: if the process has ended.
+        """
+        try:
+            return self.pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            raise self._describe_end() from error
+
+    def stop(self) -> None:
+        """Ends the process."""
+        self.pipe.close()
+        self.process.terminate()
+        self.process.join()
+
+    def _describe_end(self) -> DataError:
+        self.process.join()
+        return DataError(
+            f"a worker ended with exit code {self.process.exitcode} (-9: too little memory); use "
+            "fewer --workers; the same command continues from the documents that are filtered"
+        )
 
 
 @contextlib.contextmanager
 def _worker_pool(
     document_filter: DocumentFilter, workers: int
-) -> Generator[list[tuple[Connection, BaseProcess]], None, None]:
+) -> Generator[list[FilterWorker], None, None]:
     """Yields processes that filter the texts from their pipes; they end with the context."""
-    context = multiprocessing.get_context("spawn")
-    pool: list[tuple[Connection, BaseProcess]] = []
+    pool: list[FilterWorker] = []
     try:
         with _ignore_sigint():
-            for _ in range(workers):
-                pipe, worker_pipe = context.Pipe()
-                process: BaseProcess = context.Process(
-                    target=_run_worker, args=(worker_pipe, document_filter), daemon=True
-                )
-                process.start()
-                worker_pipe.close()
-                pool.append((pipe, process))
+            pool.extend(FilterWorker() for _ in range(workers))
+        for worker in pool:
+            worker.send(document_filter)
         yield pool
     finally:
-        for pipe, process in pool:
-            pipe.close()
-            process.terminate()
-            process.join()
+        for worker in pool:
+            worker.stop()
 
 
 @contextlib.contextmanager
@@ -139,19 +176,10 @@ def _ignore_sigint() -> Generator[None, None, None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def _run_worker(pipe: Connection, document_filter: DocumentFilter) -> None:
+def _run_worker(pipe: Connection) -> None:
+    """Filters texts until the main process ends, in whatever way it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError, ConnectionError):
+        document_filter = pipe.recv()
         while True:
             pipe.send([document_filter(text) for text in pipe.recv()])
-
-
-def _receive(pipe: Connection, process: BaseProcess) -> list[FilterResult]:
-    try:
-        return pipe.recv()
-    except (EOFError, ConnectionResetError) as error:
-        process.join()
-        raise DataError(
-            f"a worker ended with exit code {process.exitcode} (-9: too little memory); use fewer "
-            "--workers"
-        ) from error

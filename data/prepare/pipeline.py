@@ -8,61 +8,45 @@ Memory holds a block of documents for each worker, a digest of each document and
 duplicates, the signature and bands of each document that stays (`docs/prepare.md` has the bytes).
 """
 
-import contextlib
-import fcntl
-import hashlib
 import importlib.metadata
 import json
 import logging
-import math
 import os
 import shutil
-from collections import Counter
-from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass, field
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
-import zstandard
-
-from data import text_files
+from data import input_files, text_files
+from data.prepare.contamination import find_eval_files
 from data.prepare.document_filter import (
     DocumentBlock,
     DocumentFilter,
+    FilteredBlock,
     FilterResult,
     InputDocument,
     filter_blocks,
     make_filter,
 )
 from data.prepare.duplicates import ExactDuplicates, NearDuplicates
+from data.prepare.journal import FilterJournal
+from data.prepare.output import LineWriter, partial_folder, partial_path
+from data.prepare.report import FORMAT, PrepareCounts, describe_settings, make_report
 from data.prepare.settings import PrepareConfig
 from data.progress import progress
-from errors import ConfigError, DataError, DiskError, LockedError
+from errors import ConfigError, DataError, DiskError
 from settings.json_types import JsonObject
 
-FORMAT = 2  # Format of report.json.
-STAGES = ("empty", "quality", "toxicity", "contamination", "exact", "near")
 BLOCK_CHARACTERS = 1 << 20  # Approximate number of characters in a block.
 BLOCK_DOCUMENTS = 1000  # Maximum number of documents in a block.
-OUTPUT_NEUTRAL_SETTINGS = ("workers", "cache")  # Settings that do not change the output.
 LOG = logging.getLogger(__name__)
-
-
-@dataclass
-class PrepareCounts:
-    """Counts of documents and bytes."""
-
-    n_read: int = 0
-    n_kept: int = 0
-    bytes_read: int = 0
-    bytes_kept: int = 0
-    dropped_by_stage: Counter[str] = field(default_factory=Counter)
-    failures_by_rule: Counter[str] = field(default_factory=Counter)
-    matches_by_item: Counter[str] = field(default_factory=Counter)
 
 
 def prepare(cfg: PrepareConfig, out: Path) -> JsonObject:
     """Writes the folder `out` from the documents of `cfg` and returns the content of report.json.
+
+    The same call after an interruption continues from the results of the filters that are stored
+    beside `out`.
 
     Raises:
         ConfigError: if `out` exists.
@@ -70,17 +54,23 @@ def prepare(cfg: PrepareConfig, out: Path) -> JsonObject:
     """
     if out.exists():
         raise ConfigError(f"--out={out} exists; choose a new folder, or delete it first")
-    paths, document_filter = text_files.expand_globs(cfg.path), make_filter(cfg)
+    inputs = input_files.find_files(cfg.path, "--path")
+    for note in inputs.notes:
+        LOG.warning("%s", note)
+    identity, document_filter = _describe_inputs(cfg, inputs.paths), make_filter(cfg)
     near = NearDuplicates(cfg.jaccard_threshold) if cfg.jaccard_threshold else None
     try:
-        with _partial_folder(out) as partial:
-            report = _filter_documents(cfg, paths, document_filter, near, partial)
+        with partial_folder(out) as partial:
+            journal = FilterJournal(partial, identity)
+            report = _filter_documents(cfg, inputs.paths, document_filter, near, journal)
             (partial / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+            journal.delete()
             for path in partial.iterdir():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
             partial.rename(out)
     except OSError as error:
+        shutil.rmtree(partial_path(out), ignore_errors=True)
         raise DiskError(
             f"--out={out}: {error.strerror or error}; no file was written; free space or choose "
             "another folder"
@@ -88,27 +78,46 @@ def prepare(cfg: PrepareConfig, out: Path) -> JsonObject:
     return report
 
 
+def _describe_inputs(cfg: PrepareConfig, paths: list[Path]) -> JsonObject:
+    """Returns all that the results of the filters depend on."""
+    toxic = (
+        input_files.find_files(cfg.toxic_words, "--toxic_words").paths if cfg.toxic_words else []
+    )
+    files = [*paths, *toxic, *(find_eval_files(cfg.evals) if cfg.evals else [])]
+    return {
+        "format": FORMAT,
+        "settings": describe_settings(cfg),
+        "files": [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files],
+        "unicode": unicodedata.unidata_version,
+        "datasketch": cfg.jaccard_threshold and importlib.metadata.version("datasketch"),
+    }
+
+
 def _filter_documents(
     cfg: PrepareConfig,
     paths: list[Path],
     document_filter: DocumentFilter,
     near: NearDuplicates | None,
-    partial: Path,
+    journal: FilterJournal,
 ) -> JsonObject:
-    stats, counts = text_files.ReadStats(), PrepareCounts()
+    stats, counts = input_files.ReadStats(), PrepareCounts()
     suffix = "jsonl.zst" if cfg.compress else "jsonl"
     exact = ExactDuplicates() if cfg.exact else None
     total = sum(path.stat().st_size for path in paths)
+
+    def run(blocks: Iterator[DocumentBlock]) -> Iterator[FilteredBlock]:
+        return filter_blocks(blocks, document_filter, cfg.workers)
+
     with (
-        _LineWriter(partial / f"documents.{suffix}") as documents_file,
-        _LineWriter(partial / f"dropped.{suffix}") as dropped_file,
+        LineWriter(journal.folder / f"documents.{suffix}") as documents_file,
+        LineWriter(journal.folder / f"dropped.{suffix}") as dropped_file,
         progress("preparing", total) as show,
     ):
         blocks = _iter_blocks(iter_documents(cfg, paths, stats))
-        for block, results in filter_blocks(blocks, document_filter, cfg.workers):
+        for block, results in journal.filter(blocks, run):
             for document, result in zip(block, results, strict=True):
                 stage, reason = _find_stage(document, result, exact, near, paths)
-                _update_counts(counts, document, stage, reason)
+                counts.add(document.text, stage, reason)
                 if stage:
                     location = _format_location(document.location, paths)
                     dropped_file.write(json.dumps({**location, "stage": stage, **reason}))
@@ -123,15 +132,15 @@ def _filter_documents(
             f"{cfg.path}: all {counts.n_read} documents were dropped ({dropped}); see --help"
         )
     written = {"kept": documents_file.describe(), "dropped": dropped_file.describe()}
-    return _make_report(cfg, paths, document_filter, stats, counts, written)
+    return make_report(cfg, paths, document_filter, stats, counts, written)
 
 
 def iter_documents(
-    cfg: PrepareConfig, paths: list[Path], stats: text_files.ReadStats
+    cfg: PrepareConfig, paths: list[Path], stats: input_files.ReadStats
 ) -> Iterator[InputDocument]:
     """Yields the documents of all files, each as a line of JSON with its text."""
     policy = text_files.ErrorPolicy(cfg.on_error, "documents", stats, setting_prefix="--")
-    separator = cfg.document_separator.replace("\\n", "\n").encode()
+    separator = text_files.parse_separator(cfg.document_separator, "--document_separator")
     for number, path in enumerate(paths):
         first_location, is_empty = number << 48, True
         if cfg.source == "text":
@@ -183,136 +192,3 @@ def _find_stage(
 
 def _format_location(location: int, paths: list[Path]) -> JsonObject:
     return {"file": str(paths[location >> 48]), "byte": location & ((1 << 48) - 1)}
-
-
-def _update_counts(
-    counts: PrepareCounts, document: InputDocument, stage: str, reason: JsonObject
-) -> None:
-    size = len(document.text.encode())
-    counts.n_read += 1
-    counts.bytes_read += size
-    counts.n_kept += not stage
-    counts.bytes_kept += 0 if stage else size
-    if stage:
-        counts.dropped_by_stage[stage] += 1
-        counts.failures_by_rule.update(reason.get("rules", {}).keys())
-        counts.matches_by_item.update(reason.get("items", {}).keys())
-
-
-def _make_report(
-    cfg: PrepareConfig,
-    paths: list[Path],
-    document_filter: DocumentFilter,
-    stats: text_files.ReadStats,
-    counts: PrepareCounts,
-    written: JsonObject,
-) -> JsonObject:
-    stages = {
-        "quality": bool(document_filter.quality_bounds),
-        "toxicity": bool(cfg.toxic_words),
-        "contamination": bool(cfg.evals),
-        "exact": cfg.exact,
-        "near": bool(cfg.jaccard_threshold),
-    }
-    report = {
-        "format": FORMAT,
-        "settings": {
-            name: value
-            for name, value in asdict(cfg).items()
-            if name not in OUTPUT_NEUTRAL_SETTINGS
-        },
-        "inputs": [{"file": str(path), "bytes": path.stat().st_size} for path in paths],
-        "documents": {
-            "read": counts.n_read,
-            "kept": counts.n_kept,
-            "skipped": stats.skipped.total(),
-            "replaced": stats.replaced.total(),
-        },
-        "text_bytes": {"read": counts.bytes_read, "kept": counts.bytes_kept},
-        "dropped": {s: counts.dropped_by_stage[s] for s in STAGES if stages.get(s, True)},
-        "written": written,
-    }
-    if document_filter.quality_bounds:  # A document may fail several rules.
-        report["quality"] = {
-            name: {
-                "low": _json_bound(low),
-                "high": _json_bound(high),
-                "failed": counts.failures_by_rule[name],
-            }
-            for name, (low, high) in document_filter.quality_bounds.items()
-        }
-    if document_filter.eval_ngrams:
-        items = document_filter.eval_ngrams.items
-        report["contamination"] = {
-            "items": len(items),
-            "too_short": document_filter.eval_ngrams.n_too_short,
-            "matched": {
-                item: counts.matches_by_item[item]
-                for item in items
-                if item in counts.matches_by_item
-            },
-        }
-    if cfg.jaccard_threshold:
-        report["datasketch"] = importlib.metadata.version("datasketch")
-    return report
-
-
-def _json_bound(bound: float) -> float | None:
-    return bound if math.isfinite(bound) else None  # JSON has no infinity.
-
-
-class _LineWriter(contextlib.AbstractContextManager):
-    """A file of lines with its checksum, compressed if its name ends in .zst."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.n_lines = path, 0
-        self.raw: BinaryIO = path.open("wb")
-        self.file: BinaryIO = self.raw
-        if path.suffix == ".zst":
-            compressor = zstandard.ZstdCompressor(level=3)
-            self.file = compressor.stream_writer(self.raw, closefd=False)
-
-    def write(self, line: str) -> None:
-        self.file.write(line.encode() + b"\n")
-        self.n_lines += 1
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-        self.raw.close()
-
-    def describe(self) -> JsonObject:
-        with self.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = self.path.stat().st_size
-        return {"file": self.path.name, "lines": self.n_lines, "bytes": size, "sha256": digest}
-
-
-@contextlib.contextmanager
-def _partial_folder(out: Path) -> Generator[Path, None, None]:
-    """Locks a folder beside `out`, removes the files of a killed process, and yields it."""
-    partial = out.with_name(f"{out.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(partial, os.O_RDONLY)
-    try:
-        _lock(descriptor, out)
-        try:
-            for path in partial.iterdir():
-                path.unlink()
-            yield partial
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, out: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise LockedError(
-            f"another process prepares {out}; wait for it or choose another folder"
-        ) from error
-    except OSError:
-        LOG.warning(
-            "%s: the file system has no locks; no other process must write this folder", out
-        )

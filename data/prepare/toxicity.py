@@ -5,12 +5,12 @@ which it was not made (Dodge et al., arXiv:2104.08758, section 5). Read dropped.
 rely on a list.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from data import text_files
-from data.prepare.words import split_words
+import numpy as np
+
+from data import input_files, text_files
+from data.prepare.words import Hashes, hash_words, split_words
 from errors import DataError
 from settings.json_types import JsonObject
 
@@ -22,27 +22,37 @@ class WordList:
     A text must have at least `min_count` phrases with at least `min_share` of its words.
     """
 
-    phrases: Mapping[str, frozenset[tuple[str, ...]]]  # By first word.
+    phrases: dict[int, list[list[str]]]  # By the hash of the first word, the longest first.
     min_count: int
     min_share: float
 
-    def find_phrases(self, words: list[str]) -> JsonObject | None:
-        """Returns the phrases in a dropped text and their share of its words, or None."""
+    def find_phrases(self, word_hashes: Hashes) -> JsonObject | None:
+        """Returns the phrases in a dropped text and their share of its words, or None.
+
+        Args:
+            word_hashes: The hashes of the words of a text (`words.hash_text`).
+        """
         counts: dict[str, int] = {}
-        matched_words = i = 0
-        while i < len(words):
-            candidates = self.phrases.get(words[i], ())
-            lengths = [len(p) for p in candidates if tuple(words[i : i + len(p)]) == p]
-            length = max(lengths, default=0)  # Only the longest phrase is counted.
-            if length:
-                phrase = " ".join(words[i : i + length])
-                counts[phrase] = counts.get(phrase, 0) + 1
-            matched_words += length
-            i += max(1, length)
+        matched_words = end = 0
+        for i in self._find_first_words(word_hashes):
+            if i < end:
+                continue  # Only the longest phrase is counted.
+            for phrase in self.phrases[int(word_hashes[i])]:
+                if np.array_equal(word_hashes[i : i + len(phrase)], hash_words(phrase)):
+                    name = " ".join(phrase)
+                    counts[name] = counts.get(name, 0) + 1
+                    matched_words += len(phrase)
+                    end = i + len(phrase)
+                    break
         is_frequent = sum(counts.values()) >= self.min_count
-        if not counts or not is_frequent or matched_words < self.min_share * len(words):
+        if not counts or not is_frequent or matched_words < self.min_share * len(word_hashes):
             return None
-        return {"phrases": dict(sorted(counts.items())), "share": matched_words / len(words)}
+        return {"phrases": dict(sorted(counts.items())), "share": matched_words / len(word_hashes)}
+
+    def _find_first_words(self, word_hashes: Hashes) -> list[int]:
+        first = np.sort(np.fromiter(self.phrases, np.uint64, len(self.phrases)))
+        indices = np.minimum(np.searchsorted(first, word_hashes), len(first) - 1)
+        return np.flatnonzero(first[indices] == word_hashes).tolist()
 
 
 def read_word_list(path: str, min_count: int, min_share: float) -> WordList:
@@ -51,17 +61,16 @@ def read_word_list(path: str, min_count: int, min_share: float) -> WordList:
     Raises:
         DataError: if the files have no word.
     """
-    phrases: dict[str, set[tuple[str, ...]]] = {}
-    policy = text_files.ErrorPolicy("strict", "list", text_files.ReadStats(), setting_prefix="--")
-    for file in text_files.expand_globs(path):
-        _read_into(phrases, file, policy)
+    phrases: set[tuple[str, ...]] = set()
+    policy = text_files.ErrorPolicy("strict", "list", input_files.ReadStats(), setting_prefix="--")
+    for file in input_files.find_files(path, "--toxic_words").paths:
+        for _, line in text_files.iter_texts(file, b"\n", policy):
+            phrases.add(tuple(split_words(line)))
+    phrases.discard(())
     if not phrases:
         raise DataError(f"{path} lists no word; use a text file with one word or phrase per line")
-    by_first_word = {first: frozenset(group) for first, group in phrases.items()}
+    by_first_word: dict[int, list[list[str]]] = {}
+    for phrase in sorted(phrases, key=lambda words: (-len(words), words)):
+        first = int(hash_words([phrase[0]])[0])
+        by_first_word.setdefault(first, []).append(list(phrase))
     return WordList(by_first_word, min_count, min_share)
-
-
-def _read_into(phrases: dict[str, set], path: Path, policy: text_files.ErrorPolicy) -> None:
-    for _, line in text_files.iter_texts(path, b"\n", policy):
-        if phrase := tuple(split_words(line)):
-            phrases.setdefault(phrase[0], set()).add(phrase)

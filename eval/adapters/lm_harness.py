@@ -4,26 +4,29 @@
     lm_eval.simple_evaluate(model=make_lm_eval_model(ctx), tasks=["sciq"])
 
 `ctx` is `eval.load_run.load_run(folder)[0]`. The result of a request depends on nothing but the
-request: the padded length of a row depends only on the row, a greedy continuation equals that of
-the prompt alone, and requests that sample run one by one. Batches have `eval.batch_size` rows.
+request (`eval/text_generation.py`). Batches have `eval.batch_size` rows. What does not fit the
+window, which has the length of a row in training, is cut as lm-eval cuts it, and the log says so.
 """
 
-import functools
 import importlib
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-import jax
 import numpy as np
 
 from errors import ConfigError
-from eval.generate import GREEDY, Sampling, generate
+from eval.generate import GREEDY, Sampling
 from eval.likelihood import compute_likelihoods
 from eval.task import EvalContext
+from eval.text_generation import TextRequest, continue_texts, text_model
 from settings.json_types import JsonObject
+from training.run.console import LOGGER
 
 DEFAULT_MAX_NEW_TOKENS = 256  # Used if a request does not set max_gen_toks.
 GENERATION_KEYS = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "min_p")
+
+
+T = TypeVar("T", int, float)
 
 
 class GenerationRequest(NamedTuple):
@@ -97,33 +100,35 @@ def make_lm_eval_model(ctx: EvalContext) -> Any:
 def generate_continuations(ctx: EvalContext, requests: list[GenerationRequest]) -> list[str]:
     """Returns the continuation of each request, in the order of the requests.
 
-    Prompt and continuation share a row of the training length: the continuation has at most half of
-    it, and a prompt that is too long loses its beginning.
+    As in lm-eval, prompt and continuation share a row of the training length, and a prompt that is
+    too long loses its beginning. lm-eval refuses a continuation of a row or more; here it gets at
+    most half of a row. Both are said.
     """
-    tokenizer, window = ctx.data.tokenizer, ctx.settings.train.seq_len
-    tokenizer.specials.require("bos", "eos", needed_by="the continuation of a text")
-    encoded = tokenizer.encode([request.prompt for request in requests])
-    texts = [""] * len(requests)
-    make_key = functools.partial(jax.random.fold_in, jax.random.key(ctx.settings.seed))
-    for group, max_new_tokens, sampling in _group_requests(requests):
-        max_new_tokens = min(max_new_tokens, max(window // 2, 1))
-        max_prompt = window - max_new_tokens
-        prompts = [np.array([tokenizer.specials.bos, *encoded[i]])[-max_prompt:] for i in group]
-        for indices, rows, length in _prompt_batches(ctx, prompts, sampling):
-            with jax.set_mesh(ctx.mesh):
-                continuations = generate(
-                    ctx.trainable.model,
-                    rows,
-                    max_new_tokens,
-                    key=make_key(group[indices[0]]),
-                    stop_tokens=tokenizer.specials.eos,
-                    sampling=sampling,
-                    pad_to=min(length, max_prompt),
-                )
-            for i, tokens in zip(indices, continuations, strict=False):
-                until = requests[group[i]].until
-                texts[group[i]] = _truncate_at_stop(tokenizer.decode(tokens), until)
-    return texts
+    target, window = text_model(ctx), ctx.settings.train.seq_len
+    encoded = target.tokenizer.encode([request.prompt for request in requests])
+    text_requests, n_cut = list[TextRequest](), 0
+    for number, (request, ids) in enumerate(zip(requests, encoded, strict=True)):
+        prompt = np.array([target.tokenizer.specials.bos, *ids], np.int32)
+        n_new = request.max_new_tokens
+        n_new = n_new if n_new < window else max(window // 2, 1)
+        room = max(window - n_new, 1)
+        n_cut += len(prompt) > room
+        text_requests.append(
+            TextRequest(number, prompt[-room:], n_new, request.until, request.sampling)
+        )
+    longest = max((request.max_new_tokens for request in requests), default=0)
+    if longest >= window:
+        LOGGER.warning(
+            "max_gen_toks %d does not fit the window of %d tokens; continuations have at most %d",
+            *(longest, window, max(window // 2, 1)),
+        )
+    if n_cut:
+        LOGGER.warning(
+            "%d of %d prompts do not fit the window of %d tokens and lose their beginning",
+            *(n_cut, len(requests), window),
+        )
+    results = continue_texts(target, text_requests, ctx.settings.seed)
+    return [result.text for result in results]
 
 
 def _parse_request(prompt: str, gen_kwargs: JsonObject) -> GenerationRequest:
@@ -135,8 +140,10 @@ def _parse_request(prompt: str, gen_kwargs: JsonObject) -> GenerationRequest:
         )
     until = gen_kwargs.get("until") or ()
     until = (until,) if isinstance(until, str) else tuple(until)
-    max_new_tokens = int(gen_kwargs.get("max_gen_toks") or DEFAULT_MAX_NEW_TOKENS)
-    temperature = float(gen_kwargs.get("temperature") or 0)
+    max_new_tokens = _number(gen_kwargs, "max_gen_toks", int, DEFAULT_MAX_NEW_TOKENS)
+    if max_new_tokens < 1:
+        raise ConfigError(f"generate_until has max_gen_toks {max_new_tokens}, must be >= 1")
+    temperature = _number(gen_kwargs, "temperature", float, 0.0)
     if "do_sample" in gen_kwargs and not gen_kwargs["do_sample"]:
         temperature = 0.0
     elif gen_kwargs.get("do_sample") and "temperature" not in gen_kwargs:
@@ -145,42 +152,23 @@ def _parse_request(prompt: str, gen_kwargs: JsonObject) -> GenerationRequest:
         return GenerationRequest(prompt, until, max_new_tokens, GREEDY)
     sampling = Sampling(
         temperature,
-        top_k=int(gen_kwargs.get("top_k") or 0),
-        top_p=float(gen_kwargs.get("top_p") or 1),
-        min_p=float(gen_kwargs.get("min_p") or 0),
+        top_k=_number(gen_kwargs, "top_k", int, 0),
+        top_p=_number(gen_kwargs, "top_p", float, 1.0),
+        min_p=_number(gen_kwargs, "min_p", float, 0.0),
     )
     return GenerationRequest(prompt, until, max_new_tokens, sampling)
 
 
-def _group_requests(requests: list[GenerationRequest]) -> Iterator[tuple[list[int], int, Sampling]]:
-    """Yields the indices of requests that share a compiled program, and their parameters."""
-    groups: dict[tuple[int, Sampling], list[int]] = {}
-    for i, request in enumerate(requests):
-        groups.setdefault((request.max_new_tokens, request.sampling), []).append(i)
-    for (max_new_tokens, sampling), indices in groups.items():
-        yield indices, max_new_tokens, sampling
+def _number(gen_kwargs: JsonObject, name: str, kind: type[T], default: T) -> T:
+    """Returns a number of generation_kwargs; None and a missing one are the default.
 
-
-def _prompt_batches(
-    ctx: EvalContext, prompts: list[np.ndarray], sampling: Sampling
-) -> Iterator[tuple[list[int], list[np.ndarray], int]]:
-    """Yields the indices of prompts, the rows of their batch, and the padded length of the rows.
-
-    The last prompt of a batch is repeated to fill it. The random numbers of a row depend on its
-    index in the batch, so prompts that are sampled get a batch each.
+    Raises:
+        ConfigError: if the value is not such a number.
     """
-    batch_size = ctx.settings.eval.batch_size if sampling == GREEDY else 1
-    buckets: dict[int, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        buckets.setdefault(1 << (len(prompt) - 1).bit_length(), []).append(i)
-    for length, bucket in sorted(buckets.items()):
-        for start in range(0, len(bucket), batch_size):
-            indices = bucket[start : start + batch_size]
-            rows = [prompts[i] for i in indices]
-            yield indices, rows + rows[-1:] * (batch_size - len(rows)), length
-
-
-def _truncate_at_stop(text: str, stops: tuple[str, ...]) -> str:
-    """Returns `text` up to the first of the stop strings."""
-    ends = [end for stop in stops if stop and (end := text.find(stop)) >= 0]
-    return text[: min(ends)] if ends else text
+    value = gen_kwargs.get(name)
+    try:
+        return default if value is None else kind(value)  # type: ignore[call-arg]
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(
+            f"generate_until has {name} {value!r}, must be of type {kind.__name__}"
+        ) from None

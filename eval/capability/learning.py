@@ -26,9 +26,9 @@ from objectives import LossTerm, Metrics, RowSpec, TokenizerLike, Trainable
 from objectives.token_loss import MaskedTokenScores, loss_terms, score_masked
 from objectives.types import RowFn
 from settings.types import Fraction, PositiveFloat, PositiveInt, config
-from training.optimizer import OptimizerConfig
+from training.optimizer import OptimizerConfig, make_hyperparameters
 from training.state import TrainState, init_state, make_model_optimizer
-from training.step import make_step
+from training.step import make_shared_step
 
 TRAIN_STREAM, VALID_STREAM, TEST_STREAM = 0, 1, 2  # Random streams.
 EVAL_BATCH_TOKENS = 16_384  # Tokens of a batch in evaluation.
@@ -189,11 +189,12 @@ def train_probe(
     """Returns the parameters after all training steps of the budget."""
     objective = QuestionObjective(probe.max_questions(budget.train_length))
     state = _make_init(model, objective, budget)(np.uint32(seed))
-    step = _make_train_step(model, objective, budget, learning_rate)
+    step = _make_train_step(model, objective, budget)
+    hyper = make_hyperparameters(budget.make_optimizer_config(learning_rate), budget.steps)
     rng = np.random.default_rng([TRAIN_STREAM, seed])
     for _ in range(budget.steps):
         batch = probe.make_train_batch(rng, budget.batch_size, budget.train_length)
-        state, _ = step(state, batch_arrays(batch))
+        state, _ = step(state, batch_arrays(batch), hyper)
     return state.trainable
 
 
@@ -247,14 +248,11 @@ def _make_init(
     return jax.jit(init)
 
 
-@functools.lru_cache(maxsize=8)
-def _make_train_step(
-    model: ModelConfig, objective: QuestionObjective, budget: Budget, learning_rate: float
-) -> Any:
-    """Returns the training step, compiled once for all seeds of a learning rate."""
-    cfg = budget.make_optimizer_config(learning_rate)
-    tx = make_model_optimizer(cfg, budget.steps, model, objective)
-    step = make_step(objective, tx, cfg, steps=budget.steps, grad_accum_steps=1)
+@functools.lru_cache(maxsize=1)
+def _make_train_step(model: ModelConfig, objective: QuestionObjective, budget: Budget) -> Any:
+    """Returns the training step, compiled once for all seeds and learning rates."""
+    cfg = budget.make_optimizer_config(budget.learning_rates[0])
+    step = make_shared_step(objective, model, cfg, steps=budget.steps, grad_accum_steps=1)
     return jax.jit(step, donate_argnums=0)
 
 

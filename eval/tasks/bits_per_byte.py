@@ -19,6 +19,7 @@ from jaxtyping import Array
 
 from data.loader import eval_batches
 from data.store import TokenStore
+from eval.progress import log_progress
 from eval.task import EvalContext, Score
 from objectives import Batch, Objective, RowFn, Trainable
 from training import mesh as meshes
@@ -106,7 +107,8 @@ def read_batches(
         settings.model, settings.train.seq_len, ctx.data.tokenizer
     )
     batches = eval_batches(store, batch_size, row_spec.text_length, row_spec.overlap, row_fn)
-    yield from map(batches.__getitem__, range(0, len(batches), stride))
+    indices = range(0, len(batches), stride)
+    yield from log_progress(map(batches.__getitem__, indices), len(indices))
 
 
 def window_bytes(arrays: dict[str, np.ndarray]) -> bytes:

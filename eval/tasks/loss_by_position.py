@@ -16,6 +16,7 @@ import numpy as np
 
 from data.loader import eval_batches
 from data.store import TokenStore
+from eval.progress import log_progress
 from eval.task import EvalContext, Score
 from objectives import Batch, Objective, Trainable
 from training import mesh as meshes
@@ -73,7 +74,8 @@ def loss_per_position(
     totals = np.zeros((2, n_buckets))
     with jax.set_mesh(ctx.mesh):
         batches = eval_batches(store, batch_size, row_spec.text_length, row_spec.overlap, make_row)
-        for arrays in map(batches.__getitem__, range(len(batches))):
+        indices = range(len(batches))
+        for arrays in log_progress(map(batches.__getitem__, indices), len(indices)):
             batch = jax.device_put(arrays, sharding)
             out = _bucket_sums(objective, n_buckets, ctx.trainable, batch)
             totals += np.asarray(to_host(out), np.float64)

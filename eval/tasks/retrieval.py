@@ -29,6 +29,7 @@ from eval.task import EvalContext, Score
 from objectives import Batch, Objective, Trainable
 from training import mesh as meshes
 from training.distributed.multihost import to_host
+from training.run.console import LOGGER
 
 MAX_CANDIDATES = 1000
 BASELINE_WORDS = 100_000  # More than the texts contain, so that all words count.
@@ -104,6 +105,7 @@ def make_retrieval_set(ctx: EvalContext, store: TokenStore) -> RetrievalSet:
         for ids in tokens:
             digest.update(ids.astype("<i4").tobytes())
         if len(rows) == MAX_CANDIDATES:
+            LOGGER.info("  the text pairs are a sample of %d, the limit of retrieval", len(rows))
             break
     anchors, matches = zip(*texts, strict=True) if texts else ((), ())
     return RetrievalSet(rows, list(anchors), list(matches), digest.hexdigest())
@@ -131,14 +133,20 @@ def embed_rows(ctx: EvalContext, rows: list[dict[str, np.ndarray]]) -> Float[np.
 def embed_texts(ctx: EvalContext, texts: list[str]) -> Float[np.ndarray, "N E"]:
     """Returns one embedding per text.
 
-    A contrastive objective embeds the first train.seq_len tokens of a text. For other objectives
-    the embedding is the mean over all tokens of the output of the last norm.
+    A contrastive objective embeds the first train.seq_len tokens of a text, and the log says how
+    many texts are longer. For other objectives the embedding is the mean over all tokens of the
+    output of the last norm.
     """
     tokenizer, T = ctx.data.tokenizer, ctx.settings.train.seq_len
     if ctx.objective.row_spec(ctx.settings.model, T).n_texts == 1:
         return pooled_features(ctx, texts)[:, -1]
-    rows, specials = [], tokenizer.specials
-    for ids in tokenizer.encode(texts):
+    rows, specials, encoded = [], tokenizer.specials, tokenizer.encode(texts)
+    if n_cut := sum(len(ids) > T - 2 for ids in encoded):
+        LOGGER.warning(
+            "%d of %d texts do not fit a row of %d tokens and lose their end",
+            *(n_cut, len(texts), T),
+        )
+    for ids in encoded:
         tokens = [specials.bos, *ids[: T - 2].tolist(), specials.eos]
         row = {name: np.zeros((1, T), np.int32) for name in ("tokens", "positions", "segment_ids")}
         n = len(tokens)

@@ -3,11 +3,18 @@
 from collections.abc import Iterator
 from typing import ClassVar
 
-import jax
-import numpy as np
-
-from eval.generate import Sampling, generate
+from eval.generate import Sampling
 from eval.task import EvalContext, Score
+from eval.text_generation import (
+    Continuation,
+    TextRequest,
+    continue_texts,
+    encode_prompt,
+    text_model,
+)
+from training.run.console import LOGGER
+
+NO_TEXT = Continuation("", 0, "length")
 
 
 class TextSample:
@@ -19,19 +26,14 @@ class TextSample:
         """Ignores the splits, since the task reads no data."""
 
     def __call__(self, ctx: EvalContext) -> Iterator[Score]:
-        """Yields the prompt with its continuation."""
-        cfg, tokenizer = ctx.settings.eval, ctx.data.tokenizer
-        specials = tokenizer.specials
-        prompt = np.concatenate([[specials.bos], tokenizer.encode([cfg.sample_prompt])[0]])
-        # The model was never trained on positions beyond the length of a row.
-        max_new_tokens = ctx.settings.train.seq_len - len(prompt)
-        with jax.set_mesh(ctx.mesh):
-            (tokens,) = generate(
-                ctx.trainable.model,
-                [prompt.astype(np.int32)],
-                max(min(cfg.sample_tokens, max_new_tokens), 0),
-                key=jax.random.key(ctx.settings.seed),
-                stop_tokens=specials.eos,
-                sampling=Sampling(temperature=0.8),
-            )
-        yield Score("sample", cfg.sample_prompt + tokenizer.decode(tokens), len(tokens))
+        """Yields the prompt with its continuation, which ends where a row of training ends."""
+        cfg, target = ctx.settings.eval, text_model(ctx)
+        prompt = encode_prompt(target.tokenizer, [cfg.sample_prompt])
+        room = max(target.window - len(prompt), 0)
+        if cfg.sample_tokens > room:
+            LOGGER.info("  the sample has %d tokens, with which a row of training is full", room)
+        n_new = min(cfg.sample_tokens, room)
+        request = TextRequest(0, prompt, n_new, sampling=Sampling(temperature=0.8))
+        target = target._replace(batch_size=1)
+        (result,) = continue_texts(target, [request], ctx.settings.seed) if n_new else (NO_TEXT,)
+        yield Score("sample", cfg.sample_prompt + result.text, result.n_tokens)

@@ -12,7 +12,9 @@ from typing import NamedTuple
 from protocol.board.columns import PARETO_COSTS
 from protocol.board.groups import Group, make_groups, sort_key
 from protocol.board.rows import BoardRow
+from protocol.board.study_cost import with_study_costs
 from protocol.records.comparability import COMPARABILITY_KEYS, NO_EVALUATION, key_label
+from protocol.records.contradictions import mark_contradictions
 from protocol.records.metrics import metric_direction, metric_problem
 from protocol.records.run_record import RunRecord, UnreadableResult
 from protocol.statistics.verdict import MetricSpec
@@ -44,13 +46,14 @@ class Board(NamedTuple):
 def make_board(records: Iterable[RunRecord], unreadable: Iterable[UnreadableResult] = ()) -> Board:
     """Returns the board of the records, whose order does not matter."""
     all_records = sorted(records, key=lambda r: (r.folder, r.run_id))
-    reported = _fill_missing_evaluation([r for r in all_records if r.is_reported])
+    marked = mark_contradictions(all_records)
+    reported = _fill_missing_evaluation([r for r in marked if r.is_reported])
     members: dict[tuple[str, ...], list[RunRecord]] = {}
     for record in reported:
         direction = metric_direction(record.metric, record.study) or ""
         key = (*_key_values(record), record.study.axis, direction)
         members.setdefault(key, []).append(record)
-    sets = [_make_comparable_set(group) for group in members.values()]
+    sets = [_make_comparable_set(group, all_records) for group in members.values()]
     sets.sort(key=lambda s: (-len(s.rows), list(s.keys.values())))
     not_comparable = tuple(_incomparable_reasons(sets))
     n_tuning = len(all_records) - len(reported)
@@ -92,12 +95,17 @@ def _key_values(record: RunRecord, excluded_key: str = "") -> list[str]:
     return [record.keys[key] for key in COMPARABILITY_KEYS if key != excluded_key]
 
 
-def _make_comparable_set(records: Sequence[RunRecord]) -> ComparableSet:
+def _make_comparable_set(
+    records: Sequence[RunRecord], all_records: Sequence[RunRecord]
+) -> ComparableSet:
     first = records[0]
     # Where the direction is unknown, no row of the set is ranked.
     direction = metric_direction(first.metric, first.study) or "lower"
     metric = MetricSpec(_metric_unit(first.metric), better=direction)
-    groups = _with_pareto(make_groups(records, metric), metric)
+    groups = [
+        group._replace(rows=tuple(with_study_costs(group.rows, all_records)))
+        for group in _with_pareto(make_groups(records, metric), metric)
+    ]
     return ComparableSet(first.keys, metric, first.metric, tuple(groups))
 
 

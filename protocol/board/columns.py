@@ -53,6 +53,20 @@ COLUMNS: Mapping[str, Column] = {
     "head_share": Column(
         "head share", "Share of the output head in the model FLOPs.", format_percent
     ),
+    "elementwise_share": Column(
+        "elementwise share",
+        "Share of elementwise work (scans, convolutions) in the model FLOPs. Norms, softmax, "
+        "rotary encodings, activations and embedding lookups count as 0.",
+        format_percent,
+    ),
+    "study_flops": Column(
+        "study FLOPs",
+        "Model FLOPs of the whole study: tuning, noise floor, failed runs, evaluation and results.",
+        format_scientific,
+    ),
+    "study_seconds": Column(
+        "study time", "Seconds of the whole study, without compilation.", format_seconds
+    ),
     "tokens": Column("tokens", "Training tokens, with repetitions.", format_si),
     "unique_tokens": Column("unique tokens", "Training tokens, without repetitions.", format_si),
     "epochs": Column("epochs", "Passes over the training text.", _format_plain),
@@ -106,9 +120,14 @@ AXIS_LABELS = {
     "params": "parameters",
     "state_bytes": "bytes of decoding state",
     "wall_clock": "seconds of training",
+    "decode": "milliseconds of decoding a token",
 }
 # Axes whose column has another name.
-AXIS_COLUMN_ALIASES = {"wall_clock": "seconds", "time": "seconds"}
+AXIS_COLUMN_ALIASES = {
+    **{"wall_clock": "seconds", "time": "seconds"},
+    "decode": "decode_ms_per_token",
+}
+TIME_COLUMNS = ("seconds", "decode_ms_per_token")  # Columns that are properties of a machine.
 PARETO_COSTS = {"training_flops": "FLOPs", "seconds": "time", "state_bytes": "state"}
 
 

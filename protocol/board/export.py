@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from protocol.board import sentences
+from protocol.board.baselines import Baseline, group_baselines, shown_baselines
 from protocol.board.board import Board, ComparableSet, Group
 from protocol.board.columns import COLUMNS, format_cell, pluralize
 from protocol.board.html import to_html
@@ -67,6 +68,10 @@ def print_board(board: Board, console: Console) -> None:
             n_more = len(group.rows) - MAX_TERMINAL_ROWS
             console.print(Text(f"and {pluralize(n_more, 'more row')}"))
         summary = sentences.summarize_group(group, comparable_set)
+        baselines = shown_baselines(_baselines(group, comparable_set))
+        if baselines:
+            texts = (f"{item.label} {item.text}" for item in baselines)
+            console.print(Text(f"baselines: {', '.join(texts)}"))
         for text in (summary.verdict, *summary.comparisons, *summary.confidence):
             console.print(Text(text))
     if len(groups) > MAX_TERMINAL_GROUPS:
@@ -124,6 +129,9 @@ def _group_markdown(title: str, comparable_set: ComparableSet, group: Group) -> 
         cells += [row.data_agreement, ", ".join(row.pareto)]
         cells += ["; ".join((*row.problems, *row.notes))]
         lines.append(_markdown_row(cells))
+    for item in shown_baselines(_baselines(group, comparable_set)):
+        cells = ["", item.label, item.text] + [""] * (len(titles) - 4) + ["baseline"]
+        lines.append(_markdown_row(cells))
     return [*lines, ""]
 
 
@@ -134,7 +142,8 @@ def to_csv(board: Board) -> str:
     keys = list(board.comparable_sets[0].keys) if board.comparable_sets else []
     writer.writerow(
         [
-            *("comparable_set", "axis", "value", "rank", "exploratory", "candidate", "metric"),
+            *("comparable_set", "axis", "value", "rank", "place", "exploratory", "candidate"),
+            "metric",
             *("mean", "low", "high", "n", "diverged", *COLUMNS, "data_agreement", "pareto"),
             *("problems", "notes", "source", "command", "content_hash", *keys),
         ]
@@ -156,7 +165,8 @@ def _csv_row(
     texts += comparable_set.keys.values()
     return [
         *(number, escape_formula(group.axis), _blank_if_none(group.value)),
-        *(_blank_if_none(row.rank), str(group.is_exploratory).lower(), escape_formula(row.name)),
+        *(_blank_if_none(row.rank), row.place_text, str(group.is_exploratory).lower()),
+        escape_formula(row.name),
         *(escape_formula(comparable_set.metric_name), _blank_if_none(row.sample.mean)),
         *(("", "") if interval is None else interval),
         *(row.sample.n_runs, row.sample.n_diverged),
@@ -198,10 +208,14 @@ def _group_json(group: Group, comparable_set: ComparableSet) -> dict[str, object
         "comparisons": [
             {"a": v.a.name, "b": v.b.name, "declared": v.is_declared, "margin": v.metric.margin}
             | {"verdict": v.kind, "p": v.p, "sentence": v.sentence}
+            | {"winner": v.winner(), "level": v.level, "half_width": v.half_width}
             for v in group.verdicts
         ],
         **({"minima": [curve.json_tree for curve in group.curves]} if group.curves else {}),
         "problems": list(group.problems),
+        "reference": group.reference_name,
+        "baselines": {b.key: [b.low, b.high] for b in _baselines(group, comparable_set)},
+        "order": group.order,
         "rows": [_row_json(row, comparable_set) for row in group.rows],
     }
 
@@ -230,6 +244,9 @@ def _row_json(row: BoardRow, comparable_set: ComparableSet) -> dict[str, object]
         "config": {"model": row.name, "model_args": dict(first.settings)},
         "git_hash": first.code_version,
         "rank": row.rank,
+        "rank_interval": None if row.rank_interval is None else list(row.rank_interval),
+        "standing": row.standing or None,
+        "copy_of": row.copy_of or None,
         "mean": row.sample.mean,
         "interval": None if interval is None else list(interval),
         "n": row.sample.n_runs,
@@ -268,8 +285,12 @@ def _iter_groups(board: Board) -> Iterator[tuple[str, ComparableSet, Group]]:
             yield prefix + title, comparable_set, group
 
 
+def _baselines(group: Group, comparable_set: ComparableSet) -> list[Baseline]:
+    return group_baselines([row.scores for row in group.rows], comparable_set.metric_name)
+
+
 def _format_rank(row: BoardRow) -> str:
-    return "" if row.rank is None else str(row.rank)
+    return row.place_text
 
 
 def _format_diverged(row: BoardRow) -> str:

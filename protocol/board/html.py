@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from protocol.board import sentences
+from protocol.board.baselines import LINES, group_baselines, shown_baselines
 from protocol.board.board import Board, ComparableSet, Group
 from protocol.board.columns import COLUMNS, PARETO_COSTS, format_cell
 from protocol.board.rows import BoardRow
@@ -22,8 +23,11 @@ from protocol.records.comparability import key_label
 TEMPLATE_FOLDER = Path(__file__).parent
 N_COLORS = 8
 PROBE_PREFIX = "probe/"
+# Costs that the table shows at first, so that it fits 1,280 pixels; a button shows the others.
+TABLE_COLUMNS = ("params", "training_flops", "tokens", "seconds", "peak_memory", "state_bytes")
 COLUMN_HELP = {  # Descriptions of the columns that are not costs.
-    "rank": "1 + the number of rows of this table that are shown to be better; –: not ranked.",
+    "rank": "Places that the comparisons of all pairs leave open; without these, whether the row "
+    "is above (better than) the reference, below it or not distinguished; –: not ranked.",
     "candidate": "The model that was trained. Runs that differ only in their seed are one row.",
     "quality": "Mean over training runs, ± half of its 95 % interval.",
     "diverged/n": "Diverged runs and all runs. A diverged run counts as a run.",
@@ -58,6 +62,7 @@ def to_html(board: Board) -> str:
         board=board,
         column_help=COLUMN_HELP,
         columns=COLUMNS,
+        table_columns=TABLE_COLUMNS,
     )
 
 
@@ -116,17 +121,23 @@ def _group_context(
     group: Group, comparable_set: ComparableSet, name: str, colors: dict[str, int]
 ) -> dict[str, object]:
     rows = [_row_context(row, f"{name}r{n}", colors[row.name]) for n, row in enumerate(group.rows)]
+    columns = [key for key in COLUMNS if any(key in row.costs for row in group.rows)]
+    baselines = group_baselines([row.scores for row in group.rows], comparable_set.metric_name)
     return {
         "id": name,
         "title": sentences.group_title(group),
         "summary": sentences.summarize_group(group, comparable_set),
         "sentences": [verdict.sentence.replace("+-", "±") for verdict in group.verdicts],
-        "columns": [key for key in COLUMNS if any(key in row.costs for row in group.rows)],
+        "columns": columns,
+        "has_more_columns": any(key not in TABLE_COLUMNS for key in columns),
+        "baselines": shown_baselines(baselines),
+        "all_baselines": baselines,
         "rows": rows,
         "data": {
             "id": name,
             "title": sentences.group_title(group),
             "value": group.value,
+            "baselines": [{"label": b.label, "value": b.mean} for b in baselines if b.key in LINES],
             "rows": [row["data"] for row in rows],
         },
     }
@@ -154,7 +165,8 @@ def _row_context(row: BoardRow, name: str, color: int) -> dict[str, object]:
             "name": row.name,
             "architecture": first.architecture.partition(",")[0],
             "color": color,
-            "ranked": row.rank is not None,
+            "rank": None if row.rank_interval is None else list(row.rank_interval),
+            "place": row.place_text,
             "mean": row.sample.mean,
             "interval": None if interval is None else list(interval),
             "values": list(row.sample.values),

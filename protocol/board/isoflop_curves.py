@@ -11,11 +11,13 @@ from typing import NamedTuple
 from errors import DataError
 from formatting import format_scientific, format_si
 from protocol.board.columns import format_score
+from protocol.board.comparisons import count_declared
 from protocol.board.rows import BoardRow
-from protocol.records.study_record import StudyRecord, count_declared
+from protocol.records.study_record import StudyRecord
 from protocol.statistics.isoflop import Minimum, fit_minima, minima_difference
+from protocol.statistics.sample import CandidateSample
 from protocol.statistics.scaling_law import Point
-from protocol.statistics.verdict import CandidateSample, MetricSpec, Verdict, compare_candidates
+from protocol.statistics.verdict import MetricSpec, Verdict, compare_candidates
 
 
 class IsoflopCurve(NamedTuple):
@@ -91,6 +93,7 @@ def compare_minima(curves: Sequence[IsoflopCurve], metric: MetricSpec) -> list[V
             if (curve.study.plan, curve.study.isoflop_curve) == plan and not curve.problem
         }
         studies = [curve.study for curve in by_name.values()]
+        runs = [run for curve in by_name.values() for row in curve.rows for run in row.runs]
         declared = dict.fromkeys(pair for study in studies for pair in study.comparisons)
         pairs = [pair for pair in declared if {*pair} <= by_name.keys() and pair[0] != pair[1]]
         if not pairs:
@@ -102,7 +105,7 @@ def compare_minima(curves: Sequence[IsoflopCurve], metric: MetricSpec) -> list[V
             pairs,
             metric._replace(margin=studies[0].margin or 0.0),
             scope=f"at the minima of their curves at {budget} FLOPs",
-            n_other_comparisons=max(count_declared(studies) - len(pairs), 0),
+            n_other_comparisons=max(count_declared(runs) - len(pairs), 0),
             differences=[minima_difference(minima[a], minima[b]) for a, b in pairs],
         )
         all_verdicts += [dataclasses.replace(verdict, is_declared=True) for verdict in verdicts]

@@ -5,17 +5,24 @@ import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from formatting import format_scientific
-from protocol.board.columns import AXIS_COLUMN_ALIASES, COLUMNS, pluralize
+from protocol.board.baselines import bigram_problem
+from protocol.board.columns import AXIS_COLUMN_ALIASES, COLUMNS, TIME_COLUMNS, pluralize
 from protocol.records.metrics import metric_problem
 from protocol.records.run_record import RunRecord
 from protocol.records.safe_read import sanitize
 from protocol.statistics.hypothesis_tests import Interval
-from protocol.statistics.verdict import MIN_RANKED_RUNS, CandidateSample
+from protocol.statistics.ranks import RankInterval
+from protocol.statistics.sample import MIN_RANKED_RUNS, CandidateSample
 from settings.types import did_you_mean
 
 TOLERANCE = 0.01  # Relative difference within which matched costs agree.
+VALUE_TOLERANCE = 1e-6  # Relative difference within which two results of a seed agree.
+VALIDATION_PREFIX = "valid/"
+MAX_PLANS = 1_000_000  # Above the place of any plan in plan.json.
 TIME_TOLERANCE = 0.05  # The same, where the matched cost is time.
 DEFAULT_AXIS = "training_flops"  # The axis where none is declared.
 MAX_NAME_SETTINGS = 3  # Settings that are added to a name which another row has too.
@@ -35,14 +42,35 @@ class BoardRow:
     exclusions: tuple[str, ...]  # Reasons why the row is compared with nothing.
     too_few_runs: str = ""  # Reason why the row is compared, but not ranked.
     notes: tuple[str, ...] = ()
-    rank: int | None = None
+    rank_interval: RankInterval | None = None  # None: the comparisons decide no ranks.
+    # Place relative to the reference, where there are no ranks: above, below, ...
+    standing: str = ""
+    seed_problems: tuple[str, ...] = ()  # Seeds with several results.
+    copy_of: str = ""  # Row of which this row is a copy; a copy has no rank.
+    study_cost: str = ""  # What the whole study of the candidate cost, in words.
     pareto: tuple[str, ...] = ()  # Costs at which no other row is both better and cheaper.
     data_agreement: str = ""  # Steps up to which the first row saw the same batches.
 
     @property
     def problems(self) -> tuple[str, ...]:
         """All reasons why the row is not ranked."""
-        return (*self.exclusions, self.too_few_runs) if self.too_few_runs else self.exclusions
+        copy = f"it is a copy of {self.copy_of}, and no candidate" * bool(self.copy_of)
+        return (*self.exclusions, *filter(None, (self.too_few_runs, copy)))
+
+    @property
+    def rank(self) -> int | None:
+        """The rank, where the comparisons leave only one place."""
+        return self.rank_interval.rank if self.rank_interval else None
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether the row has a place among the others or relative to the reference."""
+        return self.rank_interval is not None or bool(self.standing)
+
+    @property
+    def place_text(self) -> str:
+        """The places that the row may have, else where it stands; blank if neither is known."""
+        return self.standing if self.rank_interval is None else str(self.rank_interval)
 
     @property
     def candidate(self) -> str:
@@ -68,13 +96,21 @@ class BoardRow:
 
 def make_row(name: str, records: Sequence[RunRecord]) -> BoardRow:
     """Returns the row of records that differ only in their seed."""
-    runs, notes = _dedupe_seeds(records)
+    unique, repeated, notes = _dedupe_seeds(records)
+    counted = counted_runs(unique)
+    runs, n_declared, n_missing = counted.runs, counted.n_declared, counted.n_missing
+    notes += filter(None, [counted.note])
     ended = [r for r in runs if r.state in ("finished", "diverged")]
-    values = tuple(r.value for r in ended if r.value is not None and r.state == "finished")
+    scored = [r for r in ended if r.value is not None and r.state == "finished"]
     n_diverged = sum(r.state == "diverged" for r in ended)
-    n_declared, n_missing = _count_declared_seeds(runs)
-    planned = len(values) + n_diverged + n_missing
-    sample = CandidateSample(name, values, n_diverged, runs[0].identity, planned)
+    sample = CandidateSample(
+        name,
+        tuple(r.value for r in scored if r.value is not None),
+        n_diverged,
+        runs[0].identity,
+        planned_runs=len(scored) + n_diverged + n_missing,
+        seeds=tuple(r.seed for r in scored if r.seed is not None),
+    )
     costs = _means((r.costs for r in runs if r.state == "finished"), COLUMNS)
     for state in ("failed", "unfinished"):
         if members := [r for r in runs if r.state == state]:
@@ -95,9 +131,11 @@ def make_row(name: str, records: Sequence[RunRecord]) -> BoardRow:
     scores = _means(({k: v for k, (v, _) in r.scores.items()} for r in runs), pooled)
     return BoardRow(
         *(name, tuple(runs), sample, costs, scores),
-        exclusions=tuple(_exclusions(runs, sample, costs)),
-        too_few_runs=_too_few_runs(sample, n_declared, n_missing),
+        exclusions=tuple([*repeated, *_exclusions(runs, sample, costs)]),
+        too_few_runs=_too_few_runs(sample, n_declared, n_missing)
+        or bigram_problem(scores, runs[0].metric, sample.mean),
         notes=tuple(notes),
+        seed_problems=tuple(repeated),
     )
 
 
@@ -106,24 +144,91 @@ def _end_reason(message: str) -> str:
     return ERROR_CLASS.sub("", message).partition(". ")[0].rstrip(". ")
 
 
-def _dedupe_seeds(records: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str]]:
-    """Returns one run for each seed, with a note on repeated ones; a diverged run has priority."""
-    selected: dict[object, RunRecord] = {}
+def _dedupe_seeds(records: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str], list[str]]:
+    """Returns one run for each seed, seeds with several results, and a note on repeated runs.
+
+    A diverged run has priority. Of a seed with several results, none can be preferred.
+    """
+    by_seed: dict[object, list[RunRecord]] = {}
     for record in sorted(records, key=lambda r: (STATE_ORDER[r.state], r.folder)):
-        selected.setdefault(record.run_id if record.seed is None else record.seed, record)
-    n_repeated = len(records) - len(selected)
+        key = record.run_id if record.seed is None else record.seed
+        by_seed.setdefault(key, []).append(record)
+    contradictions = [
+        problem for runs in by_seed.values() if (problem := _seed_problem(runs[0], runs[1:]))
+    ]
+    n_repeated = len(records) - len(by_seed)
     notes = []
     if n_repeated:
         verb = "repeats a seed and is" if n_repeated == 1 else "repeat a seed and are"
         notes.append(f"{pluralize(n_repeated, 'run')} {verb} not counted")
-    return sorted(selected.values(), key=lambda r: (r.seed or 0, r.folder, r.run_id)), notes
+    unique = [runs[0] for runs in by_seed.values()]
+    return sorted(unique, key=_seed_order), contradictions, notes
 
 
-def _count_declared_seeds(runs: Sequence[RunRecord]) -> tuple[int, int]:
-    """Returns the number of declared seeds, and how many of them have no result."""
-    declared = {seed for run in runs for seed in run.study.seeds}
+def _seed_problem(run: RunRecord, others: Sequence[RunRecord]) -> str:
+    """Returns why the runs of a seed do not have one result; blank if they have."""
+    for other in others:
+        if run.value is None or other.value is None:
+            continue
+        if not math.isclose(run.value, other.value, rel_tol=VALUE_TOLERANCE):
+            return (
+                f"seed {run.seed} has two results, {run.value:.6g} ({run.folder}) and "
+                f"{other.value:.6g} ({other.folder}), of which none can be preferred"
+            )
+    return ""
+
+
+def _seed_order(run: RunRecord) -> tuple[int, int, str, str]:
+    """Returns the key that sorts runs as their study declares the seeds, else by seed."""
+    seeds, seed = run.study.seeds, run.seed or 0
+    position = seeds.index(seed) if seed in seeds else len(seeds)
+    return position, seed, run.folder, run.run_id
+
+
+class CountedRuns(NamedTuple):
+    """The runs of a row that count as declared."""
+
+    runs: list[RunRecord]
+    n_declared: int  # Seeds that the study declares, up to its last look that is complete.
+    n_missing: int  # Declared seeds without a result.
+    note: str = ""  # Which runs do not count.
+
+
+def counted_runs(runs: Sequence[RunRecord]) -> CountedRuns:
+    """Returns the runs that count as declared.
+
+    If seeds were added after the first plan, only those of the first plan count: a study that is
+    extended until it shows something finds something. A study that declares looks counts the runs
+    up to the last look that is complete.
+    """
     ended = {run.seed for run in runs if run.state == "diverged" or run.value is not None}
-    return len(declared), len(declared - ended)
+    plans: dict[tuple[int, ...], list[RunRecord]] = {}
+    for run in runs:
+        if run.study.plan and run.seed in run.study.seeds:
+            plans.setdefault(run.study.seeds, []).append(run)
+    if not plans:
+        declared = {seed for run in runs for seed in run.study.seeds}
+        return CountedRuns(list(runs), len(declared), len(declared - ended))
+    first = min(plans, key=lambda seeds: (min(map(_plan_order, plans[seeds])), len(seeds), seeds))
+    n_ended = next((n for n, seed in enumerate(first) if seed not in ended), len(first))
+    complete = [look for look in plans[first][0].study.looks if look <= n_ended]
+    seeds = first[: max(complete)] if complete else first
+    counted = [run for run in runs if run.seed in seeds]
+    added = sorted({run.seed for run in runs if run.seed is not None} - {*first})
+    note = ""
+    if added:
+        note = (
+            f"{pluralize(len(added), 'seed')} ({', '.join(map(str, added))}) added after the first "
+            "plan, which alone counts as declared; declare looks to add seeds"
+        )
+    elif waiting := len({run.seed for run in runs} - {run.seed for run in counted}):
+        note = f"{pluralize(waiting, 'run')} will count at the next look"
+    return CountedRuns(counted, len(seeds), len({*seeds} - ended), note)
+
+
+def _plan_order(run: RunRecord) -> tuple[int, str]:
+    """Returns the key that sorts plans by age: their place in plan.json, then their first run."""
+    return (run.plan.position if run.plan else MAX_PLANS), run.created
 
 
 def _exclusions(
@@ -136,6 +241,17 @@ def _exclusions(
         reasons.append("its objective has no default metric, and its study declares none")
     elif not sample.n_runs:
         reasons.append("no run of it has ended")
+    reasons += dict.fromkeys(
+        f"self-reported: {run.folder} has no {run.evidence.missing}, so that nothing supports its "
+        "score"
+        for run in runs
+        if run.evidence.missing
+    )
+    if runs[0].metric.startswith(VALIDATION_PREFIX):
+        reasons.append(
+            f"{runs[0].metric} is of the validation split, on which settings are chosen; claims "
+            "are made on the test split"
+        )
     problems = (metric_problem(run.metric, run.study) for run in runs if run.metric)
     reasons += dict.fromkeys(filter(None, problems))
     if mismatch := _axis_mismatch(runs, costs):
@@ -161,7 +277,7 @@ def _axis_mismatch(runs: Sequence[RunRecord], costs: Mapping[str, float]) -> str
         return ""  # A diverged run has no costs of a whole training.
     if (actual := costs.get(column)) is None:
         return f"its {axis} is unknown and cannot be compared with the declared value"
-    if abs(actual / value - 1) <= (TIME_TOLERANCE if column == "seconds" else TOLERANCE):
+    if abs(actual / value - 1) <= (TIME_TOLERANCE if column in TIME_COLUMNS else TOLERANCE):
         return ""
     return (
         f"its {axis} is {format_scientific(actual)}, {actual / value:.3g} times "
@@ -183,7 +299,11 @@ def _too_few_runs(sample: CandidateSample, n_declared: int, n_missing: int) -> s
 
 
 def distinct_names(candidates: Sequence[Sequence[RunRecord]]) -> list[str]:
-    """Returns a unique name for each candidate, with the settings in which equal names differ."""
+    """Returns a unique name for each candidate, with the settings in which equal names differ.
+
+    Runs without a study that differ in many settings, or in none that are shown, have the name of
+    their folder.
+    """
     records = [runs[0] for runs in candidates]
     names: list[str] = []
     differing: dict[str, list[str]] = {}
@@ -196,6 +316,9 @@ def distinct_names(candidates: Sequence[Sequence[RunRecord]]) -> list[str]:
             f"{key.split('.')[-1]}={record.settings.get(key)}"
             for key in differing[record.name][:MAX_NAME_SETTINGS]
         ]
+        is_long = not 0 < len(differing[record.name]) <= MAX_NAME_SETTINGS
+        if is_long and not record.study.candidate and _count(records, record.name) > 1:
+            settings = [f"({Path(record.folder).name})"]
         name = base = sanitize(" ".join([record.name, *settings]), 100)
         number = 1
         while name in names:
@@ -203,6 +326,10 @@ def distinct_names(candidates: Sequence[Sequence[RunRecord]]) -> list[str]:
             name = f"{base} #{number}"
         names.append(name)
     return names
+
+
+def _count(records: Sequence[RunRecord], name: str) -> int:
+    return sum(record.name == name for record in records)
 
 
 def _means(tables: Iterable[Mapping[str, float]], names: Iterable[str]) -> dict[str, float]:

@@ -5,10 +5,12 @@ Every sentence is derived from the statistics. Where they support no claim, no c
 
 import math
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from formatting import format_scientific
-from protocol.board.board import Board, ComparableSet, Group
+from protocol.board.board import Board, ComparableSet
+from protocol.board.caveats import declaration_sentences, margin_sentences, origin_sentences
 from protocol.board.columns import (
     AXIS_COLUMN_ALIASES,
     AXIS_LABELS,
@@ -17,6 +19,7 @@ from protocol.board.columns import (
     format_score,
     pluralize,
 )
+from protocol.board.groups import Group
 from protocol.board.rows import BoardRow
 from protocol.records.comparability import NOT_STATED
 from protocol.statistics.verdict import Verdict
@@ -29,8 +32,14 @@ OBJECTIVE_TITLES = {
     "mixture": "A mixture of objectives",
 }
 RATIO_COLUMNS = ("params", "active_params", "training_flops", "tokens", "seconds", "state_bytes")
+TRAINING_SECTIONS = ("optimizer.", "train.")  # Sections of settings that are listed first.
+MAX_PARAMS_RATIO = 2.0  # Ratio of parameters above which equal state is said not to be equal size.
 MAX_LISTED = 6  # Rows, settings or sentences that are listed.
 LARGE_HEAD_SHARE = 0.25  # Share of the output head above which a conclusion mentions it.
+ASSUMPTIONS = (
+    "These tests assume that seeds are independent of each other, and that one candidate does not "
+    "have rare bad runs while another has rare good ones."
+)
 HASH_PATTERN = re.compile(r"\b([0-9a-f]{10})[0-9a-f]{22,}\b")
 
 
@@ -123,40 +132,56 @@ def _axis_label(group: Group) -> str:
 
 
 def _verdict_sentence(group: Group, comparable_set: ComparableSet) -> str:
-    """Returns the verdicts on the first row in one sentence."""
-    first = group.rows[0]
-    if group.curves and first.rank is None:
-        return "Candidates are compared at the minima of their curves, not size by size."
-    if first.rank is None:
+    """Returns the verdicts on the reference, or on the first row, in one sentence."""
+    if group.order == "nothing":
+        if group.curves:
+            return "Candidates are compared at the minima of their curves, not size by size."
         return "Nothing is ranked here."
-    names_by_kind: dict[str, list[str]] = {}
-    for verdict in group.verdicts:
-        pair = {verdict.a.name, verdict.b.name}
-        if first.name in pair:
-            kind = "worse" if verdict.winner() == first.name else verdict.kind
-            names_by_kind.setdefault(kind, []).extend(pair - {first.name})
+    subject = group.reference if group.order == "reference" else group.rows[0]
+    others = [row.name for row in group.rows if row.is_ranked and row is not subject]
+    names_by_outcome = _outcomes(subject.name, group.verdicts)
+    compared = {name for names in names_by_outcome.values() for name in names}
     metric = metric_label(comparable_set.metric_name)
-    clauses = [f"{first.name} has the {_superlative(comparable_set)} {metric}"]
+    clauses = []
+    if group.order == "ranks":
+        # Only a row that is shown to be better than all others has the lowest mean over all seeds.
+        mean = "" if subject.rank == 1 else "mean "
+        clauses = [f"{subject.name} has the {_superlative(comparable_set)} {mean}{metric}"]
     predicates = {
-        "worse": "shown to be worse",
-        "equivalent": f"equivalent to {first.name} within the declared margin",
-        "inconclusive": f"not distinguishable from {first.name} by these runs",
+        "better": f"shown to be better than {subject.name}",
+        "worse": f"shown to be worse than {subject.name}",
+        "equivalent": f"equivalent to {subject.name} within the declared margin",
+        "inconclusive": f"not distinguishable from {subject.name} by these runs",
     }
+    if group.order == "ranks":
+        predicates["worse"] = "shown to be worse"
     for outcome, predicate in predicates.items():
-        if names := names_by_kind.get(outcome):
+        if names := names_by_outcome.get(outcome):
             clauses.append(f"{_join_names(names)} {_is_or_are(names)} {predicate}")
-    compared = {name for names in names_by_kind.values() for name in names} | {first.name}
-    if names := names_by_kind.get("no_variance"):
+    if names := names_by_outcome.get("no_variance"):
         clauses.append(
-            f"{_join_names(names)} cannot be tested against {first.name}, because the runs of each "
-            "have the same score"
+            f"{_join_names(names)} cannot be tested against {subject.name}, because the runs of "
+            "each have the same score"
         )
-    ranked = [row.name for row in group.rows if row.rank is not None]
-    if undeclared := [name for name in ranked if name not in compared]:
-        clauses.append(f"no comparison of {_join_names(undeclared)} with {first.name} was declared")
-    if unranked := [row.name for row in group.rows if row.rank is None]:
+    if undeclared := [name for name in others if name not in compared]:
+        clauses.append(f"{_join_names(undeclared)} {_is_or_are(undeclared)} not compared with it")
+    if unranked := [row.name for row in group.rows if not row.is_ranked]:
         clauses.append(f"{_join_names(unranked)} {_is_or_are(unranked)} not ranked")
     return "Exploratory: " * group.is_exploratory + "; ".join(clauses) + "."
+
+
+def _outcomes(subject: str, verdicts: Sequence[Verdict]) -> dict[str, list[str]]:
+    """Returns the names of the rows that were compared with one row, by outcome for them."""
+    names: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        pair = {verdict.a.name, verdict.b.name}
+        if subject in pair:
+            winner = verdict.winner()
+            outcome: str = verdict.kind
+            if winner is not None:
+                outcome = "worse" if winner == subject else "better"
+            names.setdefault(outcome, []).extend(pair - {subject})
+    return names
 
 
 def _superlative(comparable_set: ComparableSet) -> str:
@@ -184,18 +209,38 @@ def _differences_sentence(group: Group) -> str:
     names = _join_names([row.name for row in rows])
     if not differing:
         return f"{names} have the same settings."
-    n_more = len(differing) - MAX_LISTED
-    suffix = f" and {pluralize(n_more, 'more setting')}" if n_more > 0 else ""
-    return f"{names} differ in {', '.join(differing[:MAX_LISTED])}{suffix}."
+    # Training first: an architecture is not compared where candidates were trained differently.
+    differing.sort(key=lambda key: (not key.startswith(TRAINING_SECTIONS), key))
+    return f"{names} differ in {', '.join(_collapse_sections(differing, rows))}."
+
+
+def _collapse_sections(keys: Sequence[str], rows: Sequence[BoardRow]) -> list[str]:
+    """Returns settings, but one entry for a section of a part that only some of the rows have."""
+    owners: dict[str, list[str]] = {}
+    for row in rows:
+        paths = [key.split(".") for key in row.first_run.settings]
+        sections = {".".join(path[:depth]) for path in paths for depth in range(2, len(path))}
+        for section in sections:
+            owners.setdefault(section, []).append(row.name)
+
+    def entry(key: str) -> str:
+        path = key.split(".")
+        for depth in range(2, len(path)):
+            section = ".".join(path[:depth])
+            if len(owners[section]) < len(rows):
+                return f"{section} (only of {_join_names(owners[section])})"
+        return key
+
+    return list(dict.fromkeys(map(entry, keys)))
 
 
 def _comparison_sentences(group: Group) -> tuple[str, ...]:
-    """Returns the verdicts with the first row, then other claims, then the other verdicts."""
+    """Returns the verdicts with the reference, then other claims, then the other verdicts."""
     curves = [curve.sentence for curve in group.curves if curve.sentence]
     if not group.verdicts:
         nothing = "No claim is possible: fewer than two candidates here are comparable."
         return (*curves[:MAX_LISTED], nothing)
-    first = group.rows[0].name
+    first = group.reference.name if group.order == "reference" else group.rows[0].name
 
     def position(v: Verdict) -> tuple[bool, bool, float]:
         return first not in (v.a.name, v.b.name), not v.winner(), v.p
@@ -211,10 +256,10 @@ def _comparison_sentences(group: Group) -> tuple[str, ...]:
 
 
 def _cost_sentences(group: Group) -> tuple[str, ...]:
-    """Returns what was matched, and the other costs as ratios to the first row."""
+    """Returns what was matched, and the other costs as ratios to the reference."""
     if len(group.rows) < 2:
         return ()
-    first, sentences = group.rows[0], []
+    reference, sentences = group.reference, []
     column = AXIS_COLUMN_ALIASES.get(group.axis, group.axis)
     comparable = [row for row in group.rows if not row.exclusions]
     values = [row.costs[column] for row in comparable if column in row.costs]
@@ -223,8 +268,16 @@ def _cost_sentences(group: Group) -> tuple[str, ...]:
         subject = "All" if len(comparable) == len(group.rows) else "The compared rows"
         tolerance = f", within {100 * spread:.1g} %" if spread > 1e-9 else ""
         sentences.append(f"{subject} have equal {_axis_label(group)}{tolerance}.")
-    ratios = (_ratio_sentence(row, first, column) for row in group.rows[1:MAX_LISTED])
+    others = [row for row in group.rows if row is not reference][: MAX_LISTED - 1]
+    ratios = (_ratio_sentence(row, reference, column) for row in others)
     sentences += [text for text in ratios if text]
+    sentences += [
+        f"The study of {row.name} cost {row.study_cost}."
+        for row in group.rows[:MAX_LISTED]
+        if row.study_cost
+    ]
+    if column == "state_bytes":
+        sentences += _size_sentences(comparable)
     heavy = [row for row in group.rows if row.costs.get("head_share", 0) > LARGE_HEAD_SHARE]
     if heavy:
         shares = sorted(row.costs["head_share"] for row in heavy)
@@ -237,8 +290,19 @@ def _cost_sentences(group: Group) -> tuple[str, ...]:
     return tuple(sentences)
 
 
+def _size_sentences(rows: Sequence[BoardRow]) -> list[str]:
+    """Returns how unequal the parameters of rows of equal state are, where they are."""
+    sizes = [row.costs["params"] for row in rows if row.costs.get("params")]
+    if len(sizes) < 2 or max(sizes) <= MAX_PARAMS_RATIO * min(sizes):
+        return []
+    return [
+        f"The largest row has {max(sizes) / min(sizes):,.3g} times the parameters of the smallest: "
+        "rows of equal state are not models of equal size."
+    ]
+
+
 def _ratio_sentence(row: BoardRow, first: BoardRow, matched: str) -> str:
-    """Returns the costs of a row relative to the first row; blank if no cost is known of both."""
+    """Returns the costs of a row relative to the reference; blank if no cost is known of both."""
     keys = [k for k in RATIO_COLUMNS if k != matched and first.costs.get(k) and k in row.costs]
     ratios = {key: f"{row.costs[key] / first.costs[key]:.2f}" for key in keys}
     different = [f"{r} x {COLUMNS[key].label}" for key, r in ratios.items() if r != "1.00"]
@@ -248,8 +312,8 @@ def _ratio_sentence(row: BoardRow, first: BoardRow, matched: str) -> str:
 
 
 def _confidence_sentences(group: Group) -> tuple[str, ...]:
-    sentences = _declaration_sentences(group)
-    ranked = [row for row in group.rows if row.rank is not None]
+    sentences = declaration_sentences(group)
+    ranked = [row for row in group.rows if row.is_ranked]
     claims = [v.critical_difference for v in group.verdicts if math.isfinite(v.critical_difference)]
     if len(ranked) > 1:
         runs = sorted({row.sample.n_runs for row in ranked})
@@ -257,9 +321,10 @@ def _confidence_sentences(group: Group) -> tuple[str, ...]:
         sentences.append(f"n={n} training runs per candidate, which differ only in their seed.")
         if claims:
             sentences.append(f"The smallest claimable difference is {min(claims):.2g}.")
-        sentences.append("The rank is 1 + the number of rows shown to be better.")
+        sentences += [_order_sentence(group), ASSUMPTIONS]
     elif len(group.rows) > 1 and not group.problems and not group.curves:
         sentences.append("Nothing is ranked: a rank needs 3 training runs of each candidate.")
+    sentences += [*margin_sentences(group), *origin_sentences(group)]
     lost = [(row, sum(r.state in ("failed", "unfinished") for r in row.runs)) for row in ranked]
     sentences += [
         f"{row.name}: {pluralize(n, 'unfinished or failed run')} {'is' if n == 1 else 'are'} "
@@ -274,23 +339,16 @@ def _confidence_sentences(group: Group) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _declaration_sentences(group: Group) -> list[str]:
-    """Returns what was not declared or not known before the runs."""
-    sentences = []
-    if group.value is None:
-        sentences.append("The costs of these rows are unknown, so they may not be equal.")
-    elif not group.axis_declared:
-        sentences.append(
-            "Exploratory: no matched axis was declared before the runs. Rows are grouped because "
-            "their training FLOPs agree within 1 %."
+def _order_sentence(group: Group) -> str:
+    if group.order == "ranks":
+        return (
+            "A rank is the range of places that the comparisons of all pairs leave open; in 95 of "
+            "100 studies, all ranges hold."
         )
-    elif not group.rows[0].first_run.study.plan:
-        sentences.append(
-            "The matched axis is declared, but no plan proves that this happened before the runs."
-        )
-    if group.axis_declared and group.is_exploratory:
-        sentences.append("Exploratory: these comparisons were not declared before the runs.")
-    return sentences
+    return (
+        f"No order follows from these comparisons: a row is above {group.reference_name} (shown to "
+        "be better), below it, or not distinguished from it."
+    )
 
 
 def _finish_sentence(text: str) -> str:

@@ -5,7 +5,7 @@ They follow item 14 of docs/protocol.md.
 
 from collections.abc import Mapping
 
-from protocol.board.columns import AXIS_COLUMN_ALIASES
+from protocol.board.columns import AXIS_COLUMN_ALIASES, TIME_COLUMNS
 from protocol.records.safe_read import CheckedFields, flatten, sanitize
 from protocol.records.study_record import StudyRecord
 
@@ -38,7 +38,7 @@ def comparability_keys(
         evaluations: task, version, length and data that produced each score, by score name.
         study: what the study of the run declares.
     """
-    is_timed = AXIS_COLUMN_ALIASES.get(study.axis) == "seconds"
+    is_timed = AXIS_COLUMN_ALIASES.get(study.axis) in TIME_COLUMNS
     data, fingerprints = settings.section("data"), run.section("fingerprints")
     train = settings.section("train")
     trials = "not declared" if study.tuning_trials is None else str(study.tuning_trials)

@@ -11,6 +11,9 @@ from typing import NamedTuple
 from protocol.records.run_record import RunRecord, UnreadableResult, list_result_files
 from protocol.records.safe_read import MAX_JSONL_BYTES, read_file
 
+SAME_RUN, EARLIER_STATE = "it is the same run as", "it is an earlier state of"
+EQUAL_COPY_REASONS = (SAME_RUN, EARLIER_STATE)  # Beginnings of reasons that are no contradiction.
+
 
 class LoadedRun(NamedTuple):
     """A record with the run folder, or the file of external results, that it was read from."""
@@ -29,8 +32,8 @@ def deduplicate(copies: Sequence[LoadedRun]) -> tuple[list[RunRecord], list[Unre
         folders = " and ".join(c.record.folder for c in distinct[:2])
         reason = f"{folders} have one run_id and contradict each other: neither is counted"
         return [], [UnreadableResult(c.record.folder, reason) for c in copies]
-    same = f"it is the same run as {longest.record.folder}, which is counted"
-    older = f"it is an earlier state of {longest.record.folder}, which is counted"
+    same = f"{SAME_RUN} {longest.record.folder}, which is counted"
+    older = f"{EARLIER_STATE} {longest.record.folder}, which is counted"
     uncounted = [
         UnreadableResult(
             c.record.folder, same if c.record.content_hash == longest.record.content_hash else older

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from errors import DataError
-from protocol.board.columns import AXIS_COLUMN_ALIASES
+from protocol.board.columns import AXIS_COLUMN_ALIASES, TIME_COLUMNS
 from protocol.records.comparability import COMPARABILITY_KEYS, NOT_STATED
 from protocol.records.run_record import RunRecord, UnreadableResult
 from protocol.records.safe_read import CheckedFields, parse_object, read_file, sanitize
@@ -63,7 +63,7 @@ def _records(result: CheckedFields, name: str, source: str, digest: str) -> list
     _reject_unknown_keys(costs, COST_COLUMNS)
     study = parse_study(result.section("study"))
     defaults = {key: NOT_STATED for key in COMPARABILITY_KEYS}
-    if AXIS_COLUMN_ALIASES.get(study.axis) != "seconds":
+    if AXIS_COLUMN_ALIASES.get(study.axis) not in TIME_COLUMNS:
         defaults["hardware"] = ""
     values = result.tree.get("values")
     if not isinstance(values, list) or not 1 <= len(values) <= MAX_VALUES:

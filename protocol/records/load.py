@@ -10,10 +10,11 @@ from pathlib import Path
 from errors import ConfigError, DataError
 from protocol.records import external_results
 from protocol.records.duplicates import LoadedRun, deduplicate
+from protocol.records.plan_file import FILE_NAME, Plans, read_plans
 from protocol.records.run_record import RunRecord, UnreadableResult, read_run
 from protocol.records.safe_read import sanitize
 
-MAX_FOLDER_DEPTH = 6  # Levels of folders below a path in which run folders are found.
+MAX_FOLDER_DEPTH = 6  # Levels of folders below a path in which run folders are folders.
 MAX_FOLDERS = 100_000  # Folders that are searched.
 
 
@@ -27,6 +28,7 @@ def load_records(paths: Sequence[Path]) -> tuple[list[RunRecord], list[Unreadabl
     """
     runs: dict[str, list[LoadedRun]] = {}
     unreadable: list[UnreadableResult] = []
+    plans: dict[Path, Plans] = {}
     named_paths = set(_iter_result_paths(paths))
     for path, name in sorted(named_paths, key=lambda item: (item[1], str(item[0]))):
         try:
@@ -34,7 +36,10 @@ def load_records(paths: Sequence[Path]) -> tuple[list[RunRecord], list[Unreadabl
                 loaded, refused = external_results.read_external_results(path, name)
                 unreadable += refused
             else:
-                loaded = [read_run(path, name)]
+                folder = path.parent
+                if folder not in plans:
+                    plans[folder] = _read_plans(folder, name, unreadable)
+                loaded = [read_run(path, name, plans[folder])]
         except DataError as error:
             unreadable.append(UnreadableResult(name, sanitize(str(error), 300)))
             continue
@@ -46,6 +51,23 @@ def load_records(paths: Sequence[Path]) -> tuple[list[RunRecord], list[Unreadabl
         records += counted
         unreadable += uncounted
     return records, sorted(unreadable)
+
+
+def _read_plans(folder: Path, name: str, unreadable: list[UnreadableResult]) -> Plans:
+    """Returns the plans in a folder; a file that cannot be read is added to `unreadable`."""
+    try:
+        return read_plans(folder)
+    except DataError as error:
+        shown = sanitize(str(Path(name).parent / FILE_NAME))
+        reason = f"{sanitize(str(error), 300)}; what its runs declared cannot be checked"
+        unreadable.append(UnreadableResult(shown, reason))
+        return {}
+
+
+def iter_run_folders(paths: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Returns the run folders at or below `paths`, each with the name to show, sorted by name."""
+    folders = {item for item in _iter_result_paths(paths) if item[0].is_dir()}
+    return sorted(folders, key=lambda item: (item[1], str(item[0])))
 
 
 def _iter_result_paths(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:

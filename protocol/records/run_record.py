@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from errors import DataError
-from protocol.board.columns import AXIS_COLUMN_ALIASES
+from protocol.board.columns import AXIS_COLUMN_ALIASES, TIME_COLUMNS
 from protocol.records import series
 from protocol.records.comparability import comparability_keys, describe_platform
+from protocol.records.inert_settings import drop_inert
 from protocol.records.metrics import DEFAULT_METRICS
+from protocol.records.plan_file import PlanRecord, Plans, plan_problems
+from protocol.records.run_evidence import RunEvidence, read_evidence
 from protocol.records.safe_read import (
     MAX_JSONL_BYTES,
     CheckedFields,
@@ -28,6 +31,7 @@ from protocol.records.safe_read import (
     read_file,
     sanitize,
 )
+from protocol.records.seals import check_seals
 from protocol.records.series import Scores
 from protocol.records.study_record import TUNING, StudyRecord, parse_study
 
@@ -84,6 +88,9 @@ class RunRecord:
     error_message: str = ""  # Reason of a failure.
     content_hash: str = ""  # SHA-256 over all files that were read.
     external_source: str = ""  # Source of an external result; blank for a run folder.
+    created: str = ""  # Time at which the run was created, as ISO 8601.
+    plan: PlanRecord | None = None  # The plan that plan.json beside the run has for it.
+    evidence: RunEvidence = RunEvidence()  # What the files of the run say of its result.
 
     @property
     def is_reported(self) -> bool:
@@ -91,37 +98,40 @@ class RunRecord:
         return self.study.role != TUNING
 
 
-def read_run(path: Path, folder: str) -> RunRecord:
+def read_run(path: Path, folder: str, plans: Plans | None = None) -> RunRecord:
     """Returns the record of the run folder at `path`, which is shown as `folder`.
+
+    Args:
+        path: the run folder.
+        folder: the name to show.
+        plans: the plans in plan.json beside the folder (`plan_file.read_plans`).
 
     Raises:
         DataError: if a file of it is missing, damaged, or of another format.
     """
-    content = hashlib.sha256()
-
-    def read_hashed(*parts: str, limit: int = MAX_JSONL_BYTES) -> bytes | None:
-        data = read_file(path, *parts, max_bytes=limit)
-        if data is not None:
-            digest = hashlib.sha256(data).hexdigest()
-            content.update(f"{'/'.join(parts)} {digest}\n".encode())
-        return data
-
-    run = parse_object(_require_file(read_hashed("run.json"), "run.json"), "run.json")
+    files = _HashedFiles(path)
+    run = parse_object(_require_file(files.read("run.json"), "run.json"), "run.json")
     if run.count("format") != FORMAT:
         raise DataError(f"run.json has format {run.count('format')}, this board reads {FORMAT}")
-    status = parse_object(read_hashed("status.json") or b"{}", "status.json")
-    metrics = series.increasing_steps(read_hashed("metrics.jsonl") or b"")
-    events = parse_jsonl(read_hashed("events.jsonl") or b"", "events.jsonl")
+    status = parse_object(files.read("status.json") or b"{}", "status.json")
+    metrics = series.increasing_steps(files.read("metrics.jsonl") or b"")
+    events = parse_jsonl(files.read("events.jsonl") or b"", "events.jsonl")
     settings = run.section("settings")
     train = settings.section("train")
     steps = train.count("steps") or 0
-    scores, versions = _read_scores(path, steps, read_hashed)
-    read_hashed("checkpoints", str(steps), "MANIFEST.json")
+    results = _read_results(path, steps, files.read)
+    scores, versions = _read_scores(results)
+    manifest = files.read("checkpoints", str(steps), "MANIFEST.json")
+    check_seals(run, status, results, files.content)
     study = parse_study(run.section("study"))
     objective = _require_text(settings.text("objective"), "run.json settings objective")
     metric = study.metric or DEFAULT_METRICS.get(objective, "")
     state = _record_state(status, metrics, scores.get(metric))
     identity_settings, identity = _identity(settings)
+    evidence = read_evidence(
+        *(run, settings, metrics, results, manifest), is_finished=state == "finished"
+    )
+    plan, problems = plan_problems(study, settings, plans or {})
     return RunRecord(
         folder=folder,
         run_id=_require_text(run.text("run_id"), "run.json run_id"),
@@ -140,7 +150,7 @@ def read_run(path: Path, folder: str) -> RunRecord:
             *(run.section("cost"), train, _run_tokens(run, objective), metrics, scores)
         ),
         exclusions=_exclusions(
-            settings, events, state, AXIS_COLUMN_ALIASES.get(study.axis) == "seconds"
+            settings, events, state, AXIS_COLUMN_ALIASES.get(study.axis) in TIME_COLUMNS
         ),
         notes=_notes(events),
         steps=steps,
@@ -152,8 +162,34 @@ def read_run(path: Path, folder: str) -> RunRecord:
         hardware=_hardware(run),
         platform=describe_platform(run),
         error_message=status.text("message"),
-        content_hash=content.hexdigest(),
+        content_hash=files.digest,
+        created=run.text("created", 40),
+        plan=plan,
+        evidence=evidence._replace(contradictions=(*evidence.contradictions, *problems)),
     )
+
+
+class _HashedFiles:
+    """The files of a run folder that were read, with the hash of all of them."""
+
+    def __init__(self, root: Path):
+        self.content: dict[str, bytes] = {}
+        self._root = root
+        self._hash = hashlib.sha256()
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 over names and hashes of all files that were read."""
+        return self._hash.hexdigest()
+
+    def read(self, *parts: str) -> bytes | None:
+        """Returns the bytes of a file; None if it does not exist."""
+        data = read_file(self._root, *parts, max_bytes=MAX_JSONL_BYTES)
+        if data is not None:
+            digest = hashlib.sha256(data).hexdigest()
+            self._hash.update(f"{'/'.join(parts)} {digest}\n".encode())
+            self.content["/".join(parts)] = data
+        return data
 
 
 def _require_file(data: bytes | None, name: str) -> bytes:
@@ -168,21 +204,29 @@ def _require_text(value: str, name: str) -> str:
     return value
 
 
-def _read_scores(
+def _read_results(
     path: Path, step: int, read_hashed: Callable[..., bytes | None]
-) -> tuple[Scores, dict[str, str]]:
-    """Returns the scores of a step, and what produced each: task, version, length and data.
+) -> list[CheckedFields]:
+    """Returns the results of all tasks at a step.
 
     Raises:
         DataError: if a file is of another step.
     """
-    scores: Scores = {}
-    versions: dict[str, str] = {}
+    results = []
     for name in list_result_files(path / "eval" / str(step)):
         data = read_hashed("eval", str(step), name)
         task = parse_object(data or b"{}", f"eval/{step}/{name}")
         if task.count("step") not in (None, step):
             raise DataError(f"{task.name} is of step {task.count('step')}, in the folder of {step}")
+        results.append(task)
+    return results
+
+
+def _read_scores(results: Sequence[CheckedFields]) -> tuple[Scores, dict[str, str]]:
+    """Returns the scores of tasks, and what produced each: task, version, length and data."""
+    scores: Scores = {}
+    versions: dict[str, str] = {}
+    for task in results:
         version, label = task.count("version") or 0, task.text("task", 60)
         evaluation = f"{label} v{version}, length {task.count('length')}, data {task.text('data')}"
         rows = task.objects("scores")
@@ -233,11 +277,22 @@ def _record_state(
 
 def _identity(settings: CheckedFields) -> tuple[dict[str, str], str]:
     """Returns the settings that may change a result, flat, and their hash."""
-    tree = {k: v for k, v in settings.tree.items() if k not in NON_IDENTITY_SECTIONS}
+    read = drop_inert(settings)
+    tree = {k: v for k, v in read.items() if k not in NON_IDENTITY_SECTIONS}
     train = settings.section("train").tree
-    tree["train"] = {k: v for k, v in train.items() if k not in COMPUTE_ONLY_KEYS}
+    ignored = {*COMPUTE_ONLY_KEYS} - ({"grad_accum_steps"} if _has_balance_loss(read) else set())
+    tree["train"] = {k: v for k, v in train.items() if k not in ignored}
     text = json.dumps(tree, sort_keys=True)
     return flatten(tree), hashlib.sha256(text.encode()).hexdigest()
+
+
+def _has_balance_loss(settings: Mapping[str, object]) -> bool:
+    """Whether a Mixture of Experts has a balance loss, which is formed per microbatch."""
+    keys = flatten(settings)
+    return any(
+        key.startswith("model.") and key.endswith(".balance_loss") and value not in ("0", "0.0", "")
+        for key, value in keys.items()
+    )
 
 
 def _run_tokens(run: CheckedFields, objective: str) -> float | None:
@@ -289,14 +344,11 @@ def _format_change(change: object) -> str:
 
 def _notes(events: Sequence[CheckedFields]) -> tuple[str, ...]:
     subjects = {
-        "environment_changed": "code, packages or environment",
-        "devices_changed": "mesh or devices",
+        "environment_changed": "code, packages or environment changed during training",
+        "devices_changed": "mesh or devices changed during training",
+        "file_damaged": "a file of it was damaged; rows of its metrics may be missing",
     }
-    return tuple(
-        f"{subjects[name]} changed during training"
-        for name in _event_kinds(events)
-        if name in subjects
-    )
+    return tuple(subjects[name] for name in _event_kinds(events) if name in subjects)
 
 
 def _event_kinds(events: Sequence[CheckedFields]) -> list[str]:
@@ -305,10 +357,10 @@ def _event_kinds(events: Sequence[CheckedFields]) -> list[str]:
 
 def _config_name(run: CheckedFields, settings: CheckedFields) -> str:
     """Returns the name and size of the config, else the pattern of layers."""
-    path, _, size = run.section("flags").text("config").partition(":")
-    return ":".join(filter(None, (Path(path).stem, size))) or _architecture(
-        settings.section("model")
-    )
+    text, _, size = run.section("flags").text("config").partition(":")
+    path = Path(text)
+    stem = path.parent.name if path.name == "run.json" else path.stem
+    return ":".join(filter(None, (stem, size))) or _architecture(settings.section("model"))
 
 
 def _architecture(model: CheckedFields) -> str:

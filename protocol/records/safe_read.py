@@ -191,6 +191,12 @@ class CheckedFields:
             raise self._type_error(key, "a list of whole numbers")
         return counts
 
+    def numbers(self, key: str) -> list[float | None]:
+        """Returns the list of numbers under `key`; null is None."""
+        items = self._list(key)
+        fields = [CheckedFields({"value": item}, f"{self.name} {key}") for item in items]
+        return [item.number("value") for item in fields]
+
     def text_pairs(self, key: str, max_length: int = MAX_TEXT) -> list[tuple[str, str]]:
         """Returns the list of pairs of texts under `key`."""
         pairs: list[tuple[str, str]] = []

@@ -18,7 +18,15 @@ LAST_ROW_COLUMNS = {  # Metrics of which the last row is shown, with their colum
     "moe.dropped": "dropped_tokens",
 }
 COST_COLUMNS = (
-    *("params", "active_params", "training_flops", "executed_flops", "head_share", "tokens"),
+    *(
+        "params",
+        "active_params",
+        "training_flops",
+        "executed_flops",
+        "head_share",
+        "elementwise_share",
+    ),
+    "tokens",
     *("unique_tokens", "epochs", "seconds", "tokens_per_second", "mfu", "peak_memory"),
     *("prefill_tokens_per_second", "decode_ms_per_token", "state_bytes", "measured_state_bytes"),
     *("load_entropy", "dead_experts", "dropped_tokens"),
@@ -30,7 +38,7 @@ def increasing_steps(data: bytes) -> list[CheckedFields]:
     """Returns the rows of metrics.jsonl by increasing step.
 
     A row at an earlier step removes the rows after that step, because the run was rolled back or
-    resumed from there. Rows of one step and attempt are merged.
+    resumed from there. Rows of one step are merged, also those of two attempts.
 
     Raises:
         DataError: if a row has no step.
@@ -45,9 +53,7 @@ def increasing_steps(data: bytes) -> list[CheckedFields]:
         if row.boolean("resumed"):
             continue
         if series and series[-1][0] == step:
-            is_same_attempt = series[-1][1].tree.get("attempt") == row.tree.get("attempt")
-            old = series.pop()[1].tree if is_same_attempt else {}
-            row = CheckedFields(old | row.tree, row.name)
+            row = CheckedFields(series.pop()[1].tree | row.tree, row.name)
         series.append((step, row))
     return [row for _, row in series]
 
@@ -84,6 +90,7 @@ def read_costs(
         "training_flops": None if token is None or run_tokens is None else token * run_tokens,
         "executed_flops": None if executed is None or run_tokens is None else executed * run_tokens,
         "head_share": head / forward if head is not None and forward else None,
+        "elementwise_share": _elementwise_flops(cost) / forward if forward else None,
         "seconds": None if step is None else step * (train.nonnegative("steps") or 0),
         "tokens_per_second": _median(series, "tokens_per_second"),
         "mfu": _median(series, "mfu"),
@@ -92,6 +99,13 @@ def read_costs(
         columns[name] = _longest_context(scores, name)
     columns["measured_state_bytes"] = _longest_context(scores, "state_bytes")
     return {k: v for k, v in columns.items() if v is not None and math.isfinite(v)}
+
+
+def _elementwise_flops(cost: CheckedFields) -> float:
+    """Returns the FLOPs per token of the terms that are no matrix products."""
+    terms = cost.section("terms")
+    sections = [terms.section(name) for name in terms.tree]
+    return sum(term.nonnegative("model") or 0.0 for term in sections if term.boolean("elementwise"))
 
 
 def _last_value(series: list[CheckedFields], name: str) -> float | None:

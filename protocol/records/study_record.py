@@ -1,6 +1,5 @@
 """What a study declares before its runs: `study` in run.json, or in an external result."""
 
-from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple
 
 from protocol.records.safe_read import CheckedFields
@@ -30,6 +29,11 @@ class StudyRecord(NamedTuple):
     varied_settings: tuple[str, ...] = ()  # Settings of the objective that candidates may vary.
     # Name of the isoFLOP curve on which this run is a point: several sizes at one budget.
     isoflop_curve: str = ""
+    reference: str = ""  # Candidate whose cost the others are matched to.
+    is_paired: bool = False  # Runs with the same seed are compared with each other.
+    looks: tuple[int, ...] = ()  # Numbers of seeds at which the results are examined.
+    tuning_seeds: tuple[int, ...] = ()  # Seeds that selected settings, and are never reported.
+    choices: str = ""  # Hash of the tuning choices, which plan.json has beside the plan.
 
 
 def parse_study(fields: CheckedFields) -> StudyRecord:
@@ -50,12 +54,9 @@ def parse_study(fields: CheckedFields) -> StudyRecord:
         seeds=tuple(fields.counts("seeds")),
         varied_settings=tuple(fields.texts("varied_settings", 80)),
         isoflop_curve=fields.text("isoflop_curve", 80),
+        reference=fields.text("reference", 80),
+        is_paired=fields.boolean("is_paired"),
+        looks=tuple(fields.counts("looks")),
+        tuning_seeds=tuple(fields.counts("tuning_seeds")),
+        choices=fields.text("choices"),
     )
-
-
-def count_declared(studies: Iterable[StudyRecord]) -> int:
-    """Returns the number of comparisons that the plans of these studies declare in total."""
-    counts: dict[str, int] = {}
-    for study in studies:
-        counts[study.plan] = max(counts.get(study.plan, 0), study.n_comparisons)
-    return min(sum(counts.values()), MAX_COMPARISONS)

@@ -27,7 +27,7 @@ MIN_POOL_RUNS = 8  # Runs of each candidate; Brown-Forsythe has too little power
 MIN_POOL_P = 0.5  # At .25, one noisy baseline still makes 7 % of studies claim falsely.
 
 Array = np.ndarray
-Method = Literal["Welch", "pooled"]
+Method = Literal["Welch", "pooled", "paired"]
 
 
 class Interval(NamedTuple):
@@ -55,6 +55,10 @@ class Difference(NamedTuple):
     def half_width(self, level: float = 0.95) -> Float[Array, "..."]:
         """Returns half the width of the confidence interval."""
         return special.stdtrit(self.df, (1 + level) / 2) * self.standard_error
+
+    def claim_half_width(self, level: float = 0.95) -> Float[Array, "..."]:
+        """Returns half the width of the interval that excludes 0 where `p` is below 1 - level."""
+        return special.stdtrit(self.claim_df, (1 + level) / 2) * self.standard_error
 
     def equivalence_p(self, margin: float) -> Float[Array, "..."]:
         """Returns the p-value of a difference of `margin` or more (TOST, Schuirmann 1987).
@@ -92,6 +96,19 @@ def pooled_difference(
     error = np.asarray(sigma * math.sqrt(1 / a.shape[-1] + 1 / b.shape[-1]))
     df_array = np.full_like(error, df)
     return Difference(a.mean(-1) - b.mean(-1), error, df_array, df_array, "pooled")
+
+
+def paired_difference(a: Float[Array, "*studies n"], b: Float[Array, "*studies n"]) -> Difference:
+    """Compares two candidates by the differences of runs that share a seed (Student 1908).
+
+    Entry i of both arrays is of the same seed.
+    """
+    n = _check_runs(a)
+    gaps = a - b
+    scale = np.maximum(np.abs(a).max(-1), np.abs(b).max(-1))
+    error = np.sqrt(_variance(gaps, scale) / n)
+    df = np.full_like(error, n - 1)
+    return Difference(gaps.mean(-1), error, df, df, "paired")
 
 
 def pooled_sigma(
@@ -136,6 +153,22 @@ def holm(p: Float[Array, "*studies m"]) -> Float[Array, "*studies m"]:
     return adjusted
 
 
+def holm_levels(p: Float[Array, " m"], alpha: float) -> Float[Array, " m"]:
+    """Returns the level at which Holm's procedure tests each of m p-values.
+
+    Step i (from 0) tests the i-th smallest p-value at alpha / (m - i). The first step that does not
+    reject ends the procedure, and its level is that of all p-values left. An interval of confidence
+    1 - level therefore excludes 0 exactly if the procedure rejects.
+    """
+    m, order = p.size, np.argsort(p, kind="stable")
+    steps = alpha / np.arange(m, 0, -1)
+    is_rejected = np.minimum.accumulate(p[order] <= steps)
+    n_rejected = int(is_rejected.sum())
+    levels = np.empty(m)
+    levels[order] = np.where(is_rejected, steps, steps[min(n_rejected, m - 1)])
+    return levels
+
+
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval | None:
     """Returns the interval of the mean over runs; None for one run, or if all runs are equal."""
     x = np.asarray(values, float)
@@ -166,10 +199,16 @@ def _tail_probability(distance: Array, error: Array, df: Array) -> Array:
     return np.where(error > 0, special.stdtr(df, -distance / safe), 0.5)
 
 
-def _variance(x: Float[Array, "*studies n"]) -> Float[Array, "*studies"]:
-    """Returns the unbiased variance; 0 where only rounding makes equal numbers differ."""
+def _variance(
+    x: Float[Array, "*studies n"], scale: Float[Array, "*studies"] | None = None
+) -> Float[Array, "*studies"]:
+    """Returns the unbiased variance; 0 where only rounding makes equal numbers differ.
+
+    `scale` is the size of the numbers that `x` was computed from, by default that of `x`.
+    """
     variance = x.var(-1, ddof=1)
-    return np.where(variance <= (1e-13 * np.abs(x).max(-1)) ** 2, 0.0, variance)
+    size = np.abs(x).max(-1) if scale is None else scale
+    return np.where(variance <= (1e-13 * size) ** 2, 0.0, variance)
 
 
 def _check_runs(x: Array) -> int:

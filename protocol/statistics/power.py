@@ -9,11 +9,12 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+from scipy import optimize, special
 
 from errors import ConfigError, DataError
 
 MIN_NOISE_FLOOR_RUNS = 8
+N_QUANTILES = 100  # Quantiles of each sample variance in `power`.
 MAX_RUNS = 1000  # Limit of the search in `runs_needed`.
 
 
@@ -53,8 +54,8 @@ def critical_difference(
 ) -> float:
     """Returns the smallest claimable difference, t(1 - alpha / 2m, 2n - 2) sigma sqrt(2 / n).
 
-    A true difference of this size is claimed in half of all studies; `runs_needed` solves for a
-    higher power.
+    It is that of equal spreads that are known to be equal. `detectable_difference` is larger,
+    because the board does not assume this.
     """
     _check_inputs(sigma, n_comparisons)
     if n_runs < 2:
@@ -83,24 +84,73 @@ def critical_difference_of_minima(
 
 
 def power(
-    effect: float, sigma: float, n_runs: int, n_comparisons: int = 1, alpha: float = 0.05
+    effect: float,
+    sigma: float,
+    n_runs: int,
+    n_comparisons: int = 1,
+    alpha: float = 0.05,
+    *,
+    other_sigma: float | None = None,
 ) -> float:
-    """Returns the probability that a true difference is claimed (equal spreads, Bonferroni).
+    """Returns the probability that a true difference is claimed (Welch, Bonferroni).
 
-    The variance, and the share of one sample in it, are independent. The share alone determines
-    the degrees of freedom of `Difference.p`. The result is a mean over quantiles of both.
+    The two sample variances are independent of the difference and of each other. They determine
+    the standard error and the degrees of freedom of `Difference.p`; the result is a mean over
+    quantiles of both.
+
+    Args:
+        effect: the true difference of the means.
+        sigma: the standard deviation of the runs of one candidate.
+        n_runs: runs of each candidate.
+        n_comparisons: comparisons of the study.
+        alpha: the level of the study.
+        other_sigma: the standard deviation of the other candidate; None: the same.
     """
-    _check_inputs(sigma, n_comparisons)
+    other_sigma = sigma if other_sigma is None else other_sigma
+    _check_inputs(min(sigma, other_sigma), n_comparisons)
     if n_runs < 2:
         return 0.0
-    df, center = n_runs - 1, abs(effect) / (sigma * math.sqrt(2 / n_runs))
-    quantiles = (np.arange(200) + 0.5) / 200
-    share = special.betaincinv(df / 2, df / 2, quantiles)
-    error = np.sqrt(special.gammaincinv(df, quantiles) / df)[:, None]  # Over its expectation.
+    df = n_runs - 1
+    quantiles = (np.arange(N_QUANTILES) + 0.5) / N_QUANTILES
+    ratio = special.gammaincinv(df / 2, quantiles) * 2 / df  # Sample variance over the true one.
+    u = ratio[:, None] * sigma**2 / n_runs
+    v = ratio[None, :] * other_sigma**2 / n_runs
+    share = u / (u + v)
     welch_df = df / (share**2 + (1 - share) ** 2)
     critical = special.stdtrit(df + df * (welch_df / df - 1) ** 2, 1 - alpha / (2 * n_comparisons))
-    above, below = special.ndtr(center - critical * error), special.ndtr(-center - critical * error)
+    scale = math.hypot(sigma, other_sigma) / math.sqrt(n_runs)
+    center, bound = abs(effect) / scale, critical * np.sqrt(u + v) / scale
+    above, below = special.ndtr(center - bound), special.ndtr(-center - bound)
     return float((above + below).mean())
+
+
+def detectable_difference(
+    sigma: float,
+    other_sigma: float,
+    n_runs: int,
+    n_comparisons: int = 1,
+    alpha: float = 0.05,
+    *,
+    target_power: float = 0.5,
+) -> float:
+    """Returns the smallest true difference that is claimed with the target power.
+
+    It uses the degrees of freedom of the board's own claims, which are fewer than those of equal
+    variances. inf if a candidate has a single run.
+    """
+    _check_inputs(min(sigma, other_sigma), n_comparisons)
+    if n_runs < 2:
+        return math.inf
+    scale = max(sigma, other_sigma)
+
+    def missing_power(effect: float) -> float:
+        reached = power(effect, sigma, n_runs, n_comparisons, alpha, other_sigma=other_sigma)
+        return reached - target_power
+
+    high = scale
+    while missing_power(high) < 0:
+        high *= 2
+    return float(optimize.brentq(missing_power, 0.0, high, xtol=1e-6 * scale))
 
 
 def runs_needed(

@@ -3,7 +3,8 @@
 Claims of a difference and ties are each adjusted over all declared comparisons (Holm). The
 probability of any false claim among them is therefore at most 5 %, and so is that of any false tie.
 A tie is a claim of its own (TOST inside the margin). Without a claim of either kind, candidates are
-"not distinguishable". Intervals are not adjusted: each holds for one comparison on its own.
+"not distinguishable". The interval of a sentence is that of its own test: its level is the one at
+which Holm's procedure tests the comparison, so that it excludes 0 exactly if there is a claim.
 """
 
 import math
@@ -17,19 +18,19 @@ from errors import ConfigError, DataError
 from protocol.records.metrics import Direction
 from protocol.statistics.hypothesis_tests import (
     Difference,
-    Interval,
     can_pool,
     holm,
-    mean_interval,
+    holm_levels,
+    paired_difference,
     pooled_difference,
     pooled_sigma,
-    rate_interval,
     welch,
 )
+from protocol.statistics.sample import CandidateSample
 from settings.types import did_you_mean
 
-MIN_RANKED_RUNS = 3  # Runs that a rank needs.
 CLAIM_KINDS = ("lower", "higher", "equivalent", "inconclusive")  # Kinds that describe a difference.
+RANKING_KINDS = (*CLAIM_KINDS, "no_variance")  # Kinds of pairs that were compared.
 
 VerdictKind = Literal[
     "lower",
@@ -41,55 +42,6 @@ VerdictKind = Literal[
     "diverged",
     "duplicate",
 ]
-
-
-@dataclass(frozen=True)
-class CandidateSample:
-    """The runs of a candidate: the scores of its finished runs, and how many runs diverged."""
-
-    name: str
-    values: tuple[float, ...]
-    n_diverged: int = 0
-    digest: str = ""  # Hash of the settings without name and seed; duplicates have the same.
-    planned_runs: int = 0  # The candidate is not ranked before all planned runs have ended.
-
-    def __post_init__(self) -> None:
-        if not all(map(math.isfinite, self.values)):
-            raise DataError(
-                f"{self.name} has the values {self.values}, must be finite; use `make_sample`, "
-                "which counts other runs as diverged"
-            )
-
-    @property
-    def n_runs(self) -> int:
-        """The number of finished and diverged runs."""
-        return len(self.values) + self.n_diverged
-
-    @property
-    def required_runs(self) -> int:
-        """The number of runs that a rank needs."""
-        return max(MIN_RANKED_RUNS, self.planned_runs)
-
-    @property
-    def mean(self) -> float | None:
-        """The mean score; None if there is no run, or one diverged (then a rate is reported)."""
-        return None if self.n_diverged or not self.values else float(np.mean(self.values))
-
-    @property
-    def interval(self) -> Interval | None:
-        """The 95 % interval of the mean; None if there is no mean or no variance."""
-        return None if self.n_diverged else mean_interval(self.values)
-
-    @property
-    def divergence_interval(self) -> Interval:
-        """The 95 % interval of the rate of diverged runs."""
-        return rate_interval(self.n_diverged, self.n_runs)
-
-
-def make_sample(name: str, values: Sequence[float], digest: str = "") -> CandidateSample:
-    """Returns the sample of all runs; a value that is not finite is a diverged run."""
-    finite = tuple(float(x) for x in values if math.isfinite(x))
-    return CandidateSample(name, finite, len(values) - len(finite), digest)
 
 
 class MetricSpec(NamedTuple):
@@ -109,12 +61,21 @@ class Verdict:
     kind: VerdictKind
     metric: MetricSpec
     scope: str
-    level: float = 0.95
+    level: float = 0.95  # Level of the interval that the sentence prints.
     difference: Difference | None = None  # None: a candidate has a single run, or one diverged.
     p: float = 1.0  # Adjusted by Holm.
     equivalence_p: float = 1.0  # Adjusted by Holm.
     critical_difference: float = math.inf  # The smallest claimable difference.
     is_declared: bool = True  # False: not declared before the runs, so it is exploratory.
+    n_comparisons: int = 1  # Comparisons for which p and the interval are adjusted.
+    alpha: float = 0.05  # Level at which p is tested.
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the width of the interval of the sentence; None if there is no interval."""
+        if self.difference is None:
+            return None
+        return float(self.difference.claim_half_width(self.level))
 
     @property
     def sentence(self) -> str:
@@ -128,17 +89,24 @@ class Verdict:
             return None
         return self.a.name if self.kind == self.metric.better else self.b.name
 
+    def defeat(self) -> tuple[str, str] | None:
+        """Returns the names of the better and the worse candidate, if that is shown."""
+        if (winner := self.winner()) is None:
+            return None
+        return winner, self.b.name if winner == self.a.name else self.a.name
+
 
 def compare_candidates(
     samples: Sequence[CandidateSample],
     comparisons: Sequence[tuple[str, str]],
     metric: MetricSpec,
     *,
-    level: float = 0.95,
+    alpha: float = 0.05,
     scope: str = "at this N and D",
     n_other_comparisons: int = 0,
     margins: Sequence[float] = (),
     differences: Sequence[Difference] = (),
+    is_paired: bool = False,
 ) -> list[Verdict]:
     """Returns a verdict for each comparison; all of them count in the adjustment.
 
@@ -146,16 +114,18 @@ def compare_candidates(
         samples: the candidates; names must be unique.
         comparisons: pairs of names, which all count in the Holm adjustment.
         metric: the metric of the values.
-        level: the level of intervals; claims are made at 1 - level.
+        alpha: the probability of any false claim that is permitted.
         scope: text that limits the claim, such as "at this N and D".
         n_other_comparisons: comparisons of other samples that the same plan declares; they count
             in the adjustment too.
         margins: the margin of each comparison, where it is not the metric's.
         differences: the difference of each comparison, where it is not that of the means.
+        is_paired: whether runs with the same seed are compared with each other, which the study
+            declares; candidates must then have the same seeds.
     """
     by_name = _check_comparisons(samples, comparisons)
     pairs = [(by_name[a], by_name[b]) for a, b in comparisons]
-    used = [*differences] or _differences(pairs, samples)
+    used = [*differences] or _differences(pairs, samples, is_paired)
     metrics = [metric._replace(margin=m) for m in margins or [metric.margin] * len(comparisons)]
     raw_p = [1.0 if d is None else float(d.p) for d in used]
     raw_equivalence_p = [
@@ -163,39 +133,25 @@ def compare_candidates(
         for d, m in zip(used, metrics, strict=True)
     ]
     padding = [1.0] * n_other_comparisons
-    adjusted, adjusted_equivalence = (
-        holm(np.array([*p, *padding])).tolist() for p in (raw_p, raw_equivalence_p)
-    )
-    count = len(comparisons)
-    return [
-        Verdict(
-            *(a, b, _verdict_kind(a, b, d, p, tie, 1 - level), m, scope, level, d, p, tie),
-            math.inf
-            if d is None or not d.standard_error
-            else float(d.critical_difference(count + n_other_comparisons, 1 - level)),
+    p, tie_p = (np.array([*raw, *padding]) for raw in (raw_p, raw_equivalence_p))
+    levels, tie_levels = holm_levels(p, alpha), holm_levels(tie_p, alpha)
+    adjusted, adjusted_ties = holm(p), holm(tie_p)
+    verdicts = []
+    for i, ((a, b), m, d) in enumerate(zip(pairs, metrics, used, strict=True)):
+        kind = _verdict_kind(a, b, d, float(adjusted[i]), float(adjusted_ties[i]), alpha)
+        verdict = Verdict(
+            *(a, b, kind, m, scope),
+            # A tie at level x is the interval of level 1 - 2 x inside the margin.
+            level=float(1 - 2 * tie_levels[i] if kind == "equivalent" else 1 - levels[i]),
+            difference=d,
+            p=float(adjusted[i]),
+            equivalence_p=float(adjusted_ties[i]),
+            critical_difference=_critical_difference(d, p.size, alpha),
+            n_comparisons=p.size,
+            alpha=alpha,
         )
-        for (a, b), m, d, p, tie in zip(
-            *(pairs, metrics, used, adjusted[:count], adjusted_equivalence[:count]), strict=True
-        )
-    ]
-
-
-def compute_ranks(
-    samples: Sequence[CandidateSample], verdicts: Sequence[Verdict]
-) -> dict[str, int | None]:
-    """Returns the rank of each candidate: 1 + the number of candidates shown to be better.
-
-    Candidates that are not distinguishable share a rank. A candidate with a diverged run, or with
-    fewer runs than a rank needs, has None.
-    """
-    losses = {s.name: 0 for s in samples}
-    for verdict in verdicts:
-        if (winner := verdict.winner()) is not None:
-            losses[verdict.b.name if winner == verdict.a.name else verdict.a.name] += 1
-    return {
-        s.name: None if s.n_diverged or s.n_runs < s.required_runs else 1 + losses[s.name]
-        for s in samples
-    }
+        verdicts.append(verdict)
+    return verdicts
 
 
 def _check_comparisons(
@@ -223,10 +179,22 @@ def _check_comparisons(
     return by_name
 
 
+def _critical_difference(difference: Difference | None, n_comparisons: int, alpha: float) -> float:
+    if difference is None or not difference.standard_error:
+        return math.inf
+    return float(difference.critical_difference(n_comparisons, alpha))
+
+
 def _differences(
-    pairs: Sequence[tuple[CandidateSample, CandidateSample]], samples: Sequence[CandidateSample]
+    pairs: Sequence[tuple[CandidateSample, CandidateSample]],
+    samples: Sequence[CandidateSample],
+    is_paired: bool,
 ) -> list[Difference | None]:
-    """Returns differences with one pooled sigma if the spreads allow it, else Welch's."""
+    """Returns paired differences, or with one pooled sigma if the spreads allow it, else Welch's.
+
+    Raises:
+        ConfigError: if a paired comparison is of candidates with other seeds.
+    """
     groups = [np.array(s.values) for s in samples if not s.n_diverged and len(s.values) > 1]
     is_pooled = len(groups) > 1 and bool(can_pool(groups))
     differences: list[Difference | None] = []
@@ -234,11 +202,29 @@ def _differences(
         x, y = np.array(a.values), np.array(b.values)
         if a.n_diverged or b.n_diverged or min(x.size, y.size) < 2:
             differences.append(None)
+        elif is_paired:
+            differences.append(paired_difference(*_align_by_seed(a, b)))
         elif is_pooled:
             differences.append(pooled_difference(x, y, *pooled_sigma(groups)))
         else:
             differences.append(welch(x, y))
     return differences
+
+
+def _align_by_seed(a: CandidateSample, b: CandidateSample) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the values of two candidates in the order of their common seeds.
+
+    Raises:
+        ConfigError: if the candidates do not have the same seeds.
+    """
+    if not a.seeds or sorted(a.seeds) != sorted(b.seeds):
+        raise ConfigError(
+            f"{a.name} has the seeds {list(a.seeds)} and {b.name} {list(b.seeds)}, must be the "
+            "same for a paired comparison; run the missing ones"
+        )
+    ordered = (dict(sorted(zip(s.seeds, s.values, strict=True))) for s in (a, b))
+    x, y = (np.array([*values.values()]) for values in ordered)
+    return x, y
 
 
 def _verdict_kind(
@@ -276,9 +262,17 @@ def _different(v: Verdict) -> str:
 def _equivalent(v: Verdict) -> str:
     margin = f"{_round_to_scale(v.metric.margin, v.metric.margin)} {v.metric.unit}"
     return (
-        f"{v.a.name} and {v.b.name} are equivalent within {margin} {v.scope}: "
+        f"{v.a.name} and {v.b.name} are equivalent within {margin} {v.scope}{_inside(v)}: "
         f"{_format_difference(v)} ({_format_basis(v)}), TOST Holm p{_format_p(v.equivalence_p)}"
     )
+
+
+def _inside(v: Verdict) -> str:
+    """Returns what is shown of a difference inside the margin; blank if nothing is."""
+    if v.difference is None or v.p > v.alpha:
+        return ""
+    lower = v.a.name if v.difference.mean < 0 else v.b.name
+    return f", although {lower} has lower {v.metric.unit} (Holm p{_format_p(v.p)})"
 
 
 def _inconclusive(v: Verdict) -> str:
@@ -316,8 +310,8 @@ def _no_variance(v: Verdict) -> str:
 
 def _diverged(v: Verdict) -> str:
     rates = [
-        f"{s.name} diverged in {s.n_diverged} of {s.n_runs} runs "
-        f"({_format_rate_interval(s.divergence_interval)})"
+        f"{s.name} diverged in {s.n_diverged} of {s.n_runs} runs (95 %: "
+        f"{s.divergence_interval.low:.2f} to {s.divergence_interval.high:.2f})"
         for s in (v.a, v.b)
         if s.n_diverged
     ]
@@ -328,6 +322,11 @@ def _diverged(v: Verdict) -> str:
 
 
 def _duplicate(v: Verdict) -> str:
+    if v.a.values and v.a.values == v.b.values:
+        return (
+            f"{v.a.name} and {v.b.name} have the same results to the last digit: nothing reads the "
+            "settings in which they differ, and they are not ranked against each other"
+        )
     return (
         f"{v.a.name} and {v.b.name} have the same settings: their difference is noise, and they "
         "are not ranked against each other"
@@ -354,7 +353,7 @@ def _mean_and_half_width(v: Verdict) -> tuple[float, float]:
     """
     if v.difference is None:
         raise DataError(f"{v.a.name} and {v.b.name} have no interval; add seeds")
-    return float(v.difference.mean), float(v.difference.half_width(v.level))
+    return float(v.difference.mean), v.half_width or 0.0
 
 
 def _format_difference(v: Verdict) -> str:
@@ -365,7 +364,8 @@ def _format_difference(v: Verdict) -> str:
 
 def _format_basis(v: Verdict) -> str:
     method = v.difference.method if v.difference else ""
-    return f"{100 * v.level:g} %, n={_format_runs(v)}, {method}"
+    adjusted = f", adjusted for {v.n_comparisons} comparisons" * (v.n_comparisons > 1)
+    return f"{100 * v.level:.3g} %{adjusted}, n={_format_runs(v)}, {method}"
 
 
 def _format_runs(v: Verdict) -> str:
@@ -377,10 +377,6 @@ def _format_required_runs(v: Verdict) -> str:
     if a.required_runs == b.required_runs:
         return f"{a.required_runs} runs of each"
     return f"{a.required_runs} runs of {a.name} and {b.required_runs} of {b.name}"
-
-
-def _format_rate_interval(interval: Interval) -> str:
-    return f"95 %: {interval.low:.2f} to {interval.high:.2f}"
 
 
 def _format_p(p: float) -> str:

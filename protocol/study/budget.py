@@ -295,8 +295,9 @@ def _with_steps(
             f"{name}: {axis} {target:.6g} is not reached within {tolerance:.2%} by whole steps; "
             f"nearest: {cost_of(steps):.6g} with train.steps {steps}; reduce train.batch_size"
         )
-    scaled_warmup = settings.optimizer.warmup * steps / max(settings.train.steps, 1)
-    warmup = min(round(scaled_warmup), steps - 1)
+    warmup = settings.optimizer.warmup
+    if warmup >= 1:  # below 1 it is a share of the steps already
+        warmup = min(round(warmup * steps / max(settings.train.steps, 1)), steps - 1)
     return with_changes(settings, {"train.steps": steps, "optimizer.warmup": warmup})
 
 

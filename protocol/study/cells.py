@@ -1,18 +1,15 @@
 """A cell of a study: a candidate under an objective at a size, identified by its settings."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from errors import ConfigError
+from protocol.records.inert_settings import drop_inert
+from protocol.records.plan_file import NON_IDENTITY_SETTINGS, hash_json, without_settings
+from protocol.records.safe_read import CheckedFields
 from settings.changes import with_changes
 from settings.tree import as_json, from_json
 from training.settings import Settings
-
-# Settings that do not make another candidate: they change where and how it is computed.
-NON_IDENTITY_SETTINGS: tuple[str, ...] = ("seed", "log", "checkpoint", "debug", "eval")
-NON_IDENTITY_SETTINGS += ("model.remat", "train.hang_timeout", "train.compile_cache", "data.cache")
 
 
 class Cell(NamedTuple):
@@ -44,12 +41,12 @@ class Cell(NamedTuple):
     @property
     def identity_settings(self) -> dict[str, object]:
         """The settings that identify a candidate; `matches_settings` reads them."""
-        tree = {k: v for k, v in as_json(self.settings).items() if k not in NON_IDENTITY_SETTINGS}
-        for section, _, name in (
-            path.partition(".") for path in NON_IDENTITY_SETTINGS if "." in path
-        ):
-            tree[section] = {k: v for k, v in tree[section].items() if k != name}
-        return tree
+        return without_settings(as_json(self.settings), NON_IDENTITY_SETTINGS)
+
+    @property
+    def read_digest(self) -> str:
+        """The hash of the identity settings that something reads; copies share it."""
+        return hash_json(drop_inert(CheckedFields(self.identity_settings, "settings")))
 
     def matches_settings(self, settings: Mapping[str, object]) -> bool:
         """Returns whether recorded identity settings are those of this cell.
@@ -87,9 +84,3 @@ def make_cells(
         for name, settings in candidates.items()
         for objective in objectives
     ]
-
-
-def hash_json(value: object) -> str:
-    """Returns the SHA-256 of a value as canonical JSON."""
-    text = json.dumps(value, sort_keys=True, default=dict, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()

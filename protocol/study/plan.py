@@ -1,153 +1,30 @@
-"""The plan of a study: what will be run and claimed, hashed before any run.
+"""The runs of a plan, each with all of its settings, and the lines that describe the plan.
 
 Cells (candidates under an objective at a size, matched by `protocol/study/budget.py`), learning
-rates and seeds together give runs, each with all of its settings. The hash covers what was
-declared: axis, metric, margin, comparisons, cells, tuning and seeds, but no outcome. Each run.json
-records it.
+rates and seeds together give runs. `protocol/study/study_plan.py` has the plan and its hash.
 """
 
-import itertools
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
 
 from errors import ConfigError
 from formatting import format_percent
 from protocol.board.columns import pluralize
-from protocol.records.metrics import Direction, check_direction
+from protocol.records.metrics import check_direction
+from protocol.records.plan_file import hash_json
 from protocol.records.study_record import REPORTED, TUNING, Role
-from protocol.statistics.power import NoiseFloor, critical_difference, critical_difference_of_minima
-from protocol.study.budget import TOLERANCE, Axis, compute_run_costs
-from protocol.study.cells import Cell, CellKey, hash_json
-from protocol.study.tuning import MIN_RATES, NO_TRIAL, TuningTrial, learning_rate_grid
+from protocol.statistics.power import (
+    NoiseFloor,
+)
+from protocol.study.budget import compute_run_costs
+from protocol.study.cells import Cell, CellKey
+from protocol.study.declaration import PlannedRun, Tuning, TuningChoice
+from protocol.study.study_plan import NAME_PATTERN, StudyPlan, axis_value, choices_tree
+from protocol.study.tuning import NO_TRIAL, TuningTrial, learning_rate_grid
 from settings.changes import with_changes
 from settings.tree import as_json
-from settings.types import did_you_mean
 
-NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # Assumed training speed over that of large matrix products, where no step was measured.
 ASSUMED_EFFICIENCY = 0.25
-
-
-@dataclass(frozen=True)
-class Declaration:
-    """What the study will claim; any other result is exploratory."""
-
-    axis: Axis
-    metric: str  # Name in the results, as test/bits_per_byte.
-    margin: float  # Margin of practical equivalence.
-    comparisons: tuple[tuple[str, str], ...]  # Pairs of candidates, at each objective and size.
-    unit: str = "bits per byte"
-    better: Direction = "lower"
-    alpha: float = 0.05
-    varied_settings: tuple[str, ...] = ()  # Settings of the objective that candidates may vary.
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """The tuning that every candidate gets, on a metric of the validation split."""
-
-    metric: str
-    n_rates: int = MIN_RATES
-    seeds: tuple[int, ...] = (1000,)  # Never reported.
-    trials: tuple[TuningTrial, ...] = ()  # Further trials at the best learning rate.
-
-    def __post_init__(self) -> None:
-        split, _, name = self.metric.partition("/")
-        if split != "valid" or not name:
-            raise ConfigError(
-                f"the metric of tuning is {self.metric!r}, must be of the validation split, "
-                "because claims are made on the test split; name one as valid/bits_per_byte"
-            )
-
-
-class TuningChoice(NamedTuple):
-    """The result of tuning a cell."""
-
-    learning_rate: float
-    n_trials: int  # Number of trials.
-    trial: TuningTrial = NO_TRIAL
-
-
-class PlannedRun(NamedTuple):
-    """A run of the plan, with all of its settings."""
-
-    name: str
-    cell_key: CellKey
-    role: Role
-    learning_rate: float
-    seed: int
-    trial_name: str
-    settings: dict[str, object]  # All settings, as `settings.tree.from_json` reads them.
-    training_flops: float
-    steps: int
-    study: dict[str, object]  # The section "study" of its run.json.
-
-
-@dataclass(frozen=True)
-class StudyPlan:
-    """The cells, the declaration, the seeds and the tuning of a study."""
-
-    cells: tuple[Cell, ...]
-    declaration: Declaration
-    seeds: tuple[int, ...]  # Seeds of the reported runs.
-    tuning: Tuning | None = None  # None: learning rates are given as `TuningChoice`s.
-    noise_floor: NoiseFloor | None = None
-
-    def __post_init__(self) -> None:
-        _check_plan(self)
-        _check_axis(self)
-
-    @cached_property
-    def digest(self) -> str:
-        """The hash of the declared plan."""
-        cells = [[*c.key, c.budget, c.digest] for c in self.cells]
-        tuning = self.tuning and [*vars(self.tuning).values()]
-        return hash_json([cells, vars(self.declaration), self.seeds, tuning])
-
-    @property
-    def n_comparisons(self) -> int:
-        """The number of declared comparisons over all objectives and sizes (or isoFLOP budgets)."""
-        return len({cell.group for cell in self.cells}) * len(self.declaration.comparisons)
-
-    @property
-    def min_curve_sizes(self) -> int:
-        """The fewest sizes of an isoFLOP curve; 1: candidates are compared at each size."""
-        curves = Counter((cell.candidate, *cell.group) for cell in self.cells if cell.isoflop_curve)
-        return min(curves.values(), default=1)
-
-    @property
-    def critical_difference(self) -> float | None:
-        """The smallest claimable difference; None without a noise floor."""
-        if self.noise_floor is None:
-            return None
-        n_runs, alpha = len(self.seeds), self.declaration.alpha
-        args = self.noise_floor.sigma, n_runs, self.n_comparisons, alpha
-        if self.min_curve_sizes > 1:
-            return critical_difference_of_minima(*args, n_sizes=self.min_curve_sizes)
-        return critical_difference(*args)
-
-    def duplicates(self) -> list[tuple[str, str]]:
-        """Returns pairs of candidates with the same settings, which are never ranked."""
-        pairs = itertools.combinations(self.cells, 2)
-        return sorted(
-            {
-                (a.candidate, b.candidate)
-                for a, b in pairs
-                if a.candidate != b.candidate and a.digest == b.digest
-            }
-        )
-
-
-def axis_value(plan: StudyPlan, cell: Cell) -> float:
-    """Returns the value of the axis that all candidates of an objective and size share."""
-    if cell.budget:
-        return cell.budget
-    first = next(c for c in plan.cells if c.key[1:] == cell.key[1:])
-    return first.budget or compute_run_costs(first.settings)._asdict()[plan.declaration.axis]
 
 
 def sweep_runs(
@@ -179,7 +56,9 @@ def trial_runs(plan: StudyPlan, best_rates: Mapping[CellKey, float]) -> list[Pla
 
 
 def reported_runs(
-    plan: StudyPlan, tuning_choices: Mapping[CellKey, TuningChoice]
+    plan: StudyPlan,
+    tuning_choices: Mapping[CellKey, TuningChoice],
+    sweep_hash: str = "",
 ) -> list[PlannedRun]:
     """Returns the runs whose results are reported.
 
@@ -193,12 +72,14 @@ def reported_runs(
     counts = {tuning_choices[cell.key].n_trials for cell in plan.cells}
     if len(counts) > 1:
         raise ConfigError(f"candidates had {sorted(counts)} tuning trials, must be equally many")
-    return [
+    choices = hash_json(choices_tree(plan, tuning_choices, sweep_hash))
+    runs = [
         _make_run(plan, cell, choice.learning_rate, seed, REPORTED, choice.trial, choice.n_trials)
         for cell in plan.cells
         for choice in [tuning_choices[cell.key]]
         for seed in plan.seeds
     ]
+    return [run._replace(study=run.study | {"choices": choices}) for run in runs]
 
 
 def estimate_hours(
@@ -248,7 +129,7 @@ def format_plan(
         f"{sum(run.training_flops for run in runs):.3g} training FLOPs, {time}",
         f"matched: {declared.axis}; metric: {declared.metric}; margin of practical equivalence: "
         f"{declared.margin:g} {declared.unit}; comparisons: {plan.n_comparisons:,}",
-        _format_critical_difference(plan),
+        _format_detectable_difference(plan),
     ]
     lines += [f"{a} and {b} have the same settings: never ranked" for a, b in plan.duplicates()]
     return lines
@@ -261,33 +142,45 @@ def _format_hours(hours: float) -> str:
     return f"{number} {unit}" if number != "1" else f"{number} {unit[:-1]}"
 
 
-def _format_critical_difference(plan: StudyPlan) -> str:
-    floor, n = plan.noise_floor, len(plan.seeds)
-    if plan.critical_difference is None or floor is None:
+def _format_detectable_difference(plan: StudyPlan) -> str:
+    floors, n, detectable = plan.noise_floors, len(plan.seeds), plan.detectable_difference
+    if detectable is None:
         return (
             "smallest claimable difference: unknown, because no noise floor is recorded; measure "
             "one with --stage=noise_floor"
         )
     sizes = f"of minima among {plan.min_curve_sizes} sizes, " if plan.min_curve_sizes > 1 else ""
-    source = f" ({floor.source})" if floor.source else ""
-    text = (
-        f"smallest claimable difference: {plan.critical_difference:.2g} {plan.declaration.unit} "
-        f"({sizes}n={n}, {pluralize(plan.n_comparisons, 'comparison')}); noise floor: sigma "
-        f"{floor.sigma:.2g} from {floor.n_runs} runs{source}"
+    sources = ", ".join(dict.fromkeys(floor.source for floor in floors.values() if floor.source))
+    sigmas = ", ".join(
+        f"{name} {floor.sigma:.2g} (at most {floor.upper_bound():.2g})"
+        for name, floor in floors.items()
     )
+    n_runs = min(floor.n_runs for floor in floors.values())
+    text = (
+        f"smallest claimable difference: {detectable:.2g} {plan.declaration.unit}, found in half "
+        f"of such studies ({sizes}n={n}, {pluralize(plan.n_comparisons, 'comparison')}); noise "
+        f"floor: sigma of {sigmas} from {n_runs} runs each" + f" ({sources})" * bool(sources)
+    )
+    if unmeasured := sorted({c.candidate for c in plan.cells} - floors.keys()):
+        text += f"; {', '.join(unmeasured)} assumed no noisier than these"
+    return text + _format_scale(plan, floors)
+
+
+def _format_scale(plan: StudyPlan, floors: Mapping[str, NoiseFloor]) -> str:
+    """Returns a note if sigma was measured at another scale than that of the plan."""
+    floor = min(floors.values(), key=lambda floor: floor.training_flops)
     if not floor.training_flops:
-        return text
+        return ""
     scales = [
         compute_run_costs(cell.settings).training_flops / floor.training_flops
         for cell in plan.cells
     ]
-    if not 0.5 <= min(scales) <= max(scales) <= 2:
-        text += (
-            f"; sigma was measured at another scale: its runs have {floor.training_flops:.2g} "
-            f"FLOPs; the runs of this plan have {min(scales):.2g} to {max(scales):.2g} times as "
-            "many"
-        )
-    return text
+    if 0.5 <= min(scales) <= max(scales) <= 2:
+        return ""
+    return (
+        f"; sigma was measured at another scale: its runs have {floor.training_flops:.2g} "
+        f"FLOPs; the runs of this plan have {min(scales):.2g} to {max(scales):.2g} times as many"
+    )
 
 
 def _make_run(
@@ -322,6 +215,10 @@ def _make_run(
         "n_comparisons": plan.n_comparisons,
         "seeds": list(plan.seeds),
         "role": role,
+        "reference": declared.reference,
+        "is_paired": declared.is_paired,
+        "looks": list(declared.looks),
+        "tuning_seeds": list(plan.tuning.seeds) if plan.tuning else [],
     }
     if declared.varied_settings:
         study["varied_settings"] = list(declared.varied_settings)
@@ -339,57 +236,3 @@ def _require_tuning(plan: StudyPlan) -> Tuning:
     if plan.tuning is None:
         raise ConfigError("the plan declares no tuning; give it a Tuning, or tuning choices")
     return plan.tuning
-
-
-def _check_plan(plan: StudyPlan) -> None:
-    """Refuses a plan whose names, comparisons, margin or seeds are missing or inconsistent.
-
-    Raises:
-        ConfigError: if it is so.
-    """
-    keys, names = [cell.key for cell in plan.cells], {cell.candidate for cell in plan.cells}
-    if not keys or len(set(keys)) < len(keys):
-        raise ConfigError(f"a plan has {len(keys)} cells, {len(set(keys))} of them distinct")
-    trials = [trial.name for trial in plan.tuning.trials] if plan.tuning else []
-    for name in {*(part for key in keys for part in key), *trials}:
-        if not NAME_PATTERN.fullmatch(name):
-            raise ConfigError(
-                f"the name {name!r} must be 1 to 128 letters, digits, '.', '_' or '-', and begin "
-                "with a letter or digit"
-            )
-    for name in (name for pair in plan.declaration.comparisons for name in pair):
-        if name not in names:
-            raise ConfigError(
-                f"comparisons name the candidate {name!r}; {did_you_mean(name, names)}"
-            )
-    if not plan.declaration.comparisons:
-        raise ConfigError("a plan declares no comparison; name pairs of candidates")
-    if not plan.declaration.margin >= 0:
-        raise ConfigError(f"margin is {plan.declaration.margin}, must be 0 or more")
-    tuning_seeds = plan.tuning.seeds if plan.tuning else ()
-    if not plan.seeds or len({*plan.seeds, *tuning_seeds}) < len(plan.seeds) + len(tuning_seeds):
-        raise ConfigError(
-            f"seeds {plan.seeds} and tuning seeds {tuning_seeds} must be distinct, one or more, "
-            "because tuning runs are never reported"
-        )
-
-
-def _check_axis(plan: StudyPlan) -> None:
-    """Refuses a cell whose cost is not that of its group.
-
-    Raises:
-        ConfigError: if there is one.
-    """
-    axis = plan.declaration.axis
-    for cell in plan.cells:
-        target, value = axis_value(plan, cell), compute_run_costs(cell.settings)._asdict()[axis]
-        if axis == "wall_clock" and not cell.budget:
-            raise ConfigError(
-                f"{'/'.join(cell.key)} has no seconds as its budget; measure the time of a step"
-            )
-        if axis != "wall_clock" and abs(value / target - 1) > TOLERANCE:
-            raise ConfigError(
-                f"{'/'.join(cell.key)} has {axis} {value:.6g}, {value / target - 1:+.2%} from "
-                f"the {target:.6g} of its group, must be within {TOLERANCE:.0%}; match it with "
-                "protocol/study/budget.py"
-            )

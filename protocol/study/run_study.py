@@ -9,17 +9,12 @@ from typing import NamedTuple
 from errors import ConfigError, DataError, IsoflopError, NonFiniteError, PreemptedError
 from eval import harness
 from protocol.records.study_record import TUNING
-from protocol.study.cells import Cell, CellKey
-from protocol.study.plan import (
-    Declaration,
-    PlannedRun,
-    StudyPlan,
-    TuningChoice,
-    reported_runs,
-    sweep_runs,
-    trial_runs,
-)
+from protocol.study.cells import CellKey
+from protocol.study.declaration import PlannedRun, TuningChoice
+from protocol.study.plan import reported_runs, sweep_runs, trial_runs
 from protocol.study.study import Study, dump_record
+from protocol.study.study_plan import StudyPlan, axis_value
+from protocol.study.time_estimate import read_train_seconds
 from protocol.study.tuning import SweepCurve, extend_grids, make_sweep_curve, select_trial
 from settings.changes import with_changes
 from settings.tree import from_json
@@ -53,15 +48,12 @@ def run_all(
 
 
 def run_one(run: PlannedRun, root: Path, print_line: PrintLine, metric: str) -> RunResult:
-    """Trains and evaluates one run; all runs share a compilation cache.
+    """Trains and evaluates one run.
 
     Raises:
         PreemptedError: if a signal asked to stop.
     """
     settings, folder = with_eval_split(from_json(Settings, run.settings), metric), root / run.name
-    if not settings.train.compile_cache:
-        cache = str((root / "compiled").absolute())
-        settings = with_changes(settings, {"train.compile_cache": cache})
     command = {"study": run.name}
     try:
         runner.train(settings, folder, harness.make_evaluators, flags=command, study=run.study)
@@ -113,7 +105,8 @@ def run_tuning(plan: StudyPlan, folder: Path, print_line: PrintLine) -> dict[str
         raise DataError(f"every rate of {name} diverged; lower the center of its grid")
     best_rates = {key: rate for key, rate in rates.items() if rate is not None}
     trial_scores: dict[CellKey, dict[str, list[float]]] = {key: {} for key in best_rates}
-    for result in run_all(trial_runs(plan, best_rates), folder, print_line, metric):
+    trials = trial_runs(plan, best_rates)
+    for result in run_all(trials, folder, print_line, metric):
         scores = trial_scores[result.run.cell_key]
         scores.setdefault(result.run.trial_name, []).append(result.score)
     overrides = {trial.name: dict(trial.overrides) for trial in plan.tuning.trials}
@@ -130,6 +123,7 @@ def run_tuning(plan: StudyPlan, folder: Path, print_line: PrintLine) -> dict[str
                 "n_trials": len(curve.learning_rates) + len(overrides),
                 "trial_name": name,
                 "overrides": overrides.get(name, {}),
+                "costs": _tuning_costs(plan, cell.key, curve, trials, folder),
                 "curve": {
                     "learning_rates": curve.learning_rates,
                     "scores": curve.scores,
@@ -138,6 +132,24 @@ def run_tuning(plan: StudyPlan, folder: Path, print_line: PrintLine) -> dict[str
             }
         )
     return {"metric": metric, "plan": plan.digest, "cells": cells}
+
+
+def _tuning_costs(
+    plan: StudyPlan,
+    key: CellKey,
+    curve: SweepCurve,
+    trials: Sequence[PlannedRun],
+    folder: Path,
+) -> dict[str, float]:
+    """Returns the training FLOPs, the seconds and the number of the tuning runs of a cell."""
+    runs = sweep_runs(plan, {key: curve.learning_rates})
+    runs += [run for run in trials if run.cell_key == key]
+    seconds = [read_train_seconds(folder / run.name, run.steps) for run in runs]
+    return {
+        "training_flops": sum(run.training_flops for run in runs),
+        "seconds": sum(seconds),
+        "n_runs": len(runs),
+    }
 
 
 def _run_sweeps(
@@ -172,45 +184,57 @@ def default_choices(plan: StudyPlan) -> dict[CellKey, TuningChoice]:
     return {c.key: TuningChoice(c.settings.optimizer.learning_rate, 0) for c in plan.cells}
 
 
+def make_noise_plan(study: Study, plan: StudyPlan) -> StudyPlan:
+    """Returns the plan of the noise floors: each candidate with the noise seeds.
+
+    Of an isoFLOP study, it has the middle size of the middle budget.
+    """
+    cells = []
+    for name in study.candidates:
+        of_candidate = [cell for cell in plan.cells if cell.candidate == name]
+        first = of_candidate[0]
+        curves = [c for c in of_candidate if c.isoflop_curve and c.objective == first.objective]
+        cells.append(curves[len(curves) // 2] if curves else first)
+    comparisons = tuple((cell.candidate, cell.candidate) for cell in cells)
+    declaration = replace(plan.declaration, comparisons=comparisons, looks=())
+    cells = [cell._replace(budget=axis_value(plan, cell)) for cell in cells]
+    return replace(plan, cells=tuple(cells), seeds=study.noise_seeds, declaration=declaration)
+
+
 def noise_runs(
     study: Study, plan: StudyPlan, tuning_choices: Mapping[CellKey, TuningChoice]
 ) -> list[PlannedRun]:
-    """Returns runs of the reference with the noise seeds, which are never reported.
-
-    Of an isoFLOP study, they have the middle size of the middle budget.
-    """
-    reference = [cell for cell in plan.cells if cell.candidate == study.reference]
-    curves = [
-        cell
-        for cell in reference
-        if cell.isoflop_curve and cell.objective == reference[0].objective
-    ]
-    cells = (curves[len(curves) // 2] if curves else reference[0],)
-    declaration = _self_comparison(plan, cells)
-    noise_plan = replace(plan, cells=cells, seeds=study.noise_seeds, declaration=declaration)
-    runs = reported_runs(noise_plan, tuning_choices)
+    """Returns runs of each candidate with the noise seeds, which are never reported."""
+    runs = reported_runs(make_noise_plan(study, plan), tuning_choices)
     return [run._replace(role=TUNING, study=run.study | {"role": TUNING}) for run in runs]
 
 
 def noise_record(results: Sequence[RunResult], plan: StudyPlan) -> dict[str, object]:
-    """Returns the record of a noise floor (noise.json).
+    """Returns the record of the noise floor of each candidate (noise.json).
 
     Raises:
         DataError: if a run has no score.
     """
     if failed := [r.run.name for r in results if not math.isfinite(r.score)]:
         raise DataError(f"{failed[0]} has no score, so that there is no noise floor; run it again")
-    first = results[0].run
-    (cell,) = (c for c in plan.cells if c.key == first.cell_key)
-    return {
-        "metric": plan.declaration.metric,
-        "candidate": first.cell_key.candidate,
-        "settings": cell.identity_settings,
-        "learning_rate": first.learning_rate,
-        "seeds": [r.run.seed for r in results],
-        "values": [r.score for r in results],
-        "training_flops": first.training_flops,
-    }
+    by_cell: dict[CellKey, list[RunResult]] = {}
+    for result in results:
+        by_cell.setdefault(result.run.cell_key, []).append(result)
+    floors = []
+    for key, of_cell in by_cell.items():
+        first = of_cell[0].run
+        (cell,) = (c for c in plan.cells if c.key == key)
+        floors.append(
+            {
+                "candidate": key.candidate,
+                "settings": cell.identity_settings,
+                "learning_rate": first.learning_rate,
+                "seeds": [r.run.seed for r in of_cell],
+                "values": [r.score for r in of_cell],
+                "training_flops": first.training_flops,
+            }
+        )
+    return {"metric": plan.declaration.metric, "floors": floors}
 
 
 def select_run(runs: Sequence[PlannedRun], index: int) -> list[PlannedRun]:
@@ -225,12 +249,6 @@ def select_run(runs: Sequence[PlannedRun], index: int) -> list[PlannedRun]:
             f"{len(runs) - 1}"
         )
     return [runs[index]]
-
-
-def _self_comparison(plan: StudyPlan, cells: Sequence[Cell]) -> Declaration:
-    """Returns a declaration that compares the only candidate with itself."""
-    name = cells[0].candidate
-    return replace(plan.declaration, comparisons=((name, name),))
 
 
 def write_record(record: Mapping[str, object], path: Path) -> None:

@@ -8,7 +8,7 @@ be claimed.
 import hashlib
 import json
 import runpy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,6 +18,8 @@ import numpy as np
 from errors import ConfigError, DataError
 from protocol.board.columns import AXIS_LABELS
 from protocol.records.metrics import Direction
+from protocol.records.plan_file import find_choice_problem
+from protocol.records.safe_read import CheckedFields
 from protocol.statistics.power import NoiseFloor, estimate_noise_floor
 from protocol.study.budget import (
     Axis,
@@ -28,7 +30,8 @@ from protocol.study.budget import (
     match_isoflop,
 )
 from protocol.study.cells import Cell, CellKey
-from protocol.study.plan import Declaration, StudyPlan, Tuning, TuningChoice
+from protocol.study.declaration import Declaration, Tuning, TuningChoice
+from protocol.study.study_plan import StudyPlan
 from protocol.study.tuning import NO_TRIAL, TuningTrial
 from settings.changes import with_changes
 from settings.cli import call_for_file
@@ -37,6 +40,8 @@ from settings.types import did_you_mean
 from training.run.atomic_io import read_json
 from training.settings import Settings, resolve
 
+# Returns the seconds per step of candidates, by name.
+MeasureSeconds = Callable[[Mapping[str, Settings]], Mapping[str, float]]
 FORMAT = 2  # Format of recorded sweeps and noise floors.
 UNUSED_SWEEP = " has no learning rate for these settings: not used"
 
@@ -69,6 +74,11 @@ class Study:
     tuning_seeds: tuple[int, ...] = (1000,)
     tuning_trials: tuple[TuningTrial, ...] = ()
     noise_seeds: tuple[int, ...] = tuple(range(2000, 2008))
+    # Compare runs with the same seed: they must see the same data in the same order.
+    paired: bool = False
+    # Numbers of seeds at which the results are examined, the last all seeds: seeds can then be
+    # added in stages. Each look has a lower level, so that all together keep that of the study.
+    looks: tuple[int, ...] = ()
     # Folder with the sweep.json and noise.json of runs with these settings; blank: none.
     results_dir: str = ""
 
@@ -80,7 +90,8 @@ class PriorResults(NamedTuple):
     """What earlier runs of a study measured, with the files that record it."""
 
     tuning_choices: dict[CellKey, TuningChoice]
-    noise_floor: NoiseFloor | None
+    noise_floors: dict[str, NoiseFloor]  # By candidate.
+    sweep_hash: str  # SHA-256 of the sweep that the choices come from; blank: none.
     # What was read, as "learning rates from results/x/sweep.json (sha256 ...)", or why it was not.
     sources: tuple[str, ...]
 
@@ -100,6 +111,11 @@ def load_study(path: str) -> Study:
         ConfigError: if the config has no function `study` that returns a Study.
     """
     file = Path(path.partition(":")[0])
+    if file.suffix != ".py":
+        raise ConfigError(
+            f"--config={path} is no study: a study is a Python file with a function study(), for "
+            "example configs/compare/quickstart.py"
+        )
     declare = call_for_file(file, runpy.run_path, str(file)).get("study")
     if not callable(declare):
         raise ConfigError(f"{path} defines no function study(); add one that returns a Study")
@@ -111,8 +127,20 @@ def load_study(path: str) -> Study:
     return study
 
 
-def make_plan(study: Study, shared_settings: Settings, vocab_size: int) -> MatchedPlan:
-    """Returns the plan of a study on the shared settings, for a vocabulary of `vocab_size`."""
+def make_plan(
+    study: Study,
+    shared_settings: Settings,
+    vocab_size: int,
+    measure_seconds: MeasureSeconds | None = None,
+) -> MatchedPlan:
+    """Returns the plan of a study.
+
+    Args:
+        study: the study.
+        shared_settings: the settings that all candidates share.
+        vocab_size: size of the vocabulary.
+        measure_seconds: measures the seconds per step of candidates, for the axis wall_clock.
+    """
     cells: list[Cell] = []
     matched: dict[CellKey, MatchedModel] = {}
     for size, size_changes in study.sizes.items():
@@ -128,7 +156,7 @@ def make_plan(study: Study, shared_settings: Settings, vocab_size: int) -> Match
                 )
                 for name, changes in study.candidates.items()
             }
-            models = _match_candidates(study, candidates)
+            models = _match_candidates(study, candidates, measure_seconds)
             reference = next(model for model in models if model.name == study.reference)
             for model in models:
                 curve = f"{size}-{_format_budget(model.budget)}" if model.size_index else ""
@@ -140,6 +168,9 @@ def make_plan(study: Study, shared_settings: Settings, vocab_size: int) -> Match
     declaration = Declaration(
         *(study.axis, study.metric, study.margin, study.comparisons, study.unit, study.better),
         varied_settings=study.varied_settings,
+        reference=study.reference,
+        is_paired=study.paired,
+        looks=study.looks,
     )
     tuning = Tuning(study.tuning_metric, seeds=study.tuning_seeds, trials=study.tuning_trials)
     plan = StudyPlan(tuple(cells), declaration, study.seeds, tuning)
@@ -176,39 +207,70 @@ def load_prior_results(folder: str, plan: StudyPlan) -> PriorResults:
     A cell whose settings have changed since the record is ignored, and so are a record of another
     metric, and a noise floor at another learning rate than will be reported.
     """
-    root, choices, floor, sources = Path(folder), dict[CellKey, TuningChoice](), None, []
-    sweep, noise = root / "sweep.json", root / "noise.json"
+    root, choices, sources = Path(folder), dict[CellKey, TuningChoice](), list[str]()
+    sweep, noise, sweep_hash = root / "sweep.json", root / "noise.json", ""
     if (tree := _read_record(sweep)) is not None:
         mismatch = _metric_mismatch(tree, plan.tuning.metric if plan.tuning else None)
-        choices = {} if mismatch else _read_choices(tree, plan.cells)
+        choices = {} if mismatch else _read_choices(tree, plan, sweep)
+        sweep_hash = _hash_file(sweep) if choices else ""
         label = "learning rates from " if choices else ""
         sources.append(label + cite_file(sweep) + (mismatch or UNUSED_SWEEP * (not choices)))
+    floors: dict[str, NoiseFloor] = {}
     if (tree := _read_record(noise)) is not None:
-        cells = [cell for cell in plan.cells if cell.matches_settings(tree["settings"])]
+        floors, mismatch = _read_floors(tree, plan, choices, str(noise))
+        if floors or mismatch:
+            sources.append("noise floor from " * bool(floors) + cite_file(noise) + mismatch)
+    return PriorResults(choices, floors, sweep_hash, tuple(sources))
+
+
+def _read_floors(
+    tree: JsonObject, plan: StudyPlan, choices: Mapping[CellKey, TuningChoice], source: str
+) -> tuple[dict[str, NoiseFloor], str]:
+    """Returns the recorded noise floors of the plan's candidates, and why one is not used."""
+    floors: dict[str, NoiseFloor] = {}
+    problem = _metric_mismatch(tree, plan.declaration.metric)
+    for record in tree.get("floors", [tree]):  # An earlier record has one floor at its top.
+        cells = [cell for cell in plan.cells if cell.matches_settings(record["settings"])]
         rates = [
             choices[c.key].learning_rate if c.key in choices else _learning_rate(c) for c in cells
         ]
-        mismatch = _metric_mismatch(tree, plan.declaration.metric)
-        if not mismatch and rates and tree.get("learning_rate", rates[0]) not in rates:
-            mismatch = (
-                f" has the learning rate {tree['learning_rate']:g}, not {rates[0]:g}: not used"
+        if not cells:
+            continue
+        if record.get("learning_rate", rates[0]) not in rates:
+            problem = problem or (
+                f" has the learning rate {record['learning_rate']:g}, not {rates[0]:g}: not used"
             )
-        if cells and not mismatch:
-            floor = estimate_noise_floor(tuple(tree["values"]), str(noise), tree["training_flops"])
-        if cells:
-            label = "" if mismatch else "noise floor from "
-            sources.append(label + cite_file(noise) + mismatch)
-    return PriorResults(choices, floor, tuple(sources))
+        elif not _metric_mismatch(tree, plan.declaration.metric):
+            floor = estimate_noise_floor(tuple(record["values"]), source, record["training_flops"])
+            floors |= {cell.candidate: floor for cell in cells}
+    has_cells = floors or any(
+        cell.matches_settings(record["settings"])
+        for record in tree.get("floors", [tree])
+        for cell in plan.cells
+    )
+    return floors, problem if has_cells else ""
 
 
-def _read_choices(tree: JsonObject, cells: Sequence[Cell]) -> dict[CellKey, TuningChoice]:
-    by_key, choices = {cell.key: cell for cell in cells}, dict[CellKey, TuningChoice]()
+def _read_choices(tree: JsonObject, plan: StudyPlan, path: Path) -> dict[CellKey, TuningChoice]:
+    """Returns the recorded choices for the cells of a plan.
+
+    Raises:
+        DataError: if a rate is not the optimum of its own curve: the record was edited.
+    """
+    by_key, choices = {cell.key: cell for cell in plan.cells}, dict[CellKey, TuningChoice]()
     for record in tree["cells"]:
         key = CellKey(record["candidate"], record["objective"], record["size"])
         if key in by_key and by_key[key].matches_settings(record["settings"]):
-            name = record["trial_name"]
+            name, rate, curve = record["trial_name"], record["learning_rate"], record["curve"]
+            fields = CheckedFields(curve, f"{path} curve")
+            if problem := find_choice_problem(fields, rate, plan.declaration.better):
+                raise DataError(
+                    f"{path} was edited: of {'/'.join(key)}, {problem}; tune again "
+                    "(--stage=tune), or restore the file"
+                )
             trial = TuningTrial(name, record["overrides"]) if name else NO_TRIAL
-            choices[key] = TuningChoice(record["learning_rate"], record["n_trials"], trial)
+            costs = record.get("costs", {})
+            choices[key] = TuningChoice(rate, record["n_trials"], trial, curve, costs)
     return choices
 
 
@@ -224,7 +286,11 @@ def _learning_rate(cell: Cell) -> float:
 
 def cite_file(path: Path) -> str:
     """Returns the name of a file with the beginning of its SHA-256."""
-    return f"{path} (sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]})"
+    return f"{path} (sha256 {_hash_file(path)[:12]})"
+
+
+def _hash_file(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _check_study(study: Study) -> None:
@@ -233,10 +299,17 @@ def _check_study(study: Study) -> None:
     Raises:
         ConfigError: if it does.
     """
+    if not study.seeds:
+        raise ConfigError("seeds are empty; declare 3 or more, which a rank needs")
     if study.reference not in study.candidates:
         raise ConfigError(
             f"the reference {study.reference!r} is not a candidate; "
             f"{did_you_mean(study.reference, study.candidates)}"
+        )
+    if study.axis == "wall_clock" and study.match_by != "steps":
+        raise ConfigError(
+            f"axis 'wall_clock' with match_by={study.match_by!r}: seconds are matched by the "
+            "number of steps; set match_by to steps"
         )
     if study.match_by == "isoflop" and study.axis != "training_flops":
         raise ConfigError(
@@ -275,7 +348,9 @@ def _read_record(path: Path) -> JsonObject | None:
     return tree
 
 
-def _match_candidates(study: Study, candidates: Mapping[str, Settings]) -> list[MatchedModel]:
+def _match_candidates(
+    study: Study, candidates: Mapping[str, Settings], measure_seconds: MeasureSeconds | None
+) -> list[MatchedModel]:
     knobs = study.knob
     if isinstance(knobs, str):
         knobs = dict.fromkeys(candidates, knobs)
@@ -286,7 +361,12 @@ def _match_candidates(study: Study, candidates: Mapping[str, Settings]) -> list[
         first = {study.reference: candidates[study.reference]}
         return match_isoflop(first | dict(candidates), study.budgets, knobs=knobs)
     if study.match_by == "steps":
-        return match_by_steps(candidates, study.axis, reference=study.reference)
+        seconds = None
+        if study.axis == "wall_clock" and measure_seconds is not None:
+            seconds = measure_seconds(candidates)
+        return match_by_steps(
+            candidates, study.axis, reference=study.reference, step_seconds=seconds
+        )
     return match_as_is(candidates, study.axis, reference=study.reference)
 
 

@@ -33,20 +33,25 @@ def test_layers_are_those_of_the_stack(name):
     model = tiny.model(tiny.config(**STACKS[name]))
     ids = tiny.tokens(2, T)
     seq = SequenceInfo.unpacked(2, T, causal=model.encoder is None)
-    outputs = np.asarray(
-        jax.jit(lambda m, t, s: layer_outputs(m, t, s, lambda x: x))(model, ids, seq)
-    )
     stack = model.stack if model.encoder is None else model.encoder
-    last = model(ids, seq)[0] if model.encoder is None else model.encode(ids, seq)[0]
+    outputs, last, expected = jax.device_get(_run_layers(model, ids, seq))
     np.testing.assert_allclose(outputs[-1], last, atol=1e-5)
     if stack.relative is None:
-        x = model.embed.table[...][ids]
-        np.testing.assert_allclose(outputs[0], x, atol=1e-6)
-        repeats = [
-            jax.tree.map(lambda a, i=i: a[i], b) for i in range(stack.repeats) for b in stack.blocks
-        ]
-        blocks = [*stack.first, *repeats, *stack.last]
-        assert len(outputs) == len(blocks) + 2 == model.config.depth + 2
-        for layer, block in enumerate(blocks, start=1):
-            x = block(x, seq)[0]
+        assert len(outputs) == len(expected) + 1 == model.config.depth + 2
+        for layer, x in enumerate(expected):
             np.testing.assert_allclose(outputs[layer], x, atol=1e-5)
+
+
+@jax.jit
+def _run_layers(model, ids, seq):
+    """Returns the outputs of all layers, the last one, and those of the blocks one by one."""
+    outputs = layer_outputs(model, ids, seq, lambda x: x)
+    if model.encoder is not None:
+        return outputs, model.encode(ids, seq)[0], []
+    stack, expected = model.stack, [model.embed.table[...][ids]]
+    repeats = [
+        jax.tree.map(lambda a, i=i: a[i], b) for i in range(stack.repeats) for b in stack.blocks
+    ]
+    for block in (*stack.first, *repeats, *stack.last):
+        expected.append(block(expected[-1], seq)[0])
+    return outputs, model(ids, seq)[0], expected

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import threading
 
@@ -92,6 +93,32 @@ def test_damage_in_the_cache_names_the_way_out(texts):
     assert open_data(DataConfig(**texts, verify=False)).valid.n_tokens
 
 
+def test_no_flipped_bit_in_a_cache_passes_unnoticed(texts):
+    opened = open_data(DataConfig(**texts, tokenizer="bpe:260"))
+    cfg, record = DataConfig(**texts, tokenizer="bpe:260"), opened.describe()
+    wanted = [getattr(opened, split).document(0).tolist() for split in SPLITS]
+    files = sorted(path for path in opened.folder.rglob("*") if path.is_file())
+    rng, silent = random.Random(1), []
+    for number in range(200):
+        path = files[number % len(files)]
+        raw = path.read_bytes()
+        bit = rng.randrange(8 * len(raw))
+        path.write_bytes(
+            raw[: bit // 8] + bytes([raw[bit // 8] ^ 1 << bit % 8]) + raw[bit // 8 + 1 :]
+        )
+        os.utime(path, ns=(number, number))  # A hash is computed once for each time of a change.
+        try:
+            again = open_data(cfg)
+            ids = [getattr(again, split).document(0).tolist() for split in SPLITS]
+            if again.describe() != record or ids != wanted:
+                silent.append((path.name, bit))
+        except DataError as error:
+            assert path.name in str(error) or "tokenizer" in str(error)
+        path.write_bytes(raw)
+        os.utime(path, ns=(number + 1000, number + 1000))
+    assert silent == []
+
+
 def test_bpe_is_learnt_from_the_training_split_alone(texts, tmp_path):
     first = open_data(DataConfig(**texts, tokenizer="bpe:300")).tokenizer.fingerprint
     (tmp_path / "valid.txt").write_text("zyzzyva " * 999)
@@ -114,13 +141,37 @@ def test_an_empty_split_is_refused(texts, tmp_path, split):
     assert list((tmp_path / "cache").iterdir()) == list((tmp_path / "cache").glob("*.lock"))
 
 
-def test_one_document_cannot_make_three_splits(texts):
-    # covers D2: the way out is in the message
+def test_one_text_file_makes_three_splits_by_place(texts, tmp_path, capsys):
+    # covers D2: the first file of every user is one document
     alone = {key: texts[key] for key in ("source", "cache", "path")}
-    with pytest.raises(DataError, match="no tokens in the train split.*data.document_separator"):
-        open_data(DataConfig(**alone))
-    cut = open_data(DataConfig(**alone, document_separator="of"))
-    assert min(cut.train.n_documents, cut.valid.n_documents, cut.test.n_documents) >= 1
+    text = "".join(f"Paragraph {i} has its own number {i * i}.\n\n" for i in range(1000))
+    (tmp_path / "train.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    for tokenizer in ("bytes", "bpe:300"):
+        opened = open_data(DataConfig(**alone, tokenizer=tokenizer))
+        stores = [opened.train, opened.valid, opened.test]
+        parts = [opened.tokenizer.decode(store.document(0)) for store in stores]
+        assert "".join(parts) == text
+        assert all(part.startswith("Paragraph") for part in parts)
+        held_out = [len(part) / len(text) for part in parts[1:]]
+        assert held_out == pytest.approx([0.01, 0.01], rel=0.5)
+        said = "train.txt: one document, whose end is held out: 1 % for valid, then 1 % for test"
+        assert said in capsys.readouterr().err
+        assert opened.valid.index["hold_out"].startswith("one document, whose end is held out")
+    cut = open_data(DataConfig(**alone, document_separator="\\n\\n"))
+    assert sum(s.n_documents for s in (cut.train, cut.valid, cut.test)) == 1000
+    assert cut.train.index["hold_out"] == ""
+
+
+def test_a_text_that_repeats_itself_is_told_and_not_refused(texts, tmp_path, caplog):
+    alone = {"cache": texts["cache"], "path": str(tmp_path / "mine.txt")}
+    (tmp_path / "mine.txt").write_text("The quick brown fox jumps over the lazy dog again. " * 900)
+    assert open_data(DataConfig(**alone)).valid.n_tokens
+    assert "the score of the valid split will be too good: 0 % of the documents" in caplog.text
+    # With files of their own for the splits, it is an error.
+    (tmp_path / "valid.txt").write_bytes((tmp_path / "mine.txt").read_bytes())
+    own = {key: texts[key] for key in ("valid_path", "test_path")}
+    with pytest.raises(DataError, match="100 % of the documents"):
+        open_data(DataConfig(**alone, **own))
 
 
 def test_skipped_and_replaced_documents_are_counted(texts, tmp_path, caplog):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.packing import DocumentSlice, PackedRows, permutation
-from data.store import TokenStore
+from data.store import TokenStore, TokenStoreWriter
 from data.tokenizers import ByteTokenizer
 from errors import DataError
 
@@ -82,6 +82,36 @@ def test_pieces_of_a_cut_document_share_the_overlap(tmp_path):
     assert causal == [[BOS, 0, 1, 2, 3], [3, 4, 5, 6, 7], [7, 8, 9, EOS]]
     masked = [p.tokens.tolist() for r in range(3) for p in PackedRows(store, 4, 0).row(r)]
     assert masked == [[BOS, 0, 1, 2], [3, 4, 5, 6], [7, 8, 9, EOS]]
+
+
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_a_row_reads_the_weights_of_its_tokens_alone(tmp_path, monkeypatch, overlap):
+    """A position has the weight of the token it predicts: bos 0, eos that of the last token."""
+    documents = distinct([50, 1, 7])
+    given = [np.arange(1, len(d) + 1, dtype=np.float32) for d in documents]
+    writer = TokenStoreWriter(tmp_path / "store", ByteTokenizer(), has_weights=True)
+    writer.add_weighted(documents, [len(d) for d in documents], given)
+    writer.finish({})
+    store = TokenStore(tmp_path / "store")
+    read, sizes = store.weights, []
+
+    def counted(document, start, stop):
+        sizes.append(stop - start)
+        return read(document, start, stop)
+
+    monkeypatch.setattr(store, "weights", counted)
+    for length in (1, 3, 8, 70):
+        rows = PackedRows(store, length, overlap)
+        found = {i: [] for i in range(3)}
+        for index in range(-(-rows.epoch_length // length)):
+            for piece in rows.row(index):
+                assert piece.weights is not None and piece.weights.dtype == np.float32
+                assert len(piece.weights) == len(piece.tokens) - overlap
+                found[piece.document] += piece.weights.tolist()
+        for document, weights in enumerate(given):
+            assert found[document] == [0, *weights.tolist(), weights[-1]][overlap:]
+        assert max(sizes) <= length
+        sizes.clear()
 
 
 def test_epochs_and_seeds_differ_and_repeat_themselves(tmp_path):

@@ -1,21 +1,26 @@
 """`python -m data.prepare` from files to files: what it writes, and what it refuses."""
 
+import contextlib
 import errno
 import fcntl
 import gzip
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import zstandard
 
 from data import SOURCES, DataConfig
+from data.input_files import ReadStats, read_blocks
 from data.prepare import __main__ as command
-from data.prepare import document_filter, pipeline
+from data.prepare import document_filter, journal, pipeline
 from data.prepare.settings import PrepareConfig
-from data.text_files import ReadStats
 from errors import ConfigError, DataError, DiskError, LockedError
 
 PLAIN = ["--jaccard_threshold=0", "--quality=", "--no-compress"]
@@ -92,9 +97,15 @@ def test_each_stage_drops_its_document_whatever_the_workers(corpus, tmp_path, mo
         path.name for path in (tmp_path / "raw").iterdir()
     )
     found = SOURCES["jsonl"](
-        DataConfig(source="jsonl", path=str(tmp_path / "one" / "documents.jsonl.zst"))
+        DataConfig(
+            source="jsonl",
+            path=str(tmp_path / "one" / "documents.jsonl.zst"),
+            valid_path=f"{tmp_path}/evals.jsonl",
+            test_path=str(tmp_path / "raw" / "a.jsonl"),
+        )
     )
-    assert sorted(text for _, text in found.read(ReadStats())) == sorted(left)
+    kept = [text for split, text in found.read(ReadStats()) if split == "train"]
+    assert sorted(kept) == sorted(left)
 
 
 def test_what_is_dropped_is_told_with_its_place(corpus, tmp_path):
@@ -219,7 +230,7 @@ def test_a_huge_line_is_a_document(tmp_path):
     "flag, message",
     [
         ("--path=", "--path is empty"),
-        ("--paths=a", "unrecognized arguments: --paths=a; --help lists the flags"),
+        ("--paths=a", "unrecognized arguments: --paths=a; did you mean '--path'"),
         ("--jaccard_threshold=1.5", "--jaccard_threshold is 1.5, must be >= 0 and <= 1"),
         ("--jaccard_threshold=x", "invalid float value: 'x'"),
         ("--workers=0", "--workers is 0, must be >= 1"),
@@ -257,7 +268,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
         monkeypatch.context() as here,
         pytest.raises(DiskError, match="No space left.*no file was"),
     ):
-        here.setattr(pipeline, "_make_report", full)
+        here.setattr(pipeline, "make_report", full)
         pipeline.prepare(cfg, out)
     assert list((tmp_path / "deep").iterdir()) == []
     partial.mkdir()
@@ -285,6 +296,118 @@ def test_workers_leave_ctrl_c_to_the_reader():
     block = [document_filter.InputDocument(0, "", "text")]
     ((_, ignored),) = document_filter.filter_blocks(iter([block]), Attentive(), 2)
     assert ignored == [True] and signal.getsignal(signal.SIGINT) == before
+
+
+def test_an_interrupted_preparation_continues(corpus, tmp_path, monkeypatch, capsys):
+    """The filters examine each document once, and the bytes are those without an interruption."""
+    pytest.importorskip("datasketch")
+    flags, _ = corpus
+    monkeypatch.setattr(pipeline, "BLOCK_DOCUMENTS", 2)
+    monkeypatch.setattr(journal, "PART_SECONDS", 0.0)
+    assert command.main([*flags, f"--out={tmp_path}/whole"]) == 0
+    examined: list[str] = []
+    apply = document_filter.DocumentFilter.__call__
+
+    def interrupted(self, text):
+        if len(examined) == limit:
+            raise KeyboardInterrupt
+        examined.append(text)
+        return apply(self, text)
+
+    monkeypatch.setattr(document_filter.DocumentFilter, "__call__", interrupted)
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    for limit in (3, 7, 9):
+        code = command.main([*flags, f"--out={out}"])
+        err = capsys.readouterr().err
+        assert (code, out.exists()) == ((0, True) if limit == 9 else (130, False))
+        assert "the same command continues" in err or limit == 9
+        if limit < 9:
+            del examined[limit // 2 * 2 :]  # A block of two documents is the unit.
+        if limit == 7:  # A killed process leaves more, and the last part may be damaged.
+            (partial / "documents.jsonl.zst").write_bytes(b"part")
+            last = sorted(partial.glob("*.npz"))[-1]
+            last.write_bytes(last.read_bytes()[:-40])
+            del examined[4:]
+    assert "4 documents were filtered before the interruption" in err
+    assert len(examined) == 9 and not partial.exists()
+    assert {path.name for path in out.iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
+    for path in out.iterdir():
+        assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
+
+
+def test_results_of_other_inputs_are_not_used(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "BLOCK_DOCUMENTS", 1)
+    monkeypatch.setattr(journal, "PART_SECONDS", 0.0)
+    path, out = tmp_path / "a.jsonl", tmp_path / "out"
+    flags = [*PLAIN, f"--path={path}", f"--out={out}"]
+
+    def fail_at_second(*_):
+        (out.with_name("out.partial") / "filtered-000000.npz").stat()
+        raise DataError("a worker ended")
+
+    for change in ("inputs", "settings", "none"):
+        write(path, "one", f"two {change}", "one")
+        with monkeypatch.context() as here:
+            here.setattr(pipeline.PrepareCounts, "add", fail_at_second)
+            assert command.main(flags) == DataError.code
+        assert out.with_name("out.partial").is_dir()
+        if change == "inputs":
+            write(path, "one", "three", "one")
+            os.utime(path, ns=(1, 1))
+        extra = ["--text_field=text", "--min_words=9"] if change == "settings" else []
+        capsys.readouterr()
+        assert command.main([*flags, *extra]) == 0
+        is_same = change == "none"
+        assert ("it begins again" in capsys.readouterr().err) != is_same
+        assert len(rows(out / "documents.jsonl")) == 2
+        shutil.rmtree(out)
+
+
+def test_every_flip_in_a_compressed_output_is_found(tmp_path):
+    write(tmp_path / "a.jsonl", "one", "two")
+    cfg = PrepareConfig(path=f"{tmp_path}/a.jsonl", quality="", jaccard_threshold=0.0)
+    pipeline.prepare(cfg, tmp_path / "out")
+    path = tmp_path / "out" / "documents.jsonl.zst"
+    raw, text = path.read_bytes(), b"".join(read_blocks(path, ReadStats()))
+    silent = 0
+    for bit in range(0, len(raw) * 8, 3):
+        changed = bytearray(raw)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        with contextlib.suppress(DataError):
+            silent += b"".join(read_blocks(path, ReadStats())) != text
+    assert silent == 0
+
+
+@pytest.mark.slow
+def test_a_killed_preparation_ends_silently_and_continues(tmp_path):
+    # covers D12
+    write(tmp_path / "a.jsonl", *(words(i, 2000) for i in range(0, 600_000, 2000)))
+    script = (
+        "import sys; from data.prepare import __main__ as c, journal, pipeline;"
+        "journal.PART_SECONDS, pipeline.BLOCK_DOCUMENTS = .2, 10;"
+        "sys.exit(c.main(sys.argv[1:]))"
+    )
+    flags = [f"--path={tmp_path}/a.jsonl", "--jaccard_threshold=0", "--workers=2"]
+
+    def start(out: str) -> subprocess.Popen:
+        argv = [sys.executable, "-c", script, *flags, f"--out={tmp_path}/{out}"]
+        return subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
+
+    killed = start("out")
+    part = tmp_path / "out.partial" / "filtered-000001.npz"
+    while not part.exists() and killed.poll() is None:
+        time.sleep(0.01)
+    killed.kill()
+    # The pipe ends when the last worker has ended too.
+    assert "Traceback" not in killed.communicate(timeout=60)[1]
+    again, whole = start("out"), start("whole")
+    for process, is_continued in ((again, True), (whole, False)):
+        err = process.communicate(timeout=300)[1]
+        assert ("documents were filtered before the interruption" in err) == is_continued
+        assert process.returncode == 0
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
 
 
 class Attentive:

@@ -3,15 +3,17 @@
 import hashlib
 import json
 import random
+import re
 import sys
 import unicodedata
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from data import fetch
-from data.prepare import contamination, duplicates, quality, toxicity
-from data.prepare.words import hash_ngrams, hash_words, split_words
+from data.prepare import contamination, duplicates, quality, repetition, toxicity, words
+from data.prepare.words import UNSPACED, hash_ngrams, hash_words, split_words
 from errors import ConfigError, DataError
 
 FILL = ["the", "and"] + ["word"] * 48  # fifty words that break no rule
@@ -71,13 +73,93 @@ EDGES = {
 def test_a_rule_admits_its_bound_and_nothing_beyond(name):
     rule, inside, outside, measured = EDGES[name]
     both = [text if isinstance(text, str) else " ".join(text) for text in (inside, outside)]
-    bounds = quality.parse_rules("gopher")
+    bounds = quality.parse_rules(",".join({edge[0]: 0 for edge in EDGES.values()}))
     assert quality.failed_rules(both[0], bounds) == {}
     assert quality.failed_rules(both[1], bounds) == {rule: pytest.approx(measured)}
 
 
+def letters(count: int, first: int = 0) -> list[str]:
+    """Different words of one character."""
+    return [chr(0x4E00 + first + i) for i in range(count)]
+
+
+def repeated_run(length: int) -> str:
+    """A hundred words of one character, of which the last `length` occurred before."""
+    return " ".join(letters(100 - length) + letters(length))
+
+
+def top(n: int, count: int) -> str:
+    """A hundred words of one character with `count` times the same n words."""
+    rest = letters(100 - n * count, 1000)
+    runs = [letters(n) + rest[i : i + 1] for i in range(count)]
+    return " ".join(sum(runs, []) + rest[count:])
+
+
+def parts(repeats: int, separator: str) -> str:
+    """Ten parts of two words and three characters, of which `repeats` occurred before."""
+    return separator.join([f" {i} x\t" for i in range(10 - repeats)] + ["0 x"] * repeats)
+
+
+# From table A1 of the paper: the last admitted text, the first that fails, and its measure.
+REPETITIONS = {
+    "duplicate_lines": (parts(3, "\n"), parts(4, "\r\n"), 0.4),
+    "duplicate_paragraphs": (parts(3, "\n\n"), parts(4, "\r\n \n\n"), 0.4),
+    "duplicate_line_characters": (parts(2, "\n"), parts(3, "\n\n"), 0.3),
+    "duplicate_paragraph_characters": (parts(2, "\n \n"), parts(3, "\n\n"), 0.3),
+    "top_2gram": (top(2, 10), top(2, 11), 0.22),
+    "top_3gram": (top(3, 6), top(3, 7), 0.21),
+    "top_4gram": (top(4, 4), top(4, 5), 0.2),
+    "duplicate_5grams": (repeated_run(15), repeated_run(16), 0.16),
+    "duplicate_6grams": (repeated_run(14), repeated_run(15), 0.15),
+    "duplicate_7grams": (repeated_run(13), repeated_run(14), 0.14),
+    "duplicate_8grams": (repeated_run(12), repeated_run(13), 0.13),
+    "duplicate_9grams": (repeated_run(11), repeated_run(12), 0.12),
+    "duplicate_10grams": (repeated_run(10), repeated_run(11), 0.11),
+}
+
+
+def test_repetition_is_admitted_up_to_its_bound():
+    for rule, (inside, outside, measured) in REPETITIONS.items():
+        bounds = quality.parse_rules(rule)
+        assert quality.failed_rules(inside, bounds) == {}, rule
+        assert quality.failed_rules(outside, bounds) == {rule: pytest.approx(measured)}
+    two_lines = "a b\nc d\n\na b\ne\n\na b\nc d"
+    failures = quality.failed_rules(two_lines, {"duplicate_paragraphs": (0, 0)})
+    assert failures == {"duplicate_paragraphs": pytest.approx(1 / 3)}
+    assert quality.failed_rules("", dict.fromkeys(REPETITIONS, (0, 0))) == {}
+
+
 def test_every_rule_has_its_edge():
-    assert {edge[0] for edge in EDGES.values()} == set(quality.RULES)
+    assert {edge[0] for edge in EDGES.values()} | set(REPETITIONS) == set(quality.RULES)
+
+
+def plain_ngram_shares(found: list[str]) -> dict[int, float]:
+    """The same measures as `repetition.ngram_shares`, by loops over the n-grams."""
+    shares = {}
+    for n in range(2, 11):
+        grams = [tuple(found[i : i + n]) for i in range(len(found) - n + 1)]
+        counts = Counter(grams)
+        most = max(counts.values(), default=0)
+        frequent = [gram for gram in counts if counts[gram] == most > 1]
+        best = max(frequent, key=lambda gram: len("".join(gram)), default=())
+        covered = set()
+        for i, gram in enumerate(grams):
+            if gram == best if n < 5 else gram in grams[:i]:
+                covered |= set(range(i, i + n))
+        shares[n] = sum(len(found[i]) for i in covered) / max(1, len("".join(found)))
+    return shares
+
+
+def test_ngrams_are_measured_as_by_loops():
+    rng = random.Random(0)
+    for size in (0, 1, 2, 9, 30, 60):
+        for vocabulary in (["a", "bbb"], [chr(97 + i) * (i + 1) for i in range(8)]):
+            found = rng.choices(vocabulary, k=size)
+            lengths = np.array(list(map(len, found)), np.int32)
+            shares = repetition.ngram_shares(hash_words(found), lengths)
+            plain = plain_ngram_shares(found)
+            ties = {n for n in (2, 3, 4) if shares[n] != pytest.approx(plain[n])}
+            assert shares == pytest.approx(plain), (found, ties)
 
 
 def test_rules_are_chosen_and_moved():
@@ -106,6 +188,56 @@ def test_words_are_what_differs():
     assert split_words("cafe\u0301 \ufb01n Stra\u00dfe") == ["caf\u00e9", "fin", "strasse"]
     assert split_words("\u6771\u4eac\u306fabc") == ["\u6771", "\u4eac", "\u306f", "abc"]
     assert split_words("!?  \x00") == []
+
+
+def test_words_keep_their_combining_marks():
+    for text in (
+        "\u0915\u093f \u0915\u093e \u0915\u0940 \u0915\u094d\u092f\u093e",  # Hindi: ki ka ki kya
+        "\u0ba4\u0bae\u0bbf\u0bb4\u0bcd \u0bae\u0bca\u0bb4\u0bbf",  # Tamil
+        "\u09ac\u09be\u0982\u09b2\u09be \u09ad\u09be\u09b7\u09be",  # Bengali
+        "\u0643\u064e\u062a\u064e\u0628\u064e \u0643\u064f\u062a\u0650\u0628\u064e",  # Arabic
+        "\u05d3\u05b8\u05d1\u05b8\u05e8 \u05d3\u05bc\u05b6\u05d1\u05b6\u05e8",  # Hebrew
+        "\u0f56\u0f7c\u0f51",  # Tibetan syllable
+    ):
+        assert split_words(text) == unicodedata.normalize("NFKC", text).split() or "\u0f56" in text
+    for code in range(0x300, 0x1F000):
+        mark = chr(code)
+        if unicodedata.category(mark) in ("Mn", "Mc") and not re.match(f"[{UNSPACED}]", mark):
+            assert len(split_words(f"\u0915{mark}\u0915")) == 1, hex(code)
+    assert split_words("\u0e17\u0e35\u0e48") == list("\u0e17\u0e35\u0e48")  # Thai has no spaces
+    assert split_words("\u0301 \u00a8") == []
+
+
+def test_nothing_invisible_hides_a_word():
+    for hidden in ("\u00ad", "\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\ufe0f", "\u180e"):
+        assert split_words(f"f{hidden}il{hidden}th") == ["filth"], hex(ord(hidden))
+    for code in range(sys.maxunicode):
+        # Format characters with a shape: number and concatenation signs, and hieroglyphic controls.
+        if unicodedata.category(chr(code)) == "Cf" and not re.match(
+            "[\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\ufff9-\ufffb\U000110bd\U000110cd"
+            "\U00013430-\U0001343f]",
+            chr(code),
+        ):
+            assert split_words(f"a{chr(code)}b") == ["ab"], hex(code)
+    assert split_words("_filth_ __filth__ my_filth\uff3f") == ["filth", "filth", "my", "filth"]
+    assert split_words("f\u0336i\u0336l\u0336th") == ["filth"]
+    assert split_words("\u0645\u0640\u0640\u062d") == ["\u0645\u062d"]
+
+
+def test_a_long_text_is_split_as_a_short_one(monkeypatch):
+    rng = random.Random(1)
+    characters = "abc \u0915\u093f\u094d\u0e44\u0e17\u6f22\n\u30ab\u3099\u0301e_\u00ad"
+    text = "".join(rng.choices(characters, k=400))
+    found, digest = split_words(text), duplicates.text_digest(text)
+    measures = {name: rule.measure(quality.TextParts(text)) for name, rule in quality.RULES.items()}
+    for size in (1, 2, 7, 50):
+        monkeypatch.setattr(words, "PIECE_CHARACTERS", size)
+        assert "".join(words.iter_pieces(text)) == text
+        assert words.hash_text(text).tolist() == hash_words(found).tolist()
+        assert words.find_words(text, 5, 30) == found[5:30]
+        assert duplicates.text_digest(text) == digest
+        parts_of_it = quality.TextParts(text)
+        assert {name: rule.measure(parts_of_it) for name, rule in quality.RULES.items()} == measures
 
 
 def test_hashes_of_ngrams():
@@ -168,13 +300,50 @@ def test_a_candidate_below_the_threshold_is_kept():
     pytest.importorskip("datasketch")
     sign, near = duplicates.MinHasher(), duplicates.NearDuplicates(0.8)
     assert near.find_or_add(sign(hash_words(shared(200, 0))), 0) is None
-    met = 0
+    met, bands = 0, set(duplicates.hash_bands(sign(hash_words(shared(200, 0))), 8))
     for place in range(1, 9):  # of similarity 2/3, of which 47 % share a band with the first
-        probe = near.empty_minhash.copy()
-        probe.hashvalues = sign(hash_words(shared(160, 1000 * place)))
-        met += 0 in near.lsh.query(probe)
-        assert near.find_or_add(probe.hashvalues, place) is None
+        signature = sign(hash_words(shared(160, 1000 * place)))
+        met += not bands.isdisjoint(duplicates.hash_bands(signature, 8))
+        assert near.find_or_add(signature, place) is None
     assert met
+
+
+def plain_find_or_add(stored: list[np.ndarray], signature: np.ndarray, threshold: float):
+    """`find_or_add` by a loop over all earlier documents; the location is the number."""
+    rows = duplicates.rows_per_band(threshold)
+    ends = range(rows, 129, rows)
+    for i, earlier in enumerate(stored):
+        equal = earlier == signature
+        if equal.mean() >= threshold and any(equal[end - rows : end].all() for end in ends):
+            return i, equal.mean()
+    stored.append(signature)
+    return None
+
+
+@pytest.mark.parametrize("threshold, similar", [(0.8, 0.77), (0.8, 0.6), (0.3, 0.3)])
+def test_pages_of_a_template_are_compared_only_where_it_matters(monkeypatch, threshold, similar):
+    monkeypatch.setattr(duplicates, "SIGNATURE_BLOCK", 32)
+    rng = np.random.default_rng(0)
+    template = rng.integers(0, 2**32, 128, np.uint32)
+    near, stored, compared, met = duplicates.NearDuplicates(threshold), [], 0, 0
+    find_first = near._find_first
+
+    def counted(documents, signature):
+        nonlocal compared
+        compared += len(documents)
+        return find_first(documents, signature)
+
+    monkeypatch.setattr(near, "_find_first", counted)
+    # A page has a value of the template where the smallest of its words belongs to it.
+    is_shared = rng.random((300, 128)) < similar**0.5
+    pages = np.where(is_shared, template, rng.integers(0, 2**32, (300, 128), np.uint32))
+    for page in pages:
+        expected = plain_find_or_add(stored, page, threshold)
+        met += expected is not None
+        assert near.find_or_add(page, len(near.locations)) == expected
+    # Of the 44,850 pairs at .6, a share of 1 - (1 - .6^8)^16 = .24 has a band in common.
+    assert compared < 0.1 * 0.24 * 44_850 or similar != 0.6
+    assert met > 20 or similar == 0.6
 
 
 def test_short_and_wordless_documents_have_signatures_of_their_own():
@@ -216,12 +385,12 @@ def test_a_word_list_drops_from_its_count_and_share_on(tmp_path):
     assert len(text) == 12
     why = {"phrases": {"bad": 1, "very bad word": 1}, "share": 4 / 12}  # the longest, once
     for count, share, met in [(1, 0.0, True), (2, 1 / 3, True), (3, 0.0, False), (1, 0.34, False)]:
-        assert toxicity.read_word_list(path, count, share).find_phrases(text) == (
+        assert toxicity.read_word_list(path, count, share).find_phrases(hash_words(text)) == (
             why if met else None
         )
     one = toxicity.read_word_list(path, 1, 0.0)
-    assert one.find_phrases(split_words("badly very word")) is None
-    assert one.find_phrases(split_words("very")) is one.find_phrases([]) is None
+    assert one.find_phrases(hash_words(["badly", "very", "word"])) is None
+    assert one.find_phrases(hash_words(["very"])) is one.find_phrases(hash_words([])) is None
     (tmp_path / "list.txt").write_text(" \n--\n")
     with pytest.raises(DataError, match="list.txt lists no word"):
         toxicity.read_word_list(path, 1, 0.0)
@@ -240,7 +409,7 @@ ITEMS = [
 
 
 def hits(evals: contamination.EvalNgrams, text: list[str]) -> dict:
-    return evals.find_matches(text, hash_words(text))
+    return evals.find_matches(" ".join(text), hash_words(text))
 
 
 def test_thirteen_words_in_a_row_are_contamination(tmp_path):

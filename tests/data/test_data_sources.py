@@ -1,6 +1,7 @@
 """Sources: files of every kind, bad bytes, splits by hash."""
 
 import bz2
+import dataclasses
 import gzip
 import json
 import lzma
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import SOURCES, DataConfig, text_files
-from data.sources import assign_splits
-from data.text_files import ReadStats, split_by_separator
+from data.input_files import ReadStats
+from data.splits import assign_splits, plan_hold_out
+from data.text_files import LongText, split_by_separator
 from errors import ConfigError, DataError
 
 
@@ -22,7 +24,7 @@ def read(tally: ReadStats | None = None, **settings) -> dict[str, list[str]]:
     tally = tally or ReadStats()
     found: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
     for split, text in SOURCES[settings["source"]](DataConfig(**settings)).read(tally):
-        found[split].append(text)
+        found[split].append("".join(text.pieces()) if isinstance(text, LongText) else text)
     return found
 
 
@@ -208,7 +210,7 @@ SHARES = {"valid": 0.1, "test": 0.2}
 
 def split_of(documents: list[str], shares=SHARES) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
-    for split, text in assign_splits(iter(documents), shares):
+    for split, text in assign_splits(documents, plan_hold_out(documents, shares)):
         found[split].append(text)
     return found
 
@@ -225,12 +227,16 @@ def test_splits_by_hash_have_their_shares_and_stay():
 @given(st.lists(st.text(max_size=3), min_size=3, max_size=30))
 def test_splits_by_hash_lose_nothing_and_share_nothing(documents):
     # covers D15: equal documents are never on both sides
-    found = split_of(documents, {"valid": 0.01, "test": 0.01})
+    shares = {"valid": 0.01, "test": 0.01}
+    plan = dataclasses.replace(plan_hold_out(documents, shares), by_place=False)
+    found: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
+    for split, text in assign_splits(documents, plan):
+        found[split].append(text)
     assert sorted(sum(found.values(), [])) == sorted(documents)
     kinds = {split: {t for t in found[split] if t} for split in found}
     assert not kinds["train"] & kinds["valid"]
     assert not (kinds["train"] | kinds["valid"]) & kinds["test"]
-    if len({d for d in documents if d}) > 2:
+    if len({d for d in documents if d.strip()}) > 2:
         assert all(kinds.values())
 
 
@@ -238,7 +244,9 @@ def test_splits_by_hash_lose_nothing_and_share_nothing(documents):
     "settings, message",
     [
         ({"source": "corpse"}, "did you mean 'corpus'"),
-        ({"path": "a.txt"}, "data.path is set but data.source is 'corpus'"),
+        ({"path": "a.csv"}, "data.path is 'a.csv' but data.source is 'corpus'"),
+        ({"path": "folder"}, "set it to text, jsonl or datasets"),
+        ({"path": "a.jsonl", "adjacent_negatives": 1}, "the source is 'jsonl'"),
         ({"source": "text"}, "'text' needs data.path"),
         ({"source": "datasets", "path": "a/b", "revision": "main"}, "pin the data set to a full"),
         ({"tokenizer": "bpe:many"}, "the size must be 257 to 1048576"),
@@ -253,6 +261,20 @@ def test_settings_that_contradict_each_other_are_refused(settings, message):
     # covers C4
     with pytest.raises(ConfigError, match=message):
         DataConfig(**settings)
+
+
+def test_the_source_follows_from_the_path():
+    kinds = {
+        "mine.txt": "text",
+        "b/*.md": "text",
+        "a.txt.gz,b": "text",
+        "x.jsonl.zst": "jsonl",
+        "x-*.parquet": "datasets",
+        "": "corpus",
+    }
+    for path, kind in kinds.items():
+        assert DataConfig(path=path).kind == kind
+    assert DataConfig(path="mine.txt", source="jsonl").kind == "jsonl"
 
 
 def test_reading_is_counted_in_bytes_of_the_disk(tmp_path, held):

@@ -1,6 +1,7 @@
 """Tokenizers: bytes, BPE trained on the spot, tokenizer.json of others."""
 
 import json
+import random
 
 import numpy as np
 import pytest
@@ -9,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import corpus
-from data.tokenizers import ByteTokenizer, JsonTokenizer, Specials, open_tokenizer, train_bpe
+from data.tokenizers import (
+    ByteTokenizer,
+    JsonTokenizer,
+    Specials,
+    iter_pieces,
+    open_tokenizer,
+    train_bpe,
+)
 from errors import DataError
 
 TEXT = ["the cat sat on the mat, the rat ran off\n" * 20, "café über naïve 12 123 don't\t\r\n" * 20]
@@ -75,6 +83,38 @@ def test_training_is_deterministic_and_follows_the_text(bpe):
     assert train_bpe(iter(TEXT), 300).fingerprint == bpe.fingerprint
     assert train_bpe(TEXT, 290).fingerprint != bpe.fingerprint
     assert train_bpe(["other words"], 300).fingerprint != bpe.fingerprint
+
+
+def long_texts() -> dict[str, str]:
+    rng = random.Random(1)
+    letters = "".join(rng.choices("abcdefgh", k=20_000))
+    words = " ".join(
+        rng.choices(["cat", "mat,", "naïve", "the\n\n", "12", "don't", "  x"], k=5_000)
+    )
+    return {"words": words, "no spaces": letters, "ideographs": "\u6211\u5011\u3002" * 5_000}
+
+
+@pytest.mark.parametrize("name", long_texts())
+def test_pieces_of_a_long_text_have_the_ids_of_the_whole(bpe, tmp_path, name):
+    text = long_texts()[name]
+    for tokenizer in (ByteTokenizer(), bpe, open_tokenizer(bert(tmp_path))):
+        parts = [text[i : i + 3_000] for i in range(0, len(text), 3_000)]
+        pieces = list(iter_pieces(parts, tokenizer.find_cut, 2_000))
+        assert "".join(pieces) == text
+        whole = tokenizer.encode([text])[0].tolist()
+        assert sum((ids.tolist() for ids in tokenizer.encode(pieces)), []) == whole
+        if tokenizer is bpe or name == "words":
+            assert max(map(len, pieces)) <= 2_200 and len(pieces) > 5
+
+
+def test_a_tokenizer_that_marks_beginnings_is_cut_before_spaces():
+    tokenizer = hf.Tokenizer(hf.models.BPE({"\u2581": 0, "a": 1, "\u2581a": 2}, [("\u2581", "a")]))
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.Metaspace(prepend_scheme="always")
+    opened = JsonTokenizer(tokenizer.to_str().encode(), "metaspace")
+    text = "a aa " * 2_000
+    pieces = list(iter_pieces([text[:5000], text[5000:]], opened.find_cut, 1_000))
+    assert len(pieces) > 5 and "".join(pieces) == text
+    assert np.concatenate(opened.encode(pieces)).tolist() == opened.encode([text])[0].tolist()
 
 
 def test_an_error_of_the_source_survives_training():

@@ -2,20 +2,18 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
+import tiny_runs
 from data_stores import distinct, made_store
 from oracle import Bytes
+from tiny_runs import run
 
-import train
 from eval import harness
 from eval.load_run import load_run
 from eval.task import EvalContext
 from eval.tasks.retrieval import embed_texts, make_retrieval_set
 from objectives import Contrastive
-from training.checkpoint import restore
-from training.run.cli_errors import run_command
 from training.run.folder import RunFolder
 from training.settings import Settings, TrainConfig
 
@@ -44,22 +42,11 @@ def flags(pairs, workdir, *extra: str) -> list[str]:
         "data.valid_share": 0.1,
         "data.test_share": 0.1,
         "data.cache": pairs / "cache",
-        "model.width": 16,
-        "model.depth": 1,
+        "model.layers": "attention+none",  # less to compile
         "train.batch_size": 16,
-        "train.seq_len": 16,
-        "train.steps": 6,
-        "checkpoint.every": 2,
-        "log.every": 1,
         "eval.batch_size": 16,
-        "eval.sample_tokens": 4,
     }
-    arguments = [f"--config.{key}={value}" for key, value in settings.items()]
-    return [*arguments, f"--workdir={workdir}", *extra]
-
-
-def run(*argv: str) -> int:
-    return run_command(train.run, list(argv))
+    return tiny_runs.flags(settings, workdir, *extra)
 
 
 def scores(workdir, task="retrieval") -> dict:
@@ -137,6 +124,7 @@ def test_candidates_are_the_same_for_every_model(mined_run):
     )
 
 
+@pytest.mark.slow
 def test_a_mixture_trains_and_judges_all_its_parts(pairs, tmp_path):
     mixed = ("--config.objective=mixture", "--config.train.grad_accum_steps=2")
     assert run(*flags(pairs, tmp_path, *mixed)) == 0
@@ -160,7 +148,7 @@ def test_a_causal_run_begins_a_contrastive_one(pairs, tmp_path, capsys):
     assert run(*flags(pairs, causal, *short, *tasks)) == 0
     tiny = ("--config.optimizer.learning_rate=1e-9", *head, *short)
     assert run(*flags(pairs, first, *tiny, f"--init_from={causal}")) == 0
-    a, b = parameters(causal), parameters(first)
+    a, b = (tiny_runs.saved_leaves(folder, 2, "trainable.") for folder in (causal, first))
     assert set(b) > set(a)
     for name in a:
         if name.startswith("trainable.model."):
@@ -173,17 +161,3 @@ def test_a_causal_run_begins_a_contrastive_one(pairs, tmp_path, capsys):
     )
     assert run(*flags(pairs, second, *tiny, *bpe)) == 66
     assert "was trained with tokenizer" in capsys.readouterr().err
-
-
-def parameters(workdir) -> dict[str, np.ndarray]:
-    """Returns the trainable leaves of the checkpoint of step 2."""
-    root = workdir / "checkpoints"
-    leaves = restore.read_manifest(root, 2, check_hashes=True)["leaves"]
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = {
-        name: jax.ShapeDtypeStruct(tuple(e["shape"]), e["dtype"], sharding=sharding)
-        for name, e in leaves.items()
-        if name.startswith("trainable.")
-    }
-    arrays = restore._read_arrays(root, 2, shapes)
-    return {name: np.asarray(a) for name, a in zip(shapes, arrays, strict=True)}

@@ -55,7 +55,7 @@ def reader():
 
 
 def test_texts_depend_on_neither_batch_size_nor_neighbours(reader):
-    prompts = ["a", "some words", "a prompt that is far longer than the row holds", "", "bcd"]
+    prompts = ["a prompt that is far longer than the row holds", "", "bcd"]
     batch = requests(*((prompt, {"max_gen_toks": 6}) for prompt in prompts))
     alone = [LmEvalModel(reader).generate_until([request])[0] for request in batch]
     assert len(set(alone)) > 2

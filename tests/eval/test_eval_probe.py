@@ -1,5 +1,6 @@
 """Tests linear probes: the regression, the features, the selected layer, and the labels."""
 
+import functools
 from collections import Counter
 
 import jax
@@ -70,7 +71,16 @@ def test_what_is_fitted_is_fitted_on_train():
     np.testing.assert_allclose(axes[train].var(axis=0), variances)
 
 
-TEXTS = ["a short one", "one of more bytes than the row of sixteen", "é", ""]
+TEXTS = ["a short one", "longer than one of the rows", "é", ""]  # rows of 11, 16, 11 and 2 bytes
+
+
+@functools.partial(jax.jit, static_argnames=("causal", "prefix"))
+def last_vectors(model, ids, *, causal, prefix):
+    """Returns the last norm's vectors [1 T D] of a row of its own."""
+    plain = SequenceInfo.unpacked(*ids.shape, causal=causal)
+    is_prefix = jnp.ones(ids.shape, bool) if prefix else None
+    seq = SequenceInfo(plain.positions, plain.segment_ids, is_prefix, causal)
+    return (model.encode(ids, seq) if model.encoder is not None else model(ids, seq))[0]
 
 
 def by_hand(model, texts, *, causal, prefix=False, length=16):
@@ -79,16 +89,9 @@ def by_hand(model, texts, *, causal, prefix=False, length=16):
     for number, text in enumerate(texts):
         raw, vectors = list(text.encode()), []
         for at in range(0, len(raw), length):
-            ids = jnp.asarray([raw[at : at + length]])
-            plain = SequenceInfo.unpacked(*ids.shape, causal=causal)
-            seq = SequenceInfo(
-                plain.positions,
-                plain.segment_ids,
-                jnp.ones(ids.shape, bool) if prefix else None,
-                causal,
-            )
-            hidden = model.encode(ids, seq) if model.encoder is not None else model(ids, seq)
-            vectors.append(np.asarray(hidden[0][0], np.float64))
+            ids = np.array([raw[at : at + length]])
+            hidden = last_vectors(model, ids, causal=causal, prefix=prefix)
+            vectors.append(np.asarray(hidden[0], np.float64))
         if vectors:
             out[number] = np.concatenate(vectors).mean(axis=0)
     return out

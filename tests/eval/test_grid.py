@@ -130,7 +130,7 @@ def train_for(c, text, steps):
     settings = resolve(settings, data.tokenizer.vocab_size)
     mesh = meshes.make_mesh(settings.mesh, jax.devices()[:1])
     program = make_program(settings, mesh)
-    step = program.compile_step()
+    step = program.compile_train_step()
     batches = part_batches(settings, settings.mixture_parts()[0], data, mesh)
     with jax.set_mesh(mesh):
         state, losses = program.init(), []

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -23,6 +22,9 @@ from training.settings import Settings
 B, P = 8, 20
 
 
+nearest = jax.jit(nearest_neighbors, static_argnums=3)
+
+
 def test_the_nearest_that_are_no_match_are_taken():
     """Against a loop: equal texts, padding in the pool and in the batch, and those passed over."""
     # covers N15
@@ -35,13 +37,11 @@ def test_the_nearest_that_are_no_match_are_taken():
     own[order[1, 1]] = ids[1, 1]  # the second nearest is the match
     there, weights = np.ones(9, int), np.array([1, 1, 1, 0, 1.0])
     there[order[2, 0]] = 0
-    held = BankState({"segment_ids": there[:, None]}, own, jnp.asarray(pool, jnp.float32))
+    held = BankState({"segment_ids": there[:, None]}, own, np.float32(pool))
     batch = {"text_ids": ids, "weights": weights}
     for count, skip in ((1, 0), (2, 1), (5, 4)):
-        found = nearest_neighbors(
-            *(jnp.asarray(anchors, jnp.float32), held, batch),
-            MiningConfig(refresh_every=1, pool_size=9, hard_negatives=count, skip_nearest=skip),
-        )
+        cfg = MiningConfig(refresh_every=1, pool_size=9, hard_negatives=count, skip_nearest=skip)
+        found = nearest(np.float32(anchors), held, batch, cfg)
         expected = np.full((5, count), -1)
         for i in (row for row in range(5) if weights[row]):
             equal = [(own[p] == ids[i, s]).all() for s in (0, 1) for p in range(9)]
@@ -59,11 +59,11 @@ OBJECTIVE = Contrastive(mining=MiningConfig(refresh_every=2, pool_size=P, hard_n
 @pytest.fixture(scope="module")
 def bank():
     rows = batch_of(Contrastive(), seed=5, rows=P, empty=(4,))
-    return {"objective": OBJECTIVE.memory_bank.init(tiny.WIDTH, rows)}
+    return jax.device_get({"objective": OBJECTIVE.memory_bank.init(tiny.WIDTH, rows)})
 
 
 def first_batch():
-    return {n: jnp.asarray(a) for n, a in batch_of(Contrastive(), rows=B).items()}
+    return batch_of(Contrastive(), rows=B)
 
 
 def test_the_pool_is_read_again_every_so_many_steps(bank):
@@ -73,7 +73,7 @@ def test_the_pool_is_read_again_every_so_many_steps(bank):
     step = jax.jit(update_and_lookup, static_argnums=(0, 5))
 
     def run(learner, bank, number, batch=batch):
-        return step(OBJECTIVE, learner, bank, batch, jnp.int32(number), 2)
+        return jax.device_get(step(OBJECTIVE, learner, bank, batch, np.int32(number), 2))
 
     @jax.jit
     def read(learner, texts):
@@ -86,14 +86,14 @@ def test_the_pool_is_read_again_every_so_many_steps(bank):
     np.testing.assert_allclose(first["objective"].vectors, pool, **close)
     kept, changed = run(other, first, 1)
     assert (kept["objective"].vectors == first["objective"].vectors).all()
-    padding = run(other, kept, 1, jax.tree.map(jnp.zeros_like, batch))[1]
+    padding = run(other, kept, 1, jax.tree.map(np.zeros_like, batch))[1]
     assert padding["tokens"].shape == (B, 4, T) and not any(a.any() for a in padding.values())
     new = run(other, kept, 2)[0]["objective"].vectors
     np.testing.assert_allclose(new, read(other, bank["objective"].texts), **close)
     for own, made in ((learner, more), (other, changed)):
         held = first["objective"]._replace(vectors=pool)
         anchors = read(own, {n: batch[n][:, 0] for n in TEXT_ARRAYS})
-        places = nearest_neighbors(anchors, held, batch, OBJECTIVE.mining)
+        places = np.asarray(nearest(anchors, held, batch, OBJECTIVE.mining))
         assert made["tokens"].shape == (B, 4, T) and (places >= 0).all()
         for name in TEXT_ARRAYS:
             assert (made[name][:, :2] == batch[name]).all()
@@ -106,7 +106,7 @@ def test_eight_devices_mine_what_one_does(bank):
     # covers N16
     learner, batch = Trainable(tiny.model(MODEL)), first_batch()
     run = jax.jit(update_and_lookup, static_argnums=(0, 5))
-    alone, more = run(OBJECTIVE, learner, bank, batch, jnp.int32(0), 1)
+    alone, more = run(OBJECTIVE, learner, bank, batch, np.int32(0), 1)
     mesh = meshes.make_mesh(meshes.MeshConfig(data=4, replica=2))
     rows = {
         n: jax.device_put(a, meshes.batch_array_sharding(mesh, a.shape)) for n, a in batch.items()
@@ -114,7 +114,7 @@ def test_eight_devices_mine_what_one_does(bank):
     with jax.set_mesh(mesh):
         placed = jax.device_put(learner, meshes.param_shardings(mesh, learner))
         whole = jax.device_put(bank, meshes.replicated(mesh))
-        held, again = run(OBJECTIVE, placed, whole, rows, jnp.int32(0), 1)
+        held, again = run(OBJECTIVE, placed, whole, rows, np.int32(0), 1)
     np.testing.assert_allclose(
         held["objective"].vectors, alone["objective"].vectors, rtol=1e-5, atol=1e-6
     )

@@ -65,32 +65,43 @@ def ssd_golden(case: dict, reset, options: dict, name: str | None):
 
 
 GOLDENS = {"selective_scan": scan_golden, "ssd": ssd_golden}
-CASES = [(file, *case) for file in GOLDENS for case in golden(file)]
-
-
+CASES = {file: {case[0]: case[1:] for case in golden(file)} for file in GOLDENS}
 NARROW = {"packed", "with_state", "long_memory", "strong_decay", "not_chunk_multiple"}
-RUNS = [
-    pytest.param(*case, name, dtype, id=f"{case[0]}-{case[1]}-{name}-{dtype}")
-    for case in CASES
+RUNS = [  # The default suite compares the reference with `xla` alone.
+    pytest.param(
+        *(file, case, name, dtype),
+        id=f"{file}-{case}-{name}-{dtype}",
+        marks=[] if name == "xla" else pytest.mark.slow,
+    )
+    for file in GOLDENS
+    for case in CASES[file]
     for name, dtype in [("reference", "float64"), ("xla", "float64"), ("xla", "float32")]
-    if dtype == "float64" or case[1] in NARROW
+    if dtype == "float64" or case in NARROW
 ]
 
 
-@pytest.mark.parametrize(("file", "case", "options", "tensors", "name", "dtype"), RUNS)
-def test_goldens(file, case, options, tensors, name, dtype):
-    reset = first_tokens(tensors)
-    moved = [key.removeprefix("grad_") for key in tensors if key.startswith("grad_")]
-    with jax.enable_x64(dtype == "float64"):
+@functools.cache
+def golden_results(file: str, name: str, dtype: str) -> dict[str, tuple]:
+    """Returns the outputs and gradients of the cases of this dtype, from one compiled program."""
+
+    def run_case(case: str):
+        options, tensors = CASES[file][case]
+        moved = [key.removeprefix("grad_") for key in tensors if key.startswith("grad_")]
         inputs = {key: jnp.asarray(tensors[key], dtype) for key in moved}
         cots = tuple(jnp.asarray(tensors[f"cot_{key}"], dtype) for key in ("y", "h_last"))
+        reset = first_tokens(tensors)
+        out, pull = jax.vjp(lambda inputs: GOLDENS[file](inputs, reset, options, name), inputs)
+        return out, pull(cots)[0]
 
-        @jax.jit
-        def run(inputs, cots):
-            out, pull = jax.vjp(lambda inputs: GOLDENS[file](inputs, reset, options, name), inputs)
-            return out, pull(cots)[0]
+    cases = [case for case in CASES[file] if dtype == "float64" or case in NARROW]
+    with jax.enable_x64(dtype == "float64"):
+        return jax.device_get(jax.jit(lambda: {case: run_case(case) for case in cases})())
 
-        (y, h), grads = run(inputs, cots)
+
+@pytest.mark.parametrize(("file", "case", "name", "dtype"), RUNS)
+def test_goldens(file, case, name, dtype):
+    tensors = CASES[file][case][1]
+    (y, h), grads = golden_results(file, name, dtype)[case]
     assert y.dtype == h.dtype == dtype
     near(y, tensors["y"], TOLERANCE[dtype][0])
     near(h, tensors["h_last"], TOLERANCE[dtype][0])
@@ -100,16 +111,22 @@ def test_goldens(file, case, options, tensors, name, dtype):
 
 @pytest.mark.parametrize("name", causal_conv.IMPLEMENTATIONS)
 def test_causal_conv_goldens(name):
-    for case, options, tensors in golden("causal_conv1d"):
-        with jax.enable_x64(True):
-            y, state = jax.jit(causal_conv.causal_conv, static_argnames="implementation")(
-                *(tensors["x"], tensors["w"].T),
-                tensors.get("b"),
-                reset=first_tokens(tensors),
-                state=tensors.get("state"),
-                implementation=name,
-            )
-            y = jax.nn.silu(y) if options["activation"] else y
+    cases = {case: (options, tensors) for case, options, tensors in golden("causal_conv1d")}
+
+    def run_case(options, tensors):
+        y, state = causal_conv.causal_conv(
+            *(jnp.asarray(tensors["x"]), jnp.asarray(tensors["w"].T)),
+            tensors.get("b"),
+            reset=first_tokens(tensors),
+            state=tensors.get("state"),
+            implementation=name,
+        )
+        return jax.nn.silu(y) if options["activation"] else y, state
+
+    with jax.enable_x64(True):
+        results = jax.jit(lambda: {case: run_case(*cases[case]) for case in cases})()
+    for case, (y, state) in results.items():
+        tensors = cases[case][1]
         assert y.dtype == jnp.float64
         near(y, tensors["y"], 1e-10)
         if case != "packed" and "state_last" in tensors:  # the goldens' state crosses documents
@@ -147,7 +164,7 @@ def run(op: str, rows, others, reset=None, state=None, name: str | None = None):
 
 
 def narrow(arrays, dtype=jnp.float32):
-    return jax.tree.map(lambda x: jnp.asarray(x, dtype), arrays)
+    return jax.tree.map(lambda x: np.asarray(x, dtype), arrays)
 
 
 @pytest.mark.parametrize("size", [1, 5, 32])
@@ -169,16 +186,19 @@ def short_chunks(monkeypatch):
     monkeypatch.setattr(chunked_recurrence, "BLOCK_ELEMENTS", {"cpu": 2 * 2 * 4 * 5**2})
 
 
+@functools.partial(jax.jit, static_argnames=("op", "name"))
+def run_and_pull(rows, others, reset, state, *, op, name):
+    out, pull = jax.vjp(lambda *z: run(op, *z[:2], reset, z[2], name), rows, others, state)
+    cots = [jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape) for x in out]
+    return out, pull(tuple(cots))
+
+
 def values_and_gradients(op, rows, others, reset, state, name):
-    """Returns outputs and gradients, with cotangents that differ for every element."""
+    """Returns outputs and gradients, with cotangents that differ for every element.
 
-    @jax.jit
-    def run_and_pull(rows, others, state):
-        out, pull = jax.vjp(lambda *z: run(op, *z[:2], reset, z[2], name), rows, others, state)
-        cots = [jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape) for x in out]
-        return out, pull(tuple(cots))
-
-    return jax.tree.leaves(run_and_pull(rows, others, state))
+    Calls with equal shapes share one compiled program.
+    """
+    return jax.tree.leaves(run_and_pull(rows, others, reset, state, op=op, name=name))
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -227,7 +247,8 @@ def test_bfloat16_rows_keep_a_float32_state(op):
     assert state.dtype == (jnp.bfloat16 if op == "causal_conv" else jnp.float32)
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), (rows, others))
-        expected, last = run(op, *wide, resets(24, 7), name="reference")
+        empty = np.zeros_like(example(op)[2])
+        expected, last = values_and_gradients(op, *wide, resets(24, 7), empty, "reference")[:2]
     for actual, exact in [(y, expected), (state, last)]:
         actual, exact = np.asarray(actual, np.float64), np.asarray(exact)
         assert np.sqrt(np.mean((actual - exact) ** 2) / np.mean(exact**2)) < 2e-2
@@ -247,10 +268,10 @@ def delta_by_hand(q, k, v, g, beta, reset, state):
 
 
 @pytest.mark.parametrize("name", gated_delta.IMPLEMENTATIONS)
-@pytest.mark.parametrize("positions", [(), (0, 4, 9)])
+@pytest.mark.parametrize("positions", [(), (0, 4, 9, 10, 22)])
 def test_gated_delta_by_hand(name, positions):
-    rows, _, state = example("gated_delta", T=12)
-    reset, rng = resets(12, *positions), np.random.default_rng(1)
+    rows, _, state = example("gated_delta")
+    reset, rng = resets(24, *positions), np.random.default_rng(1)
     arrays = [*rows, state]
     directions = [0.3 * normal(rng, *x.shape) for x in arrays]
     expected = delta_by_hand(*rows, reset, state)
@@ -296,13 +317,13 @@ def test_32k_tokens_stay_finite(op, monkeypatch):  # covers N18
 @pytest.mark.parametrize("op", DECAYS)
 def test_a_long_step_does_not_blur_the_short_ones_after_it(op):  # covers N18
     """Differences of cumulative sums in float32 would have errors of 1e-3."""
-    rows, others, state = example(op, T=20)
+    rows, others, state = example(op)
     rows[DECAYS[op]][:, 3] *= 1e4
     with jax.enable_x64(True):
-        expected = values_and_gradients(op, rows, others, None, state, "reference")
+        expected = values_and_gradients(op, rows, others, resets(24), state, "reference")
     rows, others, state = narrow((rows, others, state))
     for a, b in zip(
-        values_and_gradients(op, rows, others, None, state, "xla"), expected, strict=True
+        values_and_gradients(op, rows, others, resets(24), state, "xla"), expected, strict=True
     ):
         near(a, b, 2e-5)
 

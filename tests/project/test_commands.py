@@ -10,9 +10,17 @@ from pathlib import Path
 import pytest
 
 import compare
+import generate
+import leaderboard
 import preflight
 import train
+from configs import grid
+from data import fetch
+from data.prepare import __main__ as prepare
+from eval import __main__ as evaluate
 from eval import harness
+from eval.capability import __main__ as capability
+from hub import __main__ as hub_command
 from settings.cli import parse_args
 from settings.tree import flatten
 from training.settings import Settings
@@ -39,6 +47,63 @@ PROGRAMS = {
     "compare.py": compare.define_flags,
     "preflight.py": preflight.define_flags,
 }
+# Commands without settings, by their words, and the parsers of their flags.
+PARSERS = {
+    ("generate.py",): generate.parse_args,
+    ("leaderboard.py",): leaderboard.parse_args,
+    ("-m", "eval"): evaluate.parse_args,
+    ("-m", "hub"): hub_command.parse_args,
+}
+# Every command, and a part of its --help that no other flag has.
+HELP = {
+    "train": (train.run, "--resume"),
+    "compare": (compare.run, "--stage"),
+    "preflight": (preflight.run, "--topology"),
+    "leaderboard": (leaderboard.run, "--verify"),
+    "generate": (generate.run, "--top_p"),
+    "eval": (evaluate.run, "--tasks"),
+    "eval.capability": (capability.run, "--candidates"),
+    "hub": (hub_command.run, "export RUN DST"),
+    "data.fetch": (fetch.run, "--wheel"),
+    "data.prepare": (prepare.run, "--out"),
+    "configs.grid": (grid.run, "configs.grid"),
+}
+
+
+@pytest.mark.parametrize("name", HELP)
+def test_help_gives_a_meaning_to_every_flag(name, capsys):
+    command, part = HELP[name]
+    with pytest.raises(SystemExit) as end:
+        command(["--help"])
+    assert not end.value.code
+    said = capsys.readouterr().out
+    assert part in said
+    lines = said.splitlines()
+    for line, after in zip(lines, [*lines[1:], ""], strict=True):
+        flag = re.match(r" {2}(?:-h, )?(--[\w.]+)(?:[ =]\S+)?", line)
+        if flag and not line.startswith("   "):  # argparse puts the meaning of a long flag below
+            meaning = line[flag.end() :].strip() or (after.startswith("    ") and after.strip())
+            assert meaning and not meaning.startswith("("), line
+
+
+def shown_lines(words):
+    """Command lines of a command without settings in all pages, as arguments."""
+    for page in PAGES:
+        for block in re.findall(r"^```sh\n(.*?)^```", page.read_text("utf-8"), re.M | re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                split = shlex.split(line, comments=True)
+                for i in range(len(split)):
+                    if tuple(split[i : i + len(words)]) == words:
+                        yield split[i + len(words) :]
+
+
+@pytest.mark.parametrize("words", PARSERS, ids=" ".join)
+def test_a_command_without_settings_that_is_shown_is_accepted(words):
+    lines = [*shown_lines(words)]
+    assert lines
+    for arguments in lines:
+        if "--help" not in arguments:
+            PARSERS[words](arguments)
 
 
 def shown(page):

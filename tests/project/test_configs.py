@@ -4,6 +4,7 @@ After an intended change, `python tests/project/test_configs.py` rewrites the re
 """
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -41,21 +42,29 @@ def shipped() -> list[str]:
     ]
 
 
+@functools.cache
+def load(name: str) -> Settings:
+    return freeze(Settings, load_config(str(ROOT / name), Settings))
+
+
 def read(name: str) -> dict:
     """Returns the settings of a config that differ from the defaults."""
-    settings = freeze(Settings, load_config(str(ROOT / name), Settings))
-    return {key: value for key, _, value in differences(Settings(), settings)}
+    return {key: value for key, _, value in differences(Settings(), load(name))}
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict:
+    return json.loads(GOLDEN.read_text())
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_a_shipped_config_means_what_it_meant(name):
+def test_a_shipped_config_means_what_it_meant(name, golden):
     # covers C16
-    golden = json.loads(GOLDEN.read_text())
     assert json.loads(json.dumps(read(name))) == golden[name]
 
 
-def test_no_golden_is_of_a_config_that_is_gone():
-    assert set(json.loads(GOLDEN.read_text())) == set(shipped())
+def test_no_golden_is_of_a_config_that_is_gone(golden):
+    assert set(golden) == set(shipped())
 
 
 def test_settings_of_another_version_are_refused_by_name():
@@ -73,7 +82,7 @@ def test_sizes_are_what_they_are_called(name):
     """All architectures of a size have about as many active parameters; their depth adapts."""
     millions = {"tiny": 1, "small": 10, "base": 110, "large": 340}
     for size, expected in millions.items():
-        settings = resolve(freeze(Settings, load_config(f"{ROOT}/{name}:{size}", Settings)), 365)
+        settings = resolve(load(f"{name}:{size}"), 365)
         body = (
             compute_cost(settings.model, settings.train.seq_len).active_non_embedding_params / 1e6
         )
@@ -110,11 +119,9 @@ def test_every_architecture_takes_every_objective_that_it_can(name, objective):
         supported = "masked_lm" if "causal_lm" in REFUSED[name] else "causal_lm"
         base = with_changes(Settings(), {"model": PLAIN[name], "objective": supported})
     else:
-        folder = ROOT / "configs" / ("data" if name == "fineweb_edu" else "")
-        base = freeze(Settings, load_config(f"{folder}/{name}.py:tiny", Settings))
-        base = dataclasses.replace(
-            base, data=DataConfig()
-        )  # without the requirements of its data source
+        folder = "configs/data" if name == "fineweb_edu" else "configs"
+        # Without the requirements of its data source.
+        base = dataclasses.replace(load(f"{folder}/{name}.py:tiny"), data=DataConfig())
     why = REFUSED.get(name, {}).get(objective)
     if why is None:
         assert with_changes(base, {"objective": objective}).row_spec.text_length > 0

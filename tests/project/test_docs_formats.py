@@ -95,7 +95,7 @@ def test_a_token_store_is_as_described(tmp_path):
     named = {"path": "train", "valid_path": "valid", "test_path": "test"}
     paths = {key: f"{tmp_path}/{split}.txt" for key, split in named.items()}
     folder = open_data(DataConfig(source="text", cache=str(tmp_path / "cache"), **paths)).folder
-    assert {path.name for path in folder.iterdir()} == {*SPLITS, "tokenizer.json"}
+    assert {path.name for path in folder.iterdir()} == {*SPLITS, "tokenizer.json", "shared.json"}
     assert table("Token store") == {path.name for path in (folder / "train").iterdir()}
     assert table("index.json") == set(last(folder / "train" / "index.json"))
     assert table("mask-LENGTH.json") == set(masked.MaskIndex._fields)

@@ -5,6 +5,7 @@ rule that has gone blind fails too.
 """
 
 import ast
+import functools
 import graphlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -52,6 +53,7 @@ READS_ENVIRONMENT = {
     "preflight.py",  # adds to XLA_FLAGS
 }
 
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 Rule = Callable[[PurePosixPath, str, ast.Module], Iterator[str]]
 
 
@@ -70,7 +72,7 @@ def lengths(path: PurePosixPath, text: str, tree: ast.Module) -> Iterator[str]:
     """Files under 400 lines, functions under 60 besides the docstring."""
     if (lines := len(text.splitlines())) >= MAX_LINES:
         yield f"1: {lines} lines, must be under {MAX_LINES}"
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             lines = (node.end_lineno or 0) - node.lineno + 1
             if ast.get_docstring(node):
@@ -83,12 +85,12 @@ def identifiers(path: PurePosixPath, text: str, tree: ast.Module) -> Iterator[st
     """A name is a noun of its content, not a participle or a pronoun."""
     fields = {  # of settings: `log.every`
         id(node.target)
-        for cls in ast.walk(tree)
+        for cls in nodes(tree)
         if isinstance(cls, ast.ClassDef)
         for node in cls.body
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "every"
     }
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         name = ""
         if id(node) in fields:
             continue
@@ -116,7 +118,7 @@ def safety(path: PurePosixPath, text: str, tree: ast.Module) -> Iterator[str]:
         if name.split(".")[0] in UNSAFE_IMPORTS:
             yield f"{line}: imports {name}"
     for node in calls(tree):
-        if (name := ast.unparse(node.func)) in UNSAFE_CALLS:
+        if (name := dotted(node.func)) in UNSAFE_CALLS:
             yield f"{node.lineno}: calls {name}"
         for keyword in node.keywords:
             if keyword.arg in UNSAFE_SWITCHES and not is_false(keyword.value):
@@ -126,13 +128,13 @@ def safety(path: PurePosixPath, text: str, tree: ast.Module) -> Iterator[str]:
 def openness(path: PurePosixPath, text: str, tree: ast.Module) -> Iterator[str]:
     """Interfaces are stated: no **kwargs handed on, no getattr that hides a default."""
     for node in calls(tree):
-        if ast.unparse(node.func) == "getattr" and len(node.args) == 3:
+        if dotted(node.func) == "getattr" and len(node.args) == 3:
             yield f"{node.lineno}: getattr with a default"
-    for function in ast.walk(tree):
+    for function in nodes(tree):
         if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)) and function.args.kwarg:
             rest = function.args.kwarg.arg
             for node in calls(function):
-                if any(k.arg is None and ast.unparse(k.value) == rest for k in node.keywords):
+                if any(k.arg is None and dotted(k.value) == rest for k in node.keywords):
                     yield f"{node.lineno}: {function.name} hands on **{rest}"
 
 
@@ -142,13 +144,13 @@ def environment(path: PurePosixPath, text: str, tree: ast.Module) -> Iterator[st
         return
     written = {
         id(node.value)
-        for node in ast.walk(tree)
+        for node in nodes(tree)
         if isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load)
     }
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Attribute) and id(node) not in written:
-            if ast.unparse(node) in ("os.environ", "os.environb", "os.getenv"):
-                yield f"{node.lineno}: reads {ast.unparse(node)}"
+            if dotted(node) in ("os.environ", "os.environb", "os.getenv"):
+                yield f"{node.lineno}: reads {dotted(node)}"
         elif isinstance(node, ast.ImportFrom) and node.module == "os":
             for alias in node.names:
                 if alias.name in ("environ", "environb", "getenv"):
@@ -157,7 +159,7 @@ def environment(path: PurePosixPath, text: str, tree: ast.Module) -> Iterator[st
 
 def imported(tree: ast.Module) -> Iterator[tuple[str, int]]:
     """Names of imported modules; a relative import stays in its folder."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -165,7 +167,21 @@ def imported(tree: ast.Module) -> Iterator[tuple[str, int]]:
 
 
 def calls(tree: ast.AST) -> Iterator[ast.Call]:
-    return (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return (node for node in nodes(tree) if isinstance(node, ast.Call))
+
+
+@functools.cache
+def nodes(tree: ast.AST) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree))
+
+
+def dotted(node: ast.expr) -> str:
+    """Returns "a.b.c" of such an expression, "" of any other."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (before := dotted(node.value)):
+        return f"{before}.{node.attr}"
+    return ""
 
 
 def is_false(node: ast.expr) -> bool:
@@ -179,8 +195,14 @@ def sources() -> list[PurePosixPath]:
     return sorted(PurePosixPath(file.relative_to(ROOT).as_posix()) for file in found)
 
 
-def complaints(rule: Rule, path: PurePosixPath, text: str) -> list[str]:
-    return [f"{path}:{what}" for what in rule(path, text, ast.parse(text))]
+@functools.cache
+def parsed(path: PurePosixPath) -> tuple[str, ast.Module]:
+    text = (ROOT / path).read_text("utf-8")
+    return text, ast.parse(text)
+
+
+def complaints(rule: Rule, path: PurePosixPath, text: str, tree: ast.Module) -> list[str]:
+    return [f"{path}:{what}" for what in rule(path, text, tree)]
 
 
 RULES = {
@@ -192,7 +214,7 @@ RULES = {
 def test_house_rule_holds(rule):
     found = []
     for path in sources():
-        found += complaints(RULES[rule], path, (ROOT / path).read_text("utf-8"))
+        found += complaints(RULES[rule], path, *parsed(path))
     assert not found, "\n".join(found)
 
 
@@ -207,13 +229,14 @@ def module_name(path: PurePosixPath) -> str:
     return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
 
 
+@functools.cache
 def import_graph() -> dict[str, set[str]]:
     """The modules of the project that each module imports, inside functions too."""
     modules = {module_name(path): path for path in sources() if path.parts[0] != "benchmarks"}
     graph: dict[str, set[str]] = {}
     for name, path in modules.items():
         graph[name] = set()
-        for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))):
+        for node in nodes(parsed(path)[1]):
             if isinstance(node, ast.Import):
                 graph[name] |= {alias.name for alias in node.names} & {*modules}
             elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -239,14 +262,40 @@ def test_no_modules_import_each_other():
 
 def test_the_board_needs_no_jax():
     graph = import_graph()
-    reached = {name for name in graph if name.startswith(NO_JAX)}
+    shared = {"settings.command", "settings.flag_parser"}  # what every command starts with
+    reached = {name for name in graph if name.startswith(NO_JAX)} | shared
     while new := set().union(*(graph[name] for name in reached)) - reached:
         reached |= new
     for name in reached:
-        path = ROOT / (name.replace(".", "/") + ".py")
-        path = path if path.exists() else path.with_suffix("") / "__init__.py"
-        libraries = {library.split(".")[0] for library, _ in imported(ast.parse(path.read_text()))}
+        path = PurePosixPath(name.replace(".", "/") + ".py")
+        path = path if (ROOT / path).exists() else path.with_suffix("") / "__init__.py"
+        libraries = {library.split(".")[0] for library, _ in imported(parsed(path)[1])}
         assert not libraries & {"jax", "flax", "optax", "orbax"}, name
+    command = names_at_import(parsed(PurePosixPath("leaderboard.py"))[1]) - shared
+    assert not {name for name in command if name.split(".")[0] in {*HOUSE, "jax"} - {"protocol"}}
+    inside = {name for name in command if name.startswith("protocol")}
+    assert inside and all(name.startswith(NO_JAX) for name in inside)
+
+
+def names_at_import(tree: ast.Module) -> set[str]:
+    """Returns what a file imports before one of its functions is called."""
+    outside = ast.Module([node for node in tree.body if not isinstance(node, DEFINITIONS)], [])
+    return {name for name, _ in imported(outside)}
+
+
+def libraries_at_import(tree: ast.Module) -> set[str]:
+    return {name.split(".")[0] for name in names_at_import(tree)}
+
+
+def test_no_file_loads_torch_before_a_function_needs_it():
+    """Encoders for mteb and models for lm-eval are made without these libraries."""
+    heavy = {"torch", "mteb", "lm_eval", "transformers"}
+    for path in sources():
+        if path.parts[0] != "benchmarks":
+            assert not libraries_at_import(parsed(path)[1]) & heavy, path
+    late = "import jax\ndef f():\n    import torch"
+    assert libraries_at_import(ast.parse(late)) == {"jax"}
+    assert libraries_at_import(ast.parse("if x:\n    from torch import nn")) == {"torch"}
 
 
 def test_no_folder_has_too_many_files():
@@ -258,7 +307,7 @@ def test_a_public_class_name_is_unique():
     names = Counter(
         node.name
         for path in sources()
-        for node in ast.parse((ROOT / path).read_text("utf-8")).body
+        for node in parsed(path)[1].body
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     )
     assert not [name for name, count in names.items() if count > 1]
@@ -309,7 +358,7 @@ LONG = "def f():\n" + "    x = 1\n" * 60
     ],
 )
 def test_rule_refuses(rule, path, text):
-    assert complaints(RULES[rule], PurePosixPath(path), text)
+    assert complaints(RULES[rule], PurePosixPath(path), text, ast.parse(text))
 
 
 @pytest.mark.parametrize(
@@ -332,4 +381,4 @@ def test_rule_refuses(rule, path, text):
     ],
 )
 def test_rule_admits(rule, path, text):
-    assert not complaints(RULES[rule], PurePosixPath(path), text)
+    assert not complaints(RULES[rule], PurePosixPath(path), text, ast.parse(text))

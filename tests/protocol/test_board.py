@@ -1,4 +1,7 @@
-"""The board: what is ranked with what, the sentences on it, and what stays blank."""
+"""The board: what is ranked with what, and what stays blank.
+
+The sentences of verdicts are compared in `test_protocol_statistics.py`; here their kinds are.
+"""
 
 import itertools
 import json
@@ -14,6 +17,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+import leaderboard
 from errors import ConfigError
 from protocol.board import export, sentences
 from protocol.board.board import make_board
@@ -47,13 +51,13 @@ def test_means_intervals_and_ranks(tmp_path):
         assert rows[name].interval == pytest.approx((low, high))
         assert rows[name].sample.mean == pytest.approx(np.mean(found))
     assert [row.name for row in group.rows][0] == "a"
-    assert (rows["a"].rank, rows["b"].rank, rows["c"].rank) == (1, 2, 2)  # covers E4
+    assert [rows[name].place_text for name in "abc"] == ["1", "2–3", "2–3"]  # covers E4
     head = sentences.summarize_group(group, family)
     assert head.verdict == (
         "Exploratory: a has the lowest bits per byte on test; b and c are shown to be worse."
     )
-    text = " ".join(verdict.sentence for verdict in group.verdicts)
-    assert "b and c are not distinguishable at n=3" in text
+    kinds = {(v.a.name, v.b.name): v.kind for v in group.verdicts}
+    assert kinds == {("a", "b"): "lower", ("a", "c"): "lower", ("b", "c"): "inconclusive"}
     assert "model.layers" in head.differences
 
 
@@ -64,11 +68,10 @@ def test_few_runs_have_no_rank(tmp_path):
     rows, group, family = only(boarded(tmp_path))
     assert rows["one"].interval is None and rows["one"].rank is rows["two"].rank is None
     assert sentences.format_result(rows["one"]) == "2.0000"
-    assert sentences.summarize_group(group, family).verdict == "Nothing is ranked here."
-    assert any(
-        "n=1; a rank needs at least 3 runs" in text
-        for text in sentences.summarize_group(group, family).confidence
-    )
+    assert [v.kind for v in group.verdicts] == ["too_few_runs"]
+    head = sentences.summarize_group(group, family)
+    assert head.verdict == "Nothing is ranked here."
+    assert any("n=1; a rank needs at least 3 runs" in text for text in head.confidence)
 
 
 @pytest.mark.parametrize(
@@ -244,15 +247,15 @@ def test_declared_comparisons_are_those_that_count(tmp_path):
     rows, group, family = only(boarded(tmp_path))
     assert [(v.a.name, v.b.name) for v in group.verdicts] == [("b", "a"), ("c", "a")]
     short = sentences.summarize_group(group, family).verdict
-    assert short.endswith("b and c are shown to be worse; d is not ranked.")
+    assert short.endswith("b and c are shown to be worse than a; d is not ranked.")
     near, far = (
         stats.ttest_ind([2.0, 2.01, 2.02], [2.0 + i, 2.01 + i, 2.02 + i]).pvalue for i in (1, 2)
     )
     assert [v.p for v in group.verdicts] == pytest.approx([near, 2 * far], rel=1e-4)  # Holm of 2
-    assert [rows[name].rank for name in "abcd"] == [1, 2, 2, None]
+    assert [rows[name].rank for name in "abcd"] == [None] * 4  # Two pairs decide no order.
+    assert [rows[name].place_text for name in "abcd"] == ["reference", "below", "below", ""]
     assert group.problems == (
-        "2 of 6 pairs were declared, and only declared pairs are compared. A rank counts only the "
-        "rows that were shown to be better in a declared comparison",
+        "2 of 6 pairs were declared and can be compared; ranks need all pairs",
     )
 
 
@@ -262,11 +265,11 @@ def test_what_cannot_be_told_apart_is_told(tmp_path):
         values = [mean, mean + 0.02, mean + 0.04]
         runs.candidate(tmp_path, name, values, model={"layers": [name]}, study=study)
     _, group, family = only(boarded(tmp_path))
-    first, second = sentences.summarize_group(group, family).comparisons
-    assert (
-        "b has higher bits per byte than a" in first
-        and "c and d are not distinguishable at n=3" in second
-    )
+    kinds = {(v.a.name, v.b.name): v.kind for v in group.verdicts}
+    assert kinds == {("b", "a"): "higher", ("c", "d"): "inconclusive"}
+    told = [verdict.sentence.replace("+-", "±") for verdict in group.verdicts]
+    lines = sentences.summarize_group(group, family).comparisons
+    assert [text in line for text, line in zip(told, lines, strict=True)] == [True, True]
 
 
 def test_comparisons_elsewhere_in_the_plan_count(tmp_path):
@@ -380,7 +383,8 @@ def test_copies_of_a_candidate_are_never_ranked(tmp_path):
     runs.candidate(tmp_path, "renamed", [3.0, 3.01, 3.02])
     rows, group, _ = only(boarded(tmp_path))
     assert [v.kind for v in group.verdicts] == ["duplicate"]
-    assert {row.rank for row in rows.values()} == {1}
+    assert {row.place_text for row in rows.values()} == {""}
+    assert rows["renamed"].problems == ("it is a copy of a, and no candidate",)
 
 
 def test_names_tell_rows_apart(tmp_path):
@@ -481,25 +485,23 @@ def test_many_candidates_are_not_ranked(tmp_path):
     assert not group.verdicts and "820 comparisons" in group.problems[0]
 
 
-def test_the_command(tmp_path):
-    """Prints, writes, and needs no jax."""
+def test_the_command(tmp_path, capsys):
     runs.candidate(tmp_path / "runs", "a", [2.0, 2.1, 2.2])
-    code = (
-        "import sys, leaderboard; code = leaderboard.main(sys.argv[1:]); "
-        "sys.exit(99 if 'jax' in sys.modules else code)"
-    )
-
-    def call(*arguments):
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-    done = call(tmp_path / "runs", f"--out={tmp_path / 'board'}")
-    assert done.returncode == 0, done.stderr
-    assert "3 runs of 1 candidate in 1 group" in done.stdout
+    assert leaderboard.main([str(tmp_path / "runs"), f"--out={tmp_path / 'board'}"]) == 0
+    assert "3 runs of 1 candidate in 1 group" in capsys.readouterr().out
     assert (tmp_path / "board/leaderboard.html").is_file()
-    missing = call(tmp_path / "nothing")
-    assert missing.returncode == 2 and missing.stderr.count("\n") == 1
-    assert "does not exist" in missing.stderr
+    assert leaderboard.main([str(tmp_path / "nothing")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "does not exist" in said
+
+
+@pytest.mark.slow
+def test_the_command_needs_no_jax(tmp_path):
+    """`test_style.py` reads the imports of the project; this runs those of its libraries too."""
+    runs.candidate(tmp_path / "runs", "a", [2.0, 2.1, 2.2])
+    code = "import sys, leaderboard; leaderboard.main(sys.argv[1:]); sys.exit('jax' in sys.modules)"
+    command = [sys.executable, "-c", code, str(tmp_path / "runs")]
+    assert subprocess.run(command, cwd=ROOT, timeout=120).returncode == 0
 
 
 def test_a_folder_without_runs_is_an_error(tmp_path):

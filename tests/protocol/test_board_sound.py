@@ -53,12 +53,16 @@ def test_a_row_without_a_say_loosens_no_margin(tmp_path):
 
 
 def test_the_smallest_margin_of_those_who_declare_a_pair(tmp_path):
-    put(tmp_path, a=(A, declares(("b", "a"), margin=0.5)), b=(B, declares(("a", "b"), margin=0.2)))
+    for width, (name, values) in enumerate((("a", A), ("b", B)), 64):
+        for seed, (value, plan, margin) in enumerate(
+            zip(values, ("1", "2", "2"), (0.5, 0.2, 0.2), strict=True)
+        ):
+            study = declares(("b", "a"), plan=plan, margin=margin)["study"]
+            runs.run(
+                tmp_path / f"{name}{seed}", name, seed, value, model={"width": width}, study=study
+            )
     (verdict,) = only(boarded(tmp_path))[1].verdicts
     assert verdict.metric.margin == 0.2 and verdict.kind == "equivalent"
-    put(tmp_path, c=(C, declares(("c", "a"), margin=0.01)))
-    margins = {(v.a.name, v.b.name): v.metric.margin for v in only(boarded(tmp_path))[1].verdicts}
-    assert margins == {("a", "b"): 0.2, ("c", "a"): 0.01}
 
 
 def test_what_nobody_declared_is_exploratory_and_has_no_margin(tmp_path):
@@ -66,7 +70,7 @@ def test_what_nobody_declared_is_exploratory_and_has_no_margin(tmp_path):
     _, group, family = only(boarded(tmp_path))
     (verdict,) = group.verdicts
     assert verdict.kind == "lower" and verdict.metric.margin == 0 and not verdict.is_declared
-    assert verdict.sentence.startswith("exploratory: a has lower bits per byte than b")
+    assert verdict.sentence.startswith("exploratory: ")
     assert "(exploratory)" in sentences.group_title(group)
     header, *lines = csv.reader(export.to_csv(boarded(tmp_path)).splitlines())
     assert [line[header.index("exploratory")] for line in lines] == ["true", "true"]
@@ -179,8 +183,9 @@ def test_a_candidate_that_always_diverged_is_last_with_its_verdict(tmp_path):
     rows, group, _ = only(found)
     assert [row.name for row in group.rows] == ["a", "b"]
     assert (rows["b"].sample.n_runs, rows["b"].sample.n_diverged) == (3, 3)
-    (verdict,) = group.verdicts
-    assert "b diverged in 3 of 3 runs (95 %: 0.29 to 1.00)" in verdict.sentence  # 1 - .025**(1/3)
+    assert [verdict.kind for verdict in group.verdicts] == ["diverged"]
+    interval = rows["b"].sample.divergence_interval
+    assert interval == pytest.approx((0.025 ** (1 / 3), 1))
 
 
 def test_an_unscored_run_joins_no_evaluation_of_two(tmp_path):
@@ -270,7 +275,7 @@ def test_declared_seeds_that_lack_a_result_are_waited_for(tmp_path):
     assert rows["b"].too_few_runs == "3 of 5 declared seeds have ended" and rows["b"].rank is None
     (verdict,) = group.verdicts
     assert verdict.kind == "too_few_runs" and verdict.winner() is None
-    assert "not ranked at n=3 and 5, because a rank needs 5 runs of each" in verdict.sentence
+    assert {verdict.a.required_runs, verdict.b.required_runs} == {5}
     runs.run(tmp_path / "b-3", "b", 3, 2.0, **more)
     runs.run(tmp_path / "b-4", "b", 4, 2.0, **more)
     rows, _, _ = only(boarded(tmp_path))
@@ -303,9 +308,6 @@ def test_runs_that_do_not_differ_have_no_interval(tmp_path):
     _, group, family = only(boarded(tmp_path))
     (verdict,) = group.verdicts
     assert verdict.kind == "no_variance" and verdict.winner() is None
-    assert "the runs of each candidate have the same score, so that no interval exists" in (
-        verdict.sentence
-    )
     assert all(row.interval is None for row in group.rows)
     head = sentences.summarize_group(group, family)
     assert "claim" not in " ".join([head.verdict, *head.comparisons, *head.confidence])

@@ -9,10 +9,13 @@ import pytest
 
 import compare
 from errors import ConfigError, DataError, NonFiniteError, PreemptedError
+from protocol.records.plan_file import plan_problems, read_plans
+from protocol.records.safe_read import CheckedFields
+from protocol.records.study_record import parse_study
 from protocol.statistics.isoflop import fit_minima
 from protocol.statistics.power import NoiseFloor, critical_difference_of_minima
 from protocol.statistics.scaling_law import Point
-from protocol.study import budget, run_study, study
+from protocol.study import budget, plan_record, run_study, step_timing, study
 from protocol.study import plan as plans
 from protocol.study.cells import CellKey
 from protocol.study.study import Study
@@ -149,17 +152,28 @@ def test_an_optimum_at_the_edge_extends_all_grids(made, trained, tmp_path):
     }  # and it is published
 
 
-def test_the_noise_floor_is_that_of_the_reference(made, trained, tmp_path):
+def test_each_candidate_has_a_noise_floor_of_its_own(made, trained, tmp_path):
+    trained.scores = lambda settings: (
+        2.0 + (0.01 + 0.02 * (settings.model.attention.heads == 2)) * (settings.seed)
+    )
     runs = run_study.noise_runs(STUDY, made.plan, run_study.default_choices(made.plan))
-    assert [run.seed for run in runs] == list(STUDY.noise_seeds)
+    assert [run.seed for run in runs] == list(STUDY.noise_seeds) * 3
     assert {run.study["role"] for run in runs} == {"tuning"}  # never reported
     results = run_study.run_all(runs, tmp_path / "runs", silent, STUDY.metric)
-    run_study.write_record(run_study.noise_record(results, made.plan), tmp_path / "noise.json")
-    floor = study.load_prior_results(str(tmp_path), made.plan).noise_floor
-    assert floor.n_runs == 8
-    assert floor.sigma == pytest.approx(0.01 * math.sqrt(6))  # of eight seeds one apart
-    plan = dataclasses.replace(made.plan, noise_floor=floor)
-    assert plan.critical_difference > 0
+    record = run_study.noise_record(results, made.plan)
+    run_study.write_record(record, tmp_path / "noise.json")
+    floors = study.load_prior_results(str(tmp_path), made.plan).noise_floors
+    assert floors.keys() == STUDY.candidates.keys()
+    assert floors["dense"].n_runs == 8
+    assert floors["dense"].sigma == pytest.approx(0.01 * math.sqrt(6))  # of eight seeds one apart
+    assert floors["wide"].sigma == pytest.approx(0.03 * math.sqrt(6))
+    noisy = dataclasses.replace(made.plan, noise_floors=floors).detectable_difference
+    quiet = {"dense": floors["dense"]}
+    assert noisy > 1.5 * dataclasses.replace(made.plan, noise_floors=quiet).detectable_difference
+    old = {"metric": record["metric"]} | record["floors"][0]  # as records had one floor
+    run_study.write_record(old, tmp_path / "noise.json")
+    found = study.load_prior_results(str(tmp_path), made.plan).noise_floors
+    assert found == {"dense": floors["dense"]}
 
 
 CURVES = Study(
@@ -198,9 +212,11 @@ def test_the_strong_comparison_is_planned_with_default_settings(curves):
         == 15
     )
     again = run_study.noise_runs(CURVES, plan, run_study.default_choices(plan))
-    assert {run.cell_key for run in again} == {CellKey("dense", "causal_lm", "only-3e15-size3")}
-    floor = dataclasses.replace(plan, noise_floor=NoiseFloor(0.01, 8))
-    assert floor.critical_difference == critical_difference_of_minima(0.01, 3, 3, n_sizes=5)
+    middle = {CellKey(name, "causal_lm", "only-3e15-size3") for name in CURVES.candidates}
+    assert {run.cell_key for run in again} == middle
+    floor = dataclasses.replace(plan, noise_floors={"dense": NoiseFloor(0.01, 8)})
+    bound = NoiseFloor(0.01, 8).upper_bound()
+    assert floor.detectable_difference == critical_difference_of_minima(bound, 3, 3, n_sizes=5)
     unmatched = study.describe_unmatched(curves)
     assert all(re.search(r"training FLOPs [+-]0\.\d\d % from the budget; ", x) for x in unmatched)
     assert sum(line.endswith("; reference") for line in unmatched) == 15
@@ -293,18 +309,18 @@ def test_records_of_another_metric_or_rate_are_not_taken(made, trained, tmp_path
     runs = run_study.noise_runs(STUDY, made.plan, known.tuning_choices)
     results = run_study.run_all(runs, tmp_path / "noise", silent, STUDY.metric)
     run_study.write_record(run_study.noise_record(results, made.plan), tmp_path / "noise.json")
-    assert study.load_prior_results(str(tmp_path), made.plan).noise_floor.n_runs == 8
+    assert study.load_prior_results(str(tmp_path), made.plan).noise_floors["dense"].n_runs == 8
 
     nats = dataclasses.replace(STUDY, metric="test/nats_per_token", unit="nats")
     found = study.load_prior_results(str(tmp_path), study.make_plan(nats, SHARED, VOCAB).plan)
-    assert found.noise_floor is None and found.tuning_choices == known.tuning_choices
+    assert not found.noise_floors and found.tuning_choices == known.tuning_choices
     assert found.sources[1].endswith(
         " has the metric test/bits_per_byte, not test/nats_per_token: not used"
     )
     chosen = dataclasses.replace(STUDY, tuning_metric="valid/nats_per_token")
     found = study.load_prior_results(str(tmp_path), study.make_plan(chosen, SHARED, VOCAB).plan)
     assert not found.tuning_choices and "not valid/nats_per_token: not used" in found.sources[0]
-    assert found.noise_floor is None  # untuned, runs would have another rate than its
+    assert not found.noise_floors  # untuned, runs would have another rate than its
     assert found.sources[1].endswith(" has the learning rate 0.006, not 0.003: not used")
 
 
@@ -348,3 +364,64 @@ def test_keys_of_records_are_those_of_cells(made):
     assert {cell.key for cell in made.plan.cells} == {
         CellKey(name, "causal_lm", "only") for name in STUDY.candidates
     }
+
+
+def test_the_plan_is_written_beside_the_runs_and_its_hashes_are_theirs(made, trained, tmp_path):
+    choices = run_study.default_choices(made.plan)
+    assert plan_record.write_plan(tmp_path, made.plan, choices) == []
+    runs = plans.reported_runs(made.plan, choices)
+    (record,) = read_plans(tmp_path).values()
+    assert {(record.digest, record.choices_digest)} == {
+        (run.study["plan"], run.study["choices"]) for run in runs
+    }
+    for run in runs:
+        parsed = CheckedFields(json.loads(json.dumps(run.study)), "study")
+        settings = CheckedFields(json.loads(json.dumps(run.settings)), "settings")
+        found = plan_problems(parse_study(parsed), settings, read_plans(tmp_path))
+        assert found == (record, [])
+    assert plan_record.write_plan(tmp_path, made.plan, choices) == []  # it is there already
+    more = dataclasses.replace(made.plan, seeds=(0, 1, 2, 3))
+    (line,) = plan_record.write_plan(tmp_path, more, choices)
+    assert "an earlier plan with the seeds [0, 1, 2]" in line and "declare looks" in line
+    assert [p.position for p in read_plans(tmp_path).values()] == [0, 1]
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(DataError, match="plan.json is damaged"):
+        plan_record.write_plan(tmp_path, made.plan, choices)
+
+
+def test_a_sweep_that_was_edited_is_refused(made, trained, tmp_path):
+    trained.scores = lambda settings: abs(math.log2(settings.optimizer.learning_rate / 6e-3))
+    tree = run_study.run_tuning(made.plan, tmp_path / "runs", silent)
+    assert tree["cells"][0]["costs"]["n_runs"] == 5 and tree["cells"][0]["costs"]["training_flops"]
+    tree["cells"][0]["learning_rate"] = 0.0005
+    run_study.write_record(tree, tmp_path / "sweep.json")
+    with pytest.raises(DataError, match=r"was edited: of dense/.* rate 0.0005 is not"):
+        study.load_prior_results(str(tmp_path), made.plan)
+
+
+def test_seconds_are_measured_once_and_matched_by_steps(trained, tmp_path, monkeypatch):
+    seconds = {"dense": 0.1, "wide": 0.2, "moe": 0.05}
+    rounds = []
+
+    def measure(settings):
+        name = "moe" if "moe" in settings.model.layers[0] else "dense"
+        name = "wide" if settings.model.attention.heads == 2 else name
+        rounds.append(name)
+        return [seconds[name]] * 3
+
+    monkeypatch.setattr(step_timing, "_measure_round", measure)
+    timed = dataclasses.replace(STUDY, axis="wall_clock", match_by="steps")
+    shared = dataclasses.replace(SHARED, train=TrainConfig(steps=200, batch_size=2, seq_len=32))
+
+    def measured(candidates):
+        return step_timing.measure_step_seconds(candidates, tmp_path, silent)
+
+    first = study.make_plan(timed, shared, VOCAB, measured).plan
+    steps = {cell.candidate: cell.settings.train.steps for cell in first.cells}
+    assert steps == {"dense": 200, "wide": 100, "moe": 400}
+    assert {run.study["value"] for run in plans.sweep_runs(first)} == {20.0}
+    assert rounds == [*seconds, *reversed(seconds)]  # in alternating order
+    seconds["dense"] = 9.0  # later, the machine is slow: the plan stays what it was
+    assert study.make_plan(timed, shared, VOCAB, measured).plan.digest == first.digest
+    with pytest.raises(ConfigError, match="set match_by to steps"):
+        dataclasses.replace(timed, match_by="size")

@@ -183,7 +183,7 @@ def test_steps_are_solved_at_the_same_size(tiny):
     for name, m in found.items():
         assert m.settings.model == tiny[name].model
         assert abs(m.costs.training_flops / goal - 1) <= 0.01
-        assert m.settings.optimizer.warmup == round(20 * m.settings.train.steps / 1000)
+        assert m.settings.optimizer.warmup == 0.02  # of the steps, whatever their number is
     ratio = compute_run_costs(tiny["mamba2"]).training_flops / goal
     assert found["mamba2"].settings.train.steps == round(1000 / ratio)
     assert found["mamba2"].cost_ratios["tokens"] == pytest.approx(1 / ratio, rel=1e-3)

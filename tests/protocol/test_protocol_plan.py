@@ -9,18 +9,13 @@ from pathlib import Path
 import pytest
 
 from errors import ConfigError, DataError
-from protocol.statistics.power import NoiseFloor, critical_difference
+from protocol.statistics.power import NoiseFloor, detectable_difference
 from protocol.study import plan as plans
 from protocol.study import time_estimate
 from protocol.study.cells import Cell, CellKey, make_cells
-from protocol.study.plan import (
-    Declaration,
-    StudyPlan,
-    Tuning,
-    TuningChoice,
-    estimate_hours,
-    format_plan,
-)
+from protocol.study.declaration import Declaration, Tuning, TuningChoice
+from protocol.study.plan import estimate_hours, format_plan
+from protocol.study.study_plan import StudyPlan
 from protocol.study.tuning import (
     TuningTrial,
     extend_grids,
@@ -53,7 +48,7 @@ def cells():
 @pytest.fixture(scope="module")
 def plan(cells):
     floor = NoiseFloor(0.01, 20, "results/floor.json", 3.1e13)
-    return StudyPlan(cells, DECLARED, (0, 1, 2), TUNING, floor)
+    return StudyPlan(cells, DECLARED, (0, 1, 2), TUNING, {"dense": floor})
 
 
 # Tuning.
@@ -145,7 +140,7 @@ def test_further_trials_change_what_they_declare(plan):
     runs = plans.trial_runs(plan, best)
     assert len(runs) == 2 * 2 * 2
     by_trial = {run.trial_name: from_json(Settings, run.settings).optimizer for run in runs}
-    assert (by_trial["decay"].weight_decay, by_trial["decay"].warmup) == (0.2, 20)
+    assert (by_trial["decay"].weight_decay, by_trial["decay"].warmup) == (0.2, 0.02)
     assert (by_trial["warm"].weight_decay, by_trial["warm"].warmup) == (0.1, 50)
     assert {run.learning_rate for run in runs} == {2e-3}
 
@@ -174,7 +169,12 @@ def test_reported_runs_say_what_was_declared(plan):
         "comparisons": [["dense", "moe"]],
         "seeds": [0, 1, 2],
         "role": "reported",
+        "reference": "",
+        "is_paired": False,
+        "looks": [],
+        "tuning_seeds": [1000, 1001],
         "tuning_trials": 14,
+        "choices": run.study["choices"],
     }
 
 
@@ -254,14 +254,16 @@ def test_the_plan_says_what_it_can_show_before_anything_runs(plan, cells):
         f"(20 for tuning), {flops:.3g} training FLOPs, about 33 minutes of training, without "
         "compilation and evaluation"
     )
-    assert plan.critical_difference == critical_difference(0.01, 3)
+    bound = NoiseFloor(0.01, 20).upper_bound()
+    assert plan.detectable_difference == detectable_difference(bound, bound, 3)
     assert text[2] == (
-        "smallest claimable difference: 0.023 bits per byte (n=3, 1 comparison); noise floor: "
-        "sigma 0.01 from 20 runs (results/floor.json)"
+        "smallest claimable difference: 0.03 bits per byte, found in half of such studies (n=3, 1 "
+        "comparison); noise floor: sigma of dense 0.01 (at most 0.012) from 20 runs each "
+        "(results/floor.json); moe assumed no noisier than these"
     )
-    far = replace(plan, noise_floor=NoiseFloor(0.01, 20, "", 1e12))
+    far = replace(plan, noise_floors={"dense": NoiseFloor(0.01, 20, "", 1e12)})
     assert "its runs have 1e+12 FLOPs; the runs of this plan have 31" in format_plan(far, [], {})[2]
-    assert "no noise floor is recorded" in format_plan(replace(plan, noise_floor=None), [], {})[2]
+    assert "no noise floor is recorded" in format_plan(replace(plan, noise_floors={}), [], {})[2]
     assert "unknown time" in format_plan(plan, runs, {})[0]
     assert estimate_hours(runs, {}, 1e11) == pytest.approx(flops / 0.25e11 / 3600)
     assert (
@@ -295,9 +297,9 @@ def test_every_objective_and_size_counts_as_a_comparison(cells):
     assert many[1].settings.objective == "masked_lm"
     again = [cell._replace(candidate="moe") for cell in many]
     floor = NoiseFloor(0.01, 20)
-    plan = StudyPlan((*many, *again), DECLARED, (0, 1, 2), noise_floor=floor)
+    plan = StudyPlan((*many, *again), DECLARED, (0, 1, 2), noise_floors=dict(dense=floor))
     assert plan.n_comparisons == 4
-    assert plan.critical_difference == critical_difference(0.01, 3, 4)
+    assert plan.detectable_difference == detectable_difference(*[floor.upper_bound()] * 2, 3, 4)
 
 
 @pytest.mark.parametrize(

@@ -17,17 +17,15 @@ from protocol.statistics.power import (
     NoiseFloor,
     critical_difference,
     critical_difference_of_minima,
+    detectable_difference,
     estimate_noise_floor,
     power,
     runs_needed,
 )
-from protocol.statistics.verdict import (
-    CandidateSample,
-    MetricSpec,
-    compare_candidates,
-    compute_ranks,
-    make_sample,
-)
+from protocol.statistics.ranks import compute_ranks
+from protocol.statistics.sample import CandidateSample, make_sample
+from protocol.statistics.sequential import check_looks, look_level
+from protocol.statistics.verdict import MetricSpec, compare_candidates
 
 STUDIES = 4000
 MOST_FALSE = stats.binom.ppf(1 - 1e-3, STUDIES, 0.05) / STUDIES
@@ -143,11 +141,87 @@ def test_a_renamed_copy_is_never_ranked():
         for samples in (same, other):
             verdicts = compare_candidates(samples, [("a", "copy")], metric)
             assert verdicts[0].winner() is None
-            assert set(compute_ranks(samples, verdicts).values()) == {1}
+            assert all(r.rank is None for r in compute_ranks(samples, verdicts).values())
     assert (
         verdicts[0].sentence == "a and copy have the same settings: their difference is noise, "
         "and they are not ranked against each other"
     )
+
+
+@pytest.mark.parametrize(("ratio", "n", "comparisons"), [(1.0, 3, 3), (3.0, 3, 1), (2.0, 8, 6)])
+def test_the_smallest_claimable_difference_is_found_in_half_of_studies(ratio, n, comparisons):
+    effect = detectable_difference(0.01, ratio * 0.01, n, comparisons)
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(effect, 0.01, (STUDIES, n)), rng.normal(0.0, ratio * 0.01, (STUDIES, n))
+    claimed = hypothesis_tests.welch(a, b).p * comparisons <= 0.05
+    assert claimed.mean() == pytest.approx(0.5, abs=0.025)  # three standard errors
+    assert detectable_difference(0.01, ratio * 0.01, 1) == math.inf
+
+
+def test_levels_of_holm_are_those_of_its_intervals():
+    """By hand, at 5 %: .001 < .05 / 3 is rejected, .03 > .05 / 2 ends the procedure."""
+    levels = hypothesis_tests.holm_levels(np.array([0.04, 0.001, 0.03]), 0.05)
+    assert levels == pytest.approx([0.025, 0.05 / 3, 0.025])
+    rng = np.random.default_rng(2)
+    for _ in range(200):
+        samples = [
+            CandidateSample(x, tuple(rng.normal(i / 50, 0.01, 3))) for i, x in enumerate("abcd")
+        ]
+        pairs = list(itertools.combinations("abcd", 2))
+        for v in compare_candidates(samples, pairs, MetricSpec()):
+            assert (abs(v.difference.mean) > v.half_width) == (v.winner() is not None)
+
+
+def test_levels_of_looks_are_pococks():
+    """Pocock (Biometrika 64, 1977), table 1: nominal levels of 2, 3 and 5 looks at 5 %."""
+    table = {(1, 2): 0.0294, (1, 2, 3): 0.0221, (1, 2, 3, 4, 5): 0.0158}
+    for looks, level in table.items():
+        assert look_level(looks) == pytest.approx(level, abs=1e-4)
+    assert (
+        look_level((3, 5, 8), 0.05, 6) < look_level((3, 5, 8)) < 0.05
+        and look_level((), 0.05) == 0.05
+    )
+    for looks in ((2, 5), (5, 3, 8), (3, 5)):
+        with pytest.raises(ConfigError, match="must be increasing numbers of seeds"):
+            check_looks(looks, 8)
+
+
+def test_a_paired_test_is_scipys():
+    a, b = np.array([2.3, 2.5, 2.2]), np.array([2.28, 2.47, 2.21])
+    paired = hypothesis_tests.paired_difference(a, b)
+    reference = stats.ttest_rel(a, b)
+    assert paired.p == pytest.approx(reference.pvalue) and paired.df == 2
+    low, high = reference.confidence_interval()
+    assert paired.half_width() == pytest.approx((high - low) / 2)
+    one = [CandidateSample(x, tuple(v), seeds=(0, 1, 2)) for x, v in (("a", a), ("b", b))]
+    other = [one[0], CandidateSample("b", tuple(b[::-1]), seeds=(2, 1, 0))]
+    for samples in (one, other):
+        (v,) = compare_candidates(samples, [("a", "b")], MetricSpec(), is_paired=True)
+        assert v.p == pytest.approx(reference.pvalue)
+    with pytest.raises(ConfigError, match="must be the same for a paired comparison"):
+        compare_candidates(
+            [one[0], CandidateSample("b", tuple(b))], [("a", "b")], MetricSpec(), is_paired=True
+        )
+
+
+def test_no_rank_contradicts_a_verdict_in_simulated_studies():
+    """Six candidates, all pairs: a truly worse one is strictly ahead in at most 5 %."""
+    rng, means = np.random.default_rng(7), np.array([0.0, 0.0, 0.02, 0.02, 0.05, -0.05])
+    names = "abcdef"
+    truth, ahead = dict(zip(names, means, strict=True)), 0
+    for _ in range(300):
+        values = rng.normal(means[:, None], 0.01, (6, 3))
+        samples = [CandidateSample(x, tuple(v)) for x, v in zip(names, values, strict=True)]
+        verdicts = compare_candidates(samples, list(itertools.combinations(names, 2)), MetricSpec())
+        ranks = compute_ranks(samples, verdicts)
+        for better, worse in filter(None, (v.defeat() for v in verdicts)):
+            assert ranks[better].low < ranks[worse].low and ranks[better].high < ranks[worse].high
+        ahead += any(
+            ranks[x].high < ranks[y].low and truth[x] > truth[y]
+            for x, y in itertools.permutations(names, 2)
+        )
+        assert not compute_ranks(samples, verdicts[:-1])  # one pair fewer decides no order
+    assert ahead <= 0.05 * 300
 
 
 # Independent references.
@@ -269,7 +343,7 @@ def test_sentences():
     # The spreads give Welch 3.45 degrees of freedom and claims 2 + 2 (1.45 / 2)^2 = 3.05.
     assert f"{stats.t.ppf(0.975, 3.0486) * math.sqrt(1e-3 / 9):.3f}" == "0.033"
     assert one(GOOD, NEAR).sentence == (
-        "A and C are not distinguishable at n=3 at this N and D: the difference is -0.007 +- 0.031 "
+        "A and C are not distinguishable at n=3 at this N and D: the difference is -0.007 +- 0.033 "
         "bits per byte (95 %, n=3, Welch), Holm p=0.57; the smallest claimable difference is 0.033"
     )
     assert one(GOOD, NEAR, MetricSpec(margin=0.1)).sentence.startswith(
@@ -292,7 +366,7 @@ def test_a_diverged_run_stays_in_n():
         "M diverged in 1 of 3 runs (95 %: 0.01 to 0.91) at this N and D; a candidate with a "
         "diverged run has a rate instead of a mean and is not ranked"
     )
-    assert compute_ranks([broken, BAD], [found]) == {"M": None, "B": 1}
+    assert compute_ranks([broken, BAD], [found]) == {}
     with pytest.raises(DataError, match="must be finite"):
         CandidateSample("M", (math.inf,))
 
@@ -316,9 +390,10 @@ def test_ranks_know_ties():
     pairs = list(itertools.combinations("ABC", 2))
     verdicts = compare_candidates(samples, pairs, MetricSpec())
     assert {v.kind for v in verdicts} == {"inconclusive", "lower", "higher"} - {"higher"}
-    assert compute_ranks(samples, verdicts) == {"A": 1, "B": 2, "C": 1, "D": None}
+    # A beats B, and nothing else is shown: C may be anywhere.
+    assert compute_ranks(samples, verdicts) == {"A": (1, 2), "B": (2, 3), "C": (1, 3)}
     scores = MetricSpec("accuracy", better="higher")
-    assert compute_ranks(samples, compare_candidates(samples, pairs, scores))["B"] == 1
+    assert compute_ranks(samples, compare_candidates(samples, pairs, scores))["B"] == (1, 2)
 
 
 def test_a_difference_within_the_margin_is_a_tie():

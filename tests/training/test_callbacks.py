@@ -35,6 +35,9 @@ class Recorder:
     def read(self, step, wait_seconds):
         return {"loss": 1.0}
 
+    def window(self):
+        return {"loss": [1, 2]}
+
     def write(self, step, values):
         self.calls.append(f"log {step} {sorted(values)}")
 
@@ -71,7 +74,7 @@ def listed(recorder, evaluator=None, **changes):
         log=recorder,
         checkpoints=recorder,
         stop=GracefulStop(),
-        run=SimpleNamespace(step=0),
+        run=SimpleNamespace(step=0, metrics_seal=lambda: {"size": 9}),
     )
     point = ResumePoint(None, 0, "", skipped_batches=1)
     return make_callbacks(job, point, evaluator, recorder, recorder, recorder)
@@ -116,7 +119,8 @@ def test_a_step_is_logged_evaluated_saved_and_stopped_in_this_order():
         "log 6 ['data_hash', 'loss']",
         "evaluate trainable 6",
         "log 6 ['score']",
-        "save 6 {'data_hash': 'hash', 'skipped_batches': 1, 'rollbacks': 0} True",
+        "save 6 {'data_hash': 'hash', 'skipped_batches': 1, 'rollbacks': 0, "
+        "'window': {'loss': [1, 2]}, 'metrics_seal': {'size': 9}} True",
     ]
 
 

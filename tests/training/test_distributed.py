@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tiny_runs import text_flags
 
 import errors
 from errors import ConfigError, DistributedError
@@ -282,16 +283,6 @@ def test_who_ends_by_its_own_error_in_time_is_not_ended_by_another(monkeypatch):
     assert not codes
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    rng = np.random.default_rng(0)
-    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
-    documents = [" ".join(rng.choice(words, 40)) for _ in range(60)]
-    (folder / "text.txt").write_text("\n\n".join(documents))
-    return folder
-
-
 def free_job() -> int:
     """A job's number whose port is free."""
     for job in range(os.getpid(), os.getpid() + 1000):
@@ -309,23 +300,9 @@ def train(
 ) -> list[tuple[int, str]]:
     """(exit code, what was said) of as many processes of 8 devices together as there are tuples of
     flags in `more`; they know of each other by flags, or by the variables of a Slurm job."""
-    settings = {
-        "data.source": "text",
-        "data.path": text / "text.txt",
-        "data.document_separator": "\\n\\n",
-        "data.cache": text / "cache",
-        "model.width": 16,
-        "model.depth": 1,
-        "train.batch_size": 8,
-        "train.seq_len": 16,
-        "train.steps": 6,
-        "checkpoint.every": 2,
-        "log.every": 1,
-        "eval.batch_size": 8,
-        "eval.tasks": "bits_per_byte",
-        "eval.splits": "valid",
-    }
-    own = [f"--config.{key}={value}" for key, value in settings.items()]
+    own = text_flags(
+        text, workdir, "--config.eval.tasks=bits_per_byte", "--config.eval.splits=valid"
+    )
     inherited = os.environ["XLA_FLAGS"].replace("count=8", f"count={8 // len(more)}")
     port, job, started = free_port(), free_job(), []
     for i, flags in enumerate(more):
@@ -334,7 +311,7 @@ def train(
             f"--process_id={i}",
             f"--num_processes={len(more)}",
         ]
-        command = [sys.executable, "train.py", *own, f"--workdir={workdir}", *flags]
+        command = [sys.executable, "train.py", *own, *flags]
         command += place if len(more) > 1 and not slurm else []
         variables = {**os.environ, "XLA_FLAGS": inherited, "PYTHONHASHSEED": str(i)}
         if slurm:
@@ -357,11 +334,10 @@ def train(
 
 
 @pytest.mark.slow
-def test_two_hosts_stop_alike_and_one_goes_on_to_the_same_numbers(text, tmp_path):
+def test_two_hosts_stop_alike_and_one_goes_on_to_the_same_numbers(finished_run, text, tmp_path):
     """SIGTERM comes to the second host alone; then one process takes the run over."""
     # covers M5 M7 M8 P1 K12
-    whole, other = tmp_path / "whole", tmp_path / "other"
-    assert train(text, whole, ())[0][0] == 0
+    whole, other = finished_run, tmp_path / "other"
     (code, said), (second, its) = train(text, other, (), ("--config.debug.inject_fault=sigterm@2",))
     assert (code, second) == (75, 75), said + its
     run = RunFolder(other)

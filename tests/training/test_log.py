@@ -13,7 +13,7 @@ import pytest
 
 import formatting
 from errors import ConfigError
-from training.run import console, trackers
+from training.run import console, tracker_worker, trackers
 from training.run.console import Console
 from training.run.folder import open_run
 from training.run.log import LogConfig, MetricsLogger
@@ -184,8 +184,8 @@ def test_a_tracker_that_raises_is_told_once_and_left_out(run, fake, where):  # c
 
 
 def test_a_tracker_that_hangs_costs_no_time(run, fake, monkeypatch):  # covers P12
-    monkeypatch.setattr(trackers, "CLOSE_TIMEOUT", 0.1)
-    monkeypatch.setattr(trackers, "QUEUE_SIZE", 3)
+    monkeypatch.setattr(tracker_worker, "CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr(tracker_worker, "QUEUE_SIZE", 3)
     gate = threading.Event()
     begun = time.perf_counter()
     with MetricsLogger(fake(write=lambda *_: gate.wait(20)), run, total_steps=20) as log:
@@ -225,7 +225,7 @@ class Recorder:
 @pytest.mark.parametrize(
     ("name", "package", "expected"),
     [
-        ("tensorboard", "tensorboardX", ["SummaryWriter", "add_scalar", "close"]),
+        ("tensorboard", "tensorboardX", ["SummaryWriter", "add_scalar", "flush", "close"]),
         ("wandb", "wandb", ["init", "log", "finish"]),
         ("trackio", "trackio", ["init", "log", "finish"]),
     ],
@@ -233,7 +233,7 @@ class Recorder:
 def test_adapters_call_what_the_packages_offer(run, monkeypatch, name, package, expected):
     recorder = Recorder()
     monkeypatch.setitem(sys.modules, package, recorder)
-    tracker = trackers.TRACKERS[name][0](trackers.RunInfo(run.path, "abc", {"a": 1}))
+    tracker = trackers.TRACKERS[name][0](trackers.RunInfo(run.path, "abc", {"a": 1})).tracker
     tracker.write(7, {"loss": 1.5})
     tracker.close()
     assert [call[0] for call in recorder.calls] == expected

@@ -18,7 +18,7 @@ from training.checkpoint.param_names import leaf_names, named_leaves
 from training.optimizer import OptimizerConfig, make_optimizer
 from training.program import make_program
 from training.settings import Settings, TrainConfig, resolve
-from training.state import init_state, make_model_optimizer
+from training.state import init_state, init_trainable, make_model_optimizer
 from training.step import compute_gradients, make_step
 
 RATE = 0.05
@@ -35,7 +35,14 @@ def rows(batch: int = 8, length: int = 6, seed: int = 0) -> dict[str, np.ndarray
     return {name: np.stack([r[name] for r in made]) for name in made[0]}
 
 
-@pytest.mark.parametrize("sizes", [{"expert": 2, "data": 2, "model": 2}, {"context": 2, "data": 4}])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"expert": 2, "context": 2, "model": 2},
+        pytest.param({"expert": 2, "data": 2, "model": 2}, marks=pytest.mark.slow),
+        pytest.param({"context": 2, "data": 4}, marks=pytest.mark.slow),
+    ],
+)
 def test_declared_losses_reach_the_router_under_scan_remat_and_sharding(sizes):
     moe = dataclasses.replace(MOE, balance_loss=0.01)
     cfg = dataclasses.replace(MODEL, moe=moe, remat="full")
@@ -52,8 +59,8 @@ def test_declared_losses_reach_the_router_under_scan_remat_and_sharding(sizes):
             return {name: jnp.sum(aux[name].sum) for name in coefficients}
 
         values, pull = jax.vjp(losses, made)
-        one = {n: {m: jnp.float32(m == n) for m in coefficients} for n in coefficients}
-        return values, {name: pull(seed)[0] for name, seed in one.items()}
+        one = {n: jnp.float32([m == n for m in coefficients]) for n in coefficients}
+        return values, jax.vmap(pull)(one)[0]
 
     plain = tiny.model(dataclasses.replace(cfg, remat="none", scan=False))
     made = jax.tree.unflatten(jax.tree.structure(tiny.model(cfg)), jax.tree.leaves(plain))
@@ -62,10 +69,11 @@ def test_declared_losses_reach_the_router_under_scan_remat_and_sharding(sizes):
     with jax.set_mesh(mesh):
         placed = jax.device_put(made, meshes.param_shardings(mesh, made))
         others, slopes = each(placed, *jax.device_put((ids, seq), meshes.batch_sharding(mesh)))
-    for name in coefficients:
+    slopes, grads = named_leaves(jax.device_get(slopes)), named_leaves(jax.device_get(grads))
+    for i, name in enumerate(coefficients):
         assert (float(values[name]) == 0) == (name == "moe.load_excess")
         np.testing.assert_allclose(others[name], values[name], rtol=1e-5)
-        a, b = named_leaves(slopes[name]), named_leaves(grads[name])
+        a, b = ({n: g[i] for n, g in every.items()} for every in (slopes, grads))
         leaf = "balance_bias" if name == "moe.load_excess" else "w_router"
         felt = next(n for n in a if n.endswith(leaf))
         assert (np.abs(a[felt]).max(axis=tuple(range(1, a[felt].ndim))) > 0).all()  # every layer
@@ -73,9 +81,14 @@ def test_declared_losses_reach_the_router_under_scan_remat_and_sharding(sizes):
             np.testing.assert_allclose(a[n], b[n], rtol=1e-3, atol=1e-4, err_msg=f"{name} {n}")
 
 
-def started(cfg):
-    tx = make_model_optimizer(SLOW, 10, cfg, OBJECTIVE)
-    return tx, jax.jit(lambda: init_state(cfg, OBJECTIVE, tx, 4, 0))()
+gradients = jax.jit(compute_gradients, static_argnums=(0, 4))
+
+
+@pytest.fixture(scope="module")
+def start():
+    """The optimizer, and the state before the first step."""
+    tx = make_model_optimizer(SLOW, 10, MODEL, OBJECTIVE)
+    return tx, jax.jit(lambda: init_state(MODEL, OBJECTIVE, tx, 4, 0))()
 
 
 def biases(state) -> np.ndarray:
@@ -92,16 +105,14 @@ def skewed(state):
     return state._replace(trainable=jax.tree.unflatten(jax.tree.structure(state.trainable), leaves))
 
 
-def test_biases_move_by_the_sign_of_the_excess_and_even_the_load():
+def test_biases_move_by_the_sign_of_the_excess_and_even_the_load(start):
     """Independent of the learning rate and of clipping; Adam has no moments for them."""
-    tx, state = started(MODEL)
+    tx, state = start
     state = skewed(state)
     assert not any("balance_bias" in name for name in leaf_names(state.opt_state))
     assert any("w_router" in name for name in leaf_names(state.opt_state))
     step = jax.jit(make_step(OBJECTIVE, tx, SLOW, steps=10, grad_accum_steps=1))
-    grads, _, metrics = jax.jit(compute_gradients, static_argnums=(0, 4))(
-        *(OBJECTIVE, state.trainable, rows(), None, 1)
-    )
+    grads, _, metrics = gradients(OBJECTIVE, state.trainable, rows(), None, 1)
     np.testing.assert_allclose(np.asarray(metrics["moe.max_load"].mean), 2.0, rtol=1e-6)
     named = named_leaves(grads)
     rest = [g for n, g in named.items() if not n.endswith("balance_bias")]
@@ -117,13 +128,13 @@ def test_biases_move_by_the_sign_of_the_excess_and_even_the_load():
     assert (np.asarray(said["moe.max_load"].mean) < 1.5).all()
 
 
-def test_microbatches_and_unrolled_layers_move_biases_alike():
-    _, state = started(MODEL)
-    other = started(dataclasses.replace(MODEL, scan=False))[1].trainable
+def test_microbatches_and_unrolled_layers_move_biases_alike(start):
+    _, state = start
+    unrolled = dataclasses.replace(MODEL, scan=False)
+    other = jax.eval_shape(lambda: init_trainable(unrolled, OBJECTIVE, 0))
     other = jax.tree.unflatten(jax.tree.structure(other), jax.tree.leaves(state.trainable))
-    run = jax.jit(compute_gradients, static_argnums=(0, 4))
-    whole, loss, _ = run(OBJECTIVE, state.trainable, rows(), None, 1)
-    parts, again, _ = run(OBJECTIVE, other, rows(), None, 4)
+    whole, loss, _ = gradients(OBJECTIVE, state.trainable, rows(), None, 1)
+    parts, again, _ = gradients(OBJECTIVE, other, rows(), None, 4)
     np.testing.assert_allclose(again, loss, rtol=1e-6)
     for a, b in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from data import DataConfig
-from protocol.statistics.verdict import MetricSpec, compare_candidates, make_sample
+from protocol.statistics.sample import make_sample
+from protocol.statistics.verdict import MetricSpec, compare_candidates
 from protocol.study import run_study, study
 from protocol.study.study import Study
 from training.settings import EvalConfig, Settings, TrainConfig

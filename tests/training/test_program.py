@@ -1,5 +1,8 @@
 """Tests of a compiled program: its estimated memory and the batches that it accepts."""
 
+import functools
+import operator
+
 import jax
 import numpy as np
 import pytest
@@ -16,26 +19,32 @@ from training.settings import Settings, defaults, resolve
 def make(sizes: dict | None = None, **changes):
     c = defaults()
     for key, value in changes.items():
-        section, name = key.split("__")
-        c[section][name] = value
+        *sections, name = key.split("__")
+        functools.reduce(operator.getitem, sections, c)[name] = value
     settings = resolve(freeze(Settings, c), 365)
     devices = None if sizes else jax.devices()[:1]
     return make_program(settings, meshes.make_mesh(meshes.MeshConfig(**(sizes or {})), devices))
 
 
+ESTIMATED = [  # mesh, changed settings
+    (None, {"model__width": 64, "train__batch_size": 16, "model__remat": "full"}),
+    # The gathered weights are most of the memory.
+    ({"data": 8}, {"model__width": 512, "model__depth": 2, "train__seq_len": 32}),
+    (None, {"model__width": 128, "train__batch_size": 8}),
+    (
+        None,
+        {"model__width": 256, "model__depth": 2, "train__batch_size": 4, "train__seq_len": 128},
+    ),
+    (None, {"model__depth": 8, "model__remat": "dots", "train__batch_size": 4}),
+    ({"data": 8}, {"model__width": 128, "train__batch_size": 16}),
+]
+
+
 @pytest.mark.parametrize(
     ("sizes", "changes"),
     [
-        (None, {"model__width": 128, "train__batch_size": 8}),
-        (None, {"model__width": 64, "train__batch_size": 16, "model__remat": "full"}),
-        (
-            None,
-            {"model__width": 256, "model__depth": 2, "train__batch_size": 4, "train__seq_len": 128},
-        ),
-        (None, {"model__depth": 8, "model__remat": "dots", "train__batch_size": 4}),
-        ({"data": 8}, {"model__width": 128, "train__batch_size": 16}),
-        # The gathered weights are most of the memory.
-        ({"data": 8}, {"model__width": 512, "model__depth": 2, "train__seq_len": 32}),
+        pytest.param(*case, marks=[pytest.mark.slow] if number > 1 else [])
+        for number, case in enumerate(ESTIMATED)
     ],
 )
 def test_the_estimate_is_within_a_fifth_of_the_compiler(sizes, changes):

@@ -326,7 +326,7 @@ def test_commands_that_read_a_run_refuse_the_format_before(tmp_path, read):
 def test_what_is_no_record_is_refused(tmp_path):
     begun(tmp_path)
     tree = json.loads((tmp_path / "run.json").read_text())
-    del tree["created"]
+    del tree["created"], tree["sealed"], tree["sha256"]
     (tmp_path / "run.json").write_text(json.dumps(tree))
     with pytest.raises(CheckpointError, match="not the record of a run"):
         open_run(tmp_path, record())
@@ -374,7 +374,7 @@ def test_status_says_how_the_run_ended(tmp_path):
         (PreemptedError("stopped"), "preempted", 75),
         (DiskError("full"), "failed", 74),
         (ValueError(f"bad {url}"), "failed", 1),
-        (KeyboardInterrupt(), "failed", 130),
+        (KeyboardInterrupt(), "interrupted", 130),
     ]
     for error, state, code in cases:
         with pytest.raises(type(error)), open_run(tmp_path, record()) as run:

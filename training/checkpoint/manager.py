@@ -260,6 +260,8 @@ class CheckpointManager:
 
     def _commit(self, folder: Path, content: JsonObject) -> None:
         step, nonfinite = content["step"], content["nonfinite_params"]
+        if problem := restore.find_unreadable_leaf(folder, content["leaves"]):
+            raise OSError(f"the written checkpoint does not open: {problem}")
         manifest.write(folder, content)
         if self._cfg.verify:
             manifest.drop_page_cache(folder)

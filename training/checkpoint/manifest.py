@@ -17,20 +17,14 @@ from pathlib import Path
 from typing import NamedTuple, TypedDict, cast
 
 from errors import CheckpointError, DiskError
+from settings import run_json
 from settings.json_types import JsonObject
 from training.checkpoint.param_names import LeafEntry
-from training.run.atomic_io import decode_json, encode_json, read_json, write_json
+from training.run.atomic_io import FileSeal, decode_json, encode_json, read_json, write_json
 
 FORMAT = 2
 FILE_NAME = "MANIFEST.json"
 REQUIRED_FIELDS = {"run_id": str, "step": int, "leaves": Mapping, "files": Mapping, "meta": Mapping}
-
-
-class FileEntry(TypedDict):
-    """The size and the hash of a file of a checkpoint."""
-
-    size: int
-    sha256: str
 
 
 class Manifest(TypedDict):
@@ -42,7 +36,7 @@ class Manifest(TypedDict):
     run_id: str
     step: int
     leaves: dict[str, LeafEntry]
-    files: dict[str, FileEntry]
+    files: dict[str, FileSeal]
     nonfinite_params: list[str]
     meta: JsonObject
 
@@ -60,7 +54,7 @@ def write(folder: Path, content: Mapping[str, object]) -> None:
     _fsync_tree(folder)
     files = {name: _file_entry(folder / name) for name in _file_sizes(folder)}
     body = decode_json(encode_json({"format": FORMAT, **content, "files": files}))
-    write_json(folder / FILE_NAME, body | {"sha256": _content_hash(body)})
+    write_json(folder / FILE_NAME, run_json.add_hash(body))
 
 
 def inspect_folder(folder: Path, *, check_hashes: bool) -> StepFolder:
@@ -80,7 +74,7 @@ def inspect_folder(folder: Path, *, check_hashes: bool) -> StepFolder:
         return StepFolder(folder, None, f"no {FILE_NAME}" if (folder / "state").is_dir() else "")
     recorded_hash = content.pop("sha256", None)
     try:
-        is_intact = recorded_hash == _content_hash(content)
+        is_intact = recorded_hash == run_json.content_hash(content)
     except RecursionError:
         is_intact = False
     if not is_intact:
@@ -103,7 +97,7 @@ def _format_message(folder: Path, version: object, writer: object) -> str:
     )
 
 
-def _find_damage(folder: Path, files: Mapping[str, FileEntry], check_hashes: bool) -> str:
+def _find_damage(folder: Path, files: Mapping[str, FileSeal], check_hashes: bool) -> str:
     """Describes the first file that differs from the manifest; "" if there is none."""
     sizes = _file_sizes(folder)
     for name, entry in files.items():
@@ -157,11 +151,7 @@ def _file_sizes(folder: Path) -> dict[str, int]:
     return sizes
 
 
-def _file_entry(path: Path) -> FileEntry:
+def _file_entry(path: Path) -> FileSeal:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"size": file.tell(), "sha256": digest}
-
-
-def _content_hash(content: Mapping[str, object]) -> str:
-    return hashlib.sha256(encode_json(content).encode()).hexdigest()

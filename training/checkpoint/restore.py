@@ -4,6 +4,7 @@ A checkpoint is valid if its manifest and every file are as they were written. O
 error for flipped bits, for other dtypes, or for a foreign folder with the highest step number.
 """
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +12,19 @@ from typing import NamedTuple, TypeVar
 
 import jax
 
-from errors import CheckpointError
+from errors import CheckpointError, DiskError
 from settings.json_types import JsonObject
 from training.checkpoint.manifest import Manifest, StepFolder, inspect_folder
-from training.checkpoint.param_names import check_shapes_and_dtypes, named_leaves, shapes_and_dtypes
+from training.checkpoint.param_names import (
+    LeafEntry,
+    check_shapes_and_dtypes,
+    named_leaves,
+    shapes_and_dtypes,
+)
+from training.run.atomic_io import read_json
 
 T = TypeVar("T")
+LOGGER = logging.getLogger("isoflop")
 STATE_FOLDER = "state"  # name of the folder with the arrays, inside a step's folder
 
 
@@ -56,20 +64,48 @@ def find_checkpoint(root: Path, *, check_hashes: bool = True) -> CheckpointSearc
 def newest_step(root: Path, *, check_hashes: bool = True) -> int:
     """Returns the newest valid step of a run that is only read (`--init_from`, evaluation).
 
+    A newer checkpoint that is damaged, not finite or missing is a warning, as in training.
+
     Raises:
         CheckpointError: if there is no valid checkpoint.
     """
     search = find_checkpoint(root, check_hashes=check_hashes)
     if search.step is None:
         raise CheckpointError(no_valid_checkpoint_message(root, search))
+    problems = rejections(search)
+    finished = _finished_step(root.parent)
+    if not problems and finished is not None and finished > search.step:
+        problems = [f"{finished}: it is missing, although the run finished at this step"]
+    for problem in problems:
+        LOGGER.warning(
+            "checkpoint %s; using step %s of %s instead: its scores and weights are not those of "
+            "the end of the run (the command that trained it repairs it)",
+            *(problem, search.step, root.parent),
+        )
     return search.step
+
+
+def rejections(search: CheckpointSearch) -> list[str]:
+    """Returns the step and the problem of each checkpoint that the search rejected."""
+    return [
+        *(f"{item.path.name}: {item.problem}" for item in search.damaged),
+        *(f"{item.path.name}: {nonfinite_message(item)}" for item in search.nonfinite),
+    ]
+
+
+def _finished_step(run_folder: Path) -> int | None:
+    """Returns the step at which the run finished by its status; None if it is not known."""
+    try:
+        status = read_json(run_folder / "status.json") or {}
+    except (CheckpointError, DiskError):
+        return None
+    step = status.get("step")
+    return step if status.get("state") == "finished" and isinstance(step, int) else None
 
 
 def no_valid_checkpoint_message(root: Path, search: CheckpointSearch) -> str:
     """Returns the message that lists why each checkpoint below `root` is not valid."""
-    problems = [f"{item.path.name}: {item.problem}" for item in search.damaged]
-    problems += [f"{item.path.name}: {nonfinite_message(item)}" for item in search.nonfinite]
-    reasons = "; ".join(problems) if problems else "there is none"
+    reasons = "; ".join(rejections(search)) or "there is none"
     return f"no valid checkpoint in {root} ({reasons}); restore one, or use another --workdir"
 
 
@@ -114,6 +150,36 @@ def restore_subset(
     leaves = named_leaves(abstract, prefix)
     check_shapes_and_dtypes(below, shapes_and_dtypes(leaves), f"{root / str(step)} ({prefix})")
     return jax.tree.unflatten(jax.tree.structure(abstract), _read_arrays(root, step, leaves))
+
+
+def find_unreadable_leaf(folder: Path, leaves: Mapping[str, LeafEntry]) -> str:
+    """Returns the first leaf that cannot be opened in a step's folder and why; "" if all can.
+
+    The bytes of a checkpoint may be intact although its index lists no array: orbax merges the
+    files of all processes at the end of a save, and skips those that it does not find.
+    """
+    import tensorstore  # a third of a second, which only a save needs
+
+    store = {"driver": "file", "path": f"{(folder / STATE_FOLDER).absolute()}/"}
+    opened = {
+        name: tensorstore.open(
+            {
+                "driver": "zarr",
+                "kvstore": {"driver": "ocdbt", "base": store, "path": f"{name}/"},
+            },
+            open=True,
+        )
+        for name in leaves
+    }
+    for name, future in opened.items():
+        try:
+            array = future.result()
+        except ValueError as error:
+            return f"{name} cannot be opened: {' '.join(str(error).split())[:200]}"
+        actual = {"shape": list(array.shape), "dtype": array.dtype.name}
+        if actual != leaves[name]:
+            return f"{name} is {actual}, not {leaves[name]}"
+    return ""
 
 
 def read_meta(root: Path, step: int, required_keys: Sequence[str] = ()) -> JsonObject:

@@ -1,9 +1,9 @@
 """Detects this process's role from the variables of Slurm's srun and Open MPI's mpirun.
 
 JAX's own detection is right for TPU VMs and Kubernetes. For Slurm and Open MPI it gives every
-process one device, even if the process has a whole host, and waits for missing processes without
-naming them. The variables are facts about the process and no settings; `--distributed` is the
-setting.
+process the device of its local number, even if the process has a whole host or has been bound to
+another device, and waits for missing processes without naming them. The variables are facts about
+the process and no settings; `--distributed` is the setting.
 """
 
 import os
@@ -19,6 +19,14 @@ SLURM_VARIABLES = (
     "SLURM_NTASKS",
     "SLURM_PROCID",
     "SLURM_LOCALID",
+)
+# Variables that name the devices that a process sees, on NVIDIA, AMD and Intel hardware.
+VISIBLE_DEVICES_VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
+    "ZE_AFFINITY_MASK",
 )
 COORDINATOR_PORTS = range(61440, 65536)  # the job number selects one of them
 
@@ -70,21 +78,72 @@ def incomplete_env_error(variables: Mapping[str, str] = os.environ) -> str:
 
 
 def _slurm(variables: Mapping[str, str]) -> ProcessInfo:
-    """Reads Slurm's variables; process 0 runs on the first node of `node[001-003,7],gpu5`."""
-    nodes = variables["SLURM_STEP_NODELIST"]
-    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodes)
-    host = "".join(filter(None, match.groups())) if match else nodes
-    # Tasks per node have the form "2(x3),1"; if the variable is missing, every node has one task.
+    """Reads Slurm's variables; process 0 runs on the first node of the step."""
     tasks = variables.get("SLURM_STEP_TASKS_PER_NODE") or variables.get("SLURM_TASKS_PER_NODE")
-    is_alone = re.fullmatch(r"1(\(x\d+\))?(,1(\(x\d+\))?)*", tasks or "1") is not None
+    local_id = _read_int(variables, "SLURM_LOCALID")
+    num_local = _tasks_on_node(tasks or "1", variables.get("SLURM_NODEID", ""), local_id)
+    per_task = variables.get("SLURM_TRES_PER_TASK", "") + variables.get("SLURM_GPU_BIND", "none")
     # Slurm has then bound devices to the task, and this process sees no others.
-    is_bound = any(name in variables for name in ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK"))
+    is_bound = "SLURM_GPUS_PER_TASK" in variables or re.search("gpu|single|per_task", per_task)
+    job = _read_int(variables, "SLURM_JOB_ID")
     return ProcessInfo(
-        f"{host}:{_coordinator_port(_read_int(variables, 'SLURM_JOB_ID'))}",
+        f"{first_node(variables['SLURM_STEP_NODELIST'])}:{_coordinator_port(job)}",
         _read_int(variables, "SLURM_PROCID"),
         _read_int(variables, "SLURM_NTASKS"),
-        None if is_alone or is_bound else (_read_int(variables, "SLURM_LOCALID"),),
+        None if is_bound else _own_devices(variables, local_id, num_local),
     )
+
+
+def first_node(nodes: str) -> str:
+    """Returns the first host of a node list such as `rack[0-1]n[00-10],gpu[7,9]-ib`.
+
+    Raises:
+        ConfigError: if the list has no host.
+    """
+    first = re.match(r"((?:[^,\[\]]|\[[^\]]*\])+)(?:,|$)", nodes.strip())
+    host = re.sub(r"\[\s*([^\],-]*)[^\]]*\]", r"\1", first[1]).strip() if first else ""
+    if not re.fullmatch(r"[\w.:-]+", host):
+        raise ConfigError(
+            f"SLURM_STEP_NODELIST is {nodes!r}, which names no first host; give "
+            "--coordinator_address, --process_id and --num_processes"
+        )
+    return host
+
+
+def _tasks_on_node(tasks: str, node_id: str, local_id: int) -> int:
+    """Returns how many tasks run on this node, of which Slurm lists all: `2(x3),1`.
+
+    Without the number of the node, it is the largest node.
+    """
+    counts = [
+        int(count)
+        for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks)
+        for _ in range(int(times or 1))
+    ]
+    number = int(node_id) if node_id.isdigit() else len(counts)
+    return max(counts[number] if number < len(counts) else max(counts, default=1), local_id + 1)
+
+
+def _own_devices(
+    variables: Mapping[str, str], local_id: int, num_local: int
+) -> tuple[int, ...] | None:
+    """Returns the devices that are this process's among those it sees; None: all of them.
+
+    Processes that share a host share its devices evenly. A process that sees fewer devices than
+    there are processes, or fewer than the host has, has been bound to its own.
+    """
+    if num_local == 1:
+        return None
+    visible = next((variables[n] for n in VISIBLE_DEVICES_VARIABLES if n in variables), None)
+    on_node = variables.get("SLURM_GPUS_ON_NODE", "")
+    if visible is None:
+        count = int(on_node) if on_node.isdigit() else num_local
+    else:
+        count = len([device for device in visible.split(",") if device.strip()])
+        if on_node.isdigit() and count < int(on_node):
+            return None
+    share = count // num_local
+    return tuple(range(local_id * share, (local_id + 1) * share)) or None
 
 
 def _open_mpi(variables: Mapping[str, str]) -> ProcessInfo:
@@ -98,7 +157,7 @@ def _open_mpi(variables: Mapping[str, str]) -> ProcessInfo:
     if not match:
         return ProcessInfo()
     job, ipv6, ipv4 = match.groups()
-    is_alone = variables.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1") == "1"
+    num_local = variables.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1")
     names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
     process_id, num_processes, local_rank = (_read_int(variables, name) for name in names)
     port = _coordinator_port(int(job) >> 12)  # the low bits of the job number are always 0
@@ -106,7 +165,7 @@ def _open_mpi(variables: Mapping[str, str]) -> ProcessInfo:
         f"{f'[{ipv6}]' if ipv6 else ipv4}:{port}",
         process_id,
         num_processes,
-        None if is_alone else (local_rank,),
+        _own_devices(variables, local_rank, int(num_local) if num_local.isdigit() else 1),
     )
 
 

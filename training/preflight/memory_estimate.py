@@ -2,8 +2,8 @@
 
 Parameters, optimizer state and batch are exact. The activations are the residuals that JAX itself
 would save under the model's remat policy, divided by the devices that share the batch. To these the
-estimate adds the gradients, the residuals of one layer of a scan during its backward pass, the
-logits of one chunk, and the parameters that FSDP gathers: those outside the scan and those of one
+estimate adds the gradients, the residuals of one layer of a scan and their gradients, the logits of
+one chunk, and the parameters that FSDP gathers: those outside the scan and those of one
 repetition in it, unsharded, and as many bytes for their gradients before these are scattered.
 
 How a compiler reuses memory is not known before it runs. `preflight.py` compiles the step and
@@ -64,11 +64,11 @@ def compiled_memory(compiled_step: jax.stages.Compiled) -> dict[str, int]:
 
 
 def _layer_bytes(program: TrainProgram) -> int:
-    """Bytes of all residuals of one scanned layer, which its backward pass works with."""
+    """Bytes of all residuals of one scanned layer and of their gradients, in its backward pass."""
     model = program.settings.model
     if not model.scan:
         return 0  # without a scan the compiler sees every layer and reuses memory between them
-    return _activation_bytes(program, dataclasses.replace(model, remat="none")) // model.depth
+    return 2 * _activation_bytes(program, dataclasses.replace(model, remat="none")) // model.depth
 
 
 def _gathered_param_bytes(program: TrainProgram) -> int:

@@ -6,6 +6,7 @@ which `from_json_number` converts back. Links inside a run folder are never foll
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import tempfile
 import threading
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -31,9 +32,17 @@ RESERVED_NAMES = {
     "nul",
     *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10)),
 }
+GLOB_CHARACTERS = "*?[]\\"
 NONFINITE_STRINGS = ("NaN", "Infinity", "-Infinity")
 MAX_JSON_BYTES = 64 * 2**20  # maximum size of a JSON file
 MAX_JSONL_BYTES = 2**30  # maximum size of a file of rows
+
+
+class FileSeal(TypedDict):
+    """The number of bytes of a file, from its beginning, and their hash."""
+
+    size: int
+    sha256: str
 
 
 class JsonlWriter:
@@ -45,6 +54,11 @@ class JsonlWriter:
         with disk_errors(path):
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
             self._repair_last_line()
+            # Of what was written; what the file holds later may differ.
+            self._size, self._digest = 0, hashlib.sha256()
+            while chunk := os.pread(self._file, 2**20, self._size):
+                self._size += len(chunk)
+                self._digest.update(chunk)
 
     def append(self, row: Mapping[str, object]) -> None:
         """Writes one row; if that fails, the file stays as it was.
@@ -52,7 +66,7 @@ class JsonlWriter:
         Raises:
             OSError: as a DiskError, if the disk is full or has failed.
         """
-        data = (encode_json(row) + "\n").encode()
+        line = data = (encode_json(row) + "\n").encode()
         with disk_errors(self.path), self._mutex:
             size = os.fstat(self._file).st_size
             try:
@@ -61,6 +75,13 @@ class JsonlWriter:
             except OSError:
                 os.ftruncate(self._file, size)
                 raise
+            self._size += len(line)
+            self._digest.update(line)
+
+    def seal(self) -> FileSeal:
+        """Returns the size and the hash of what was written, the rows before included."""
+        with self._mutex:
+            return {"size": self._size, "sha256": self._digest.hexdigest()}
 
     def sync(self) -> None:
         """Waits until every row is on the disk."""
@@ -197,6 +218,32 @@ def validate_name(name: str, label: str) -> str:
             "with a letter or digit, and is not reserved by an operating system"
         )
     return name
+
+
+def validate_run_path(path: Path) -> Path:
+    """Returns the path of a run folder if checkpoints can be written below it.
+
+    Orbax merges the arrays of all processes by a glob over the absolute path. The path is also part
+    of messages and of JSON.
+
+    Raises:
+        ConfigError: if it has characters of a glob, control characters, or is no UTF-8.
+    """
+    text = str(path.absolute())
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(text).decode(errors="backslashreplace")
+        raise ConfigError(
+            f"--workdir: the path {shown} is not UTF-8, which JSON files cannot hold; use another "
+            "path"
+        ) from None
+    if characters := sorted({c for c in text if c in GLOB_CHARACTERS or ord(c) < 32}):
+        raise ConfigError(
+            f"--workdir: the path {text!r} has {' '.join(map(repr, characters))}, with which "
+            "checkpoints cannot be written; use a path without * ? [ ] \\ and control characters"
+        )
+    return path
 
 
 def safe_join(root: Path, *parts: str) -> Path:

@@ -5,9 +5,7 @@ other handler receives them. Opening a second console in the same process (a not
 first.
 """
 
-import contextlib
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from formatting import format_duration, format_si, replace_control_chars
+from settings.command import silence_stdout
 
 LOGGER = logging.getLogger("isoflop")
 BAR_WIDTH = 16  # characters
@@ -131,14 +130,6 @@ class _ConsoleHandler(logging.Handler):
             self._show(record.getMessage(), warn=record.levelno >= logging.WARNING)
         except Exception:
             self.handleError(record)
-
-
-def silence_stdout() -> None:
-    """Discards all later output to stdout, including what Python flushes at its exit."""
-    with contextlib.suppress(OSError, ValueError):  # a notebook's stdout has no descriptor
-        null_file = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null_file, sys.stdout.fileno())
-        os.close(null_file)
 
 
 def _format_cells(metrics: Mapping[str, float]) -> list[str]:

@@ -3,7 +3,7 @@
     run.json             settings, code, packages, devices, fingerprints, cost
     metrics.jsonl        rows {step, attempt, seconds, ...}; a later attempt supersedes earlier rows
     events.jsonl         start, resume, finish, preempt, failed, checkpoint_fallback, rollback, ...
-    status.json          running, finished, preempted or failed; step; exit code
+    status.json          running, finished, preempted, interrupted or failed; step; exit code
     LOCK                 the process that writes to the folder (training/run/lock.py)
     error.log            tracebacks
     checkpoints/         checkpoints by step (training/checkpoint/manager.py)
@@ -22,27 +22,30 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, TextIO
 
 from errors import CheckpointError, IsoflopError, PreemptedError
 from settings.json_types import JsonObject
+from settings.run_json import HASH_KEY, SEALED_KEY, is_intact, is_run_sealed
+from training.run import seal
 from training.run.atomic_io import (
+    FileSeal,
     JsonlWriter,
     disk_errors,
-    from_json_number,
     read_json,
     read_jsonl,
     safe_join,
     to_json_value,
     validate_name,
+    validate_run_path,
     write_json,
 )
 from training.run.lock import RunLock
+from training.run.metrics_file import read_metrics
 from training.run.provenance import redact, redact_text
 from training.run.resume_check import (
+    change_events,
     check_resumable,
-    find_changes,
-    format_changes,
     format_event,
     resume_flags,
 )
@@ -52,9 +55,12 @@ EventCallback = Callable[
 ]  # called with (kind, details), like RunFolder.log_event
 LOGGER = logging.getLogger("isoflop")
 INFO_EVENTS = ("start", "resume", "finish", "settings_changed")  # all other events are warnings
-ERROR_EVENTS = ("preempt", "failed")  # their message is that of the error, which the command prints
-ENVIRONMENT_KEYS = ("environment", "packages", "python", "code")  # may change the results
-RunStatus = Literal["running", "finished", "preempted", "failed"]
+ERROR_EVENTS = (
+    "preempt",
+    "interrupt",
+    "failed",
+)  # their message is that of the error, which the command prints
+RunStatus = Literal["running", "finished", "preempted", "interrupted", "failed"]
 
 
 class RunFolder:
@@ -67,6 +73,7 @@ class RunFolder:
         self.attempt = 1
         self.is_main_process = True  # only process 0 writes
         self.step = 0  # last completed step, for status.json
+        self.start_step = 0  # step at which this attempt started or resumed
         self.lock = RunLock(self.path / "LOCK")
         self._start_time = time.monotonic()
         self._has_begun = self._is_closed = False
@@ -84,6 +91,15 @@ class RunFolder:
         status = self.read_status()
         return status.get("step") if status.get("state") == "finished" else None
 
+    def find_damage(self) -> list[str]:
+        """Returns what differs from what this finished run wrote, besides its checkpoints."""
+        return seal.find_run_damage(self.path, self.previous_record or {})
+
+    def metrics_seal(self) -> FileSeal:
+        """Makes the metrics so far durable and returns their seal, for a checkpoint's manifest."""
+        self.sync()
+        return self._log_seal(seal.METRICS_FILE, self._metrics_file)
+
     def file_path(self, *parts: str) -> Path:
         """Returns a path in this folder; a link or a path out of the folder is a DiskError."""
         return safe_join(self.path, *parts)
@@ -91,9 +107,10 @@ class RunFolder:
     def read_status(self) -> JsonObject:
         """Returns the content of status.json; {} if it is missing or damaged (it is rewritten)."""
         try:
-            return read_json(self.file_path("status.json")) or {}
+            status = read_json(self.file_path("status.json")) or {}
         except CheckpointError:
             return {}
+        return status if is_intact(status, is_sealed=False) else {}
 
     def last_attempt(self) -> int:
         """Returns the number of the newest attempt, 0 before the first."""
@@ -111,19 +128,35 @@ class RunFolder:
         """Returns the series in metrics.jsonl; see the function `read_metrics`."""
         return read_metrics(self.file_path("metrics.jsonl"))
 
-    def record_start(self, step: int) -> None:
+    def record_start(self, step: int, metrics_seal: object = None) -> None:
         """Records that the run starts or resumes at `step`.
 
         This writes run.json, logs an event for every change, and supersedes later metrics.
+        `metrics_seal` is what the checkpoint at `step` sealed of metrics.jsonl. A log that is
+        damaged is an event; its rows that can be read stay.
         """
-        self.step, self._has_begun = step, self.is_main_process
+        self.step = self.start_step = step
+        self._has_begun = self.is_main_process
         if not self.is_main_process:
             return
-        self.write_status("running")
-        write_json(self.file_path("run.json"), self.record)
-        self.log_event("resume" if self.is_resumed else "start", {"step": step})
+        problems = []
         if self.is_resumed:
-            self._record_changes()
+            seals = {**(self.read_status().get("files") or {}), seal.METRICS_FILE: metrics_seal}
+            problems = seal.find_log_damage(self.path, seals)
+        for path, _ in problems:
+            seal.salvage_rows(path, self.attempt)
+        self.write_status("running")
+        write_json(self.file_path("run.json"), seal.with_hash({SEALED_KEY: True, **self.record}))
+        self.log_event("resume" if self.is_resumed else "start", {"step": step})
+        for path, problem in problems:
+            message = (
+                f"{problem}; the rows that can be read stay, the damaged file is "
+                f"{seal.damaged_path(path, self.attempt).name}"
+            )
+            self.log_event("file_damaged", {"step": step, "file": path.name, "message": message})
+        if self.is_resumed:
+            for kind, details in change_events(self.previous_record or {}, self.record):
+                self.log_event(kind, details)
             self._write_metrics_row({"step": step, "resumed": True})
 
     def record_rollback(self, step: int, details: Mapping[str, object]) -> None:
@@ -161,10 +194,11 @@ class RunFolder:
 
     def write_status(self, state: RunStatus, code: int = 0, message: str = "") -> None:
         """Writes status.json; `code` is the exit code, `message` the reason of a failure."""
-        status = {"state": state, "step": self.step, "code": code, **self._timestamp()}
         if not self.is_main_process:
             return
-        write_json(self.file_path("status.json"), {**status, "message": redact_text(message)})
+        status = {"state": state, "step": self.step, "code": code, **self._timestamp()}
+        status |= {"message": redact_text(message), "files": self._log_seals()}
+        write_json(self.file_path("status.json"), seal.with_hash(status))
 
     def record_finish(self, step: int) -> None:
         """Records that the run finished at `step`."""
@@ -176,20 +210,27 @@ class RunFolder:
         """Writes eval/STEP/TASK.json, replaces an earlier one, and returns its path."""
         path = self.file_path("eval", str(int(step)), f"{validate_name(task, 'a task')}.json")
         if self.is_main_process:
-            write_json(path, result)
+            write_json(path, seal.with_hash(result))
         return path
 
     def read_eval(self, step: int, task: str) -> JsonObject | None:
-        """Returns the content of eval/STEP/TASK.json, None if it does not exist."""
-        return read_json(
-            self.file_path("eval", str(int(step)), f"{validate_name(task, 'a task')}.json")
-        )
+        """Returns the content of eval/STEP/TASK.json, None if there is none, or a damaged one."""
+        path = self.file_path("eval", str(int(step)), f"{validate_name(task, 'a task')}.json")
+        try:
+            result = read_json(path)
+        except CheckpointError as error:
+            LOGGER.warning("%s; the task is evaluated again", error)
+            return None
+        if result is not None and not is_intact(result, is_sealed=self._is_sealed()):
+            LOGGER.warning("%s has other content than was written; it is evaluated again", path)
+            return None
+        return {k: v for k, v in result.items() if k != HASH_KEY} if result else result
 
     def write_error(self, error: BaseException) -> None:
         """Appends the traceback of `error` to error.log."""
         text = "".join(traceback.format_exception(error))
         path = self.file_path("error.log")
-        with disk_errors(path), os.fdopen(os.open(path, _APPEND_FLAGS, 0o644), "a") as file:
+        with disk_errors(path), self._open_error_log(path) as file:
             file.write(f"--- attempt {self.attempt}, step {self.step}\n{redact_text(text)}")
 
     def record_abort(self, error: BaseException) -> None:
@@ -199,7 +240,7 @@ class RunFolder:
         """
         if self.is_main_process:
             path = self.file_path("error.log")
-            with os.fdopen(os.open(path, _APPEND_FLAGS, 0o644), "a") as file:
+            with self._open_error_log(path) as file:
                 file.write(f"--- attempt {self.attempt}, step {self.step}: {error}\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
@@ -222,23 +263,35 @@ class RunFolder:
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if error is not None and self._has_begun and not self.lock.is_lost:
+            # An interrupt before the first step is recorded too; other errors leave no trace then.
+            is_recorded = self._has_begun or (
+                isinstance(error, (KeyboardInterrupt, PreemptedError))
+                and self.is_main_process
+                and self.finished_step is None
+            )
+            if error is not None and is_recorded and not self.lock.is_lost:
                 with contextlib.suppress(IsoflopError):  # must not hide the error that ends the run
                     self._record_end(error)
         finally:
             self.close()
 
     def _record_end(self, error: BaseException) -> None:
-        state: RunStatus = "preempted" if isinstance(error, PreemptedError) else "failed"
-        code = error.code if isinstance(error, IsoflopError) else 1
-        if isinstance(error, KeyboardInterrupt):
-            code = 130
-        if state == "failed":
+        code, kind = error.code if isinstance(error, IsoflopError) else 1, "failed"
+        state: RunStatus = "failed"
+        if isinstance(error, PreemptedError):
+            state, kind = "preempted", "preempt"
+        elif isinstance(error, KeyboardInterrupt):
+            state, kind, code = "interrupted", "interrupt", 130
+        else:
             self.write_error(error)
-        kind = "preempt" if state == "preempted" else "failed"
         message = f"{type(error).__name__}: {error}"
         self.log_event(kind, {"step": self.step, "code": code, "message": message})
         self.write_status(state, code, message)
+
+    def _open_error_log(self, path: Path) -> TextIO:
+        file = os.open(path, _APPEND_FLAGS, 0o644)
+        # A locale without UTF-8, or a path that is none, must not hide the error.
+        return os.fdopen(file, "a", encoding="utf-8", errors="backslashreplace")
 
     def _write_metrics_row(self, row: Mapping[str, object]) -> None:
         if not self.is_main_process:
@@ -249,27 +302,21 @@ class RunFolder:
         head = {"step": row["step"], "attempt": self.attempt, "seconds": seconds}
         self._metrics_file.append(head | dict(row))
 
+    def _is_sealed(self) -> bool:
+        """Whether a result without a hash is damaged, because this run's results have hashes."""
+        return self._has_begun or is_run_sealed(read_json(self.file_path("run.json")) or {})
+
+    def _log_seals(self) -> dict[str, FileSeal]:
+        return {
+            seal.METRICS_FILE: self.metrics_seal(),
+            seal.EVENTS_FILE: self._log_seal(seal.EVENTS_FILE, self._events_file),
+        }
+
+    def _log_seal(self, name: str, writer: JsonlWriter | None) -> FileSeal:
+        return writer.seal() if writer else seal.seal_file(self.file_path(name))
+
     def _timestamp(self) -> JsonObject:
         return {"time": round(time.time(), 3), "attempt": self.attempt}
-
-    def _record_changes(self) -> None:
-        old, new = self.previous_record or {}, self.record
-        for key in ("mesh", "devices"):
-            if changes := find_changes(old, new, key):
-                message = f"{key} changed: {format_changes(changes)}"
-                self.log_event("devices_changed", {"message": message, "changes": changes})
-        for key in ENVIRONMENT_KEYS:
-            if changes := find_changes(old, new, key):
-                message = f"{key} changed since the last attempt: {format_changes(changes)}"
-                self.log_event("environment_changed", {"message": message, "changes": changes})
-        if changes := find_changes(old, new, "settings"):
-            self.log_event(
-                "settings_changed",
-                {"message": f"settings changed: {format_changes(changes)}", "changes": changes},
-            )
-        if changes := find_changes(old, new, "fingerprints"):
-            message = f"data or tokenizer changed: {format_changes(changes)}"
-            self.log_event("data_changed", {"message": message, "changes": changes})
 
 
 _APPEND_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
@@ -292,7 +339,7 @@ def open_run(
     A LockedError is raised if another live process owns the folder, and an error of
     `check_resumable` if the folder holds another run.
     """
-    folder = RunFolder(path)
+    folder = RunFolder(validate_run_path(Path(path)))
     with disk_errors(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
     folder.lock.acquire()
@@ -307,6 +354,11 @@ def open_run(
             folder.record["flags"] = resume_flags(
                 folder.path, folder.previous_record, folder.record
             )
+            if problem := seal.find_status_damage(folder.path, folder.previous_record):
+                message = f"{problem}; it is written anew"
+                folder.log_event("file_damaged", {"file": "status.json", "message": message})
+            if isinstance(step := folder.read_status().get("step"), int):
+                folder.step = step
         folder.attempt = 1 + folder.last_attempt()
         if folder.lock.previous_owner:
             message = f"took over the lock, which was {folder.lock.previous_owner}"
@@ -330,32 +382,3 @@ def open_as_worker(
     folder.record = redact(to_json_value(record)) | shared
     folder.attempt = main_record["attempt"]
     return folder
-
-
-def read_metrics(path: Path) -> list[JsonObject]:
-    """Returns the series in a metrics.jsonl: one row per step, in increasing order of steps.
-
-    Rows with the same step and attempt are merged. A row at an earlier step than the row before
-    it, or a row with `resumed`, removes all rows of later steps.
-
-    Raises:
-        CheckpointError: if a row has no step.
-    """
-    series: list[JsonObject] = []
-    for row in read_jsonl(path):
-        step = row.get("step")
-        if not isinstance(step, int):
-            raise CheckpointError(f"{path} has a row without a step: {format_event(row)}")
-        while series and series[-1]["step"] > step:
-            series.pop()
-        if row.get("resumed"):
-            continue
-        row = {key: from_json_number(value) for key, value in row.items()}
-        is_same_step = bool(series) and series[-1]["step"] == step
-        if is_same_step and series[-1].get("attempt") == row.get("attempt"):
-            series[-1] |= row
-        elif is_same_step:
-            series[-1] = row
-        else:
-            series.append(row)
-    return series

@@ -20,9 +20,9 @@ from typing import Any
 import jax
 
 from settings.json_types import JsonObject
+from settings.run_json import RUN_FORMAT
 from training.run.atomic_io import to_json_value
 
-RUN_FORMAT = 2  # format number in run.json
 ROOT = Path(__file__).parents[2]
 PACKAGES = (
     *("isoflop", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain"),

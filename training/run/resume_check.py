@@ -1,31 +1,36 @@
 """Checks whether a run folder holds the run that a command describes, and finds the changes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from errors import CheckpointError, ConfigError, DataError
 from formatting import truncate_middle
+from settings import run_json
 from settings.json_types import JsonObject
 from settings.tree import differences
-from training.run.provenance import RUN_FORMAT
+
+# Kind of the event, section of run.json, and its name in the message.
+CHANGE_EVENTS = (
+    ("devices_changed", "mesh", "mesh"),
+    ("devices_changed", "devices", "devices"),
+    *(
+        ("environment_changed", key, f"since the last attempt {key}")
+        for key in ("environment", "packages", "python", "code")
+    ),
+    ("settings_changed", "settings", "settings"),
+    ("data_changed", "fingerprints", "data or tokenizer"),
+)
 
 
-def check_format(path: Path, record: Mapping[str, object]) -> None:
+def check_record(path: Path, record: Mapping[str, object]) -> None:
     """Checks that this version can read the run.json (`record`) of the run folder `path`.
 
     Raises:
-        CheckpointError: if run.json has another format.
+        CheckpointError: if run.json has another format, or other content than was written.
     """
-    version = record.get("format")
-    if version == RUN_FORMAT:
-        return
-    is_older = isinstance(version, int) and version < RUN_FORMAT
-    renames = "; docs/renames.json lists the new names of settings and keys" if is_older else ""
-    raise CheckpointError(
-        f"{path}/run.json has format {version}, this version reads format {RUN_FORMAT}{renames}; "
-        "use the version that wrote it, or another run folder"
-    )
+    if problem := run_json.find_problem(record):
+        raise CheckpointError(f"{path}/run.json {problem}")
 
 
 def check_resumable(
@@ -45,7 +50,7 @@ def check_resumable(
         ConfigError: if other settings differ.
         DataError: if the data or the tokenizer differ.
     """
-    check_format(path, old)
+    check_record(path, old)
     kinds = {"run_id": str, "created": str, "settings": Mapping}
     if not all(isinstance(old.get(key), kind) for key, kind in kinds.items()):
         raise CheckpointError(f"{path}/run.json is not the record of a run; use another --workdir")
@@ -57,7 +62,7 @@ def check_resumable(
     if changes:
         raise ConfigError(
             f"{path} is a run with other settings: {format_changes(changes)}; use them, or another "
-            "--workdir (--init_from starts a new run with its parameters)"
+            f"--workdir (--init_from starts a new run with its parameters){_batch_hint(changes)}"
         )
     changes = find_changes(old, new, "fingerprints")
     if changes and not allow_changed:
@@ -65,6 +70,17 @@ def check_resumable(
             f"{path} was trained on other data: {format_changes(changes)}; restore it, use another "
             "--workdir, or set --config.data.allow_changed=true"
         )
+
+
+def _batch_hint(changes: Mapping[str, list]) -> str:
+    """Returns how a run with a smaller batch goes on: in parts, which change no step of it."""
+    if "train.batch_size" not in changes:
+        return ""
+    old = changes["train.batch_size"][0]
+    return (
+        f"; if a batch of {old} does not fit these devices, keep train.batch_size={old} and set "
+        "train.grad_accum_steps, which may change"
+    )
 
 
 def resume_flags(path: Path, old: JsonObject, new: JsonObject) -> JsonObject:
@@ -87,6 +103,14 @@ def find_changes(old: Mapping[str, object], new: Mapping[str, object], key: str)
     """Returns [old value, new value] for every leaf below `key` that differs, by dotted name."""
     pair = [{key: record[key]} if key in record else {} for record in (old, new)]
     return {name.removeprefix(f"{key}."): [a, b] for name, a, b in differences(*pair)}
+
+
+def change_events(old: JsonObject, new: JsonObject) -> Iterator[tuple[str, JsonObject]]:
+    """Yields the kind and the details of the event for each section of run.json that differs."""
+    for kind, key, subject in CHANGE_EVENTS:
+        if changes := find_changes(old, new, key):
+            message = f"{subject} changed: {format_changes(changes)}"
+            yield kind, {"message": message, "changes": changes}
 
 
 def format_changes(changes: Mapping[str, list], max_items: int = 5) -> str:

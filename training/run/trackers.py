@@ -1,23 +1,27 @@
-"""Sends metrics to TensorBoard, Weights & Biases and trackio; a failing tracker stops no run.
+"""Adapters of experiment trackers: TensorBoard, Weights & Biases and trackio, with one interface.
 
-One thread behind a queue calls the trackers. A tracker that raises is reported once and excluded
-from then on. A tracker that hangs loses rows but delays no step. `metrics.jsonl` is complete in any
-case.
+`metrics.jsonl` is the record of a run, and a tracker shows it. When a run resumes or rolls back,
+the tracker drops what came after that step, as far as it can:
+
+TensorBoard   an event in the new file hides the later steps of earlier files
+wandb         online, the history is cut (`resume_from`); offline, a new run gets all rows
+trackio       the local run is deleted and gets all rows again
+
+A tracker that cannot drop rows gets no step twice: after a resume, which repeats the same numbers,
+rows that were sent are not sent again; after a rollback a new run gets all rows.
 """
 
 import importlib
 import importlib.util
-import queue
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple, Protocol
 
 from errors import ConfigError
-from training.run.folder import EventCallback
 
-QUEUE_SIZE = 1000  # maximum number of queued rows
-CLOSE_TIMEOUT = 15.0  # seconds that the end of a run waits for the trackers
+PROJECT = "isoflop"
+LOGIN_SECONDS = 30  # seconds that W&B waits for an answer at its login prompt
 
 
 class Tracker(Protocol):
@@ -31,11 +35,27 @@ class Tracker(Protocol):
 
 
 class RunInfo(NamedTuple):
-    """The properties of a run that a tracker may record."""
+    """The properties of a run that a tracker may record, and what it has of the run already."""
 
     folder: Path
     run_id: str
     settings: Mapping[str, object]
+    starts: int = 0  # number of earlier starts of this tracker for this run
+    complete_step: int = -1  # all rows up to this step were sent and are still valid
+    sent_step: int = -1  # the last step of which a row was sent
+    is_rollback: bool = False  # whether rows after `complete_step` now have other numbers
+
+    @property
+    def is_restart(self) -> bool:
+        """Whether the tracker may have rows after `complete_step`."""
+        return self.starts > 0 and self.sent_step > self.complete_step
+
+
+class Start(NamedTuple):
+    """A tracker that has started, and the last step of which it needs no more rows."""
+
+    tracker: Tracker
+    has_step: int = -1
 
 
 class TensorBoard:
@@ -44,12 +64,18 @@ class TensorBoard:
     def __init__(self, run_info: RunInfo):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(run_info.folder / "tensorboard"))
+        # TensorBoard hides what earlier files have from this step on.
+        purge_step = run_info.complete_step + 1 if run_info.starts else None
+        folder = str(run_info.folder / "tensorboard")
+        # The name has the second of the start, within which a rollback may start another file.
+        suffix = f".{run_info.starts}"
+        self._writer = SummaryWriter(folder, purge_step=purge_step, filename_suffix=suffix)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes each metric as a scalar."""
+        """Writes each metric as a scalar, so that a kill loses none."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+        self._writer.flush()
 
     def close(self) -> None:
         """Closes the event file."""
@@ -62,8 +88,8 @@ class ModuleTracker:
     `options` are the keyword arguments of `init`.
     """
 
-    def __init__(self, module: str, options: Mapping[str, object]):
-        self._run = importlib.import_module(module).init(**options)
+    def __init__(self, module: ModuleType, options: Mapping[str, object]):
+        self._run = module.init(**options)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs the metrics of one step."""
@@ -74,33 +100,77 @@ class ModuleTracker:
         self._run.finish()
 
 
-def start_wandb(run_info: RunInfo) -> ModuleTracker:
+def start_tensorboard(run_info: RunInfo) -> Start:
+    """Starts TensorBoard's event file."""
+    return Start(TensorBoard(run_info), run_info.complete_step)
+
+
+def start_wandb(run_info: RunInfo) -> Start:
     """Starts Weights & Biases; a resumed run continues under its run_id."""
+    wandb = importlib.import_module("wandb")
     options = {
-        "project": "isoflop",
+        "project": PROJECT,
         "name": run_info.folder.name,
         "id": run_info.run_id,
-        "resume": "allow",
         "dir": str(run_info.folder),
         "config": dict(run_info.settings),
+        "settings": {"login_timeout": LOGIN_SECONDS},
     }
-    return ModuleTracker("wandb", options)
+    new_id = f"{run_info.run_id}-{run_info.starts + 1}"
+    if run_info.starts and _is_offline(wandb):  # the runs are sent later, and none is cut then
+        return Start(ModuleTracker(wandb, options | {"id": new_id}))
+    if run_info.is_restart and run_info.complete_step >= 0:
+        moment = f"{run_info.run_id}?_step={run_info.complete_step}"
+        try:
+            tracker = ModuleTracker(wandb, options | {"resume_from": moment})
+            return Start(tracker, run_info.complete_step)
+        except Exception:  # any kind: servers and versions differ in whether they can do it
+            wandb.finish()
+    if run_info.is_restart and run_info.is_rollback:
+        return Start(ModuleTracker(wandb, options | {"id": new_id}))
+    tracker = ModuleTracker(wandb, options | {"resume": "allow"})
+    return Start(tracker, run_info.sent_step)
 
 
-def start_trackio(run_info: RunInfo) -> ModuleTracker:
+def start_trackio(run_info: RunInfo) -> Start:
     """Starts trackio; a resumed run continues under its name, which contains the run_id."""
+    trackio = importlib.import_module("trackio")
     options = {
-        "project": "isoflop",
+        "project": PROJECT,
         "name": f"{run_info.folder.name}-{run_info.run_id}",
-        "resume": "allow",
         "config": dict(run_info.settings),
+        "resume": "allow",
     }
-    return ModuleTracker("trackio", options)
+    if run_info.starts and _delete_trackio_run(trackio, str(options["name"])):
+        return Start(ModuleTracker(trackio, options | {"resume": "never"}))
+    if run_info.is_restart and run_info.is_rollback:
+        name = f"{options['name']}-{run_info.starts + 1}"
+        return Start(ModuleTracker(trackio, options | {"name": name, "resume": "never"}))
+    return Start(ModuleTracker(trackio, options), run_info.sent_step)
 
 
-# name -> (function that starts the tracker, package, extra of this project)
-TRACKERS: dict[str, tuple[Callable[[RunInfo], Tracker], str, str]] = {
-    "tensorboard": (TensorBoard, "tensorboardX", "tb"),
+def _is_offline(wandb: ModuleType) -> bool:
+    """Whether W&B's own settings say that it only writes files."""
+    if "setup" not in vars(wandb):
+        return False
+    return wandb.setup().settings.mode == "offline"
+
+
+def _delete_trackio_run(trackio: ModuleType, name: str) -> bool:
+    """Deletes a local run of trackio, so that it can be written again; False if there is none."""
+    if "Api" not in vars(trackio):
+        return False
+    try:
+        runs = [run for run in trackio.Api().runs(PROJECT) if run.name == name]
+    except ValueError:  # there is no such project on this machine
+        return False
+    return bool(runs) and all(run.delete() for run in runs)
+
+
+# name -> (function that starts the tracker, package, extra of this project). A class is such a
+# function; without a `Start`, its tracker is taken for one that cannot drop rows.
+TRACKERS: dict[str, tuple[Callable[[RunInfo], Start | Tracker], str, str]] = {
+    "tensorboard": (start_tensorboard, "tensorboardX", "tb"),
     "wandb": (start_wandb, "wandb", "wandb"),
     "trackio": (start_trackio, "trackio", "trackio"),
 }
@@ -119,70 +189,3 @@ def check_installed(names: Sequence[str]) -> None:
                 f"log.trackers has {name!r}, which is not installed: "
                 f"uv pip install -e '.[{extra}]' (or pip install {package})"
             )
-
-
-class Trackers:
-    """All trackers of a run; `write` never waits and never raises."""
-
-    def __init__(self, names: Sequence[str], run_info: RunInfo, on_event: EventCallback):
-        check_installed(names)
-        self._on_event = on_event
-        self._active: dict[str, Tracker] = {}
-        self._queue: queue.Queue[tuple[int, Mapping[str, float]] | None] = queue.Queue(QUEUE_SIZE)
-        self._is_full = False
-        for name in names:
-            try:
-                self._active[name] = TRACKERS[name][0](run_info)
-            except Exception as error:
-                self._report_failure(name, error)
-        self._thread = threading.Thread(target=self._write_loop, name="trackers", daemon=True)
-        if self._active:
-            self._thread.start()
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Queues one row for all trackers; a full queue drops the row."""
-        if not self._active:
-            return
-        try:
-            self._queue.put_nowait((step, metrics))
-        except queue.Full:
-            if not self._is_full:
-                message = "the trackers are too slow; rows are dropped"
-                self._on_event("tracker", {"message": message})
-            self._is_full = True
-
-    def close(self) -> None:
-        """Waits up to `CLOSE_TIMEOUT` seconds until the queued rows are sent."""
-        if not self._thread.is_alive():
-            return
-        try:
-            self._queue.put(None, timeout=CLOSE_TIMEOUT)
-        except queue.Full:
-            pass
-        else:
-            self._thread.join(CLOSE_TIMEOUT)
-        if self._thread.is_alive():
-            names = ", ".join(self._active)
-            message = f"{names}: still busy after {CLOSE_TIMEOUT:.0f} s; the run ends without it"
-            self._on_event("tracker", {"message": message})
-
-    def _write_loop(self) -> None:
-        while (item := self._queue.get()) is not None:
-            self._call_each(lambda tracker, item=item: tracker.write(*item))
-        self._call_each(lambda tracker: tracker.close())
-
-    def _call_each(self, call: Callable[[Tracker], None]) -> None:
-        for name, tracker in list(self._active.items()):
-            try:
-                call(tracker)
-            except Exception as error:
-                del self._active[name]
-                self._report_failure(name, error)
-
-    def _report_failure(self, name: str, error: Exception) -> None:
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        message = (
-            f"tracker {name} failed and is excluded from now on; metrics.jsonl has every row "
-            f"({text})"
-        )
-        self._on_event("tracker", {"tracker": name, "message": message})

@@ -1,0 +1,317 @@
+"""Input files: the search for the files of a setting, and the reading of their decompressed bytes.
+
+Links are followed. A file counts once, whatever names and links lead to it, and a folder is
+searched once, so that a link to one of its parents makes no loop. Only regular files are read: a
+FIFO would wait for a writer, and a device has no end.
+"""
+
+import bz2
+import errno
+import functools
+import glob
+import gzip
+import lzma
+import os
+import stat
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import zstandard
+
+from errors import ConfigError, DataError
+
+BLOCK_BYTES = 1 << 20
+FileId = tuple[int | str, ...]  # Equal for all names of a file.
+FILE_KINDS = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+# Formats that hold several files, which no source reads.
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".7z", ".rar")
+
+
+@dataclass
+class ReadStats:
+    """Statistics of a pass over a source: bytes read from disk, unreadable documents by split."""
+
+    bytes_read: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    replaced: Counter[str] = field(default_factory=Counter)
+    # Whether the pass warns of files. Further passes over the same source do not repeat it.
+    warns: bool = True
+    hold_out: str = ""  # How the held-out splits are cut, where users may not expect it.
+
+
+class FoundFiles(NamedTuple):
+    """The files of a setting, and remarks on what was left out."""
+
+    paths: list[Path]
+    notes: list[str]
+
+
+def expand_user(path: str, setting: str) -> Path:
+    """Returns `path`, the value of `setting`, with ~ replaced by the home folder.
+
+    Raises:
+        ConfigError: if the user after ~ does not exist.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{setting} is {path!r}: there is no such user; write the full path"
+        ) from error
+
+
+def expand_globs(patterns: str) -> list[Path]:
+    """Returns the files of `patterns`, without the remarks of `find_files`."""
+    return find_files(patterns).paths
+
+
+def find_files(patterns: str, setting: str = "data.path") -> FoundFiles:
+    """Returns the files of `patterns`: files, globs and folders, separated by commas.
+
+    Raises:
+        DataError: if a pattern matches no file, a folder cannot be read, or a name is no file.
+    """
+    # The name of one file may contain a comma.
+    is_one_file = _status(expand_user(patterns, setting)) is not None
+    names = [patterns] if is_one_file else patterns.split(",")
+    path_by_id: dict[FileId, Path] = {}
+    left_out: dict[str, list[Path]] = {}
+    for name in filter(None, map(str.strip, names)):
+        path = expand_user(name, setting)
+        matches = [path] if _status(path) is not None else _glob(path)
+        files: list[tuple[Path, FileId]] = []
+        for match in matches:
+            status = _status(match)
+            if status is None:
+                left_out.setdefault("links lead to no file", []).append(match)
+            elif stat.S_ISDIR(status.st_mode):
+                files += _walk_files(match, left_out)
+            else:
+                check_regular(match, status)
+                files.append((match, _file_id(match, status)))
+        if not files:
+            raise DataError(f"no file matches {name!r}; paths are relative to {Path.cwd()}")
+        names_of_files = dict(sorted(files))
+        for file, identity in names_of_files.items():
+            if path_by_id.setdefault(identity, file) != file:
+                kind = "names lead to files that other names lead to; each file is read once"
+                left_out.setdefault(kind, []).append(file)
+    notes = [
+        f"{patterns}: {len(paths)} {what} (such as {min(paths)})"
+        for what, paths in left_out.items()
+    ]
+    return FoundFiles(list(path_by_id.values()), notes)
+
+
+def file_id(path: Path) -> FileId:
+    """Returns an identity that all names and links of a file have in common.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    try:
+        return _file_id(path, path.stat())
+    except OSError as error:
+        raise DataError(_unreadable(path, error)) from error
+
+
+def check_regular(path: Path, status: os.stat_result) -> None:
+    """Refuses a FIFO, a socket or a device.
+
+    Raises:
+        DataError: if the file is no regular file.
+    """
+    if not stat.S_ISREG(status.st_mode):
+        kind = FILE_KINDS.get(stat.S_IFMT(status.st_mode), "no file")
+        raise DataError(
+            f"{path} is {kind}, must be a regular file or a folder; write its content to a file"
+        )
+
+
+def read_blocks(path: Path, stats: ReadStats) -> Iterator[bytes]:
+    """Yields the content of `path` in blocks, decompressed according to its suffix.
+
+    Raises:
+        DataError: if the file is damaged or cannot be read.
+    """
+    bytes_before = stats.bytes_read
+    check_not_archive(path)
+    try:
+        with path.open("rb") as raw:
+            for block in DECOMPRESSORS.get(path.suffix.lower(), _read_plain)(raw):
+                stats.bytes_read = bytes_before + raw.tell()
+                yield block
+    except READ_ERRORS as error:
+        strerror = error.strerror if isinstance(error, OSError) else ""
+        reason = strerror or str(error) or type(error).__name__
+        raise DataError(
+            f"{path} cannot be read: {reason}; replace it, or set on_error to skip"
+        ) from error
+
+
+def check_not_archive(path: Path) -> None:
+    """Refuses archives of several files, compressed or not.
+
+    Raises:
+        DataError: if the suffix is that of an archive.
+    """
+    is_packed = path.suffix.lower() in DECOMPRESSORS
+    suffix = Path(path.stem).suffix.lower() if is_packed else path.suffix.lower()
+    if suffix in ARCHIVE_SUFFIXES:
+        raise DataError(f"{path} is an archive of files; unpack it and name its folder")
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _find_damage(path: Path, size: int, mtime_ns: int) -> str:
+    try:
+        for _ in read_blocks(path, ReadStats()):
+            if path.suffix.lower() not in DECOMPRESSORS:
+                break  # A plain file can be opened; it has no checksum.
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def find_damage(path: Path) -> str:
+    """Returns why a file cannot be read whole, "" if it can.
+
+    A compressed file is read to its end, where its checksum is. What was read before a failure may
+    be garbage.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    return _find_damage(path, status.st_size, status.st_mtime_ns)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Returns the status of the file that `path` leads to; None if it leads nowhere.
+
+    Raises:
+        DataError: if there may be a file, but it cannot be looked at.
+    """
+    try:
+        return path.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            return None
+        raise DataError(_unreadable(path, error)) from error
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    return f"{path} cannot be read: {error.strerror}; change its permissions, or leave it out"
+
+
+def _file_id(path: Path, status: os.stat_result) -> FileId:
+    # Some network file systems have no inode numbers.
+    return (status.st_dev, status.st_ino) if status.st_ino else (str(path.resolve()),)
+
+
+def _list_folder(folder: Path) -> list[str]:
+    """Returns the names in a folder, sorted.
+
+    Raises:
+        DataError: if the folder cannot be read.
+    """
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise DataError(_unreadable(folder, error)) from error
+
+
+def _iter_folders(folders: Iterable[Path]) -> Iterator[Path]:
+    """Yields the folders and all folders below them, each once, except hidden ones."""
+    seen: set[FileId] = set()
+    waiting = list(folders)[::-1]
+    while waiting:
+        folder = waiting.pop()
+        status = _status(folder)
+        if status is None or not stat.S_ISDIR(status.st_mode):
+            continue
+        if (identity := _file_id(folder, status)) in seen:
+            continue
+        seen.add(identity)
+        yield folder
+        waiting += [folder / name for name in _list_folder(folder)[::-1] if name[0] != "."]
+
+
+def _walk_files(top: Path, left_out: dict[str, list[Path]]) -> Iterator[tuple[Path, FileId]]:
+    """Yields the regular files below a folder, except hidden ones, and records what it omits."""
+    for folder in _iter_folders([top]):
+        for name in _list_folder(folder):
+            path = folder / name
+            status = None if name[0] == "." else _status(path)
+            if status and stat.S_ISREG(status.st_mode):
+                yield path, _file_id(path, status)
+            elif status and not stat.S_ISDIR(status.st_mode):
+                left_out.setdefault("entries are FIFOs, sockets or devices", []).append(path)
+            elif status is None and name[0] != ".":
+                left_out.setdefault("links lead to no file", []).append(path)
+
+
+def _glob(pattern: Path) -> list[Path]:
+    """Returns what matches the pattern; ** searches each folder once, through links too."""
+    matches = [Path(pattern.anchor)]
+    for part in pattern.parts[1 if pattern.anchor else 0 :]:
+        if part == "**":
+            matches = list(_iter_folders(matches))
+        elif glob.has_magic(part):
+            matches = [
+                folder / name
+                for folder in matches
+                if folder.is_dir()
+                for name in _list_folder(folder)
+                if fnmatchcase(name, part) and (name[0] != "." or part[0] == ".")
+            ]
+        else:
+            matches = [folder / part for folder in matches if os.path.lexists(folder / part)]
+    return matches
+
+
+def _read_plain(raw: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: raw.read(BLOCK_BYTES), b"")
+
+
+def _read_compressed(opener: Callable, raw: BinaryIO) -> Iterator[bytes]:
+    with opener(raw) as stream:
+        yield from _read_plain(stream)
+
+
+def _read_zstd(raw: BinaryIO) -> Iterator[bytes]:
+    """Yields the content of all frames of a file.
+
+    The reader of the zstandard library accepts a truncated file without an error.
+
+    Raises:
+        EOFError: if the last frame is truncated.
+    """
+    frame = None
+    for block in iter(lambda: raw.read(BLOCK_BYTES >> 6), b""):
+        while block:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            yield frame.decompress(block)
+            block = frame.unused_data if frame.eof else b""
+            frame = None if frame.eof else frame
+    if frame:
+        raise EOFError("the last zstd frame ends early")
+
+
+# gzip and bz2 raise EOFError and OSError, the others have errors of their own.
+READ_ERRORS = (EOFError, OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
+DECOMPRESSORS: dict[str, Callable[[BinaryIO], Iterator[bytes]]] = {
+    ".gz": functools.partial(_read_compressed, gzip.open),
+    ".bz2": functools.partial(_read_compressed, bz2.open),
+    ".xz": functools.partial(_read_compressed, lzma.open),
+    ".zst": _read_zstd,
+}

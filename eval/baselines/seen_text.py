@@ -1,0 +1,68 @@
+"""Passages of the text that a run saw in training, and of whole splits, for n-gram baselines."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from data.packing import PackedRows
+from data.store import TokenStore
+from data.tokenizers import Tokenizer
+from eval.baselines.ngrams import Passage
+
+Stretch = tuple[int, int, int]  # Document, and the first and the end position in framed tokens.
+
+
+def split_stretches(store: TokenStore, max_bytes: int) -> list[Stretch]:
+    """Returns the documents of a store, evenly spaced if all have over `max_bytes` of text."""
+    n_selected = store.n_documents
+    if store.text_bytes > max_bytes:
+        n_selected = max(1, n_selected * max_bytes // store.text_bytes)
+    documents = np.linspace(0, store.n_documents - 1, n_selected).astype(int)
+    return [(int(d), 0, int(store.lengths[d]) + 2) for d in documents]
+
+
+def seen_stretches(rows: PackedRows, n_rows: int, max_bytes: int) -> list[Stretch]:
+    """Returns the stretches of documents in the first rows of training, each once, merged.
+
+    Rows after `max_bytes` of text, or after one epoch, add nothing.
+    """
+    tokens_per_byte = rows.store.n_tokens / max(rows.store.text_bytes, 1)
+    most_tokens = min(max_bytes * tokens_per_byte, rows.epoch_length + rows.row_length)
+    n_rows = min(n_rows, int(most_tokens / rows.row_length) + 1)
+    slices = [item for index in range(n_rows) for item in rows.row(index)]
+    stretches = [(s.document, s.start, s.start + len(s.tokens)) for s in slices]
+    return merge_stretches(stretches)
+
+
+def merge_stretches(stretches: Iterable[Stretch]) -> list[Stretch]:
+    """Returns the union of stretches, in the order of documents."""
+    merged: list[Stretch] = []
+    for document, start, stop in sorted(stretches):
+        if merged and merged[-1][0] == document and start <= merged[-1][2]:
+            merged[-1] = (document, merged[-1][1], max(stop, merged[-1][2]))
+        else:
+            merged.append((document, start, stop))
+    return merged
+
+
+def token_passages(store: TokenStore, stretches: Iterable[Stretch]) -> list[Passage]:
+    """Returns the tokens of stretches; framed position 0 is bos, the last one eos."""
+    lengths = store.lengths
+    passages = []
+    for document, start, stop in stretches:
+        n = int(lengths[document])
+        ids = store.slice(document, max(start, 1) - 1, min(stop - 1, n))
+        passages.append(Passage(ids.astype(np.int64), start <= 1, stop == n + 2))
+    return passages
+
+
+def byte_passages(tokenizer: Tokenizer, passages: Sequence[Passage]) -> list[Passage]:
+    """Returns the text of passages of tokens as bytes of UTF-8."""
+    return [
+        p._replace(
+            symbols=np.frombuffer(tokenizer.decode(p.symbols.tolist()).encode(), np.uint8).astype(
+                np.int64
+            )
+        )
+        for p in passages
+    ]

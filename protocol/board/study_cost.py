@@ -1,0 +1,135 @@
+"""What the whole study of a candidate cost: tuning, noise floor, failed runs, evaluation, results.
+
+A candidate that was tuned more cost more than its reported runs show. Tuning counts from the runs
+in the folders, else from the costs that plan.json records of the sweep.
+"""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from formatting import format_scientific
+from protocol.board.columns import format_seconds, pluralize
+from protocol.board.rows import BoardRow
+from protocol.records.run_record import RunRecord
+from protocol.records.study_record import TUNING
+
+FORWARD_SHARE = 1 / 3  # Share of the forward pass in the FLOPs of training.
+TUNED_SECTION = "optimizer."  # Settings that tuning runs vary.
+
+# Runs of one candidate at one size, whatever tuning varies: name, and settings without these.
+CandidateKey = tuple[str, frozenset[tuple[str, str]]]
+
+
+class CostPart(NamedTuple):
+    """The cost of some runs of a study."""
+
+    label: str  # What the runs are, as "tuning".
+    n_runs: int
+    flops: float
+    seconds: float
+
+
+class StudyCost(NamedTuple):
+    """The cost of all runs that a candidate needed."""
+
+    parts: tuple[CostPart, ...]
+
+    @property
+    def flops(self) -> float:
+        """Model FLOPs of all parts."""
+        return sum(part.flops for part in self.parts)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all parts, without compilation."""
+        return sum(part.seconds for part in self.parts)
+
+    @property
+    def text(self) -> str:
+        """The total and its parts in words."""
+        parts = [
+            f"{pluralize(part.n_runs, f'{part.label} run')} {format_scientific(part.flops)}"
+            if part.n_runs
+            else f"{part.label} {format_scientific(part.flops)}"
+            for part in self.parts
+        ]
+        total = f"{format_scientific(self.flops)} FLOPs"
+        if self.seconds:
+            total += f" and {format_seconds(self.seconds)}"
+        return f"{total} ({', '.join(parts)})"
+
+
+def with_study_costs(rows: Sequence[BoardRow], records: Sequence[RunRecord]) -> list[BoardRow]:
+    """Returns the rows, each with the cost of its whole study.
+
+    Args:
+        rows: the rows of a board.
+        records: all records, with those of tuning and of noise floors.
+    """
+    tuning: dict[CandidateKey, list[RunRecord]] = defaultdict(list)
+    for record in records:
+        if record.study.role == TUNING:
+            tuning[_key(record)].append(record)
+    result = []
+    for row in rows:
+        if not row.first_run.study.plan or row.first_run.external_source:
+            result.append(row)  # It is not known which other runs it needed.
+            continue
+        cost = _study_cost(row, tuning.get(_key(row.first_run), []))
+        costs = dict(row.costs) | {"study_flops": cost.flops, "study_seconds": cost.seconds}
+        result.append(dataclasses.replace(row, costs=costs, study_cost=cost.text))
+    return result
+
+
+def _key(record: RunRecord) -> CandidateKey:
+    fixed = frozenset(
+        item for item in record.settings.items() if not item[0].startswith(TUNED_SECTION)
+    )
+    return record.study.candidate or record.name, fixed
+
+
+def _study_cost(row: BoardRow, tuning: Sequence[RunRecord]) -> StudyCost:
+    parts = [_runs_part("tuning and noise floor", tuning)] if tuning else []
+    plan = row.first_run.plan
+    recorded = plan.tuning_costs.get(row.candidate) if plan else None
+    if not tuning and recorded:
+        parts.append(_recorded_part(recorded))
+    finished = [run for run in row.runs if run.state in ("finished", "diverged")]
+    lost = [run for run in row.runs if run.state not in ("finished", "diverged")]
+    parts += [_runs_part("reported", finished), _runs_part("failed or unfinished", lost)]
+    parts.append(_evaluation_part([*tuning, *row.runs]))
+    return StudyCost(tuple(part for part in parts if part.flops))
+
+
+def _recorded_part(costs: Mapping[str, float]) -> CostPart:
+    flops, seconds = costs.get("training_flops", 0.0), costs.get("seconds", 0.0)
+    return CostPart("tuning", round(costs.get("n_runs", 0)), flops, seconds)
+
+
+def _runs_part(label: str, runs: Sequence[RunRecord]) -> CostPart:
+    """Returns the cost of runs; of one that did not end, its share of the planned steps."""
+    flops = seconds = 0.0
+    for run in runs:
+        share = 1.0 if run.state == "finished" else _trained_share(run)
+        flops += share * run.costs.get("training_flops", 0.0)
+        seconds += share * run.costs.get("seconds", 0.0)
+    return CostPart(label, len(runs), flops, seconds)
+
+
+def _trained_share(run: RunRecord) -> float:
+    return min(max(run.data_hashes, default=0) / run.steps, 1.0) if run.steps else 0.0
+
+
+def _evaluation_part(runs: Sequence[RunRecord]) -> CostPart:
+    """Returns the cost of the evaluations at the ends of runs: forward passes over the splits."""
+    flops = sum(
+        run.evidence.eval_tokens
+        * FORWARD_SHARE
+        * run.costs.get("training_flops", 0.0)
+        / run.costs["tokens"]
+        for run in runs
+        if run.costs.get("tokens")
+    )
+    return CostPart("evaluation", 0, flops, sum(run.evidence.eval_seconds for run in runs))

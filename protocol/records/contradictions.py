@@ -1,0 +1,164 @@
+"""Contradictions between runs: what no two honest runs of one study can state.
+
+They need no jax. A run that contradicts another one is shown and excluded with the reason; its row
+is not ranked.
+"""
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from protocol.records.run_record import RunRecord
+from protocol.records.study_record import TUNING
+
+# Fields that all runs of one plan declare alike.
+PLAN_FIELDS = (
+    *("axis", "metric", "better", "margin", "comparisons", "n_comparisons", "seeds"),
+    *("reference", "is_paired", "looks", "tuning_seeds"),
+)
+
+
+class Contradiction(NamedTuple):
+    """A run whose files contradict each other or those of other runs."""
+
+    folder: str
+    reason: str
+
+
+def mark_contradictions(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Returns the records, each with its contradictions to the others among its exclusions."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for folder, reason in find_contradictions(records):
+        reasons[folder].append(reason)
+    return [
+        dataclasses.replace(
+            record,
+            exclusions=(
+                *record.exclusions,
+                *(f"{reason} ({record.folder})" for reason in reasons[record.folder]),
+            ),
+        )
+        if record.folder in reasons
+        else record
+        for record in records
+    ]
+
+
+def find_contradictions(records: Sequence[RunRecord]) -> list[Contradiction]:
+    """Returns all contradictions inside and between runs, by folder."""
+    run_records = [record for record in records if not record.external_source]
+    contradictions = [
+        Contradiction(record.folder, reason)
+        for record in run_records
+        for reason in record.evidence.contradictions
+    ]
+    for check in (_shared_checkpoints, _equal_data, _split_bytes, _declarations, _tuning_seeds):
+        contradictions += check(run_records)
+    return sorted(dict.fromkeys(contradictions))
+
+
+def _shared_checkpoints(records: Sequence[RunRecord]) -> Iterable[Contradiction]:
+    """Yields runs whose last checkpoint has the content of another run's."""
+    members: dict[str, list[RunRecord]] = defaultdict(list)
+    for record in records:
+        if record.evidence.checkpoint_hash:
+            members[record.evidence.checkpoint_hash].append(record)
+    for group in members.values():
+        for record, other in _with_another(group, lambda r: r.run_id):
+            yield Contradiction(
+                record.folder, f"its last checkpoint is that of {other.folder}, another run"
+            )
+
+
+def _equal_data(records: Sequence[RunRecord]) -> Iterable[Contradiction]:
+    """Yields runs that saw the batches of another seed: the seed orders the data."""
+    members: dict[tuple[int, str], list[RunRecord]] = defaultdict(list)
+    for record in records:
+        if record.data_hashes and record.seed is not None:
+            first = min(record.data_hashes)
+            members[first, record.data_hashes[first]].append(record)
+    for group in members.values():
+        (usual, n_usual), *others = Counter(record.seed for record in group).most_common(2)
+        is_tied = bool(others) and others[0][1] == n_usual
+        for record, other in _with_another(group, lambda r: r.seed):
+            if is_tied or record.seed != usual:
+                yield Contradiction(
+                    record.folder,
+                    f"it saw the batches of {other.folder}, although its seed is {record.seed} and "
+                    f"that of the other {other.seed}",
+                )
+
+
+def _split_bytes(records: Sequence[RunRecord]) -> Iterable[Contradiction]:
+    """Yields runs that counted other bytes of a split than most runs on the same data."""
+    counts: dict[tuple[str, str, str], list[tuple[float, RunRecord]]] = defaultdict(list)
+    for record in records:
+        for split, count in record.evidence.split_bytes.items():
+            key = record.keys["data"], record.keys["evaluation"], split
+            counts[key].append((count, record))
+    for (_, _, split), items in counts.items():
+        usual = Counter(count for count, _ in items).most_common(1)[0][0]
+        for count, record in items:
+            if count != usual:
+                yield Contradiction(
+                    record.folder,
+                    f"it counts {count:,.0f} bytes of {split}, other runs on the same data "
+                    f"{usual:,.0f}",
+                )
+
+
+def _declarations(records: Sequence[RunRecord]) -> Iterable[Contradiction]:
+    """Yields runs that do not declare what most runs of the same plan declare.
+
+    Runs that are excluded for another reason do not count as others.
+    """
+    members: dict[str, list[RunRecord]] = defaultdict(list)
+    for record in records:
+        if record.study.plan and record.study.role != TUNING:
+            members[record.study.plan].append(record)
+    for plan, group in members.items():
+        counted = [record for record in group if not record.exclusions] or group
+        (usual, n_usual), *others = Counter(map(_declaration, counted)).most_common(2)
+        is_tied = bool(others) and others[0][1] == n_usual
+        for record in group:
+            declared = _declaration(record)
+            # Of two declarations that are equally common, neither is preferred.
+            other = others[0][0] if is_tied and declared == usual else usual
+            pairs = zip(PLAN_FIELDS, declared, other, strict=True)
+            if differing := [name for name, mine, theirs in pairs if mine != theirs]:
+                yield Contradiction(
+                    record.folder,
+                    f"other runs of its plan {plan[:12]} declare other {' and '.join(differing)}",
+                )
+
+
+def _declaration(record: RunRecord) -> tuple[object, ...]:
+    fields = record.study._asdict()
+    return tuple(fields[name] for name in PLAN_FIELDS)
+
+
+def _tuning_seeds(records: Sequence[RunRecord]) -> Iterable[Contradiction]:
+    """Yields reported runs whose seed served to select settings."""
+    tuning: dict[str, set[int | None]] = defaultdict(set)
+    for record in records:
+        if record.study.role == TUNING and record.study.plan:
+            tuning[record.study.plan].add(record.seed)
+    for record in records:
+        study = record.study
+        if study.role == TUNING or record.seed is None:
+            continue
+        if record.seed in study.tuning_seeds or record.seed in tuning.get(study.plan, ()):
+            yield Contradiction(
+                record.folder, f"its seed {record.seed} served to select settings, so it is biased"
+            )
+
+
+def _with_another(
+    group: Sequence[RunRecord], key: Callable[[RunRecord], object]
+) -> Iterable[tuple[RunRecord, RunRecord]]:
+    """Yields each run of a group with the first run whose key is another one, if any is."""
+    for record in group:
+        other = next((o for o in group if key(o) != key(record)), None)
+        if other is not None:
+            yield record, other

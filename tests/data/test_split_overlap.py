@@ -1,0 +1,102 @@
+"""Text that splits share is found when a store is built, and refused above a declared share."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from data import DataConfig, open_data
+from data.split_overlap import SplitOverlap, hash_byte_words
+from errors import DataError
+
+
+def sentences(seed, count):
+    """Lines of 20 random words each, which no other seed has."""
+    rng = np.random.default_rng(seed)
+    words = rng.integers(0, 500, (count, 20))
+    return [" ".join(f"w{word}" for word in row) + "." for row in words]
+
+
+def shares(overlap):
+    return {(s.split, s.other): (s.documents, s.ngrams) for s in overlap.shared_texts()}
+
+
+def config(tmp_path, train, valid, test, **settings):
+    paths = {}
+    for name, lines in (("path", train), ("valid_path", valid), ("test_path", test)):
+        paths[name] = str(tmp_path / f"{name}.txt")
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+    cache = str(tmp_path / "cache")
+    return DataConfig(source="text", document_separator="\\n", cache=cache, **paths, **settings)
+
+
+def test_words_are_letters_digits_and_all_characters_outside_of_ascii():
+    text = "It's a test, number 12; naïve 日本 and\n\nA TEST"
+    words = ["it", "s", "a", "test", "number", "12", "naïve", "日", "本", "and", "a", "test"]
+    hashes = hash_byte_words(np.frombuffer(text.lower().encode(), np.uint8))
+    assert len(hashes) == len(words)
+    for i, a in enumerate(words):
+        for j, b in enumerate(words):
+            assert (hashes[i] == hashes[j]) == (a == b), (a, b)
+
+
+def test_shares_of_documents_and_of_ngrams():
+    train, other = sentences(0, 300), sentences(1, 100)
+    overlap = SplitOverlap()
+    overlap.add("train", train)
+    overlap.add("valid", [*other[:30], *train[:10]])
+    overlap.add("test", [" ".join(other[60:99]), " ".join(train[:1] * 1)])
+    found = shares(overlap)
+    assert found["valid", "train"] == pytest.approx((10 / 40, 10 / 40))
+    # The second document of the test split is one of 20 words, the first has 39 times as many.
+    assert found["test", "train"] == pytest.approx((1 / 2, 8 / (8 + 39 * 20 - 12)))
+    assert found["test", "valid"] == pytest.approx((1 / 2, 8 / (8 + 39 * 20 - 12)))
+
+
+def test_a_sample_of_the_hashes_estimates_the_shares():
+    train, other = sentences(2, 4000), sentences(3, 2000)
+    overlap = SplitOverlap(max_hashes=8000)
+    for start in range(0, 4000, 100):
+        overlap.add("train", train[start : start + 100])
+    overlap.add("test", [*other, *train[:500]])
+    assert shares(overlap)["test", "train"] == pytest.approx((0.2, 0.2), abs=0.03)
+
+
+def test_a_split_that_comes_last_is_sampled_like_the_others():
+    train = sentences(8, 1500)
+    overlap = SplitOverlap(max_hashes=8000)
+    overlap.add("train", train)
+    overlap.add("test", [*sentences(9, 100), *train[:100]])
+    assert shares(overlap)["test", "train"] == pytest.approx((0.5, 0.5), abs=0.1)
+
+
+def test_short_texts_and_missing_splits_share_nothing():
+    overlap = SplitOverlap()
+    overlap.add("train", ["a b c"] * 3)
+    overlap.add("test", ["a b c", ""])
+    assert set(shares(overlap).values()) == {(0.0, 0.0)}
+
+
+def test_three_names_of_one_text_are_refused(tmp_path):
+    """Also if the store is in the cache already; a larger share can be permitted."""
+    text = sentences(4, 50)
+    cfg = config(tmp_path, text, text, text)
+    expected = (
+        r"^100 % of the documents and 100 % of the 13-grams of words of the valid split of .*path"
+        r".txt are in the train split too, at most 0.1 % may be \(data.max_shared\); use other "
+        "files, remove duplicates with python -m data.prepare, or raise data.max_shared$"
+    )
+    for _ in range(2):
+        with pytest.raises(DataError, match=expected):
+            open_data(cfg)
+    assert open_data(dataclasses.replace(cfg, max_shared=1.0)).test.n_documents == 50
+
+
+def test_one_leaked_document_of_the_test_split_is_refused(tmp_path):
+    train, test = sentences(5, 100), sentences(6, 100)
+    clean = config(tmp_path, train, sentences(7, 9), test)
+    assert open_data(clean).describe()["test"]["documents"] == 100
+    (tmp_path / "leaked").mkdir()
+    leaked = config(tmp_path / "leaked", train, sentences(7, 9), [*test, train[3]])
+    with pytest.raises(DataError, match=r"0.99 % of the documents and 0.99 % .* the test split"):
+        open_data(leaked)

@@ -1,0 +1,54 @@
+"""Commands end with one line and an exit code, whatever stops them."""
+
+import pytest
+
+from errors import ConfigError
+from settings.command import run_command
+from settings.flag_parser import make_parser
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ConfigError("x is 3"), 2, "ConfigError: x is 3\n"),
+        (PermissionError(13, "Permission denied", "/a"), 74, "DiskError: /a: Permission denied; g"),
+        (OSError(5, "Input/output error"), 74, "DiskError: a file that was given: Input/output"),
+        (OSError(28, "No space left on device", "/b"), 74, "/b: No space left on device; free"),
+        (KeyboardInterrupt(), 130, "Stopped.\n"),
+        (BrokenPipeError(), 0, ""),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_a_user_can_cause_is_one_line(error, code, line, capsys, monkeypatch):
+    monkeypatch.setattr("settings.command.silence_stdout", lambda: None)
+
+    def command(argv):
+        raise error
+
+    assert run_command(command, []) == code
+    said = capsys.readouterr().err
+    assert line in said and said.count("\n") <= 1 and "Traceback" not in said
+
+
+def test_a_defect_and_debug_print_the_traceback(capsys):
+    def command(argv):
+        raise ConfigError("x") if argv else AssertionError("defect")
+
+    assert run_command(command, []) == 1
+    assert "AssertionError: defect" in capsys.readouterr().err
+    assert run_command(command, ["--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+    assert run_command(lambda argv: 65, []) == 65
+
+
+def test_an_unknown_flag_has_the_nearest_name_in_one_line():
+    parser = make_parser("x", "Does something.")
+    parser.add_argument("--temperature", type=float, help="softmax temperature")
+    with pytest.raises(ConfigError, match="--temprature=1; did you mean '--temperature'"):
+        parser.parse_args(["--temprature=1"])
+    parser.add_argument("--run", required=True, help="run folder")
+    with pytest.raises(ConfigError, match="unrecognized arguments: --rnu; did you mean '--run'"):
+        parser.parse_args(["--rnu=x"])
+    with pytest.raises(ConfigError) as error:
+        parser.parse_args(["--temperature", "a\n" * 5000])
+    assert len(str(error.value)) < 500 and "\n" not in str(error.value)
