@@ -26,7 +26,7 @@ ROOMS: list[tuple[str, str, str]] = [
         "Training",
         "training",
         "runner loop callbacks step gradients optimizer state program mesh settings memory_bank "
-        "metrics accounting hardware",
+        "metrics accounting hardware compile_cache",
     ),
     (
         "Architectures",
@@ -67,23 +67,26 @@ ROOMS: list[tuple[str, str, str]] = [
         "Data",
         "data",
         "sources input_files text_files splits tokenizers build_store store packing loader "
-        "text_pairs text_rows chat loss_weights arrow_files hf_datasets fetch progress",
+        "split_overlap text_pairs text_rows chat loss_weights arrow_files hf_datasets fetch "
+        "progress",
     ),
     (
         "Preparing text",
         "data/prepare",
-        "pipeline document_filter quality toxicity contamination duplicates words settings",
+        "pipeline document_filter quality repetition toxicity contamination duplicates words "
+        "journal output report settings",
     ),
     (
         "Settings",
         "settings",
-        "types changes tree cli flag_values flag_parser command descriptions renames lazy "
-        "json_types",
+        "types changes tree cli flag_values flag_parser command run_json descriptions renames "
+        "lazy json_types",
     ),
     (
         "The run folder",
         "training/run",
-        "folder atomic_io lock resume_check provenance log console trackers cli_errors",
+        "folder metrics_file seal atomic_io lock resume_check provenance log console trackers "
+        "tracker_worker cli_errors",
     ),
     (
         "Checkpoints",
@@ -103,19 +106,19 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Evaluation",
         "eval",
-        "task harness load_run progress generate text_generation prompts likelihood features "
+        "task harness load_run progress again generate text_generation prompts likelihood features "
         "length_buckets",
     ),
     (
         "Evaluation tasks",
         "eval/tasks",
         "bits_per_byte masked denoised retrieval loss_by_position multiple_choice probe "
-        "similarity inference sample",
+        "similarity inference sample baselines",
     ),
     (
         "Baselines",
         "eval/baselines",
-        "bag_of_words logistic labelled_passages",
+        "ngrams seen_text bag_of_words logistic labelled_passages",
     ),
     (
         "Adapters",
@@ -130,23 +133,25 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Studies",
         "protocol/study",
-        "study plan cells budget model_sizing tuning run_study time_estimate",
+        "study declaration study_plan plan plan_record cells budget model_sizing tuning "
+        "run_study recheck step_timing time_estimate",
     ),
     (
         "Statistics",
         "protocol/statistics",
-        "hypothesis_tests power verdict isoflop scaling_law",
+        "hypothesis_tests sample ranks sequential power verdict isoflop scaling_law",
     ),
     (
         "Records",
         "protocol/records",
-        "load run_record safe_read series study_record external_results duplicates "
-        "comparability metrics",
+        "load run_record safe_read series seals study_record plan_file run_evidence "
+        "contradictions inert_settings external_results duplicates comparability metrics",
     ),
     (
         "The board",
         "protocol/board",
-        "board rows groups isoflop_curves columns sentences export html verify",
+        "board rows groups comparisons row_verdicts baselines caveats study_cost isoflop_curves "
+        "columns sentences export html figures check verify",
     ),
     (
         "Published families",
