@@ -10,8 +10,8 @@ Costs are not matched, but tokens are. All have the learning rate of the quickst
 Expect a claim that `wider` is lower by .073 ± .038 bits per byte (97.5 %, five seeds, Holm p=.0015)
 and that `copy` is a copy, as `results/known_answers/leaderboard.md` records.
 
-The number of seeds was raised from three to five after a first look: with three, Welch's p was .033
-and Holm's about .066, no claim. The record therefore shows the instrument, and is no test of it that
+The number of seeds was raised from three to five after a look: with three, p was .033 by Welch
+and .066 after Holm, no claim. The record therefore shows the instrument, and is no test of it that
 was fixed in advance; `benchmarks/calibration.py` is.
 """
 
