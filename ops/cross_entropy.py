@@ -203,8 +203,9 @@ def _chunk_gradient(
     d_bias = None if bias is None else jnp.sum(d_logits, axis=(0, 1))
     d_logits = (d_logits * logit_params.scale).astype(hidden.dtype)
     d_hidden = jnp.einsum("btv,vd->btd", d_logits, table, preferred_element_type=lse.dtype)
-    # [D V], then transposed: XLA on CPUs would transpose the larger d_logits element by element. The
-    # barrier keeps it from doing so all the same, which in bfloat16 jax 0.12 could not run at all.
+    # [D V], then transposed: XLA on CPUs would transpose the larger d_logits element by element.
+    # The barrier keeps it from folding this transpose into the product again; in bfloat16, jax 0.12
+    # could not run that product at all.
     d_table = jnp.einsum("btd,btv->dv", hidden, d_logits, preferred_element_type=lse.dtype)
     d_table = jax.lax.optimization_barrier(d_table).T
     return d_hidden.astype(hidden.dtype), (d_table, d_bias)
