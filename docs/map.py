@@ -55,7 +55,7 @@ ROOMS: list[tuple[str, str, str]] = [
         "ops",
         "attention attention_mask attention_chunked attention_kernels cross_entropy "
         "selective_scan ssd gated_delta chunked_recurrence causal_conv lstm experts "
-        "expert_mlp expert_dispatch ragged_all_to_all context_parallel implementation",
+        "expert_mlp expert_dispatch ragged_all_to_all context_parallel recompute implementation",
     ),
     (
         "Objectives",

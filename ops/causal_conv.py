@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ops.context_parallel import broadcast_from_last, context_axis, left_halo
 from ops.implementation import PS, auto_axes, batch_axes, map_shards, select_implementation
+from ops.recompute import recompute
 
 
 def causal_conv(
@@ -103,6 +104,7 @@ def _per_device(
     return y[:, W - 1 :], broadcast_from_last(last)
 
 
+@recompute
 def _shifted_sum(
     x: Float[Array, "B T C"],
     w: Float[Array, "W C"],

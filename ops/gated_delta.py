@@ -35,6 +35,7 @@ from ops.chunked_recurrence import (
 )
 from ops.context_parallel import context_axis, propagate_state
 from ops.implementation import PS, batch_axes, map_shards, select_implementation
+from ops.recompute import recompute
 
 matmul_highest = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
@@ -167,7 +168,7 @@ def _chunk_scan(
         return v, state
     dot = make_einsum(v.dtype, wide)
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)
+    @recompute
     def step(S: Float[Array, "B H K Kv"], block: tuple[Array, ...]) -> tuple[Array, Array]:
         q, k, v, g, beta = (jnp.swapaxes(z, 2, 3) for z in block)
         decays, beta = chunk_decays(g), beta[..., None]

@@ -13,6 +13,7 @@ from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.sequence import ALL_VIEWS, SequenceInfo, View
 from arch.sharding import P, make_matrix, make_vector
 from arch.weighted_sum import AuxMetrics
+from ops.recompute import recompute
 from settings.types import NonNegativeInt, config
 
 
@@ -88,7 +89,7 @@ class Mlp(nnx.Module):
         return PartCost(params, params, {"mlp": TermFlops(flops, flops)})
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=0)
+@functools.partial(recompute, static_argnums=0)
 def activate_and_project(
     activation: Activation,
     hidden: list[Float[Array, "B T F"]],

@@ -1,11 +1,14 @@
 """The activation functions, by the names that settings use."""
 
+import functools
 from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
+
+from ops.recompute import recompute
 
 Activation = Literal[
     "silu", "gelu", "gelu_tanh", "quick_gelu", "gelu_bloom", "relu", "relu2", "tanh"
@@ -21,3 +24,17 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # arXiv:2109.08668
     "tanh": jnp.tanh,
 }
+
+
+@functools.partial(recompute, static_argnums=1)
+def activate(x: Float[Array, "..."], activation: Activation) -> Float[Array, "..."]:
+    """Computes the activation of x."""
+    return ACTIVATIONS[activation](x)
+
+
+@functools.partial(recompute, static_argnums=2)
+def gate(
+    x: Float[Array, "..."], gate: Float[Array, "..."], activation: Activation
+) -> Float[Array, "..."]:
+    """Computes x activation(gate)."""
+    return x * ACTIVATIONS[activation](gate)

@@ -1,12 +1,12 @@
 """The matrix product that every projection uses."""
 
-import functools
-
 import jax
 from jaxtyping import Array, Float
 
+from ops.recompute import recompute
 
-@functools.partial(jax.checkpoint, prevent_cse=False)
+
+@recompute
 def linear(
     x: Float[Array, "B T D"], w: Float[Array, "D F"], bias: Float[Array, " F"] | None = None
 ) -> Float[Array, "B T F"]:

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from arch.sharding import make_vector
+from ops.recompute import recompute
 from settings.types import PositiveFloat, config
 
 
@@ -55,7 +56,7 @@ class Norm(nnx.Module):
         return width * cfg.affine * (2 if cfg.kind == "layer" and cfg.bias else 1)
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
+@functools.partial(recompute, static_argnums=2)
 def rms_norm(
     x: Float[Array, "... D"], scale: Float[Array, " D"] | None, eps: float
 ) -> Float[Array, "... D"]:
@@ -65,6 +66,7 @@ def rms_norm(
     return (wide if scale is None else wide * scale).astype(x.dtype)
 
 
+@functools.partial(recompute, static_argnums=(3, 4))
 def gated_rms_norm(
     x: Float[Array, "... C"],
     gate: Float[Array, "... C"],
@@ -81,7 +83,7 @@ def gated_rms_norm(
     return (y * scale).astype(x.dtype)
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=3)
+@functools.partial(recompute, static_argnums=3)
 def layer_norm(
     x: Float[Array, "... D"],
     scale: Float[Array, " D"] | None,

@@ -6,6 +6,7 @@ At initialization softplus(bias) is log-uniform in [dt_min, dt_max] and at least
 channel of an untrained model then remembers between 1 / dt_max and 1 / dt_min tokens.
 """
 
+import functools
 import math
 
 import jax
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float
 
 from arch.sharding import Initializer, P, make_param
 from errors import ConfigError
+from ops.recompute import recompute
 from settings.types import PositiveFloat, config
 
 
@@ -57,6 +59,13 @@ def softplus_dt(
 
     A `dt_max` of 0 means no upper bound.
     """
+    return _softplus_dt(x, bias, dt_min, dt_max)
+
+
+@functools.partial(recompute, static_argnums=(2, 3))
+def _softplus_dt(
+    x: Float[Array, "B T C"], bias: Float[Array, " C"], dt_min: float, dt_max: float
+) -> Float[Array, "B T C"]:
     dt = jax.nn.softplus(x.astype(bias.dtype) + bias)
     return jnp.clip(dt, dt_min, dt_max or None) if dt_min or dt_max else dt
 

@@ -14,6 +14,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from arch.layers.activations import activate, gate
 from arch.layers.linear import linear
 from arch.layers.norms import rms_norm
 from arch.mixers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
@@ -24,6 +25,7 @@ from arch.sequence import CAUSAL_ONLY, SequenceInfo, View
 from arch.sharding import P, make_matrix, make_param, make_vector
 from errors import ConfigError
 from ops.gated_delta import gated_delta
+from ops.recompute import recompute
 from settings.types import NonNegativeInt, PositiveFloat, PositiveInt, config
 
 
@@ -111,7 +113,7 @@ class GatedDeltaNet(nnx.Module):
         matrices = self.w_q, self.w_k, self.w_v
         for w, conv, prev in zip(matrices, self.convs, prev_convs, strict=True):
             y, conv_state = conv(linear(x, w[...]), reset, prev, cfg.implementation)
-            heads.append(rearrange(jax.nn.silu(y), "b t (h k) -> b t h k", h=H))
+            heads.append(rearrange(activate(y, "silu"), "b t (h k) -> b t h k", h=H))
             convs.append(conv_state)
         q, k, v = heads
         decay = -jnp.exp(self.log_a[...]) * softplus_dt(linear(x, self.w_dt[...]), self.b_dt[...])
@@ -125,7 +127,7 @@ class GatedDeltaNet(nnx.Module):
             implementation=cfg.implementation,
         )
         y = rearrange(rms_norm(y, self.norm[...], cfg.norm_eps), "b t h v -> b t (h v)")
-        y = linear(y * jax.nn.silu(linear(x, self.w_gate[...])), self.w_out[...])
+        y = linear(gate(y, linear(x, self.w_gate[...]), "silu"), self.w_out[...])
         if state is None:
             return y, None
         return y, GatedDeltaNetState(
@@ -178,6 +180,7 @@ class GatedDeltaNet(nnx.Module):
         return PartCost(params, params, terms, state)
 
 
+@recompute
 def _l2_normalize(x: Float[Array, "B T H K"]) -> Float[Array, "B T H K"]:
     """Computes x / sqrt(|x|^2 + 1e-6)."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))

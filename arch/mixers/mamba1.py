@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from arch.layers.activations import ACTIVATIONS, Activation
+from arch.layers.activations import Activation, activate, gate
 from arch.layers.linear import linear
 from arch.layers.norms import rms_norm
 from arch.mixers.dt import DtConfig, make_dt_bias, softplus_dt
@@ -102,7 +102,7 @@ class Mamba1(nnx.Module):
         u = linear(x, self.w_in[...], self.b_in[...] if cfg.bias else None)
         z = linear(x, self.w_gate[...], self.b_gate[...] if cfg.bias else None)
         u, conv = self.conv(u, reset, None if state is None else state.conv, cfg.implementation)
-        u = ACTIVATIONS[cfg.activation](u)
+        u = activate(u, cfg.activation)
         dt, b, c = self._selective_params(u)
         y, ssm = selective_scan(
             *(u, dt, -jnp.exp(self.log_a[...]), b, c),
@@ -110,7 +110,7 @@ class Mamba1(nnx.Module):
             state=None if state is None else state.ssm,
             implementation=cfg.implementation,
         )
-        y = (y + self.skip[...].astype(y.dtype) * u) * jax.nn.silu(z)
+        y = gate(y + self.skip[...].astype(y.dtype) * u, z, "silu")
         y = linear(y, self.w_out[...], self.b_out[...] if cfg.bias else None)
         return y, None if state is None else Mamba1State(
             conv, ssm, seq.last_segment(state.last_segment)

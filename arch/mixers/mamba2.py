@@ -12,7 +12,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from arch.layers.activations import ACTIVATIONS, Activation
+from arch.layers.activations import Activation, activate
 from arch.layers.linear import linear
 from arch.layers.norms import gated_rms_norm
 from arch.mixers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
@@ -127,9 +127,9 @@ class Mamba2(nnx.Module):
         dt = linear(x, self.w_dt[...], self.b_dt_proj[...] if bias else None)
         u, conv = self.conv(u, reset, prev.conv, cfg.implementation)
         bc, conv_bc = self.conv_bc(bc, reset, prev.conv_bc, cfg.implementation)
-        act = ACTIVATIONS[cfg.activation]
-        u = rearrange(act(u), "b t (h p) -> b t h p", h=H)
-        b, c = (part.reshape(*bc.shape[:2], G, N) for part in jnp.split(act(bc), 2, axis=-1))
+        u = rearrange(activate(u, cfg.activation), "b t (h p) -> b t h p", h=H)
+        bc = activate(bc, cfg.activation)
+        b, c = (part.reshape(*bc.shape[:2], G, N) for part in jnp.split(bc, 2, axis=-1))
         y, ssm = ssd(
             *(u, softplus_dt(dt, self.b_dt[...], cfg.dt_limit_min, cfg.dt_limit_max)),
             *(-jnp.exp(self.log_a[...]), b, c),
