@@ -4,7 +4,6 @@
 under its transfer guard, so that none of them reads a device by accident.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -23,7 +22,12 @@ from training.run.log import MetricsLogger
 from training.state import ResumePoint, TrainState
 from training.step import raise_if_halted
 
-Evaluator = Callable[[Trainable, int], JsonObject]  # (trainable, step) -> scores by name
+
+class Evaluator(Protocol):
+    """An evaluation of the parameters, during a run or at its end."""
+
+    def __call__(self, trainable: Trainable, step: int) -> JsonObject:
+        """Returns the scores by name after `step` steps."""
 
 
 class StepInfo(NamedTuple):
