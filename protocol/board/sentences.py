@@ -205,13 +205,22 @@ def _differences_sentence(group: Group) -> str:
         return f"Nothing: {rows[0].name} is the only row here."
     tables = [row.first_run.settings for row in rows]
     keys = sorted({key for table in tables for key in table})
-    differing = [key for key in keys if len({table.get(key) for table in tables}) > 1]
+    differing = [key for key in keys if _differs(key, [table.get(key) for table in tables])]
     names = _join_names([row.name for row in rows])
     if not differing:
         return f"{names} have the same settings."
     # Training first: an architecture is not compared where candidates were trained differently.
     differing.sort(key=lambda key: (not key.startswith(TRAINING_SECTIONS), key))
     return f"{names} differ in {', '.join(_collapse_sections(differing, rows))}."
+
+
+def _differs(key: str, values: Sequence[str | None]) -> bool:
+    """Whether rows differ in a setting; None stands for a row on whose results it has no effect.
+
+    A part of the model that only some rows have is a difference, a setting of training is not.
+    """
+    has_effect = [value for value in values if value is not None or not key.startswith("train.")]
+    return len({*has_effect}) > 1
 
 
 def _collapse_sections(keys: Sequence[str], rows: Sequence[BoardRow]) -> list[str]:

@@ -3,6 +3,7 @@
 import board_runs
 
 from protocol.board.board import make_board
+from protocol.board.sentences import summarize_group
 from protocol.records.load import load_records
 
 
@@ -48,3 +49,12 @@ def test_microbatches_make_another_row_where_they_make_another_loss(tmp_path):
         "dense:tiny grad_accum_steps=4",
     ]
     assert rows_of(tmp_path / "free") == ["dense:tiny"]
+
+
+def test_microbatches_are_no_difference_where_only_one_row_depends_on_them(tmp_path):
+    moe = {"layers": ["attention+moe"], "moe": {"balance_loss": 0.01}}
+    board_runs.candidate(tmp_path, "dense", (2.0, 2.1))
+    board_runs.candidate(tmp_path, "moe", (1.9, 1.8), model=moe)
+    (comparable,) = make_board(*load_records([tmp_path])).comparable_sets
+    text = summarize_group(comparable.groups[0], comparable).differences
+    assert "model.moe" in text and "grad_accum_steps" not in text
