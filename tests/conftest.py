@@ -3,6 +3,7 @@
 import fcntl
 import gc
 import importlib.metadata
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 # Tracing makes many objects and few cycles: to look for them seldom saves a seventh of the time.
 gc.set_threshold(200_000, 50, 1000)
+MAX_PROGRAMS = 300  # compiled programs that `reuse_programs` keeps
+COMPILATIONS_BEFORE_CLEARING = 1500
 
 
 def reuse_programs() -> None:
@@ -35,11 +38,15 @@ def reuse_programs() -> None:
     JAX's own cache on disk would find it, but programs with collectives over several CPU devices
     that are read back from there can deadlock. Here the loaded program itself is used again. There
     is no public hook: this replaces the one function that all compilations pass through.
+
+    The oldest programs are forgotten, and from time to time also those that JAX itself keeps: a
+    process can hold a limited number of them (each is a few mappings of memory, Linux allows 65,530).
     """
     import jax
     from jax._src import compilation_cache, compiler
 
     compile_program, programs = compiler.compile_or_get_cached, dict[Any, Any]()
+    count = itertools.count(1)
 
     def compile_once(
         backend: Any, module: Any, devices: Any, options: Any, callbacks: Sequence[Any], *more: Any
@@ -51,9 +58,17 @@ def reuse_programs() -> None:
             return compiled()
         text = compilation_cache.get_cache_key(module, devices, options, backend)
         key = (text, devices.shape, *(device.id for device in devices.flat))
-        if key not in programs:
-            programs[key] = compiled()
-        return programs[key]
+        program = programs.pop(key, None)
+        if program is None:
+            if next(count) % COMPILATIONS_BEFORE_CLEARING == 0:
+                programs.clear()
+                jax.clear_caches()
+                gc.collect()
+            program = compiled()
+        programs[key] = program  # the last used one stands last
+        if len(programs) > MAX_PROGRAMS:
+            del programs[next(iter(programs))]
+        return program
 
     compiler.compile_or_get_cached = compile_once
 
