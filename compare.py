@@ -46,7 +46,11 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_integer(
-        "run_index", -1, "Train only this run of the plan, counted from 0.", flag_values=values
+        "run_index",
+        -1,
+        "Train only this run of the plan, counted from 0; -1: all.",
+        lower_bound=-1,
+        flag_values=values,
     )
     flags.DEFINE_bool("dry_run", False, "Print the plan and exit.", flag_values=values)
     flags.DEFINE_bool("debug", False, "Print tracebacks of errors.", flag_values=values)

@@ -33,6 +33,7 @@ from hub import checkpoint
 from hub.download import resolve_folder
 from hub.hf_config import read_config
 from settings.flag_parser import add_config_flags, config_from_flags, make_parser
+from settings.flag_values import SettingParser
 from settings.types import NonNegativeInt, Range, config
 from training import mesh as meshes
 from training.run.cli_errors import run_command
@@ -68,8 +69,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     model.add_argument("--hub", metavar="DIR", help="folder, or owner/name[@revision] of the hub")
     parser.add_argument(
         "--step",
-        type=int,
-        default=-1,
+        type=SettingParser(NonNegativeInt, "--step").parse,
+        metavar="N",
         help="step of the checkpoint of --run; by default the newest",
     )
     prompt = parser.add_mutually_exclusive_group()
@@ -153,7 +154,7 @@ def load_target(args: argparse.Namespace) -> tuple[TextModel, ChatTemplate | Non
         target = load_hub_model(args.hub)
         hint = "give --chat_template (templates of the folder are programs, which are not run)"
     else:
-        ctx = load_run(args.run, None if args.step < 0 else args.step)[0]
+        ctx = load_run(args.run, args.step)[0]
         target = text_model(narrow_to_objective(ctx, "causal_lm"))
         name = name or ctx.settings.data.chat_template
         hint = "the run was trained on no chats (data.chat_template); give --chat_template"

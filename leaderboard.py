@@ -19,6 +19,8 @@ from protocol.board.verify import verify_board
 from protocol.records.load import iter_run_folders, load_records
 from settings.command import run_command
 from settings.flag_parser import make_parser
+from settings.flag_values import SettingParser
+from settings.types import NonNegativeInt
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -48,7 +50,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--rerun",
-        type=int,
+        type=SettingParser(NonNegativeInt, "--rerun").parse,
         default=0,
         metavar="N",
         help="train N random runs again and compare; exit with 65 if one differs",
@@ -131,8 +133,6 @@ def run(argv: Sequence[str]) -> int:
     args = parse_args(argv)
     if args.cost and not args.check:
         raise ConfigError("--cost is a part of --check; give both")
-    if args.rerun < 0:
-        raise ConfigError(f"--rerun={args.rerun} must be a number of runs, 1 or more")
     if args.verify:
         return check(args.verify, args.results)
     if args.check:

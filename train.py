@@ -61,12 +61,14 @@ def define_flags(values: flags.FlagValues) -> None:
         "process_id",
         -1,
         "The number of this process, with --coordinator_address.",
+        lower_bound=-1,
         flag_values=values,
     )
     flags.DEFINE_integer(
         "num_processes",
         0,
         "The number of processes, with --coordinator_address.",
+        lower_bound=0,
         flag_values=values,
     )
     flags.DEFINE_integer(

@@ -100,6 +100,7 @@ class ModelConfig:
         """
         self.tp_dims()
         self.aux_losses()
+        self.balances_batch()
         self.num_relative_heads()
         if self.dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise ConfigError(
@@ -189,6 +190,23 @@ class ModelConfig:
                         f"{coefficient}, must be equal in all layers"
                     )
         return losses
+
+    def balances_batch(self) -> bool:
+        """Whether a balance loss of experts is over the whole batch (`moe.balance_over`).
+
+        Raises:
+            ConfigError: if it is, and layers with experts differ in this or in their number.
+        """
+        parts = [self.part_config(*layer[2:]) for layer in sorted(self.layer_specs())]
+        moes = [part for part in parts if isinstance(part, MoeConfig)]
+        if not any(moe.balances_batch for moe in moes):
+            return False
+        if len({(moe.balances_batch, moe.num_experts) for moe in moes}) > 1:
+            raise ConfigError(
+                "model.moe.balance_over 'batch' needs an equal balance_over, routing, num_experts "
+                "and balance_loss in all variants of moe; use balance_over 'microbatch'"
+            )
+        return True
 
     def num_relative_heads(self) -> int:
         """Returns the number of heads of the relative position table; 0: no layer uses it.

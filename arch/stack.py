@@ -24,7 +24,7 @@ from arch.part import Memory, Mixer
 from arch.pattern import LayerLayout, LayerSpec
 from arch.sequence import SequenceInfo
 from arch.sharding import stack_modules
-from arch.weighted_sum import AuxMetrics, WeightedSum
+from arch.weighted_sum import AuxMetrics, ProductOfMeans, WeightedSum
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -284,17 +284,19 @@ def _unrolled_scan(
 def _stack_layer_metrics(
     first: list[AuxMetrics], blocks: list[AuxMetrics], last: list[AuxMetrics]
 ) -> AuxMetrics:
-    """Concatenates reports in layer order to [layers] by name; those of `blocks` are [R]."""
+    """Concatenates reports in layer order to [layers ...] by name; `blocks` have [R ...]."""
 
     def single(auxes: list[AuxMetrics]) -> list[list[AuxMetrics]]:
         return [[jax.tree.map(lambda a: a[None], aux)] for aux in auxes]
 
-    parts: dict[str, list[WeightedSum]] = {}
+    def interleave(*arrays: Array) -> Array:
+        return jnp.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])
+
+    parts: dict[str, list[WeightedSum | ProductOfMeans]] = {}
     for group in (*single(first), blocks, *single(last)):
         for name in dict.fromkeys(name for aux in group for name in aux):
             sums = [aux[name] for aux in group if name in aux]
-            interleaved = jax.tree.map(lambda *a: jnp.stack(a, axis=1).reshape(-1), *sums)
-            parts.setdefault(name, []).append(interleaved)
+            parts.setdefault(name, []).append(jax.tree.map(interleave, *sums))
     return {
         name: jax.tree.map(lambda *a: jnp.concatenate(a), *sums) for name, sums in parts.items()
     }

@@ -22,4 +22,25 @@ class WeightedSum(NamedTuple):
         return self.sum / jnp.maximum(self.weight, 1)
 
 
-AuxMetrics = dict[str, WeightedSum]  # A channel's loss terms and metrics, by name.
+class ProductOfMeans(NamedTuple):
+    """A number of entries times the sum over them of the product of two means over tokens.
+
+    It multiplies, so it does not add up over microbatches, but its fields do. `counts` have no
+    gradient: with those of the whole batch in each microbatch, `sum` adds up, and its gradient too.
+    """
+
+    counts: Float[Array, "*layers E"]
+    count_weight: Float[Array, "*layers"]  # The number of tokens of `counts`.
+    values: Float[Array, "*layers E"]
+    weight: Float[Array, "*layers"]  # The number of tokens of `values`.
+
+    @property
+    def sum(self) -> Float[Array, "*layers"]:
+        """The product of the means, times `weight`."""
+        count_divisor, divisor = (jnp.maximum(n, 1) for n in (self.count_weight, self.weight))
+        product = self.counts / count_divisor[..., None] * (self.values / divisor[..., None])
+        return self.counts.shape[-1] * jnp.sum(product, axis=-1) * self.weight
+
+
+# A channel's loss terms and metrics, by name.
+AuxMetrics = dict[str, WeightedSum | ProductOfMeans]

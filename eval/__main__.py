@@ -15,7 +15,9 @@ from eval import again, harness
 from eval.load_run import load_run
 from eval.task import TaskEntry
 from settings.flag_parser import make_parser, name_list
+from settings.flag_values import SettingParser
 from settings.json_types import JsonObject
+from settings.types import NonNegativeInt
 from training.run.cli_errors import run_command
 from training.run.console import Console
 
@@ -26,7 +28,7 @@ def run(argv: Sequence[str]) -> None:
     console = Console("plain", total_steps=0, file=sys.stderr)
     console.open()
     try:
-        ctx, folder, step = load_run(args.run, None if args.step < 0 else args.step)
+        ctx, folder, step = load_run(args.run, args.step)
         names = harness.resolve_tasks(ctx.settings, args.tasks)
         if not args.again:
             harness.evaluate(ctx, names, folder, step, on_task_end=print_scores)
@@ -55,8 +57,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--step",
-        default=-1,
-        type=int,
+        type=SettingParser(NonNegativeInt, "--step").parse,
+        metavar="N",
         help="step of the checkpoint; by default the newest that is not damaged",
     )
     parser.add_argument(

@@ -114,6 +114,7 @@ def evaluate(
         record = run_on_main_process(lambda name=name: run.read_eval(step, name))  # type: ignore[misc]
         if record is None or not _is_complete(record, task.version, splits):
             LOGGER.info("evaluating %s (task %d of %d)", name, number, len(task_names))
+            run_on_main_process(lambda: run.check_eval_writable(step))
             record = _run_task(name, task, ctx, step)
             run.write_eval(step, name, record)
         on_task_end(record)

@@ -25,6 +25,7 @@ from hub.download import resolve_folder
 from hub.hf_config import CONFIG_FILE, read_config
 from hub.reference_outputs import compute_outputs
 from settings.json_types import JsonObject
+from training.run.atomic_io import staged_folder
 
 __all__ = ["forward", "load", "save"]
 
@@ -91,13 +92,13 @@ def save(
         raise ConfigError(
             f"{folder} holds weights already ({weight_files[0]}); give another folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_model(model, config, folder, hf_family, dtype, max_shard_bytes)
     keys = hf_family.export_defaults(config) | extra_config | hf_keys | {"torch_dtype": dtype}
     keys |= {"architectures": [hf_family.architecture], "model_type": hf_family.model_type}
-    (folder / CONFIG_FILE).write_text(json.dumps(keys, indent=2, sort_keys=True) + "\n")
-    if tokenizer is not None:
-        vocabulary.save_tokenizer(tokenizer, folder)
+    with staged_folder(folder) as stage:
+        checkpoint.save_model(model, config, stage, hf_family, dtype, max_shard_bytes)
+        (stage / CONFIG_FILE).write_text(json.dumps(keys, indent=2, sort_keys=True) + "\n")
+        if tokenizer is not None:
+            vocabulary.save_tokenizer(tokenizer, stage)
 
 
 def forward(

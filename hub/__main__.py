@@ -24,6 +24,8 @@ from hub.reference_outputs import largest_difference
 from settings.flag_parser import make_parser
 from training.run.cli_errors import run_command
 
+REFERENCE_OUTPUTS = ("outputs_f64", "outputs")  # files in which `check` looks for outputs
+
 
 def run(argv: Sequence[str]) -> None:
     """Runs one command line without the program's name."""
@@ -83,27 +85,42 @@ def check(folder: Path) -> None:
     """Prints the largest difference to each reference output, and to the logits in float64.
 
     Raises:
-        CheckpointError: if the folder has no inputs.safetensors.
+        CheckpointError: if the folder lacks the inputs or the outputs of its reference.
     """
     if not (folder / "inputs.safetensors").is_file():
         raise CheckpointError(
             f"{folder} has no inputs.safetensors; give a folder that contains reference outputs"
         )
     inputs = safetensors_io.read_file(folder / "inputs.safetensors")
+    if "input_ids" not in inputs:
+        raise CheckpointError(f"{folder}/inputs.safetensors has no input_ids; add them")
+    paths = {name: folder / f"{name}.safetensors" for name in REFERENCE_OUTPUTS}
+    reference = {
+        (name, key): expected
+        for name, path in paths.items()
+        for key, expected in (safetensors_io.read_file(path) if path.is_file() else {}).items()
+    }
+    if not reference:
+        raise CheckpointError(
+            f"{folder} has nothing to compare with: no outputs in "
+            f"{' or '.join(path.name for path in paths.values())}; add those of the reference"
+        )
     outputs = hub.forward(folder, inputs)
-    for name in ("outputs_f64", "outputs"):
-        path = folder / f"{name}.safetensors"
-        for key, expected in safetensors_io.read_file(path).items() if path.is_file() else ():
-            if key not in outputs:
-                print(f"{name:12}{key:32}not computed here")
-            elif expected.dtype.kind == "i":
-                result = "equal" if np.array_equal(outputs[key], expected) else "DIFFERENT"
-                print(f"{name:12}{key:32}{result}")
-            else:
-                mask = _is_token(key, expected, inputs)
-                print(
-                    f"{name:12}{key:32}{largest_difference(outputs[key], expected, mask):.1e} x RMS"
-                )
+    for (name, key), expected in reference.items():
+        print(f"{name:12}{key:32}{_compare(outputs.get(key), key, expected, inputs)}")
+
+
+def _compare(
+    actual: np.ndarray | None, key: str, expected: np.ndarray, inputs: dict[str, np.ndarray]
+) -> str:
+    """Returns in words how an output differs from that of the reference."""
+    if actual is None:
+        return "not computed here"
+    if actual.shape != expected.shape:
+        return f"DIFFERENT: shape {actual.shape}, the reference has {expected.shape}"
+    if expected.dtype.kind == "i":
+        return "equal" if np.array_equal(actual, expected) else "DIFFERENT"
+    return f"{largest_difference(actual, expected, _is_token(key, expected, inputs)):.1e} x RMS"
 
 
 def _is_token(key: str, expected: np.ndarray, inputs: dict[str, np.ndarray]) -> np.ndarray:

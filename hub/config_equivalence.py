@@ -18,7 +18,7 @@ from arch.pattern import LayerLayout
 # These fields change training or speed only.
 TRAINING_ONLY = {
     *("dropout", "implementation", "chunk_size", "dt", "router_jitter"),
-    *("balance_loss", "z_loss", "capacity_factor", "min_capacity"),
+    *("balance_loss", "balance_over", "z_loss", "capacity_factor", "min_capacity"),
 }
 # The scalings of rotary positions that use a field.
 ROPE_SCALING_FIELDS = {

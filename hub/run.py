@@ -22,7 +22,7 @@ from training import mesh as meshes
 from training import runner
 from training.checkpoint import restore
 from training.program import TrainProgram
-from training.run.atomic_io import read_json, validate_run_path
+from training.run.atomic_io import read_json, staged_folder, validate_run_path
 from training.run.resume_check import check_record
 from training.settings import Settings, TrainConfig
 from training.state import Trainable, init_trainable
@@ -127,18 +127,19 @@ def export_run(run: Path, target: Path, family: str = "", dtype: str = "float32"
     root = run / "checkpoints"
     step = restore.newest_step(root)
     extra_config = make_extra_config(settings, tokenizer)
-    trainable = restore.restore_subset(root, step, _abstract_trainable(settings), "trainable")
-    hub.save(
-        *(trainable.model, settings.model, target),
-        family=hf_family.model_type,
-        dtype=dtype,
-        extra_config=extra_config,
-        tokenizer=tokenizer if isinstance(tokenizer, JsonTokenizer) else None,
-    )
     ids = {k: v for k, v in extra_config.items() if k.endswith("_token_id")}
-    _write_json(target / "generation_config.json", ids)
     card = model_card.format_card(record, run, step, hf_family.architecture)
-    (target / "README.md").write_text(card)
+    with staged_folder(target) as stage:
+        trainable = restore.restore_subset(root, step, _abstract_trainable(settings), "trainable")
+        hub.save(
+            *(trainable.model, settings.model, stage),
+            family=hf_family.model_type,
+            dtype=dtype,
+            extra_config=extra_config,
+            tokenizer=tokenizer if isinstance(tokenizer, JsonTokenizer) else None,
+        )
+        _write_json(stage / "generation_config.json", ids)
+        (stage / "README.md").write_text(card)
     return hf_family.model_type
 
 

@@ -186,7 +186,7 @@ def aux_loss_terms(
             weight = _token_weight(name, batch)
             terms[name] = LossTerm(jnp.sum(amount.sum), weight, coefficients[base_name])
         else:
-            metrics[name] = amount
+            metrics[name] = WeightedSum(amount.sum, amount.weight)
     return terms, metrics
 
 

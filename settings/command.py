@@ -19,8 +19,8 @@ def as_user_error(error: Exception) -> IsoflopError | None:
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return DiskError(
-            f"{error.filename or 'disk'}: {error.strerror}; free some space and run the command "
-            "again"
+            f"{error.filename or 'the disk or the output'}: {error.strerror}; free some space and "
+            "run the command again"
         )
     if isinstance(error, OSError) and error.errno is not None:
         file = error.filename or "a file that was given"
@@ -44,6 +44,9 @@ def run_command(
         convert_error: converts an error to one that a user can act on.
         prefix: returns the text before the line of an error.
         interrupted: the line that is printed after Ctrl-C.
+
+    Raises:
+        SystemExit: as the command raises it, for example after --help.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -56,6 +59,11 @@ def run_command(
         return code
     except BrokenPipeError:
         silence_stdout()  # the reader of a pipe, such as `| head`, has ended
+        return 0
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        silence_stdout()  # rich turns a closed pipe into an exit with 1
         return 0
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)

@@ -28,7 +28,11 @@ os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 # Tracing makes many objects and few cycles: to look for them seldom saves a seventh of the time.
 gc.set_threshold(200_000, 50, 1000)
 MAX_PROGRAMS = 300  # compiled programs that `reuse_programs` keeps
-COMPILATIONS_BEFORE_CLEARING = 1500
+MAX_MAPPINGS = 30_000  # of memory
+
+
+TESTS = itertools.count()  # tests so far
+PROGRAMS: dict[Any, Any] = {}  # compiled programs by their text and devices, the last used last
 
 
 def reuse_programs() -> None:
@@ -38,15 +42,11 @@ def reuse_programs() -> None:
     JAX's own cache on disk would find it, but programs with collectives over several CPU devices
     that are read back from there can deadlock. Here the loaded program itself is used again. There
     is no public hook: this replaces the one function that all compilations pass through.
-
-    The oldest programs are forgotten, and from time to time also those that JAX itself keeps: a
-    process can hold a limited number of them (each is a few mappings of memory, Linux allows 65,530).
     """
     import jax
     from jax._src import compilation_cache, compiler
 
-    compile_program, programs = compiler.compile_or_get_cached, dict[Any, Any]()
-    count = itertools.count(1)
+    compile_program = compiler.compile_or_get_cached
 
     def compile_once(
         backend: Any, module: Any, devices: Any, options: Any, callbacks: Sequence[Any], *more: Any
@@ -58,19 +58,27 @@ def reuse_programs() -> None:
             return compiled()
         text = compilation_cache.get_cache_key(module, devices, options, backend)
         key = (text, devices.shape, *(device.id for device in devices.flat))
-        program = programs.pop(key, None)
-        if program is None:
-            if next(count) % COMPILATIONS_BEFORE_CLEARING == 0:
-                programs.clear()
-                jax.clear_caches()
-                gc.collect()
-            program = compiled()
-        programs[key] = program  # the last used one stands last
-        if len(programs) > MAX_PROGRAMS:
-            del programs[next(iter(programs))]
-        return program
+        PROGRAMS[key] = PROGRAMS.pop(key, None) or compiled()
+        if len(PROGRAMS) > MAX_PROGRAMS:
+            del PROGRAMS[next(iter(PROGRAMS))]
+        return PROGRAMS[key]
 
     compiler.compile_or_get_cached = compile_once
+
+
+def pytest_runtest_setup() -> None:
+    """Forgets all programs where there are many: each is several mappings of memory.
+
+    Linux allows a process 65,530 of them, after which the compiler ends with a segmentation fault.
+    """
+    import jax
+
+    maps = Path("/proc/self/maps")
+    is_due = next(TESTS) % 20 == 0 and maps.exists()  # to count them takes some milliseconds
+    if is_due and maps.read_bytes().count(b"\n") > MAX_MAPPINGS:
+        PROGRAMS.clear()
+        jax.clear_caches()
+        gc.collect()
 
 
 reuse_programs()

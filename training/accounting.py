@@ -13,6 +13,7 @@ from arch.cost import add_objective_cost, mean_cost
 from objectives import RowSpec
 from settings.json_types import JsonObject
 from training import memory_bank
+from training.gradients import BatchDependence, batch_dependence
 from training.settings import Settings
 
 
@@ -41,16 +42,15 @@ def executed_flops_per_token(settings: Settings) -> float:
     """Returns the executed FLOPs of training per token of `run_tokens`, forward and backward.
 
     They include what rematerialized blocks compute again, and the forward pass without a gradient
-    that gradient caching adds (`training/gradients.py`).
+    that gradient caching and a balance loss over the batch add (`training/gradients.py`).
     """
     total_flops = total_tokens = 0.0
     for workload in _workloads(settings, max(settings.train.steps, 1)):
-        cached = settings.train.grad_accum_steps > 1 and not workload.sums_over_rows
-        passes = 3 + cached
-        trained_flops = passes * workload.cost.executed_flops + workload.cost.recomputed_flops
+        cost = workload.cost
+        trained_flops = 3 * cost.executed_flops + cost.recomputed_flops + workload.extra_flops
         total_flops += (
             workload.trained_tokens * trained_flops
-            + workload.forward_only_tokens * workload.cost.executed_flops
+            + workload.forward_only_tokens * cost.executed_flops
         )
         total_tokens += workload.equivalent_tokens
     return total_flops / total_tokens
@@ -78,7 +78,7 @@ class _Workload(NamedTuple):
     """The tokens that one part of a mixture processes in a number of steps."""
 
     cost: Cost  # per token
-    sums_over_rows: bool  # as Objective.sums_over_rows
+    dependence: BatchDependence  # what a microbatch needs of the rest of the batch
     trained_tokens: float  # tokens processed with a gradient
     forward_only_tokens: float  # tokens processed without a gradient, to mine negatives
 
@@ -86,6 +86,18 @@ class _Workload(NamedTuple):
     def equivalent_tokens(self) -> float:
         """Tokens in units of the cost of a trained one; a forward pass costs a third of it."""
         return self.trained_tokens + self.forward_only_tokens / 3
+
+    @property
+    def extra_flops(self) -> float:
+        """Executed FLOPs per trained token of a further forward pass over all microbatches.
+
+        The pass that counts the load of experts omits the logits.
+        """
+        if self.dependence == "rows":
+            return self.cost.executed_flops
+        if self.dependence == "counts":
+            return self.cost.executed_flops - self.cost.terms["head.logits"].executed
+        return 0.0
 
 
 def _workloads(settings: Settings, steps: int) -> Iterator[_Workload]:
@@ -95,7 +107,7 @@ def _workloads(settings: Settings, steps: int) -> Iterator[_Workload]:
         spec = part.objective.row_spec(settings.model, train.seq_len)
         yield _Workload(
             cost=_objective_cost(settings, spec),
-            sums_over_rows=part.objective.sums_over_rows,
+            dependence=batch_dependence(part.objective, settings.model, train.grad_accum_steps),
             trained_tokens=steps * train.batch_size * spec.tokens_per_row(train.seq_len),
             forward_only_tokens=memory_bank.extra_tokens(settings, part, steps),
         )

@@ -4,24 +4,30 @@
 - `accumulated_gradients`: microbatches one after another, for objectives whose terms are sums over
   rows. Each term is divided by its weight in the whole batch, so that the gradients of the
   microbatches add up. One term is no sum over rows: the balance loss of a Mixture of Experts
-  multiplies two means over tokens, and is formed per microbatch. Under it, another number of
-  microbatches is another loss.
+  multiplies two means over tokens. Under `moe.balance_over=microbatch` it is formed per
+  microbatch, and another number of microbatches is another loss.
+- `batch_balance_gradients`: the same under `moe.balance_over=batch`. A first forward pass, with the
+  same random keys, counts the experts' load over the whole batch. The load has no gradient, and
+  the balance loss is linear in the other mean, so with this load the microbatches add up.
 - `grad_cache_gradients`: microbatches for objectives that compare rows with each other
   (contrastive). GradCache (Gao et al., arXiv:2101.06983): encode all microbatches without a
   gradient, differentiate the loss with respect to the embeddings, then encode each microbatch
   again, with the same random keys, and propagate the gradient of its embeddings to the parameters.
-- `combine_parts`: the weighted sum of the gradients of the parts of a mixture, each of which uses
-  the strategy that it would use alone.
+
+The gradients of a mixture are the weighted sum of those of its parts (`combine_parts`), each of
+which uses the strategy that it would use alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from arch import ModelConfig
 from arch.layers.dropout import maybe_split_key
-from arch.weighted_sum import AuxMetrics, WeightedSum
+from arch.weighted_sum import AuxMetrics, ProductOfMeans, WeightedSum
 from objectives import (
     Batch,
     Embeddings,
@@ -35,6 +41,10 @@ from objectives import (
 )
 
 GradResult = tuple[Trainable, Float[Array, ""], Metrics]  # gradients, loss, metrics
+Counts = tuple[Float[Array, "layers E"], Float[Array, " layers"]]  # of `ProductOfMeans`
+# What the loss of a microbatch needs of the rest of the batch: whole: there is no rest; weights:
+# the weights of its terms; counts: the counts of products of means, too; rows: the rows.
+BatchDependence = Literal["whole", "weights", "counts", "rows"]
 
 
 def compute_gradients(
@@ -53,10 +63,22 @@ def compute_gradients(
     keys = maybe_split_key(key, len(parts)) if len(parts) > 1 else (key,)
     results = []
     for part, part_key in zip(parts, keys, strict=True):
-        gradients = STRATEGIES[grad_accum_steps > 1, part.objective.sums_over_rows]
+        dependence = batch_dependence(part.objective, trainable.model.config, grad_accum_steps)
+        gradients = STRATEGIES[dependence]
         part_batch = part.select_batch(batch)
         results.append(gradients(part, trainable, part_batch, part_key, grad_accum_steps))
     return results[0] if len(results) == 1 else combine_parts(parts, results)
+
+
+def batch_dependence(
+    objective: Objective, model: ModelConfig, grad_accum_steps: int
+) -> BatchDependence:
+    """Returns what the loss of one of `grad_accum_steps` microbatches needs of the others."""
+    if grad_accum_steps == 1:
+        return "whole"
+    if not objective.sums_over_rows:
+        return "rows"
+    return "counts" if model.balances_batch() else "weights"
 
 
 def full_batch_gradients(
@@ -83,26 +105,30 @@ def accumulated_gradients(
     num_microbatches: int,
 ) -> GradResult:
     """Returns the gradients of an objective that sums over rows, added up over microbatches."""
+    return _accumulate(part, trainable, batch, key, num_microbatches, counts=())
 
-    def loss_fn(
-        trainable: Trainable, microbatch: Batch, key: Array | None
-    ) -> tuple[Array, Metrics]:
-        return _forward_and_loss(part, trainable, microbatch, batch, key)
 
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+def batch_balance_gradients(
+    part: MixturePart,
+    trainable: Trainable,
+    batch: Batch,
+    key: Array | None,
+    num_microbatches: int,
+) -> GradResult:
+    """Returns the gradients added up over microbatches, with a balance loss of the whole batch."""
+    part_trainable = part.select_trainable(trainable)
 
-    def add_microbatch(total: GradResult, xs: tuple[Batch, Array]) -> tuple[GradResult, None]:
+    def count(_: None, xs: tuple[Batch, Array]) -> tuple[None, list[Counts]]:
         microbatch, index = xs
-        micro_key = _microbatch_key(key, index)
-        (loss, metrics), grads = value_and_grad(trainable, microbatch, micro_key)
-        return jax.tree.map(jnp.add, total, (grads, loss, metrics)), None
+        out = part.objective.forward(part_trainable, microbatch, _microbatch_key(key, index))
+        products = filter(_is_product, jax.tree.leaves(out, is_leaf=_is_product))
+        return None, [(product.counts, product.count_weight) for product in products]
 
     microbatches = jax.tree.map(lambda x: _interleave(x, num_microbatches), batch)
-    first = jax.tree.map(lambda x: x[0], microbatches)
-    shapes = jax.eval_shape(value_and_grad, trainable, first, key)
-    (loss, metrics), grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    zeros = grads, loss, metrics
-    return jax.lax.scan(add_microbatch, zeros, (microbatches, jnp.arange(num_microbatches)))[0]
+    with jax.named_scope("count"):
+        _, counts = jax.lax.scan(count, None, (microbatches, jnp.arange(num_microbatches)))
+        counts = jax.tree.map(lambda x: jnp.sum(x, axis=0), counts)
+    return _accumulate(part, trainable, batch, key, num_microbatches, counts)
 
 
 def grad_cache_gradients(
@@ -157,21 +183,58 @@ def combine_parts(parts: tuple[MixturePart, ...], results: list[GradResult]) -> 
 
 
 GradFn = Callable[[MixturePart, Trainable, Batch, Array | None, int], GradResult]
-# The strategy by (whether there are several microbatches, Objective.sums_over_rows). Microbatches
-# may only be added up if no term of the loss compares rows of different microbatches.
-STRATEGIES: dict[tuple[bool, bool], GradFn] = {
-    (False, True): full_batch_gradients,
-    (False, False): full_batch_gradients,
-    (True, True): accumulated_gradients,
-    (True, False): grad_cache_gradients,
+# The strategy by what the loss of a microbatch needs of the rest of the batch.
+STRATEGIES: dict[BatchDependence, GradFn] = {
+    "whole": full_batch_gradients,
+    "weights": accumulated_gradients,
+    "counts": batch_balance_gradients,
+    "rows": grad_cache_gradients,
 }
 
 
+def _accumulate(
+    part: MixturePart,
+    trainable: Trainable,
+    batch: Batch,
+    key: Array | None,
+    num_microbatches: int,
+    counts: Sequence[Counts],
+) -> GradResult:
+    """The sum of the gradients of microbatches, with these counts in their products of means."""
+
+    def loss_fn(
+        trainable: Trainable, microbatch: Batch, key: Array | None
+    ) -> tuple[Array, Metrics]:
+        return _forward_and_loss(part, trainable, microbatch, batch, key, counts)
+
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def add_microbatch(total: GradResult, xs: tuple[Batch, Array]) -> tuple[GradResult, None]:
+        microbatch, index = xs
+        micro_key = _microbatch_key(key, index)
+        (loss, metrics), grads = value_and_grad(trainable, microbatch, micro_key)
+        return jax.tree.map(jnp.add, total, (grads, loss, metrics)), None
+
+    microbatches = jax.tree.map(lambda x: _interleave(x, num_microbatches), batch)
+    first = jax.tree.map(lambda x: x[0], microbatches)
+    shapes = jax.eval_shape(value_and_grad, trainable, first, key)
+    (loss, metrics), grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    zeros = grads, loss, metrics
+    return jax.lax.scan(add_microbatch, zeros, (microbatches, jnp.arange(num_microbatches)))[0]
+
+
 def _forward_and_loss(
-    part: MixturePart, trainable: Trainable, microbatch: Batch, batch: Batch, key: Array | None
+    part: MixturePart,
+    trainable: Trainable,
+    microbatch: Batch,
+    batch: Batch,
+    key: Array | None,
+    counts: Sequence[Counts] = (),
 ) -> tuple[Array, Metrics]:
     part_trainable = part.select_trainable(trainable)
     out = part.objective.forward(part_trainable, microbatch, key)
+    if counts:
+        out = _replace_counts(out, counts)
     return _loss(part.objective, part_trainable, out, microbatch, batch)
 
 
@@ -183,6 +246,23 @@ def _loss(
     weights = all_term_weights(objective, batch, list(terms))
     loss = sum(t.coefficient * t.sum / jnp.maximum(weights[n], 1) for n, t in terms.items())
     return jnp.asarray(loss), metrics | _weighted_sums(terms)
+
+
+def _replace_counts(out: PyTree, counts: Sequence[Counts]) -> PyTree:
+    """The output of `forward` with `counts` in its products of means, in their order."""
+    remaining = iter(counts)
+
+    def replace(leaf: PyTree) -> PyTree:
+        if not _is_product(leaf):
+            return leaf
+        total, weight = next(remaining)
+        return leaf._replace(counts=total, count_weight=weight)
+
+    return jax.tree.map(replace, out, is_leaf=_is_product)
+
+
+def _is_product(leaf: PyTree) -> bool:
+    return isinstance(leaf, ProductOfMeans)
 
 
 def _microbatch_key(key: Array | None, index: Array) -> Array | None:

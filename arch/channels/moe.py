@@ -72,8 +72,11 @@ class MoeConfig:
     min_capacity: NonNegativeInt = 4  # Lower bound of the capacity from capacity_factor, in tokens.
     # Amplitude j of the noise in training: the router's input is multiplied by 1 - j to 1 + j.
     router_jitter: Probability = 0.0
-    # Coefficient of the load-balancing loss, which is formed over the tokens of a microbatch.
+    # Coefficient of the load-balancing loss.
     balance_loss: NonNegativeFloat = 0.01
+    # Tokens whose load the balance loss evens; batch: over several microbatches, a second forward
+    # pass makes it that of the whole batch.
+    balance_over: Literal["microbatch", "batch"] = "microbatch"
     z_loss: NonNegativeFloat = 1e-3  # Coefficient of the router's z-loss.
     # Update size of the selection bias that evens the load without a loss; 0: no such bias.
     bias_update_rate: NonNegativeFloat = 0.0
@@ -130,6 +133,12 @@ class MoeConfig:
                     f"moe.{name} {value} has no meaning where moe.routing is 'expert'; "
                     f"set it to {getattr(default, name)}"
                 )
+
+    @property
+    def balances_batch(self) -> bool:
+        """Whether there is a balance loss, and it is over the whole batch."""
+        has_loss = self.routing == "token" and self.balance_loss > 0
+        return has_loss and self.balance_over == "batch"
 
     def inner_dim(self, D: int) -> int:
         """Returns the hidden width of one expert (F) in a model of width D."""
@@ -242,7 +251,11 @@ class MoE(nnx.Module):
             if cfg.expert_capacity or (key is not None and cfg.capacity_factor):
                 capacity = cfg.max_tokens_per_expert(T)
                 routes = routing.drop_over_capacity(routes, capacity, cfg.num_experts)
-        aux = routing.router_metrics(logits, score, all_routes, routes, token_mask, cfg.top_k)
+        aux: AuxMetrics = {
+            **routing.router_metrics(logits, score, all_routes, routes, token_mask, cfg.top_k)
+        }
+        if cfg.balances_batch:
+            aux["moe.balance_loss"] = routing.balance_loss(score, all_routes, token_mask)
         if cfg.bias_update_rate:
             aux["moe.load_excess"] = routing.load_excess_loss(
                 all_routes, self.balance_bias[...], token_mask

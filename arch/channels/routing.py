@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from arch.weighted_sum import WeightedSum
+from arch.weighted_sum import ProductOfMeans, WeightedSum
 from ops.expert_dispatch import position_in_expert, take_experts
 from ops.experts import Routes
 
@@ -130,8 +130,7 @@ def router_metrics(
 ) -> dict[str, WeightedSum]:
     """Computes auxiliary losses and metrics, each a mean over the tokens in `token_mask`.
 
-    balance_loss   E sum_e f_e p_e, where f_e is the share of tokens that choose e and p_e the mean
-                   score of e (Switch, arXiv:2101.03961, eq. 4); it is k if the load is even
+    balance_loss   as `balance_loss` states it
     z_loss         the squared logsumexp of the logits (ST-MoE, arXiv:2202.08906, eq. 5)
     load_entropy   the entropy of the load, relative to that of an even load
     max_load       the largest load, relative to an even load
@@ -141,17 +140,14 @@ def router_metrics(
     """
     E, wide = score.shape[2], score.dtype
     tokens = jnp.sum(token_mask, dtype=wide)
-    divisor = jnp.maximum(tokens, 1)
     load = expert_load(all_routes, E, wide)
     even = jnp.sum(load) / E
     share = load / jnp.maximum(jnp.sum(load), 1)
-    probability = score / jnp.sum(score, axis=2, keepdims=True)
-    mean = jnp.sum(probability, axis=(0, 1), where=token_mask[..., None]) / divisor
     squares = jnp.square(jax.nn.logsumexp(logits, axis=2))
     entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.maximum(share, 1e-30)), 0))
     num_routes = jnp.sum(expert_load(routes, E, wide))
     values = {
-        "balance_loss": E * jnp.sum(load / divisor * mean) * tokens,
+        "balance_loss": balance_loss(score, all_routes, token_mask).sum,
         "z_loss": jnp.sum(squares, where=token_mask),
         "load_entropy": (entropy / math.log(E) if E > 1 else 1.0) * tokens,
         "max_load": jnp.max(load) / jnp.maximum(even, 1 / E) * tokens,
@@ -160,6 +156,21 @@ def router_metrics(
         "confidence": jnp.sum(jnp.max(score, axis=2), where=token_mask),
     }
     return {f"moe.{name}": WeightedSum(value, tokens) for name, value in values.items()}
+
+
+def balance_loss(
+    score: Float[Array, "B T E"], all_routes: Routes, token_mask: Bool[Array, "B T"]
+) -> ProductOfMeans:
+    """Returns the load-balancing loss over the tokens in `token_mask`.
+
+    It is E sum_e f_e p_e, where f_e is the share of tokens that choose e and p_e the mean score of
+    e (Switch, arXiv:2101.03961, eq. 4). It is k if the load is even.
+    """
+    tokens = jnp.sum(token_mask, dtype=score.dtype)
+    load = expert_load(all_routes, score.shape[2], score.dtype)
+    probability = score / jnp.sum(score, axis=2, keepdims=True)
+    total = jnp.sum(probability, axis=(0, 1), where=token_mask[..., None])
+    return ProductOfMeans(load, tokens, total, tokens)
 
 
 def load_excess_loss(

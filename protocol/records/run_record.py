@@ -279,20 +279,29 @@ def _identity(settings: CheckedFields) -> tuple[dict[str, str], str]:
     """Returns the settings that may change a result, flat, and their hash."""
     read = drop_inert(settings)
     tree = {k: v for k, v in read.items() if k not in NON_IDENTITY_SECTIONS}
-    train = settings.section("train").tree
-    ignored = {*COMPUTE_ONLY_KEYS} - ({"grad_accum_steps"} if _has_balance_loss(read) else set())
-    tree["train"] = {k: v for k, v in train.items() if k not in ignored}
-    text = json.dumps(tree, sort_keys=True)
+    train = settings.section("train")
+    ignored = {*COMPUTE_ONLY_KEYS} - ({"grad_accum_steps"} if _balances_parts(settings) else set())
+    tree["train"] = {k: v for k, v in train.tree.items() if k not in ignored}
+    hidden = {"balance_over"}  # It has an effect together with grad_accum_steps above 1 alone.
+    if train.count("grad_accum_steps") == 1:
+        hidden.add("grad_accum_steps")
+    text = json.dumps(_without(tree, hidden), sort_keys=True)
     return flatten(tree), hashlib.sha256(text.encode()).hexdigest()
 
 
-def _has_balance_loss(settings: Mapping[str, object]) -> bool:
-    """Whether a Mixture of Experts has a balance loss, which is formed per microbatch."""
-    keys = flatten(settings)
-    return any(
-        key.startswith("model.") and key.endswith(".balance_loss") and value not in ("0", "0.0", "")
-        for key, value in keys.items()
-    )
+def _without(tree: Mapping[str, object], names: set[str]) -> dict[str, object]:
+    return {
+        key: _without(value, names) if isinstance(value, Mapping) else value
+        for key, value in tree.items()
+        if key not in names
+    }
+
+
+def _balances_parts(settings: CheckedFields) -> bool:
+    """Whether a Mixture of Experts has a balance loss, and it is formed per microbatch."""
+    keys = flatten({"model": drop_inert(settings).get("model", {})})
+    has_loss = any(k.endswith(".balance_loss") and v not in ("0", "0.0") for k, v in keys.items())
+    return has_loss and {v for k, v in keys.items() if k.endswith(".balance_over")} != {"batch"}
 
 
 def _run_tokens(run: CheckedFields, objective: str) -> float | None:
@@ -323,10 +332,13 @@ def _exclusions(
     for event in events:
         if event.text("event") == "settings_changed":
             changes |= event.section("changes").tree
+    may_change = {*MAY_CHANGE_ON_RESUME}
+    if _balances_parts(settings):
+        may_change.remove("train.grad_accum_steps")
     changed_keys = [
         k
         for k in changes
-        if k.partition(".")[0] not in NON_IDENTITY_SECTIONS and k not in MAY_CHANGE_ON_RESUME
+        if k.partition(".")[0] not in NON_IDENTITY_SECTIONS and k not in may_change
     ]
     exclusions += [
         f"{sanitize(key, 80)} changed during training "

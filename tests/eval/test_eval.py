@@ -14,8 +14,9 @@ import pytest
 import tiny
 
 from arch import SequenceInfo
-from errors import ConfigError
+from errors import ConfigError, DiskError
 from eval import __main__ as command
+from eval import harness
 from eval.generate import Sampling, generate, sample_token
 from eval.harness import DEFAULT_TASKS, TASKS, resolve_tasks
 from eval.task import EvalContext
@@ -25,6 +26,7 @@ from eval.tasks.loss_by_position import LossByPosition
 from hub.families import FAMILIES
 from objectives import OBJECTIVES, CausalLM, DummyTokenizer, Trainable
 from training import mesh as meshes
+from training.run.folder import RunFolder
 from training.settings import EvalConfig, Settings, TrainConfig
 
 
@@ -153,6 +155,19 @@ def test_help_lists_the_flags_and_every_task(capsys):
         said = capsys.readouterr().out
         assert "usage: python -m eval [-h] --run DIR" in said and "--step " in said
         assert all(re.search(rf"\b{name}\b", said) for name in TASKS)
+
+
+def test_a_run_that_cannot_be_written_is_refused_before_it_is_evaluated(tmp_path, monkeypatch):
+    (tmp_path / "eval").touch()
+    monkeypatch.setattr(harness, "_run_task", lambda *_: pytest.fail("it was evaluated"))
+    ctx = types.SimpleNamespace(settings=Settings())
+    with pytest.raises(DiskError, match="eval/3: Not a directory"):
+        harness.evaluate(ctx, ["sample"], RunFolder(tmp_path), 3)
+
+
+def test_a_negative_step_is_refused():
+    with pytest.raises(ConfigError, match="--step is -7, must be >= 0"):
+        command.parse_args(["--run=x", "--step=-7"])
 
 
 def test_tasks_by_name():

@@ -193,6 +193,7 @@ def test_the_command_replies_to_what_is_typed(main, monkeypatch):
         (["--temperature=hot"], "--temperature is 'hot'"),
         (["--max_new_tokens=-1"], "--max_new_tokens is -1, must be >= 0"),
         (["--seed=-1"], "--seed is -1"),
+        (["--step=-7"], "--step is -7, must be >= 0"),
         (["--top_q=1"], "unrecognized arguments: --top_q=1; did you mean '--top_p'"),
         (["--prompts=x"], "not allowed with argument --prompt"),
         (["--out=x"], "is the file for --prompts"),

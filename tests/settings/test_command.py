@@ -1,6 +1,11 @@
 """Commands end with one line and an exit code, whatever stops them."""
 
+import contextlib
+import os
+import sys
+
 import pytest
+from rich.console import Console
 
 from errors import ConfigError
 from settings.command import run_command
@@ -28,6 +33,31 @@ def test_what_a_user_can_cause_is_one_line(error, code, line, capsys, monkeypatc
     assert run_command(command, []) == code
     said = capsys.readouterr().err
     assert line in said and said.count("\n") <= 1 and "Traceback" not in said
+
+
+def test_a_reader_that_ends_early_is_no_failure(monkeypatch):
+    """Rich exits with 1 where its output is a closed pipe; another exit stays what it is."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "w") as closed_pipe:
+        monkeypatch.setattr("sys.stdout", closed_pipe)
+        assert run_command(lambda argv: Console().print("x" * 10_000), []) == 0
+        with pytest.raises(SystemExit, match="3"):
+            run_command(lambda argv: sys.exit(3), [])
+        monkeypatch.undo()
+
+
+def test_a_full_output_is_one_line(monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert run_command(lambda argv: print("x"), []) == 74
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+    assert capsys.readouterr().err == (
+        "DiskError: the disk or the output: No space left on device; free some space and run the "
+        "command again\n"
+    )
 
 
 def test_a_defect_and_debug_print_the_traceback(capsys):

@@ -141,6 +141,28 @@ def test_heartbeat_goes_on_and_notices_a_new_owner(tmp_path):
     assert (tmp_path / "LOCK").exists()  # it is not ours any more
 
 
+def test_a_folder_that_was_moved_is_not_made_again(tmp_path):
+    folder = tmp_path / "a"
+    with (
+        pytest.raises(DiskError, match="a was moved or removed"),
+        open_run(folder, record()) as run,
+    ):
+        run.record_start(0)
+        folder.rename(tmp_path / "b")
+        run.write_metrics(1, {"loss": 1.0})
+    assert not folder.exists()
+
+
+def test_a_lock_that_was_removed_is_named(tmp_path):
+    mine = lock.RunLock(tmp_path / "LOCK", heartbeat_seconds=0.02)
+    mine.acquire()
+    (tmp_path / "LOCK").unlink()
+    wait_for(lambda: mine.is_lost)
+    with pytest.raises(LockedError, match="LOCK was removed during the run"):
+        mine.check()
+    mine.release()
+
+
 def test_an_owner_that_lost_the_lock_stops_writing(tmp_path):
     with pytest.raises(LockedError, match="elsewhere:7"), open_run(tmp_path, record()) as run:
         run.record_start(0)

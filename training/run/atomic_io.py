@@ -268,6 +268,41 @@ def remove_tree(path: Path, root: Path) -> None:
         shutil.rmtree(safe_join(root, path.relative_to(root).as_posix()))
 
 
+def check_writable(folder: Path) -> None:
+    """Creates `folder` if necessary, and checks that files can be created in it.
+
+    A command that computes for long calls this before it computes what it will write.
+
+    Raises:
+        OSError: as a DiskError, if they cannot.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
+        os.close(file)
+        os.unlink(name)
+
+
+@contextlib.contextmanager
+def staged_folder(target: Path) -> Generator[Path, None, None]:
+    """Yields an empty folder whose files move to the folder `target` when the body ends.
+
+    If the body fails, its files are deleted, and `target` is as it was before, or empty.
+
+    Raises:
+        OSError: as a DiskError, if the files cannot be written or moved.
+    """
+    stage = target / f".stage.{os.getpid()}.tmp"
+    with disk_errors(target):
+        stage.mkdir(parents=True)
+        try:
+            yield stage
+            for path in sorted(stage.iterdir()):
+                os.replace(path, target / path.name)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
 def sync_folder(path: Path) -> None:
     """Makes renames inside `path` durable."""
     file = os.open(path, os.O_RDONLY)
@@ -289,7 +324,7 @@ def disk_errors(path: Path) -> Generator[None, None, None]:
     except OSError as error:
         raise DiskError(
             f"{error.filename or path}: {error.strerror or error}; free space, check permissions "
-            "or use another --workdir"
+            "or use another folder"
         ) from error
 
 

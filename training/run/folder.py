@@ -31,6 +31,7 @@ from training.run import seal
 from training.run.atomic_io import (
     FileSeal,
     JsonlWriter,
+    check_writable,
     disk_errors,
     read_json,
     read_jsonl,
@@ -205,6 +206,11 @@ class RunFolder:
         self.step = step
         self.log_event("finish", {"step": step})
         self.write_status("finished")
+
+    def check_eval_writable(self, step: int) -> None:
+        """Checks that results can be written at `step`; a DiskError is raised if they cannot."""
+        if self.is_main_process:
+            check_writable(self.file_path("eval", str(int(step))))
 
     def write_eval(self, step: int, task: str, result: Mapping[str, object]) -> Path:
         """Writes eval/STEP/TASK.json, replaces an earlier one, and returns its path."""

@@ -71,14 +71,26 @@ class RunLock:
         """Checks that this process still owns the lock.
 
         Raises:
+            DiskError: if the folder was moved or removed.
             LockedError: if another process has taken it over.
         """
+        folder = self.path.parent
+        if self._is_folder_gone():
+            self.is_lost = True  # so that nothing makes the folder again
+            raise DiskError(
+                f"{folder} was moved or removed during the run; put it back, or give its new path "
+                "as --workdir, to resume from its last checkpoint"
+            )
         if self.is_lost:
             owner = self._read()
-            status = _describe_owner(owner) if owner else "not locked any more"
+            if owner is None:
+                raise LockedError(
+                    f"{self.path} was removed during the run, so that another process could train "
+                    "in this folder; run the same command again to resume"
+                )
             raise LockedError(
-                f"{self.path.parent} is {status}: this process sent no heartbeat for too long; use "
-                "another --workdir"
+                f"{folder} is {_describe_owner(owner)}: this process sent no heartbeat for too "
+                "long; use another --workdir"
             )
 
     def release(self) -> None:
@@ -142,6 +154,12 @@ class RunLock:
             return 0.0
         finally:
             probe.unlink()
+
+    def _is_folder_gone(self) -> bool:
+        try:
+            return not self.path.parent.is_dir()
+        except OSError:  # a network file system may be away briefly
+            return False
 
     def _read(self) -> JsonObject | None:
         return _read_lock(self.path)
