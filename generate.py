@@ -32,8 +32,7 @@ from formatting import replace_control_chars
 from hub import checkpoint
 from hub.download import resolve_folder
 from hub.hf_config import read_config
-from settings.flag_parser import add_config_flags, config_from_flags, make_parser
-from settings.flag_values import SettingParser
+from settings.flag_parser import add_config_flags, config_from_flags, count_parser, make_parser
 from settings.types import NonNegativeInt, Range, config
 from training import mesh as meshes
 from training.run.cli_errors import run_command
@@ -69,7 +68,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     model.add_argument("--hub", metavar="DIR", help="folder, or owner/name[@revision] of the hub")
     parser.add_argument(
         "--step",
-        type=SettingParser(NonNegativeInt, "--step").parse,
+        type=count_parser("--step"),
         metavar="N",
         help="step of the checkpoint of --run; by default the newest",
     )

@@ -18,9 +18,7 @@ from protocol.board.check import list_contradictions
 from protocol.board.verify import verify_board
 from protocol.records.load import iter_run_folders, load_records
 from settings.command import run_command
-from settings.flag_parser import make_parser
-from settings.flag_values import SettingParser
-from settings.types import NonNegativeInt
+from settings.flag_parser import count_parser, make_parser
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -50,7 +48,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--rerun",
-        type=SettingParser(NonNegativeInt, "--rerun").parse,
+        type=count_parser("--rerun"),
         default=0,
         metavar="N",
         help="train N random runs again and compare; exit with 65 if one differs",

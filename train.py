@@ -29,10 +29,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_bool(
-        "dry_run",
-        False,
-        "Print the settings, cost and memory of the run, and exit.",
-        flag_values=values,
+        "dry_run", False, "Print settings, cost and memory of the run and exit.", flag_values=values
     )
     flags.DEFINE_bool("debug", False, "Print tracebacks of errors.", flag_values=values)
     flags.DEFINE_enum(

@@ -14,10 +14,8 @@ from pathlib import Path
 from eval import again, harness
 from eval.load_run import load_run
 from eval.task import TaskEntry
-from settings.flag_parser import make_parser, name_list
-from settings.flag_values import SettingParser
+from settings.flag_parser import count_parser, make_parser, name_list
 from settings.json_types import JsonObject
-from settings.types import NonNegativeInt
 from training.run.cli_errors import run_command
 from training.run.console import Console
 
@@ -57,7 +55,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--step",
-        type=SettingParser(NonNegativeInt, "--step").parse,
+        type=count_parser("--step"),
         metavar="N",
         help="step of the checkpoint; by default the newest that is not damaged",
     )

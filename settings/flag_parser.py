@@ -2,14 +2,14 @@
 
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 from errors import ConfigError
 from settings.descriptions import field_descriptions
 from settings.flag_values import SettingParser, format_type
 from settings.renames import flag_hint
-from settings.types import config_fields, field_types
+from settings.types import NonNegativeInt, config_fields, field_types
 
 T = TypeVar("T")
 
@@ -83,6 +83,11 @@ def add_config_flags(parser: argparse.ArgumentParser, cls: type) -> None:
 def config_from_flags(cls: type[T], args: argparse.Namespace) -> T:
     """Returns the config whose fields are flags of `add_config_flags`."""
     return cls(**{field.name: vars(args)[field.name] for field in config_fields(cls)})
+
+
+def count_parser(flag: str) -> Callable[[str], object]:
+    """Returns the function that parses the value of a flag that is an integer of 0 or more."""
+    return SettingParser(NonNegativeInt, flag).parse
 
 
 def name_list(text: str) -> tuple[str, ...]:

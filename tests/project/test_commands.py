@@ -17,6 +17,7 @@ import train
 from configs import grid
 from data import fetch
 from data.prepare import __main__ as prepare
+from errors import ConfigError
 from eval import __main__ as evaluate
 from eval import harness
 from eval.capability import __main__ as capability
@@ -117,6 +118,24 @@ def shown(page):
 
 
 COMMANDS = sorted({(word, *rest) for page in PAGES for word, rest in shown(page)})
+
+
+@pytest.mark.parametrize(
+    ("program", "flag", "message"),
+    [
+        ("train.py", "--num_processes=-3", "num_processes=-3: -3 is not a non-negative integer"),
+        ("train.py", "--process_id=-2", "process_id=-2: -2 is not integer >= -1"),
+        ("compare.py", "--run_index=-5", "run_index=-5: -5 is not integer >= -1"),
+        ("leaderboard.py", "--rerun=-1", "--rerun is -1, must be >= 0"),
+    ],
+)
+def test_a_number_below_the_least_is_refused(program, flag, message):
+    """What stands for "not given" is the least number, so no other one is ignored."""
+    with pytest.raises(ConfigError, match=message):
+        if program in PROGRAMS:
+            parse_args([flag], Settings, PROGRAMS[program])
+        else:
+            PARSERS[program,]([flag, "runs"])
 
 
 def test_there_are_commands():

@@ -12,6 +12,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -679,9 +680,12 @@ def test_the_error_that_ends_a_run_is_not_hidden_by_a_full_disk(run):
     assert events(run, "disk_error")
 
 
-def test_files_that_may_not_grow_are_a_disk_error(run, caplog):
+def test_files_that_may_not_grow_are_a_disk_error(run, caplog, monkeypatch):
+    unraisable = []  # what the writes that go on after the first failure report
+    monkeypatch.setattr(sys, "unraisablehook", lambda event: unraisable.append(event.exc_value))
     states = saved(run, 1)
-    noise = {"trainable": {"w": jax.random.normal(jax.random.key(0), (256, 256))}}
+    w = jax.random.normal(jax.random.key(0), (256, 256))
+    noise = {"trainable": {f"w{i}": w for i in range(20)}}
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with checkpoints(run) as store:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
@@ -690,7 +694,12 @@ def test_files_that_may_not_grow_are_a_disk_error(run, caplog):
                 store.save(2, noise, {}, wait=True)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        assert "\n" not in str(error.value)
+        message = str(error.value).replace(str(run.path), "RUN")
+        assert message.startswith("checkpoint not saved in RUN/checkpoints: Failed to write ")
+        assert "\n" not in message and "/checkpoints/2" not in message
+        assert not unraisable
+        sys.unraisablehook(SimpleNamespace(exc_value=ValueError("another")))
+        assert len(unraisable) == 1
         assert not [r for r in caplog.records if "orbax" in r.pathname]  # its tracebacks
         assert folders(run) == ["1"]
         assert_same(store.restore(1, abstract(states[1])), states[1])

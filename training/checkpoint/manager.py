@@ -10,14 +10,16 @@ purpose.
 """
 
 import contextlib
+import dataclasses
 import datetime
 import logging
+import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +86,8 @@ class CheckpointManager:
         options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
         for name in ("absl", "asyncio"):
             logging.getLogger(name).addFilter(_is_not_orbax_record)
+        if not isinstance(sys.unraisablehook, _StragglerFilter):
+            sys.unraisablehook = _StragglerFilter(sys.unraisablehook)
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler(), async_options=options)
         self._orbax_args = ocp.args
 
@@ -309,9 +313,32 @@ def _are_finite(arrays: list[jax.Array]) -> jax.Array:
 
 
 def _error_line(error: Exception, max_chars: int = 200) -> str:
-    """Returns the end of the message: tensorstore puts a path first and appends its request."""
-    text = " ".join(str(error).split()).partition(" [")[0] or type(error).__name__
+    """Returns the reason in a message: tensorstore puts paths first and appends its request."""
+    text = " ".join(str(error).split()).partition(" [")[0].rpartition('": ')[2]
+    text = text or type(error).__name__
     return text if len(text) <= max_chars else f"... {text[-max_chars:]}"
+
+
+class _Unraisable(Protocol):
+    """The part of what Python passes to `sys.unraisablehook` that the filter reads."""
+
+    @property
+    def exc_value(self) -> BaseException | None:
+        """The exception."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _StragglerFilter:
+    """A hook for exceptions that nothing can catch; it drops those of writes after a failed one.
+
+    Tensorstore reports the end of such a write to an event loop that orbax has closed.
+    """
+
+    previous: Callable[..., object]
+
+    def __call__(self, event: _Unraisable) -> None:
+        if str(event.exc_value) != "Event loop is closed":
+            self.previous(event)
 
 
 def _is_not_orbax_record(record: logging.LogRecord) -> bool:
