@@ -7,7 +7,7 @@ import pytest
 import data.corpus as corpus
 from errors import DataError
 
-# As ../shared/corpora/README.md stated when the corpus came: bytes of text, verses.
+# As counted when the corpus came: bytes of text, verses.
 PUBLISHED = {"train": (11_720_439, 28_691), "valid": (537_099, 1_222), "test": (659_852, 1_186)}
 ROOT = Path(__file__).parents[2]
 
