@@ -42,7 +42,8 @@ def define_flags(values: flags.FlagValues) -> None:
         "run",
         ["run", "tune", "noise_floor"],
         "run: train the reported runs, then write the board; tune: select learning rates; "
-        "noise_floor: repeat the reference. tune and noise_floor write to the study's results_dir.",
+        "noise_floor: repeat all candidates with other seeds. tune and noise_floor write to the "
+        "study's results_dir.",
         flag_values=values,
     )
     flags.DEFINE_integer(

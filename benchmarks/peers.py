@@ -1,6 +1,6 @@
 """Compares training speed with Hugging Face transformers + torch on the same CPU cores.
 
-    uv run benchmarks/peers.py                                  all shapes, about an hour
+    uv run benchmarks/peers.py                                  all shapes
     uv run benchmarks/peers.py --models=dense --widths=384      some of them
     uv run benchmarks/peers.py --table                          writes docs/performance.md again
 

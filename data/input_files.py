@@ -70,11 +70,6 @@ def expand_user(path: str, setting: str) -> Path:
         ) from error
 
 
-def expand_globs(patterns: str) -> list[Path]:
-    """Returns the files of `patterns`, without the remarks of `find_files`."""
-    return find_files(patterns).paths
-
-
 def find_files(patterns: str, setting: str = "data.path") -> FoundFiles:
     """Returns the files of `patterns`: files, globs and folders, separated by commas.
 

@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import SOURCES, DataConfig, input_files, open_data, text_files
-from data.input_files import ReadStats, expand_globs, find_files
+from data.input_files import ReadStats, find_files
 from data.text_files import ErrorPolicy, iter_texts, parse_separator, split_by_separator
 from data.tokenizers import open_tokenizer
 from errors import ConfigError, DataError
 
 
 def names(patterns: Path | str) -> list[str]:
-    return [path.name for path in expand_globs(str(patterns))]
+    return [path.name for path in find_files(str(patterns)).paths]
 
 
 def test_linked_folders_are_searched_once(tmp_path):
@@ -65,7 +65,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path):
     for name, kind in refused.items():
         for pattern in (tmp_path / name, f"{tmp_path}/[{name[0]}]{name[1:]}"):
             with pytest.raises(DataError, match=f"{name} is {kind}, must be a regular file"):
-                expand_globs(str(pattern))
+                find_files(str(pattern))
         with pytest.raises(DataError, match=f"{name} is {kind}"):
             open_tokenizer(str(tmp_path / name))
     (tmp_path / "text.txt").write_text("text")
@@ -91,7 +91,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(input_files.os, "listdir", refused)
     for pattern in (tmp_path, tmp_path / "**" / "*.txt", tmp_path / "closed" / "inner"):
         with pytest.raises(DataError, match="closed/inner cannot be read: Permission denied"):
-            expand_globs(str(pattern))
+            find_files(str(pattern))
 
 
 PACK = {
