@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from ops.attention import BiasFn, TokenIndex
+from ops.attention.attention import BiasFn, TokenIndex
 
 View = Literal["causal", "prefix", "bidirectional"]
 VIEWS: tuple[View, ...] = ("causal", "prefix", "bidirectional")

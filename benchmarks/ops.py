@@ -23,13 +23,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from arch.channels import routing
 from arch.layers.linear import linear
-from ops.attention import TokenIndex, attention
-from ops.causal_conv import causal_conv
+from ops.attention.attention import TokenIndex, attention
 from ops.cross_entropy import cross_entropy
-from ops.experts import ExpertWeights, experts
-from ops.gated_delta import gated_delta
-from ops.selective_scan import selective_scan
-from ops.ssd import ssd
+from ops.experts.experts import ExpertWeights, experts
+from ops.recurrent.causal_conv import causal_conv
+from ops.recurrent.gated_delta import gated_delta
+from ops.recurrent.selective_scan import selective_scan
+from ops.recurrent.ssd import ssd
 
 Shapes = tuple[tuple[int, ...], ...]
 

@@ -53,9 +53,22 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Operations",
         "ops",
-        "attention attention_mask attention_chunked attention_kernels cross_entropy "
-        "selective_scan ssd gated_delta chunked_recurrence causal_conv lstm experts "
-        "expert_mlp expert_dispatch ragged_all_to_all context_parallel recompute implementation",
+        "cross_entropy context_parallel recompute implementation",
+    ),
+    (
+        "Attention",
+        "ops/attention",
+        "attention mask chunked kernels",
+    ),
+    (
+        "Recurrences",
+        "ops/recurrent",
+        "selective_scan ssd gated_delta chunked_recurrence causal_conv lstm",
+    ),
+    (
+        "Experts",
+        "ops/experts",
+        "experts mlp dispatch ragged_all_to_all",
     ),
     (
         "Objectives",

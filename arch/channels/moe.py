@@ -27,7 +27,7 @@ from arch.sequence import ALL_VIEWS, SequenceInfo, View
 from arch.sharding import P, make_matrix, make_param, make_vector
 from arch.weighted_sum import AuxMetrics
 from errors import ConfigError
-from ops.experts import ExpertWeights, experts
+from ops.experts.experts import ExpertWeights, experts
 from settings.types import (
     NonNegativeFloat,
     NonNegativeInt,

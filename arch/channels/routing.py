@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from arch.weighted_sum import ProductOfMeans, WeightedSum
-from ops.expert_dispatch import position_in_expert, take_experts
-from ops.experts import Routes
+from ops.experts.dispatch import position_in_expert, take_experts
+from ops.experts.experts import Routes
 
 
 class ExpertGroups(NamedTuple):

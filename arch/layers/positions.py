@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from arch.sharding import P, make_param
 from errors import ConfigError
-from ops.attention import TokenIndex
+from ops.attention.attention import TokenIndex
 from settings.types import NonNegativeInt, PositiveInt, Range, config
 
 

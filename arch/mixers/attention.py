@@ -23,7 +23,7 @@ from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.sequence import ALL_VIEWS, SequenceInfo, View
 from arch.sharding import P, make_matrix, make_vector
 from errors import ConfigError
-from ops.attention import BiasFn, TokenIndex, attention
+from ops.attention.attention import BiasFn, TokenIndex, attention
 from settings.types import NonNegativeFloat, NonNegativeInt, PositiveInt, Probability, config
 
 AttentionState = KVCache | CrossAttentionCache

@@ -24,8 +24,8 @@ from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.sequence import CAUSAL_ONLY, SequenceInfo, View
 from arch.sharding import P, make_matrix, make_param, make_vector
 from errors import ConfigError
-from ops.gated_delta import gated_delta
 from ops.recompute import recompute
+from ops.recurrent.gated_delta import gated_delta
 from settings.types import NonNegativeInt, PositiveFloat, PositiveInt, config
 
 

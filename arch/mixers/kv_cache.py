@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ops.attention import TokenIndex
+from ops.attention.attention import TokenIndex
 
 DATA_FIELDS = ["k", "v", "token_index", "next_slot", "num_tokens"]
 

@@ -12,7 +12,7 @@ from arch.part import Memory
 from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.sequence import CAUSAL_ONLY, SequenceInfo, View
 from arch.sharding import P, make_matrix, make_param
-from ops.lstm import lstm
+from ops.recurrent.lstm import lstm
 from settings.types import NonNegativeInt, config
 
 

@@ -20,7 +20,7 @@ from arch.part import Memory
 from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.sequence import CAUSAL_ONLY, SequenceInfo, View
 from arch.sharding import P, make_matrix, make_param, make_vector
-from ops.selective_scan import selective_scan
+from ops.recurrent.selective_scan import selective_scan
 from settings.types import NonNegativeInt, PositiveFloat, PositiveInt, config
 
 

@@ -22,7 +22,7 @@ from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.sequence import CAUSAL_ONLY, SequenceInfo, View
 from arch.sharding import P, make_matrix, make_param, make_vector
 from errors import ConfigError
-from ops.ssd import ssd
+from ops.recurrent.ssd import ssd
 from settings.types import NonNegativeFloat, PositiveFloat, PositiveInt, config
 
 COST_CHUNK_SIZE = 64  # Model FLOPs are those at this chunk size, whatever runs.

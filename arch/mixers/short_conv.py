@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from arch.sharding import P, make_param
-from ops.causal_conv import causal_conv
+from ops.recurrent.causal_conv import causal_conv
 
 
 class ShortConv(nnx.Module):

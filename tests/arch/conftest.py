@@ -2,7 +2,7 @@
 
 import pytest
 
-from ops import lstm
+from ops.recurrent import lstm
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -26,7 +26,7 @@ from arch.mixers.mamba2 import Mamba2, Mamba2Config
 from arch.mixers.rope import RopeConfig, apply_rope, attention_factor, inv_freq, rotate
 from arch.part_cost import CostContext
 from errors import ConfigError
-from ops import chunked_recurrence, gated_delta, ssd
+from ops.recurrent import chunked_recurrence, gated_delta, ssd
 
 
 @pytest.mark.parametrize(

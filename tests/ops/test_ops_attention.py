@@ -10,10 +10,11 @@ import pytest
 from golden import golden
 
 from errors import ConfigError
-from ops import attention as attention_module
-from ops import attention_chunked, attention_kernels
-from ops.attention import IMPLEMENTATIONS, TokenIndex, attention, reference
-from ops.attention_mask import AttentionSpec
+from ops.attention import attention as attention_module
+from ops.attention import chunked as attention_chunked
+from ops.attention import kernels as attention_kernels
+from ops.attention.attention import IMPLEMENTATIONS, TokenIndex, attention, reference
+from ops.attention.mask import AttentionSpec
 
 PS = jax.P
 AXES = ("replica", "data", "context", "expert", "model")

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ops import ragged_all_to_all as exchanges
-from ops.ragged_all_to_all import ragged_all_to_all
+from ops.experts import ragged_all_to_all as exchanges
+from ops.experts.ragged_all_to_all import ragged_all_to_all
 
 N, D, ROWS, MAX_ROWS = 4, 3, 7, 9
 COUNTS = np.array([[0, 3, 1, 2], [2, 0, 0, 0], [1, 1, 4, 1], [0, 5, 0, 0]])

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from errors import ConfigError
-from ops import expert_mlp
-from ops.experts import IMPLEMENTATIONS, ExpertWeights, Routes, experts
+from ops.experts import mlp as expert_mlp
+from ops.experts.experts import IMPLEMENTATIONS, ExpertWeights, Routes, experts
 from training import mesh as meshes
 
 B, T, D, F, E, k = 2, 5, 3, 4, 4, 2

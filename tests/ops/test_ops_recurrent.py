@@ -9,7 +9,7 @@ import pytest
 from golden import golden
 
 from errors import ConfigError
-from ops import causal_conv, chunked_recurrence, gated_delta, selective_scan, ssd
+from ops.recurrent import causal_conv, chunked_recurrence, gated_delta, selective_scan, ssd
 
 PS = jax.P
 OPS = {

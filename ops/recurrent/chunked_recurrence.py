@@ -1,4 +1,4 @@
-"""Decays and block layout that the chunked recurrences share (`ops.ssd`, `ops.gated_delta`).
+"""Decays and block layout that the chunked recurrences share (`ssd`, `gated_delta`).
 
 A head's state decays by exp(g[t]) before token t, with g <= 0, and each token adds a term to it:
 

@@ -24,7 +24,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ops.chunked_recurrence import (
+from ops.context_parallel import context_axis, propagate_state
+from ops.implementation import PS, batch_axes, map_shards, select_implementation
+from ops.recurrent.chunked_recurrence import (
     ChunkDecays,
     chunk_decays,
     from_blocks,
@@ -34,8 +36,6 @@ from ops.chunked_recurrence import (
     pairwise_sum,
     to_blocks,
 )
-from ops.context_parallel import context_axis, propagate_state
-from ops.implementation import PS, batch_axes, map_shards, select_implementation
 
 
 def ssd(

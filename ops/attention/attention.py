@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ops.attention_chunked import chunked
-from ops.attention_kernels import cudnn, cudnn_unsupported_reason, splash, splash_unsupported_reason
-from ops.attention_mask import AttentionSpec, BiasFn, TokenIndex
+from ops.attention.chunked import chunked
+from ops.attention.kernels import cudnn, cudnn_unsupported_reason, splash, splash_unsupported_reason
+from ops.attention.mask import AttentionSpec, BiasFn, TokenIndex
 from ops.context_parallel import all_gather_tokens, context_axis
 from ops.implementation import PS, batch_axes, map_shards, platform, select_implementation
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ops.attention_mask import AttentionSpec, TokenIndex
+from ops.attention.mask import AttentionSpec, TokenIndex
 
 CHUNK_SIZE = 128  # queries in a chunk
 NUM_BANDS = 4  # groups of neighboring chunks; all chunks of a band read the same keys

@@ -8,7 +8,7 @@ input of a step have the names of the authors' `selective_scan_ref`, where dt is
     deltaA = exp(dt a);   delta_u = dt u;   deltaB_u = delta_u b;   h[t] = deltaA h[t-1] + deltaB_u
 
 Each number of the state has its own decay, so there is no form with products of matrices as in
-`ops.ssd`: the scan runs token by token. It stores the state only before each chunk;
+`ops.recurrent.ssd`: the scan runs token by token. It stores the state only before each chunk;
 the backward pass recomputes the states inside a chunk (section 3.3.2) and scans it in reverse.
 
 B rows, T tokens, C channels, N numbers of state per channel, M chunks of Q tokens. The skip

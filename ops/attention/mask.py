@@ -25,7 +25,7 @@ BiasFn = Callable[[TokenIndex, TokenIndex], Float[Array, "..."]]
 
 @dataclasses.dataclass(frozen=True)
 class AttentionSpec:
-    """The arguments of `ops.attention.attention` that are not token arrays."""
+    """The arguments of `ops.attention.attention.attention` that are not token arrays."""
 
     causal: bool
     window: tuple[int, int] | None

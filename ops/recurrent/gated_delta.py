@@ -26,16 +26,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ops.chunked_recurrence import (
+from ops.context_parallel import context_axis, propagate_state
+from ops.implementation import PS, batch_axes, map_shards, select_implementation
+from ops.recompute import recompute
+from ops.recurrent.chunked_recurrence import (
     chunk_decays,
     from_blocks,
     log_decay_with_resets,
     make_einsum,
     to_blocks,
 )
-from ops.context_parallel import context_axis, propagate_state
-from ops.implementation import PS, batch_axes, map_shards, select_implementation
-from ops.recompute import recompute
 
 matmul_highest = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 

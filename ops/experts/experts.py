@@ -4,8 +4,8 @@
 
 On a mesh whose axis "expert" is larger than 1, each device holds some experts and tokens travel to
 them. If the capacity of an expert is small, they travel by all_to_all in buffers of that capacity
-(GShard, arXiv:2006.16668). Otherwise exactly the assigned tokens travel (`ops.ragged_all_to_all`),
-sorted by expert before and after.
+(GShard, arXiv:2006.16668). Otherwise exactly the assigned tokens travel
+(`ops.experts.ragged_all_to_all`), sorted by expert before and after.
 """
 
 import functools
@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ops.expert_dispatch import capacity_slots, combine, dispatch, sort_by_expert
-from ops.expert_mlp import ActivationFn, ExpertWeights, batched, blocks, ragged, single
+from ops.experts.dispatch import capacity_slots, combine, dispatch, sort_by_expert
+from ops.experts.mlp import ActivationFn, ExpertWeights, batched, blocks, ragged, single
+from ops.experts.ragged_all_to_all import ragged_all_to_all
 from ops.implementation import (
     BATCH_AXES,
     PS,
@@ -27,7 +28,6 @@ from ops.implementation import (
     platform,
     select_implementation,
 )
-from ops.ragged_all_to_all import ragged_all_to_all
 
 __all__ = ["Routes", "ExpertWeights", "experts"]
 

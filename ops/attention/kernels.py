@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ops.attention_mask import AttentionSpec, TokenIndex
+from ops.attention.mask import AttentionSpec, TokenIndex
 from ops.implementation import PS, auto_axes, batch_axes, map_shards, platform
 
 LANES = 128  # lanes of a TPU register; splash takes row lengths that are multiples of it

@@ -1,0 +1,1 @@
+"""Softmax attention: the naive form, the chunked form, kernels of the platforms, and its masks."""

@@ -1,0 +1,1 @@
+"""Recurrences along the tokens: state space models, delta rules, LSTMs and short convolutions."""
