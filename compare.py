@@ -24,6 +24,7 @@ from protocol.study import (
     time_estimate,
 )
 from settings.cli import parse_args
+from storage import scratch
 from training.run.atomic_io import validate_run_path
 from training.run.cli_errors import run_command
 from training.settings import Settings
@@ -34,7 +35,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "workdir",
         "",
-        "The folder of the runs; by default runs/compare/<config>.",
+        "The folder of the runs, or its URL (s3://, gs://); by default runs/compare/<config>.",
         flag_values=values,
     )
     flags.DEFINE_enum(
@@ -71,15 +72,17 @@ def run(argv: Sequence[str]) -> None:
         )
     console = Console(highlight=False, soft_wrap=True)
     spec = study.load_study(args.config)
-    folder = validate_run_path(Path(args.workdir or f"runs/compare/{Path(args.config).stem}"))
+    folder = validate_run_path(
+        scratch.local_path(args.workdir or f"runs/compare/{Path(args.config).stem}")
+    )
     results_dir = Path(spec.results_dir)
 
-    vocab_size = open_data(settings.data, settings.store_kinds).tokenizer.vocab_size
+    data = open_data(settings.data, settings.store_kinds)
 
     def measure_seconds(candidates: Mapping[str, Settings]) -> Mapping[str, float]:
         return step_timing.measure_step_seconds(candidates, folder, console.print)
 
-    matched = study.make_plan(spec, settings, vocab_size, measure_seconds)
+    matched = study.make_plan(spec, settings, data.tokenizer.vocab_size, measure_seconds)
     prior = study.load_prior_results(spec.results_dir, matched.plan)
     matched = matched._replace(plan=replace(matched.plan, noise_floors=prior.noise_floors))
     choices = prior.tuning_choices or run_study.default_choices(matched.plan)
@@ -92,9 +95,10 @@ def run(argv: Sequence[str]) -> None:
     else:
         runs = plan.reported_runs(matched.plan, choices, prior.sweep_hash)
 
-    step_seconds = time_estimate.read_step_seconds(runs, folder)
+    seconds = time_estimate.read_cell_seconds(runs, folder)
     matmul_flops = time_estimate.measure_matmul_flops(settings.model.dtype)
-    plan_lines = plan.format_plan(matched.plan, runs, step_seconds, matmul_flops)
+    eval_shares = run_study.eval_shares(recorded, data, spec.metric)
+    plan_lines = plan.format_plan(matched.plan, runs, seconds, matmul_flops, eval_shares)
     for line in (*plan_lines, *study.describe_unmatched(matched), *prior.sources):
         console.print(line, markup=False)
     if not prior.tuning_choices:
@@ -119,6 +123,7 @@ def run(argv: Sequence[str]) -> None:
         run_study.write_record(record, results_dir / "noise.json")
     elif args.run_index < 0:
         leaderboard.show([folder], folder / "board")
+        scratch.upload_tree(folder / "board")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, TextIO
 
-from data.chat import CHAT_TEMPLATES, ChatTemplate
+from data.chats.templates import (
+    CHAT_TEMPLATES,
+    TOKENIZER_TEMPLATE,
+    Template,
+    describe_chats,
+    find_end_of_turn,
+    find_template,
+)
 from errors import ConfigError, DataError
+from eval.framing import imported_reading
 from eval.generate import Sampling, check_positions
 from eval.harness import narrow_to_objective
 from eval.load_run import load_run
@@ -31,7 +39,6 @@ from eval.text_generation import (
 from formatting import replace_control_chars
 from hub import checkpoint
 from hub.download import resolve_folder
-from hub.hf_config import read_config
 from settings.flag_parser import add_config_flags, config_from_flags, count_parser, make_parser
 from settings.types import NonNegativeInt, Range, config
 from training import mesh as meshes
@@ -41,8 +48,6 @@ from training.run.console import LOGGER, Console
 DEFAULT_NEW_TOKENS = 256  # Fewer if they would not fit a row of training.
 DEFAULT_BATCH_SIZE = 32  # Prompts of a model of the hub that are continued at once.
 CHUNK_BATCHES = 8  # Batches of prompts between two writes; within them, rows are sorted by length.
-# Keys of config.json with the number of tokens that a model was trained to read.
-WINDOW_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
 
 
 @config
@@ -88,8 +93,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--chat_template",
-        choices=list(CHAT_TEMPLATES),
-        help="template of --chat; by default that of the run (data.chat_template)",
+        choices=[*CHAT_TEMPLATES, TOKENIZER_TEMPLATE],
+        help="template of --chat; by default that of the run (data.chat_template), or of the files "
+        "of the tokenizer's model (tokenizer)",
     )
     parser.add_argument(
         "--system", default="", metavar="TEXT", help="message of the system, with --chat"
@@ -142,7 +148,7 @@ def run(argv: Sequence[str]) -> None:
         console.close()
 
 
-def load_target(args: argparse.Namespace) -> tuple[TextModel, ChatTemplate | None]:
+def load_target(args: argparse.Namespace) -> tuple[TextModel, Template | None]:
     """Returns the model, and the template of its chats (None without --chat).
 
     Raises:
@@ -151,17 +157,32 @@ def load_target(args: argparse.Namespace) -> tuple[TextModel, ChatTemplate | Non
     name = args.chat_template or ""
     if args.hub:
         target = load_hub_model(args.hub)
-        hint = "give --chat_template (templates of the folder are programs, which are not run)"
+        hint = "the folder has none (chat_template.jinja, tokenizer_config.json)"
     else:
         ctx = load_run(args.run, args.step)[0]
         target = text_model(narrow_to_objective(ctx, "causal_lm"))
         name = name or ctx.settings.data.chat_template
-        hint = "the run was trained on no chats (data.chat_template); give --chat_template"
-    if args.chat and not name:
-        raise ConfigError(f"--chat needs a template; {hint}")
+        hint = "the run was trained on no chats (data.chat_template)"
     if args.batch_size:
         target = target._replace(batch_size=args.batch_size)
-    return target, CHAT_TEMPLATES[name] if args.chat else None
+    if not args.chat:
+        return target, None
+    name = name or TOKENIZER_TEMPLATE * bool(target.tokenizer.framing.chat_template)
+    if not name:
+        raise ConfigError(f"--chat needs a template; {hint}; give --chat_template")
+    for label, text in describe_chats(name, target.tokenizer):
+        if label != "trained on":
+            LOGGER.info("chats: %s %s", label, text)
+    template = find_template(name, target.tokenizer)
+    return _with_stop(target, find_end_of_turn(template, target.tokenizer).token_id), template
+
+
+def _with_stop(target: TextModel, token_id: int) -> TextModel:
+    """Returns the model with a further id that ends a continuation; -1 is none."""
+    if token_id < 0:
+        return target
+    stop_ids = tuple(sorted({*target.reads.stop_ids, token_id}))
+    return target._replace(reads=target.reads._replace(stop_ids=stop_ids))
 
 
 def load_hub_model(name: str) -> TextModel:
@@ -181,24 +202,19 @@ def load_hub_model(name: str) -> TextModel:
     tokenizer = checkpoint.load_tokenizer(folder, model_config)
     if tokenizer is None:
         raise DataError(f"{folder} has no tokenizer.json; add that of the model")
-    tokenizer.specials.require("bos", "eos", needed_by="the continuation of a text")
-    keys = read_config(folder)
-    declared = keys.get("eos_token_id")
-    eos_ids = declared if isinstance(declared, list) else [declared]
-    stop_tokens = {tokenizer.specials.eos, *(i for i in eos_ids if isinstance(i, int))}
-    window = next((keys[k] for k in WINDOW_KEYS if isinstance(keys.get(k), int)), 0)
     mesh = meshes.make_mesh(meshes.MeshConfig())
     model = checkpoint.load_model(folder, family, model_config, mesh)
-    return TextModel(
-        *(model, mesh, tokenizer, tuple(sorted(stop_tokens)), window, DEFAULT_BATCH_SIZE)
-    )
+    positions = model_config.positions
+    limit = positions.max_length if positions.learned else 0
+    reads = imported_reading(tokenizer.framing, 0, limit)
+    return TextModel(model, mesh, tokenizer, reads, DEFAULT_BATCH_SIZE)
 
 
 def make_request(
     target: TextModel,
     prompt: Prompt,
     number: int,
-    template: ChatTemplate | None,
+    template: Template | None,
     args: argparse.Namespace,
 ) -> TextRequest:
     """Returns the request for the continuation of a prompt.
@@ -206,8 +222,8 @@ def make_request(
     Raises:
         ConfigError: if the model has too few positions.
     """
-    ids = encode_prompt(target.tokenizer, prompt.parts)
-    room = target.window - len(ids) if target.window else DEFAULT_NEW_TOKENS
+    ids, window = encode_prompt(target.tokenizer, target.reads, prompt.parts), target.reads.window
+    room = window - len(ids) if window else DEFAULT_NEW_TOKENS
     fitting = min(room, DEFAULT_NEW_TOKENS) if room > 0 else DEFAULT_NEW_TOKENS
     n_new = args.max_new_tokens or fitting
     where = f"{prompt.location}: " if prompt.location else ""
@@ -215,15 +231,17 @@ def make_request(
         check_positions(target.model, len(ids), n_new)
     except ConfigError as error:
         raise ConfigError(f"{where}{error}") from error
-    if target.window and n_new > room:
+    if window and n_new > room:
         LOGGER.warning(
             "%s%d tokens of the prompt and %d new ones exceed the window of %d tokens that the "
             "model was trained on; it may write worse beyond it",
-            *(where, len(ids), n_new, target.window),
+            *(where, len(ids), n_new, window),
         )
-    end_of_reply = template.assistant[1].strip() if template else ""
-    stops = (*args.stop, end_of_reply) if end_of_reply else tuple(args.stop)
-    return TextRequest(number, ids, n_new, stops, config_from_flags(Sampling, args))
+    stops = list(args.stop)
+    if template:
+        end = find_end_of_turn(template, target.tokenizer)
+        stops += [end.text] if end.text and end.token_id < 0 else []
+    return TextRequest(number, ids, n_new, tuple(stops), config_from_flags(Sampling, args))
 
 
 def print_continuation(
@@ -240,7 +258,7 @@ def print_continuation(
             return result
 
 
-def converse(target: TextModel, template: ChatTemplate, args: argparse.Namespace) -> None:
+def converse(target: TextModel, template: Template, args: argparse.Namespace) -> None:
     """Replies to each line of stdin, after all messages before it."""
     messages = [*with_system(args.system, "")][:-1]
     number = 0
@@ -254,7 +272,7 @@ def converse(target: TextModel, template: ChatTemplate, args: argparse.Namespace
 
 
 def write_continuations(
-    target: TextModel, template: ChatTemplate | None, args: argparse.Namespace
+    target: TextModel, template: Template | None, args: argparse.Namespace
 ) -> None:
     """Writes one line of JSON for each prompt of the file, in its order, as batches end."""
     prompts = list(read_prompts(args.prompts, template, args.system))

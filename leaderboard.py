@@ -19,13 +19,17 @@ from protocol.board.verify import verify_board
 from protocol.records.load import iter_run_folders, load_records
 from settings.command import run_command
 from settings.flag_parser import count_parser, make_parser
+from storage import scratch
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Returns the parsed arguments."""
     parser = make_parser("leaderboard.py", __doc__)
     parser.add_argument(
-        "results", nargs="+", type=Path, help="run folders, folders of them, or JSON files"
+        "results",
+        nargs="+",
+        type=Path,
+        help="run folders, folders of them, JSON files, or URLs of these (s3://, gs://)",
     )
     parser.add_argument("--out", type=Path, help="folder for leaderboard.html, .md, .csv and .json")
     parser.add_argument(
@@ -65,8 +69,10 @@ def show(results: Sequence[Path], out: Path | None = None, figures: Path | None 
     console = Console(highlight=False, emoji=False)
     export.print_board(board, console)
     if out:
+        out = scratch.local_path(out)
         for path in export.write_board(board, out):
             console.print(str(path), markup=False, soft_wrap=True)
+        scratch.upload_tree(out)
     if figures:
         from protocol.board.figures import write_figures  # matplotlib takes a second to import.
 
@@ -129,6 +135,7 @@ def run(argv: Sequence[str]) -> int:
         ConfigError: if the flags contradict each other.
     """
     args = parse_args(argv)
+    args.results = [scratch.local_copy(path, without=("checkpoints",)) for path in args.results]
     if args.cost and not args.check:
         raise ConfigError("--cost is a part of --check; give both")
     if args.verify:

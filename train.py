@@ -20,12 +20,16 @@ RECORDED_FLAGS = ("config", "workdir", "init_from", "resume")  # that run.json r
 def define_flags(values: flags.FlagValues) -> None:
     """Define the flags of this command beside the settings."""
     flags.DEFINE_string(
-        "workdir", "", "The run folder; by default runs/<config>-<digest>.", flag_values=values
+        "workdir",
+        "",
+        "The run folder, or its URL (s3://, gs://); by default runs/<config>-<digest>.",
+        flag_values=values,
     )
     flags.DEFINE_string(
         "init_from",
         "",
-        "A run folder or a Hugging Face folder whose parameters training starts from.",
+        "A run folder or a Hugging Face folder (a path or a URL) whose parameters training starts "
+        "from.",
         flag_values=values,
     )
     flags.DEFINE_bool(

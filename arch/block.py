@@ -6,6 +6,7 @@ pre                 x + f(n(x))                    GPT-2, LLaMA
 residual_post_norm  n(x) + f(n(x))                 BLOOM's option (arXiv:2211.05100)
 post                n(x + f(x))                    BERT (arXiv:1706.03762)
 sandwich            x + n'(f(n(x)))                Gemma-2 (arXiv:2105.13290)
+branch_norm         x + n'(f(x))                   OLMo-2 (arXiv:2501.00656)
 parallel            x + mixer(n(x)) + channel(n'(x))   GPT-J, Falcon; n' = n if `norms` is 1
 
 In a decoder with an encoder, cross-attention is between mixer and channel (T5, arXiv:1910.10683).
@@ -38,7 +39,9 @@ class BlockConfig:
     """The residual connections and norms of all blocks."""
 
     # Positions of the norms relative to the branches and the residual stream.
-    wiring: Literal["pre", "residual_post_norm", "post", "sandwich", "parallel"] = "pre"
+    wiring: Literal[
+        "pre", "residual_post_norm", "post", "sandwich", "branch_norm", "parallel"
+    ] = "pre"
     norms: Literal[1, 2] = 2  # Number of norms in a parallel block: shared, or one per branch.
     skip_first_norm: bool = False  # Omit the norm before the first block's mixer (ModernBERT).
     dropout: Probability = 0.0  # Dropout rate of the branches, before the residual addition.
@@ -66,15 +69,21 @@ class Block(nnx.Module):
     ):
         self.cfg, self.mixer, self.channel = cfg, mixer, channel
         self.is_mixer_only = isinstance(channel, NoChannel)
-        sandwich = cfg.wiring == "sandwich"
-        self.norm_mixer = None if skip_norm else Norm(D, norm)
-        self.norm_post_mixer = Norm(D, norm) if sandwich else None
-        has_channel_norm = not self.is_mixer_only and (cfg.wiring != "parallel" or cfg.norms == 2)
-        self.norm_channel = Norm(D, norm) if has_channel_norm else None
-        self.norm_post_channel = Norm(D, norm) if sandwich and not self.is_mixer_only else None
+        before = cfg.wiring != "branch_norm"  # Whether a norm is not behind the branch alone.
+        behind = cfg.wiring in ("sandwich", "branch_norm")
+
+        def make_norm(exists: bool) -> Norm | None:
+            return Norm(D, norm) if exists else None
+
+        has_channel, has_cross = not self.is_mixer_only, cross is not None
+        has_channel_norm = has_channel and (cfg.wiring != "parallel" or cfg.norms == 2)
+        self.norm_mixer = make_norm(before and not skip_norm)
+        self.norm_post_mixer = make_norm(behind)
+        self.norm_channel = make_norm(before and has_channel_norm)
+        self.norm_post_channel = make_norm(behind and has_channel)
         self.cross = cross
-        self.norm_cross = Norm(D, norm) if cross is not None else None
-        self.norm_post_cross = Norm(D, norm) if sandwich and cross is not None else None
+        self.norm_cross = make_norm(before and has_cross)
+        self.norm_post_cross = make_norm(behind and has_cross)
 
     def __call__(
         self,

@@ -18,12 +18,14 @@ from arch.mixers.attention import Attention, AttentionConfig
 from arch.mixers.bidirectional import BidirectionalConfig
 from arch.mixers.gated_conv import GatedConv, GatedConvConfig
 from arch.mixers.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
+from arch.mixers.latent_attention import LatentAttention, LatentAttentionConfig
 from arch.mixers.lstm import Lstm, LstmConfig
 from arch.mixers.mamba1 import Mamba1, Mamba1Config
 from arch.mixers.mamba2 import Mamba2, Mamba2Config
+from arch.mixers.side_by_side import SideBySide, SideBySideConfig, SideBySideParts
 from arch.part import Channel, Mixer
-from arch.pattern import LayerLayout, LayerSpec, make_layout, parse_layer
-from arch.sequence import ALL_VIEWS, View
+from arch.pattern import LayerLayout, LayerSpec, make_layout, parse_layer, split_mixers
+from arch.sequence import ALL_VIEWS, View, intersect_views
 from errors import ConfigError
 from settings.changes import with_changes
 from settings.types import NonNegativeInt, PositiveInt, config, did_you_mean
@@ -33,6 +35,7 @@ from settings.types import NonNegativeInt, PositiveInt, config, did_you_mean
 MIXERS: dict[str, type[Mixer]] = {
     "attention": Attention,
     "local_attention": Attention,
+    "latent_attention": LatentAttention,
     "mamba1": Mamba1,
     "mamba2": Mamba2,
     "gated_deltanet": GatedDeltaNet,
@@ -40,6 +43,11 @@ MIXERS: dict[str, type[Mixer]] = {
     "gated_conv": GatedConv,
 }
 CHANNELS: dict[str, type[Channel]] = {"mlp": Mlp, "moe": MoE, "none": NoChannel}
+
+
+def mixer_class(name: str) -> type[Mixer]:
+    """Returns the class of a mixer, or of several side by side."""
+    return SideBySide if "&" in name else MIXERS[name]
 
 
 @config
@@ -67,7 +75,7 @@ class ModelConfig:
     # Recomputation in the backward pass: none, all but products with weights (dots), or everything
     # (full); offload: as dots, with these products in the host's memory.
     remat: Literal["none", "dots", "full", "offload"] = "none"
-    scan: bool = True  # Scan over the repeats; False unrolls them, with the same parameters.
+    scan: bool = True  # Scan over the repeats; False unrolls four layers at a time.
     final_norm: bool = True  # Apply a norm after the last block.
     encoder: EncoderConfig = EncoderConfig()
     embed: EmbedConfig = EmbedConfig()
@@ -79,6 +87,7 @@ class ModelConfig:
     bidirectional: BidirectionalConfig = BidirectionalConfig()
     attention: AttentionConfig = AttentionConfig()
     local_attention: AttentionConfig = AttentionConfig(window=256)
+    latent_attention: LatentAttentionConfig = LatentAttentionConfig()
     # Attention of the decoder to the encoder.
     cross_attention: AttentionConfig = AttentionConfig(position_encoding="none")
     mamba1: Mamba1Config = Mamba1Config()
@@ -86,6 +95,8 @@ class ModelConfig:
     gated_deltanet: GatedDeltaNetConfig = GatedDeltaNetConfig()
     lstm: LstmConfig = LstmConfig()
     gated_conv: GatedConvConfig = GatedConvConfig()
+    # Mixers side by side in one layer, as attention&mamba2+mlp.
+    side_by_side: SideBySideConfig = SideBySideConfig()
     mlp: MlpConfig = MlpConfig()
     moe: MoeConfig = MoeConfig()
     variants: Mapping[str, Mapping] = dataclasses.field(
@@ -133,9 +144,16 @@ class ModelConfig:
     def part_config(self, name: str, variant: str = "") -> object:
         """Returns the config of a part or of its variant; None for a part without settings.
 
+        The config of mixers side by side has all of theirs.
+
         Raises:
             ConfigError: if `model.variants` does not have the variant.
         """
+        if "&" in name:
+            names = tuple(name.split("&"))
+            configs = tuple(self.part_config(*pair) for pair in split_mixers(name, variant))
+            classes = tuple(MIXERS[mixer] for mixer in names)
+            return SideBySideParts(names, classes, configs, self.side_by_side)
         sections = {field.name for field in dataclasses.fields(self)}
         base = getattr(self, name) if name in sections else None
         if not variant:
@@ -149,8 +167,10 @@ class ModelConfig:
         """Returns the sizes that tensor and expert parallelism split, by setting."""
         dims: dict[str, int] = {}
         for layer in sorted(self.layer_specs()):
-            for table, name, variant in ((MIXERS, *layer[:2]), (CHANNELS, *layer[2:])):
-                part_dims = table[name].tp_dims(self.width, self.part_config(name, variant))
+            self.part_config(*layer[:2])
+            for name, variant in layer.parts():
+                part = (MIXERS | CHANNELS)[name]
+                part_dims = part.tp_dims(self.width, self.part_config(name, variant))
                 section = f"{name}@{variant}" if variant else name
                 dims |= {f"{section}.{key}": size for key, size in part_dims.items()}
         if self.encoder.depth:
@@ -162,15 +182,15 @@ class ModelConfig:
         """Returns the views that all layers support, with "full" or "causal" for each."""
         views = ALL_VIEWS
         for layer in self.layer_layout().layer_specs():
-            views = _intersect_views(views, self.layer_supported_views(layer))
+            views = intersect_views(views, self.layer_supported_views(layer))
         return views
 
     def layer_supported_views(self, layer: LayerSpec) -> dict[View, str]:
         """Returns the views that one layer supports, with "full" or "causal" for each."""
-        mixer = MIXERS[layer.mixer].supported_views(self.part_config(*layer[:2]))
+        mixer = mixer_class(layer.mixer).supported_views(self.part_config(*layer[:2]))
         if "bidirectional" not in mixer and self.bidirectional.weights != "none":
             mixer = {**mixer, "bidirectional": "full"}
-        return _intersect_views(
+        return intersect_views(
             mixer, CHANNELS[layer.channel].supported_views(self.part_config(*layer[2:]))
         )
 
@@ -214,7 +234,8 @@ class ModelConfig:
         Raises:
             ConfigError: if attentions that share the table differ in their number of heads.
         """
-        parts = [self.part_config(*layer[:2]) for layer in sorted(self.layer_specs())]
+        pairs = [pair for layer in sorted(self.layer_specs()) for pair in layer.mixers()]
+        parts = [self.part_config(*pair) for pair in pairs]
         heads = sorted(
             {
                 part.heads
@@ -266,8 +287,3 @@ class ModelConfig:
                     f"model.encoder is bidirectional, which {layer.mixer}+{layer.channel} does not "
                     "support; set model.bidirectional.weights=shared, or use another part"
                 )
-
-
-def _intersect_views(a: Mapping[View, str], b: Mapping[View, str]) -> dict[View, str]:
-    """Returns the views in both, "full" where both support them fully."""
-    return {view: "full" if a[view] == b[view] == "full" else "causal" for view in a if view in b}

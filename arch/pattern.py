@@ -1,4 +1,7 @@
-"""Layer patterns: a layer is `mixer+channel`; either may name a variant (`attention@local+mlp`)."""
+"""Layer patterns: a layer is `mixer+channel`; either may name a variant (`attention@local+mlp`).
+
+Mixers side by side are joined by `&`: `attention@local&mamba2+mlp`.
+"""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -8,12 +11,23 @@ from settings.types import did_you_mean
 
 
 class LayerSpec(NamedTuple):
-    """The parts of one block; a variant names a section of changed settings, "" means none."""
+    """The parts of one block; a variant names a section of changed settings, "" means none.
+
+    Mixers side by side are one name such as `attention&mamba2`, with variants such as `local&`.
+    """
 
     mixer: str
     mixer_variant: str
     channel: str
     channel_variant: str
+
+    def mixers(self) -> tuple[tuple[str, str], ...]:
+        """Returns the name and the variant of each mixer."""
+        return split_mixers(self.mixer, self.mixer_variant)
+
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """Returns the name and the variant of each mixer and of the channel."""
+        return (*self.mixers(), (self.channel, self.channel_variant))
 
 
 class LayerLayout(NamedTuple):
@@ -29,6 +43,13 @@ class LayerLayout(NamedTuple):
         return (*self.prefix, *self.period * self.repeats, *self.suffix)
 
 
+def split_mixers(name: str, variant: str) -> tuple[tuple[str, str], ...]:
+    """Returns the name and the variant of each of several mixers side by side."""
+    names = name.split("&")
+    variants = variant.split("&") if variant else [""] * len(names)
+    return tuple(zip(names, variants, strict=True))
+
+
 def parse_layer(
     text: str, setting: str, mixers: Iterable[str], channels: Iterable[str]
 ) -> LayerSpec:
@@ -42,10 +63,13 @@ def parse_layer(
         raise ConfigError(f"{setting} has {text!r}, must be mixer+channel, as attention+mlp")
     fields = []
     for half, kind, choices in zip(halves, ("mixer", "channel"), (mixers, channels), strict=True):
-        name, _, variant = half.strip().partition("@")
-        if name not in choices:
-            raise ConfigError(f"{setting} has the {kind} {name!r}; {did_you_mean(name, choices)}")
-        fields += [name, variant]
+        texts = half.split("&") if kind == "mixer" else [half]
+        names, _, variants = zip(*(text.strip().partition("@") for text in texts), strict=True)
+        for name in names:
+            if name not in choices:
+                hint = did_you_mean(name, choices)
+                raise ConfigError(f"{setting} has the {kind} {name!r}; {hint}")
+        fields += ["&".join(names), "&".join(variants) if any(variants) else ""]
     return LayerSpec(*fields)
 
 

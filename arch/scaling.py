@@ -109,7 +109,7 @@ def _used_parts(model: ModelConfig) -> list[tuple[str, str]]:
 
     Parts come in the order of their sections in ModelConfig, and variants follow all of them.
     """
-    used = {part for layer in model.layer_specs() for part in (layer[:2], layer[2:])}
+    used = {part for layer in model.layer_specs() for part in layer.parts()}
     used |= {("cross_attention", "")} if model.encoder.depth else set()
     used |= {(name, "") for name, _ in used}
     order = {field.name: i for i, field in enumerate(dataclasses.fields(model))}

@@ -8,6 +8,7 @@ left, because recurrences and windows keep their last columns.
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
@@ -21,6 +22,11 @@ VIEWS: tuple[View, ...] = ("causal", "prefix", "bidirectional")
 # What a part supports under each view: "full", or "causal" if it reads a prefix in one direction.
 ALL_VIEWS: dict[View, str] = {"causal": "full", "prefix": "full", "bidirectional": "full"}
 CAUSAL_ONLY: dict[View, str] = {"causal": "full", "prefix": "causal"}
+
+
+def intersect_views(a: Mapping[View, str], b: Mapping[View, str]) -> dict[View, str]:
+    """Returns the views in both, "full" where both support them fully."""
+    return {view: "full" if a[view] == b[view] == "full" else "causal" for view in a if view in b}
 
 
 @functools.partial(

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from arch.block import Block, BlockState
-from arch.config import CHANNELS, MIXERS, ModelConfig
+from arch.config import CHANNELS, ModelConfig, mixer_class
 from arch.layers.dropout import maybe_split_key
 from arch.layers.norms import Norm
 from arch.layers.positions import RelativePositionBias
@@ -32,10 +32,16 @@ REMAT_POLICIES = {
     "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
 }
 
+# Layers that model.scan=False unrolls at a time. Deeper stacks scan over as many, so that the time
+# to compile them does not grow with the depth.
+MAX_UNROLLED_LAYERS = 4
+
 BlockStates = Sequence[BlockState | None]  # In the order of the blocks; None outside decoding.
 BlockOutput = tuple[Array, AuxMetrics, BlockState | None]
-# The blocks of one repeat, their states and the key; in a scan, of all repeats on a leading axis.
-Repeat = tuple[list[Block], BlockStates, Array | None]
+# The blocks of one repeat, the key, and the number of the repeat (None without a state); in a scan
+# of all repeats, on a leading axis.
+Repeat = tuple[list[Block], Array | None, Array | None]
+Carry = tuple[Array, list[Array]]  # The hidden vectors, and the states of all repeats.
 
 
 class StackState(NamedTuple):
@@ -194,28 +200,41 @@ class Stack(nnx.Module):
         memory: Memory | None,
         key: Array | None,
     ) -> tuple[Array, list[AuxMetrics], BlockStates]:
-        def body(x: Array, repeat: Repeat) -> tuple[Array, tuple[list[AuxMetrics], BlockStates]]:
-            blocks, states, k = repeat
+        leaves, old_structure = jax.tree.flatten(states)
+        structures = [old_structure]  # A state may know that it is no longer empty.
+
+        def body(carry: Carry, repeat: Repeat) -> tuple[Carry, list[AuxMetrics]]:
+            x, stored = carry
+            blocks, k, index = repeat
+            prev = jax.tree.unflatten(
+                old_structure,
+                [jax.lax.dynamic_index_in_dim(s, index, keepdims=False) for s in stored],
+            )
             auxes, new_states = [], []
-            for block, state, kk in zip(
-                blocks, states, maybe_split_key(k, len(blocks)), strict=True
-            ):
+            for block, state, kk in zip(blocks, prev, maybe_split_key(k, len(blocks)), strict=True):
                 x, aux, state = self._remat(_call_block)(block, x, seq, state, memory, kk)
                 auxes.append(aux)
                 new_states.append(state)
-            return x, (auxes, new_states)
+            new, structure = jax.tree.flatten(new_states)
+            structures.append(structure)
+            # States are written in place. As outputs of the scan they would be copied each time.
+            update = jax.lax.dynamic_update_index_in_dim
+            stored = [update(s, a, index, 0) for s, a in zip(stored, new, strict=True)]
+            return (x, stored), auxes
 
         xs = (
             list(self.blocks),
-            states,
             None if key is None else jax.random.split(key, self.repeats),
+            jnp.arange(self.repeats) if leaves else None,
         )
         with jax.named_scope("blocks"):
-            if self.config.scan:
-                x, (auxes, new_states) = jax.lax.scan(body, x, xs)
+            unrolled = max(MAX_UNROLLED_LAYERS // max(len(self.blocks), 1), 1)  # repeats
+            if self.config.scan or self.repeats > unrolled:
+                unroll = 1 if self.config.scan else unrolled
+                (x, leaves), auxes = jax.lax.scan(body, (x, leaves), xs, unroll=unroll)
             else:
-                x, (auxes, new_states) = _unrolled_scan(body, x, xs, self.repeats)
-        return x, auxes, new_states
+                (x, leaves), auxes = _unrolled_scan(body, (x, leaves), xs, self.repeats)
+        return x, auxes, jax.tree.unflatten(structures[-1], leaves)
 
     def _remat(self, function: Callable[..., BlockOutput]) -> Callable[..., BlockOutput]:
         if self.config.remat == "none":
@@ -235,15 +254,15 @@ def _make_block(
     D, keys = config.width, jax.random.split(key, 3)
     scale = (2 * depth) ** -0.5  # Keeps the size of the residual stream (GPT-2, section 2.3).
     mixer_config = config.part_config(layer.mixer, layer.mixer_variant)
-    mixer_class = MIXERS[layer.mixer]
+    class_ = mixer_class(layer.mixer)
     mixer: Mixer | Bidirectional
-    if config.bidirectional.weights == "none" or "bidirectional" in mixer_class.supported_views(
+    if config.bidirectional.weights == "none" or "bidirectional" in class_.supported_views(
         mixer_config
     ):
-        mixer = mixer_class(D, mixer_config, key=keys[0], scale=scale)
+        mixer = class_(D, mixer_config, key=keys[0], scale=scale)
     else:
         mixer = Bidirectional(
-            mixer_class, D, mixer_config, config.bidirectional, key=keys[0], scale=scale
+            class_, D, mixer_config, config.bidirectional, key=keys[0], scale=scale
         )
     channel_config = config.part_config(layer.channel, layer.channel_variant)
     return Block(
@@ -272,13 +291,16 @@ def _call_block(
 
 
 def _unrolled_scan(
-    body: Callable[[Array, Repeat], tuple[Array, PyTree]], x: Array, xs: Repeat, repeats: int
-) -> tuple[Array, PyTree]:
+    body: Callable[[Carry, Repeat], tuple[Carry, list[AuxMetrics]]],
+    carry: Carry,
+    xs: Repeat,
+    repeats: int,
+) -> tuple[Carry, list[AuxMetrics]]:
     outs = []
     for i in range(repeats):
-        x, out = body(x, jax.tree.map(lambda a: a[i], xs))  # noqa: B023
+        carry, out = body(carry, jax.tree.map(lambda a: a[i], xs))  # noqa: B023
         outs.append(out)
-    return x, jax.tree.map(lambda *a: jnp.stack(a), *outs)
+    return carry, jax.tree.map(lambda *a: jnp.stack(a), *outs)
 
 
 def _stack_layer_metrics(

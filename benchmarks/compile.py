@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # before this folder's ops.p
 from settings.changes import with_changes
 from settings.cli import parse_args
 from training import mesh as meshes
-from training.program import make_program
+from training.program import forget_compiled_steps, make_program
 from training.run.cli_errors import run_command
 from training.settings import Settings, resolve
 
@@ -29,6 +29,7 @@ DEPTHS, ROUNDS = (6, 24), 3
 def compile_seconds(settings: Settings) -> float:
     """Returns the seconds to trace, lower and compile the training step."""
     jax.clear_caches()
+    forget_compiled_steps()
     program = make_program(settings, meshes.make_mesh(settings.mesh))
     start = time.perf_counter()
     program.compile_step()

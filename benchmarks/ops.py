@@ -22,6 +22,7 @@ import jax.numpy as jnp
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from arch.channels import routing
+from arch.layers.activations import Hidden
 from arch.layers.linear import linear
 from ops.attention.attention import TokenIndex, attention
 from ops.cross_entropy import cross_entropy
@@ -96,7 +97,7 @@ def experts_case(
         routes = routing.token_choice(scores, chosen, jnp.ones((B, T), bool), normalize=True)
         routes = routing.drop_over_capacity(routes, n_slots, E) if n_slots else routes
         w = ExpertWeights(w_in, None, w_out)
-        return experts(x, routes, w, jax.nn.silu, capacity=n_slots, implementation=implementation)
+        return experts(x, routes, w, Hidden("silu"), capacity=n_slots, implementation=implementation)
 
     def dense(x: jax.Array, w_in: jax.Array, w_out: jax.Array, implementation: str) -> jax.Array:
         return linear(jax.nn.silu(linear(x, w_in)), w_out)

@@ -10,6 +10,9 @@ load slows both alike; the figure is the median of the ratios of neighboring ste
 machine, a product of two large square matrices, is measured by both in the same run. torch
 and transformers go into an environment of their own (`--env`), which the first run makes; they are
 no dependency of the project. Without a network the script says so and measures isoflop alone.
+
+Gated DeltaNet has no peer in torch without a GPU. Its peer is this project's Mamba-2 of the same
+width, and the ratio is that of FLOP/s: what both train at equal FLOPs.
 """
 
 import argparse
@@ -29,8 +32,9 @@ RESULTS_FILE, PAGE = ROOT / "docs" / "performance.json", ROOT / "docs" / "perfor
 TABLE_BEGIN, TABLE_END = "<!-- table: benchmarks/peers.py -->\n", "<!-- end of table -->\n"
 PEER_PACKAGES = ("torch==2.13.0", "transformers>=5.0", "numpy")
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
-MODELS = ("dense", "moe", "mamba2", "mamba1")
+MODELS = ("dense", "moe", "mamba2", "mamba1", "deltanet")
 NO_PEER = ("mamba1",)  # the pure torch form is a Python loop over tokens: far slower
+OWN_PEERS = {"deltanet": "mamba2"}  # models of this project that another one is compared with
 SHAPES = {256: 8, 1024: 2}  # batch size by tokens per row
 DEPTH, VOCAB = 6, 8192
 
@@ -102,8 +106,13 @@ def peer_python(folder: Path) -> Path | None:
 def measure(case: Case, peer: Path | None, rounds: int) -> dict[str, Any]:
     """Returns the figures of one case: tokens/s, ratio to the peer, and share of the peak."""
     workers = {"isoflop": Worker(sys.executable, "peers_isoflop.py", case)}
-    if peer and case.model not in NO_PEER:
+    if own_peer := OWN_PEERS.get(case.model):
+        workers[own_peer] = Worker(
+            sys.executable, "peers_isoflop.py", case._replace(model=own_peer)
+        )
+    elif peer and case.model not in NO_PEER:
         workers["torch"] = Worker(peer, "peers_torch.py", case)
+    peer_name = next((name for name in workers if name != "isoflop"), "")
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     peaks: dict[str, list[float]] = {name: [] for name in workers}
     for index in range(rounds + 2):
@@ -122,13 +131,16 @@ def measure(case: Case, peer: Path | None, rounds: int) -> dict[str, Any]:
         "share_of_peak": flops * speed / peak,
         "versions": {name: worker.facts["versions"] for name, worker in workers.items()},
     }
-    if "torch" in workers:
-        pairs = zip(seconds["torch"], seconds["isoflop"], strict=True)
-        ratios = sorted(peer_time / time for peer_time, time in pairs)
+    if peer_name:
+        pairs = zip(seconds[peer_name], seconds["isoflop"], strict=True)
+        # The same shapes in torch have the same FLOPs, and state none.
+        more_flops = flops / workers[peer_name].facts.get("training_flops", flops)
+        ratios = sorted(more_flops * peer_time / time for peer_time, time in pairs)
         quarter = len(ratios) // 4
         result |= {
-            "peer_tokens_per_second": tokens / statistics.median(seconds["torch"]),
-            "peer_peak": statistics.median(peaks["torch"]),
+            "peer": peer_name,
+            "peer_tokens_per_second": tokens / statistics.median(seconds[peer_name]),
+            "peer_peak": statistics.median(peaks[peer_name]),
             "ratio": statistics.median(ratios),
             "ratio_quartiles": [ratios[quarter], ratios[-1 - quarter]],
         }
@@ -144,10 +156,10 @@ def format_row(result: dict[str, Any]) -> str:
     cells += [f"{result['tokens_per_second']:,.0f}", f"{result['share_of_peak']:.2f}"]
     if "ratio" in result:
         low, high = result["ratio_quartiles"]
-        cells += [f"{result['peer_tokens_per_second']:,.0f}"]
+        cells += [result["peer"], f"{result['peer_tokens_per_second']:,.0f}"]
         cells += [f"**{result['ratio']:.2f}** ({low:.2f} to {high:.2f})"]
     else:
-        cells += ["", ""]
+        cells += ["", "", ""]
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
@@ -163,8 +175,8 @@ def format_table(record: dict[str, Any]) -> str:
     lines = [
         f"Measured on {record['cores']} cores ({record['machine']}) with {listed}:",
         "",
-        "| model | width | batch | dtype | tokens/s | share of peak | torch tokens/s | ratio |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | width | batch | dtype | tokens/s | of peak | peer | its tokens/s | ratio |",
+        "|---|---|---|---|---|---|---|---|---|",
         *map(format_row, record["cases"]),
     ]
     return "\n" + "\n".join(lines) + "\n\n"
@@ -195,7 +207,8 @@ def main() -> None:
         return
     if unknown := {*args.models.split(",")} - {*MODELS}:
         parser.error(f"--models has {min(unknown)!r}; choose from {', '.join(MODELS)}")
-    peer = peer_python(Path(args.env).expanduser())
+    needs_torch = {*args.models.split(",")} - {*NO_PEER, *OWN_PEERS}
+    peer = peer_python(Path(args.env).expanduser()) if needs_torch else None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     record = {"cores": cores, "machine": platform.machine(), "cases": list[dict[str, Any]]()}
     grid = itertools.product(

@@ -27,6 +27,7 @@ LAYERS = {
     "moe": "attention+moe",
     "mamba2": "mamba2+none",
     "mamba1": "mamba1+none",
+    "deltanet": "gated_deltanet+none",
 }
 
 
@@ -44,6 +45,7 @@ def make_settings(case: dict) -> Settings:
         "model.moe.width": case["width"] * 4 // 3,
         "model.mamba2.state_size": 64,
         "model.mamba2.head_dim": HEAD_DIM,
+        "model.gated_deltanet.heads": case["width"] // HEAD_DIM,
         "train.batch_size": case["batch_size"],
         "train.seq_len": case["seq_len"],
         "optimizer.schedule": "constant",

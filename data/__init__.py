@@ -61,6 +61,11 @@ class Data:
         parts += [self.text_pairs.fingerprint] if self.text_pairs else []
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
+    @property
+    def decodes_back(self) -> dict[str, float]:
+        """The share of the bytes of each split that the tokenizer gives back."""
+        return {split: float(self._index(split)["decodes_back"]) for split in SPLITS}
+
     def describe(self) -> JsonObject:
         """Returns the record of the data: fingerprints, source, and counts of each split."""
         indices = {split: self._index(split) for split in SPLITS}

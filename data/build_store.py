@@ -22,9 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
+from data.chats.marked_text import encode_parts, without_frame
 from data.input_files import ReadStats, expand_user
-from data.loss_weights import WeightedDocument
+from data.loss_weights import WeightedDocument, WeightedPart
 from data.progress import progress
+from data.round_trip import RoundTrip
 from data.sources import SOURCES, DataConfig, ReadDocuments, TextSource
 from data.split_overlap import SplitOverlap, check_overlap
 from data.splits import Document, DocumentStream, HasTokens, contains_text, split_key
@@ -33,11 +35,15 @@ from data.text_files import LongText
 from data.text_pairs import TEXT_PAIR_SOURCES
 from data.tokenizers import Tokenizer, bpe_size, iter_pieces, open_tokenizer, train_bpe
 from errors import DataError, DiskError
+from storage import scratch
+from storage.remote import RemoteFolder, is_url
 
 SPLITS = ("train", "valid", "test")
 BLOCK_CHARACTERS = 4 << 20  # Number of characters that are encoded at a time.
 PROBE_CHARACTERS = 1 << 12  # Part of a text that is searched for tokens at a time.
 PIECES_PER_BATCH = 4  # Number of pieces of a long text that are encoded at a time.
+BUILD_VERSION = 2  # Rises if stores of older versions lack a measurement in their index.
+DONE_FILE = "COMPLETE.json"  # of a remote store; the last object that is written
 LOG = logging.getLogger(__name__)
 
 
@@ -48,16 +54,32 @@ def ensure_built(cfg: DataConfig, *, text_pairs: bool = False) -> Path:
         DataError: if splits share text (`data.max_shared`).
     """
     source = _make_source(cfg, text_pairs)
-    cache = expand_user(cfg.cache, "data.cache")
-    folder = cache / _cache_key(source, cfg.tokenizer)
-    with _disk_errors(cache):
+    is_remote = is_url(cfg.cache)
+    local = scratch.local_path(cfg.cache) if is_remote else expand_user(cfg.cache, "data.cache")
+    folder = local / _cache_key(source, cfg.tokenizer)
+    with _disk_errors(local):
         if not folder.exists():
-            cache.mkdir(parents=True, exist_ok=True)
+            local.mkdir(parents=True, exist_ok=True)
             with _build_lock(folder):
-                if not folder.exists():
+                if not folder.exists() and not (is_remote and _download(folder)):
                     _build(cfg, source, folder, text_pairs)
+                    if is_remote:
+                        scratch.upload_tree(folder)
+                        RemoteFolder(scratch.url_of(folder)).write(DONE_FILE, b"{}")
     check_overlap(folder, cfg.max_shared, cfg.path or cfg.source)
     return folder
+
+
+def _download(folder: Path) -> bool:
+    """Downloads a complete store to `folder`; returns whether the remote cache has it."""
+    remote = RemoteFolder(scratch.url_of(folder))
+    names = remote.list()
+    if DONE_FILE not in names:
+        return False
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    scratch.download_tree(remote, partial, names)
+    partial.rename(folder)
+    return True
 
 
 def _make_source(cfg: DataConfig, text_pairs: bool) -> TextSource:
@@ -66,8 +88,8 @@ def _make_source(cfg: DataConfig, text_pairs: bool) -> TextSource:
 
 def _cache_key(source: TextSource, tokenizer: str) -> str:
     """Returns a hash of the stores' inputs; source and size determine a BPE vocabulary."""
-    identity = tokenizer if bpe_size(tokenizer) else open_tokenizer(tokenizer).fingerprint
-    parts = [FORMAT, source.identity, identity]
+    identity = tokenizer if bpe_size(tokenizer) else open_tokenizer(tokenizer).identity
+    parts = [FORMAT, BUILD_VERSION, source.identity, identity]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -150,7 +172,7 @@ def _observe(read: ReadDocuments, overlap: SplitOverlap) -> ReadDocuments:
             if isinstance(document, LongText):
                 overlap.add(split, document.pieces())
             else:
-                texts = [text for text, weight in _weighted_parts(document) if weight]
+                texts = [part.text for part in _weighted_parts(document) if part.weight]
                 overlap.add(split, texts, with_ngrams=not is_pair)
             yield split, document
 
@@ -168,6 +190,7 @@ def _write_stores(
         )
         for split in SPLITS
     }
+    round_trips = {split: RoundTrip(tokenizer) for split in SPLITS}
     with progress("building the token store", source.size_bytes) as show:
         block: list[tuple[str, Document]] = []
         block_size = 0
@@ -177,21 +200,26 @@ def _write_stores(
                 block.append((split, document))
                 block_size += sum(map(len, document_texts(document)))
             if is_long or block_size >= BLOCK_CHARACTERS or len(block) >= BLOCK_CHARACTERS >> 8:
-                _add_block(writers, tokenizer, block)
+                _add_block(writers, tokenizer, block, round_trips)
                 show(stats.bytes_read, _format_token_count(writers))
                 block, block_size = [], 0
             if isinstance(document, LongText):
-                for _ in _add_long_text(writers[split], tokenizer, document):
+                for _ in _add_long_text(writers[split], tokenizer, document, round_trips[split]):
                     show(stats.bytes_read, _format_token_count(writers))
-        _add_block(writers, tokenizer, block)
+        _add_block(writers, tokenizer, block, round_trips)
         show(stats.bytes_read, _format_token_count(writers))
     if stats.hold_out:
         print(f"{cfg.path}: {stats.hold_out}", file=sys.stderr)
-    _finish_stores(cfg, source, writers, stats)
+    shares = {split: round_trip.share for split, round_trip in round_trips.items()}
+    _finish_stores(cfg, source, writers, stats, shares)
 
 
 def _finish_stores(
-    cfg: DataConfig, source: TextSource, writers: dict[str, TokenStoreWriter], stats: ReadStats
+    cfg: DataConfig,
+    source: TextSource,
+    writers: dict[str, TokenStoreWriter],
+    stats: ReadStats,
+    decodes_back: dict[str, float],
 ) -> None:
     """Writes the indices of the stores.
 
@@ -209,18 +237,21 @@ def _finish_stores(
             )
         errors = {"skipped": stats.skipped[split], "replaced": stats.replaced[split]}
         metadata = {"split": split, **errors, "hold_out": stats.hold_out}
+        metadata["decodes_back"] = decodes_back[split]
         writer.finish({**metadata, "source": source.identity})
         if any(errors.values()):
             LOG.warning("%s: unreadable documents of the %s split: %s", cfg.path, split, errors)
 
 
 def _add_long_text(
-    writer: TokenStoreWriter, tokenizer: Tokenizer, document: LongText
+    writer: TokenStoreWriter, tokenizer: Tokenizer, document: LongText, round_trip: RoundTrip
 ) -> Iterator[None]:
     """Adds a long document to a store in pieces, and yields after each batch of them."""
     pieces = iter_pieces(document.pieces(), tokenizer.find_cut)
     while batch := list(islice(pieces, PIECES_PER_BATCH)):
-        for piece, ids in zip(batch, tokenizer.encode(batch), strict=True):
+        encoded = tokenizer.encode(batch)
+        round_trip.add(batch, encoded)
+        for piece, ids in zip(batch, encoded, strict=True):
             writer.extend(ids, len(piece.encode()))
         yield
     writer.end_document()
@@ -231,15 +262,22 @@ def _format_token_count(writers: dict[str, TokenStoreWriter]) -> str:
 
 
 def _add_block(
-    writers: dict[str, TokenStoreWriter], tokenizer: Tokenizer, block: list[tuple[str, Document]]
+    writers: dict[str, TokenStoreWriter],
+    tokenizer: Tokenizer,
+    block: list[tuple[str, Document]],
+    round_trips: dict[str, RoundTrip],
 ) -> None:
     """Encodes a block of documents and adds each to the store of its split."""
-    texts = [text for _, document in block for text, _ in _weighted_parts(document)]
-    ids = iter(tokenizer.encode(texts))
-    encoded = [(split, doc, [next(ids) for _ in _weighted_parts(doc)]) for split, doc in block]
+    part_ids = encode_parts(tokenizer, [_weighted_parts(document) for _, document in block])
+    encoded = [
+        (split, doc, without_frame(tokenizer, ids) if isinstance(doc, WeightedDocument) else ids)
+        for (split, doc), ids in zip(block, part_ids, strict=True)
+    ]
     for split, writer in writers.items():
         documents = [(document, parts) for name, document, parts in encoded if name == split]
         sizes = [_text_bytes(document) for document, _ in documents]
+        texts = [part.text for document, _ in documents for part in _weighted_parts(document)]
+        round_trips[split].add(texts, [ids for _, parts in documents for ids in parts])
         if writer.has_records:
             writer.add_records([(p, size) for (_, p), size in zip(documents, sizes, strict=True)])
         elif writer.has_weights:
@@ -249,22 +287,22 @@ def _add_block(
             writer.add([parts[0] for _, parts in documents], sizes)
 
 
-def _weighted_parts(document: Document) -> tuple[tuple[str, float], ...]:
+def _weighted_parts(document: Document) -> tuple[WeightedPart, ...]:
     """Returns the separately encoded parts of a document with their weights."""
     if isinstance(document, WeightedDocument):
         return document.parts
-    return tuple((text, 1.0) for text in document_texts(document))
+    return tuple(WeightedPart(text) for text in document_texts(document))
 
 
 def _token_weights(document: Document, part_ids: list[np.ndarray]) -> np.ndarray:
     """Returns the weight of each token of a document."""
-    weights = [weight for _, weight in _weighted_parts(document)]
+    weights = [part.weight for part in _weighted_parts(document)]
     return np.repeat(np.array(weights, np.float32), [len(ids) for ids in part_ids])
 
 
 def _text_bytes(document: Document) -> int:
     """Returns the size of the text whose weight is not 0."""
-    return sum(len(text.encode()) for text, weight in _weighted_parts(document) if weight)
+    return sum(len(part.text.encode()) for part in _weighted_parts(document) if part.weight)
 
 
 @contextlib.contextmanager

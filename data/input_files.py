@@ -24,6 +24,8 @@ from typing import BinaryIO, NamedTuple
 import zstandard
 
 from errors import ConfigError, DataError
+from storage import scratch
+from storage.remote import is_url, normalize_url
 
 BLOCK_BYTES = 1 << 20
 FileId = tuple[int | str, ...]  # Equal for all names of a file.
@@ -71,7 +73,7 @@ def expand_user(path: str, setting: str) -> Path:
 
 
 def find_files(patterns: str, setting: str = "data.path") -> FoundFiles:
-    """Returns the files of `patterns`: files, globs and folders, separated by commas.
+    """Returns the files of `patterns`: files, globs, folders and their URLs, separated by commas.
 
     Raises:
         DataError: if a pattern matches no file, a folder cannot be read, or a name is no file.
@@ -82,7 +84,7 @@ def find_files(patterns: str, setting: str = "data.path") -> FoundFiles:
     path_by_id: dict[FileId, Path] = {}
     left_out: dict[str, list[Path]] = {}
     for name in filter(None, map(str.strip, names)):
-        path = expand_user(name, setting)
+        path = _local_copy(name) if is_url(name) else expand_user(name, setting)
         matches = [path] if _status(path) is not None else _glob(path)
         files: list[tuple[Path, FileId]] = []
         for match in matches:
@@ -106,6 +108,17 @@ def find_files(patterns: str, setting: str = "data.path") -> FoundFiles:
         for what, paths in left_out.items()
     ]
     return FoundFiles(list(path_by_id.values()), notes)
+
+
+def _local_copy(url: str) -> Path:
+    """Downloads what a URL, perhaps with a glob, names; returns its path or glob on this disk."""
+    url = normalize_url(url)
+    parts = url.split("/")
+    first = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    pattern = "/".join(parts[first:])
+    # The matches are searched on this disk; the store is only asked for what may be one.
+    top = scratch.local_copy("/".join(parts[:first]), pattern=pattern.replace("**/", "*"))
+    return top / pattern if pattern else top
 
 
 def file_id(path: Path) -> FileId:

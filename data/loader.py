@@ -50,10 +50,12 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
         binarize_weights: bool = False,
+        row_numbers: np.ndarray | None = None,
     ):
         """Sets up the share of host `rank` of `world_size` hosts.
 
-        With `binarize_weights` each weight becomes 0 or 1, as for evaluation.
+        With `binarize_weights` each weight becomes 0 or 1, as for evaluation. The batches have the
+        rows `row_numbers` of one pass over the source, each as it is in the whole pass; None: all.
 
         Raises:
             ConfigError: if the batch does not divide among the hosts.
@@ -78,9 +80,12 @@ class Batches:
         share = batch_size // world_size
         self._local_rows = range(rank * share, (rank + 1) * share)
         self._make_row, self._binarize_weights = make_row, binarize_weights
+        self._row_numbers = row_numbers
 
     def __len__(self) -> int:
         """Returns the steps of one epoch; the last may have padding or rows of the next epoch."""
+        if self._row_numbers is not None:
+            return -(-len(self._row_numbers) // self.batch_size)
         return -(-self.row_source.epoch_length // (self.batch_size * self.row_source.row_length))
 
     def __getitem__(self, step: int) -> HostBatch:
@@ -117,12 +122,21 @@ class Batches:
         return self.count_tokens(steps) / self.row_source.epoch_length
 
     def _read_row(self, step: int, index: int) -> Sequence[DocumentSlice]:
-        return self.row_source.row(step * self.batch_size + index)
+        return self.row_source.row(self._row_number(step, index))
+
+    def _row_number(self, step: int, index: int) -> int:
+        """Returns the number of a row; after the last of `row_numbers`, one past the end."""
+        position, numbers = step * self.batch_size + index, self._row_numbers
+        if numbers is None:
+            return position
+        if position < len(numbers):
+            return int(numbers[position])
+        return -(-self.row_source.epoch_length // self.row_source.row_length)
 
     def _build(self, step: int, rows: dict[int, Sequence[DocumentSlice]]) -> HostBatch:
         examples = []
         for i in self._local_rows:
-            bits = philox(self.seed, step * self.batch_size + i, EXAMPLE_STREAM)
+            bits = philox(self.seed, self._row_number(step, i), EXAMPLE_STREAM)
             slices = [item.tokens for item in rows[i]]
             arrays = self._make_row(slices, self.row_source.row_length, np.random.Generator(bits))
             slice_weights = [item.weights for item in rows[i] if item.weights is not None]
@@ -266,11 +280,18 @@ def eval_batches(
     *,
     rank: int = 0,
     world_size: int = 1,
+    windows: np.ndarray | None = None,
 ) -> Batches:
-    """Returns batches of a complete split in order: every position once, the last batch padded."""
-    packed = PackedRows(store, row_length, overlap)
+    """Returns batches of a split in order: every position once, the last batch padded.
+
+    They have the rows `windows`, by their number in the whole split; None: all.
+    """
     return Batches(
-        packed, batch_size, make_row, 0, rank=rank, world_size=world_size, binarize_weights=True
+        *(PackedRows(store, row_length, overlap), batch_size, make_row, 0),
+        rank=rank,
+        world_size=world_size,
+        binarize_weights=True,
+        row_numbers=windows,
     )
 
 

@@ -2,6 +2,7 @@
 
 import textwrap
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,16 +12,25 @@ from settings.json_types import JsonObject
 MAX_WEIGHT = 1e30  # Maximum weight of a document; sums of weights stay finite in float32.
 
 
+class WeightedPart(NamedTuple):
+    """A part of a document, which is encoded separately, and the weight of its tokens."""
+
+    text: str
+    weight: float = 1.0
+    # Ranges of the text in which a special token is spelled as text; None: everywhere.
+    plain: tuple[tuple[int, int], ...] | None = None
+
+
 @dataclass(frozen=True)
 class WeightedDocument:
     """A document as parts in order, each with the weight of its tokens in the loss."""
 
-    parts: tuple[tuple[str, float], ...]
+    parts: tuple[WeightedPart, ...]
 
     @property
     def text(self) -> str:
         """The text of all parts."""
-        return "".join(text for text, _ in self.parts)
+        return "".join(part.text for part in self.parts)
 
 
 def parse_weighted_document(
@@ -35,7 +45,7 @@ def parse_weighted_document(
             f"{MAX_WEIGHT:g}"
         )
         return None
-    return WeightedDocument(((text, float(weight)),))
+    return WeightedDocument((WeightedPart(text, float(weight)),))
 
 
 def row_weights(slice_weights: list[np.ndarray], length: int, *, binarize: bool) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Packing: rows of tokens from documents of any length, by number and without state.
 
-A document of n tokens is framed as [bos, t1 .. tn, eos]. It takes n + 2 - overlap positions. With
+A document of n tokens is framed as [bos, t1 .. tn, eos], without an id that the tokenizer lacks. It
+takes n + 2 - overlap positions, or fewer without them. With
 overlap 1, for objectives that predict the next token, the inputs are framed[:-1] and the targets
 framed[1:]. With overlap 0 each token is read and predicted at its own position. Positions s to e of
 a document need the tokens framed[s : e + overlap], which are a slice. An epoch is all documents in
@@ -10,7 +11,8 @@ a long document.
 """
 
 import functools
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,6 +32,44 @@ class DocumentSlice(NamedTuple):
     weights: np.ndarray | None = None  # Loss weight of each position; None: all are 1.
 
 
+class FrameIds(NamedTuple):
+    """The ids around a document; -1 is none."""
+
+    before: int
+    after: int
+
+    @property
+    def size(self) -> int:
+        """The number of ids around a document."""
+        return (self.before >= 0) + (self.after >= 0)
+
+
+class FramedStore(Protocol):
+    """The part of a token store that says what frames its documents."""
+
+    folder: Path
+    bos: int
+    eos: int
+
+
+def frame_ids(store: FramedStore, overlap: int) -> FrameIds:
+    """Returns the ids around each document of a store.
+
+    With overlap 1 the first token is predicted too, from bos, or from eos of the document before it
+    if the tokenizer has no bos.
+
+    Raises:
+        DataError: if a first token would be predicted from nothing.
+    """
+    before = store.eos if overlap and store.bos < 0 else store.bos
+    if overlap and before < 0:
+        raise DataError(
+            f"{store.folder}: the tokenizer has neither a bos nor an eos token, from which the "
+            "first token of a document is predicted; name one in its tokenizer_config.json"
+        )
+    return FrameIds(before, store.eos)
+
+
 class PackedRows:
     """Packed rows of a store of documents.
 
@@ -38,17 +78,13 @@ class PackedRows:
     """
 
     def __init__(self, store: TokenStore, row_length: int, overlap: int, seed: int | None = None):
-        if store.bos < 0 or store.eos < 0:
-            missing = "bos" if store.bos < 0 else "eos"
-            raise DataError(
-                f"{store.folder}: the tokenizer has no {missing} token, which frames documents; "
-                f"add <|{missing}|> to its tokenizer.json"
-            )
         self.store = store
+        self._frame = frame_ids(store, overlap)
+        self.n_before = int(self._frame.before >= 0)  # Ids before the text of a document.
         self.row_length = row_length
         self.overlap = overlap
         self.seed = seed
-        self._lengths = store.lengths + 2 - overlap
+        self._lengths = store.lengths + self._frame.size - overlap
         self.epoch_length = int(self._lengths.sum())  # Positions of one epoch.
         self.is_endless = seed is not None
         self._document_order = functools.lru_cache(maxsize=3)(self._order_documents)
@@ -86,15 +122,18 @@ class PackedRows:
 
     def _with_specials(self, document: int, start: int, stop: int) -> np.ndarray:
         """Returns framed[start:stop] of a document."""
-        n = int(self._lengths[document]) - 2 + self.overlap
+        n, first = self._n_tokens(document), self.n_before
         out = np.empty(stop - start, np.int32)
-        low, high = max(start, 1), min(stop, n + 1)
-        out[low - start : high - start] = self.store.slice(document, low - 1, high - 1)
-        if start == 0:
-            out[0] = self.store.bos
-        if stop == n + 2:
-            out[-1] = self.store.eos
+        low, high = max(start, first), min(stop, n + first)
+        out[low - start : high - start] = self.store.slice(document, low - first, high - first)
+        if start < first:
+            out[0] = self._frame.before
+        if stop > n + first:
+            out[-1] = self._frame.after
         return out
+
+    def _n_tokens(self, document: int) -> int:
+        return int(self._lengths[document]) - self._frame.size + self.overlap
 
     def _slice_weights(self, document: int, start: int, stop: int) -> np.ndarray | None:
         """Returns the loss weights of positions `start` to `stop`.
@@ -102,9 +141,9 @@ class PackedRows:
         With overlap 0 a position has the weight of its token, with overlap 1 that of the next
         token. bos has weight 0, eos has the weight of the last token.
         """
-        n = int(self._lengths[document]) - 2 + self.overlap
-        # Token t has position t + 1 of the framed document, and eos follows the last token.
-        first, end = start + self.overlap - 1, stop + self.overlap - 1
+        n = self._n_tokens(document)
+        # Token t has position t + 1 of a document behind bos, and eos follows the last token.
+        first, end = (i + self.overlap - self.n_before for i in (start, stop))
         weights = self.store.weights(document, max(first, 0), min(end, n))
         last = self.store.weights(document, n - 1, n)
         if weights is None or last is None:

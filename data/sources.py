@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Protocol
 
 from data import arrow_files, corpus, hf_datasets, input_files, text_files
-from data.chat import CHAT_TEMPLATES, parse_chat
+from data.chats.templates import MARKER_RULE, TOKENIZER_TEMPLATE, find_template, parse_chat
 from data.input_files import ReadStats
 from data.loss_weights import WeightedDocument, parse_weighted_document
 from data.splits import (
@@ -25,12 +25,12 @@ from data.splits import (
     contains_text,
     plan_hold_out,
 )
-from data.tokenizers import bpe_size
+from data.tokenizers import ByteTokenizer, bpe_size, open_tokenizer
 from errors import ConfigError, DataError
 from settings.json_types import JsonObject
 from settings.types import Fraction, NonNegativeInt, Range, config, did_you_mean
 
-ChatTemplateName = Literal["", "chatml", "vicuna", "llama2"]
+ChatTemplateName = Literal["", "chatml", "vicuna", "llama2", "tokenizer"]
 HeldOutShare = Annotated[float, Range(low=0, high=0.5, open_low=True)]
 LOG = logging.getLogger(__name__)
 SOURCES_BY_SUFFIX = {
@@ -65,6 +65,7 @@ class DataConfig:
     # For jsonl: name of the field with a document's loss weight; "": all documents have weight 1.
     weight_field: str = ""
     # For jsonl: template of chats, of which only the replies have loss; "": lines are texts.
+    # tokenizer is the template in the files of the tokenizer's model, a program in Jinja.
     chat_template: ChatTemplateName = ""
     # For text: separator that cuts a file into documents, \n is a line break; "": one document.
     document_separator: str = ""
@@ -74,7 +75,8 @@ class DataConfig:
     config_name: str = ""  # For datasets: name of the data set's configuration.
     # For datasets: full commit hash of the data set; required for OWNER/NAME.
     revision: str = ""
-    # Tokenizer: bytes, bpe:SIZE (learned from the training split), or a tokenizer.json.
+    # Tokenizer: bytes, bpe:SIZE (learned from the training split), a tokenizer.json, a folder of a
+    # model, or hf:NAME (owner/name[@revision] of the Hugging Face hub).
     tokenizer: str = "bytes"
     # Treatment of documents that are not UTF-8 or not JSON: raise an error, replace or skip.
     on_error: Literal["strict", "replace", "skip"] = "strict"
@@ -118,7 +120,11 @@ class DataConfig:
             )
         if not self.tokenizer:
             raise ConfigError("data.tokenizer is empty; use bytes, bpe:8192 or a tokenizer.json")
-        bpe_size(self.tokenizer)
+        if bpe_size(self.tokenizer) and self.chat_template == TOKENIZER_TEMPLATE:
+            raise ConfigError(
+                f"data.chat_template is 'tokenizer', but {self.tokenizer} is a vocabulary that is "
+                "learned, without a template; use chatml, vicuna or llama2"
+            )
         if not self.cache:
             raise ConfigError("data.cache is empty; name a folder for token stores")
 
@@ -200,12 +206,17 @@ def _jsonl(cfg: DataConfig) -> TextSource:
     def read_chats(path: Path, policy: text_files.ErrorPolicy) -> Iterator[WeightedDocument]:
         for offset, _, record in text_files.iter_json(path, policy):
             location = text_files.format_location(path, offset)
-            document = parse_chat(record, CHAT_TEMPLATES[cfg.chat_template], location, policy)
+            document = parse_chat(record, template, location, policy)
             if document is not None:
                 yield document
 
     if cfg.chat_template:
-        return make_local_source(cfg, {"chat": CHAT_TEMPLATES[cfg.chat_template]}, read_chats)
+        is_own = cfg.chat_template == TOKENIZER_TEMPLATE
+        template = find_template(
+            cfg.chat_template, open_tokenizer(cfg.tokenizer) if is_own else ByteTokenizer()
+        )
+        identity = {"chat": template.as_jinja(bos=False), "markers": MARKER_RULE}
+        return make_local_source(cfg, identity, read_chats)
     if cfg.weight_field:
         return make_local_source(
             cfg, {"field": cfg.text_field, "weight": cfg.weight_field}, read_weighted

@@ -183,7 +183,8 @@ def _cut_by_place(document: Document, plan: HoldOutPlan) -> DocumentStream:
             continue
         text = LongText(part) if len(part) > LONG_TEXT_BYTES else str(part, "utf-8")
         if isinstance(document, WeightedDocument):
-            yield split, WeightedDocument(((str(part, "utf-8"), document.parts[0][1]),))
+            cut_part = document.parts[0]._replace(text=str(part, "utf-8"))
+            yield split, WeightedDocument((cut_part,))
         else:
             yield split, text
 

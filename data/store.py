@@ -13,7 +13,6 @@ import functools
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ TOKENS_FILE, OFFSETS_FILE, INDEX_FILE = "tokens.bin", "offsets.bin", "index.json
 RECORDS_FILE, WEIGHTS_FILE = "records.bin", "weights.bin"
 DTYPES: dict[str, np.dtype] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 REBUILD_HINT = "rebuild the store"
+COUNTED_TOKENS = 1 << 22  # Tokens that are counted at a time, which bounds the memory.
 FINGERPRINT_KEYS = (
     "format",
     "dtype",
@@ -60,7 +60,8 @@ class TokenStore:
         self._ids = np.asarray(np.memmap(folder / TOKENS_FILE, dtype, "r"))
         self._offsets = np.asarray(np.memmap(folder / OFFSETS_FILE, "<i8", "r"))
         self._check_offsets()
-        self.n_targets: int = self.index.get("scored", self.n_tokens + self.n_documents)
+        n_ends = self.n_documents if self.eos >= 0 else 0
+        self.n_targets: int = self.index.get("scored", self.n_tokens + n_ends)
         self._weights: np.ndarray | None = None
         if WEIGHTS_FILE in self.index["files"]:
             self._weights = np.asarray(np.memmap(folder / WEIGHTS_FILE, "<f4", "r"))
@@ -103,6 +104,11 @@ class TokenStore:
         """Returns all tokens of a document, int32."""
         length = int(self._offsets[document + 1] - self._offsets[document])
         return self.slice(document, 0, length)
+
+    def sum_over_tokens(self, values: np.ndarray) -> int:
+        """Returns the sum of `values[id]` over all tokens of the store, for integer values."""
+        chunks = range(0, self.n_tokens, COUNTED_TOKENS)
+        return sum(int(values[self._ids[i : i + COUNTED_TOKENS]].sum()) for i in chunks)
 
     def _check_files(self, verify: bool) -> None:
         for name in sorted(
@@ -189,7 +195,8 @@ class TokenStoreWriter:
         for ids, token_weights in zip(documents, weights, strict=True):
             if len(ids):
                 self._files[WEIGHTS_FILE].write(token_weights.astype("<f4"))
-                self.n_targets += int(np.count_nonzero(token_weights)) + int(token_weights[-1] != 0)
+                ends = bool(self._tokenizer.framing.document_suffix) and token_weights[-1] != 0
+                self.n_targets += int(np.count_nonzero(token_weights)) + int(ends)
         self.add(documents, text_bytes)
 
     def add(self, documents: Sequence[np.ndarray], text_bytes: Sequence[int]) -> None:
@@ -250,13 +257,13 @@ class TokenStoreWriter:
 
     def finish(self, metadata: JsonObject) -> None:
         """Closes the files and writes index.json, with the entries of `metadata` in it."""
-        specials = asdict(self._tokenizer.specials)
+        framing = self._tokenizer.framing
         index = {
             "format": FORMAT,
             "dtype": self._dtype,
             "vocab": self._vocab_size,
-            "bos": specials["bos"],
-            "eos": specials["eos"],
+            "bos": next(iter(framing.document_prefix), -1),
+            "eos": next(iter(framing.document_suffix), -1),
             "tokenizer": self._tokenizer.fingerprint,
             "documents": self.n_documents,
             "tokens": self.n_tokens,

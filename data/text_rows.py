@@ -1,6 +1,7 @@
 """Rows of texts that are read separately: the texts of a text pair, or one slice of a document.
 
-A text is framed as [bos, t1 .. tn, eos] and cut to `text_length` tokens, of which the last is eos.
+A text is framed as [bos, t1 .. tn, eos], without an id that the tokenizer lacks, and cut to
+`text_length` tokens, of which the last is eos.
 With a seed the rows are permuted anew in every epoch. Without a seed they are one pass in order.
 """
 
@@ -9,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from data.packing import DOCUMENT_STREAM, DocumentSlice, PackedRows, permutation
+from data.packing import DOCUMENT_STREAM, DocumentSlice, PackedRows, frame_ids, permutation
 from data.store import TokenStore
 from errors import DataError
 
@@ -48,17 +49,14 @@ class TextRows:
     def __init__(
         self, store: TokenStore, index: TextIndex, text_length: int, n_texts: int, seed: int | None
     ):
-        if store.bos < 0 or store.eos < 0:
-            raise DataError(
-                f"{store.folder}: the tokenizer has no bos or no eos token, which frame texts; add "
-                "<|bos|> and <|eos|> to its tokenizer.json"
-            )
         self.store, self.seed = store, seed
+        frame = frame_ids(store, 0)
+        self._before, self._after = ([i] * (i >= 0) for i in frame)
         self.row_length = text_length * n_texts  # Positions of a row.
         self.epoch_length = len(index.first_document) * self.row_length  # Positions of one epoch.
         self.is_endless = seed is not None
         self._index, self._lengths = index, store.lengths
-        self._max_text_tokens = text_length - 2  # Tokens between bos and eos.
+        self._max_text_tokens = text_length - frame.size  # Tokens between bos and eos.
         self._row_order = functools.lru_cache(maxsize=2)(self._permute_rows)
 
     def row(self, index: int) -> list[DocumentSlice]:
@@ -73,7 +71,7 @@ class TextRows:
     def _with_specials(self, document: int, token: int) -> np.ndarray:
         stop = min(token + self._max_text_tokens, int(self._lengths[document]))
         ids = self.store.slice(document, token, stop)
-        return np.concatenate([[self.store.bos], ids, [self.store.eos]]).astype(np.int32)
+        return np.concatenate([self._before, ids, self._after]).astype(np.int32)
 
     def _permute_rows(self, epoch: int) -> np.ndarray:
         return permutation(self.seed or 0, epoch, DOCUMENT_STREAM, len(self._index.first_document))
@@ -113,6 +111,6 @@ def make_row_source(
     index = (
         index_text_pairs(store, spec.n_texts)
         if spec.row_kind == "text_pairs"
-        else index_slices(store, spec.text_length - 2)
+        else index_slices(store, spec.text_length - frame_ids(store, 0).size)
     )
     return TextRows(store, index, spec.text_length, spec.n_texts, seed)

@@ -9,70 +9,42 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from data.input_files import check_regular, expand_user
-from errors import ConfigError, DataError
-
-TOKENIZER_FILE = "tokenizer.json"
-SPECIAL_NAMES = ("pad", "bos", "eos", "sep", "cls", "mask")
-NUM_SENTINELS = 100
-NUM_MODES = 3
-SPECIAL_TOKENS = (
-    *(f"<|{name}|>" for name in SPECIAL_NAMES),
-    *(f"<|sentinel_{i}|>" for i in range(NUM_SENTINELS)),
-    *(f"<|mode_{i}|>" for i in range(NUM_MODES)),
+from data.framing import (
+    NUM_SENTINELS,
+    SPECIAL_NAMES,
+    SPECIAL_TOKENS,
+    Framing,
+    Specials,
+    default_framing,
+    from_json,
 )
+from data.input_files import check_regular, expand_user
+from data.published.hub_files import NOT_TOKENIZER, TOKENIZER_PATTERNS, download
+from data.published.json_tokenizer import (
+    CUT_CONTEXT,
+    END_OF_WORD,
+    FRAMING_FILE,
+    NO_FILES,
+    TOKENIZER_FILE,
+    JsonTokenizer,
+)
+from data.published.model_files import read_model_files
+from errors import ConfigError, DataError
+from settings.json_files import read_json_object
+from storage.remote import is_url
+from storage.scratch import local_copy
 
-# Names of special tokens in published tokenizers, best first; BERT frames with [CLS] and [SEP].
-SPECIAL_ALIASES = {
-    "pad": ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>"),
-    "bos": ("<|bos|>", "<s>", "<bos>", "[BOS]", "<|begin_of_text|>", "[CLS]", "<|endoftext|>"),
-    "eos": ("<|eos|>", "</s>", "<eos>", "[EOS]", "<|end_of_text|>", "[SEP]", "<|endoftext|>"),
-    "sep": ("<|sep|>", "[SEP]", "<sep>", "</s>"),
-    "cls": ("<|cls|>", "[CLS]", "<cls>", "<s>"),
-    "mask": ("<|mask|>", "[MASK]", "<mask>"),
-}
-SENTINEL_PATTERNS = ("<|sentinel_{}|>", "<extra_id_{}>")
+HUB_PREFIX = "hf:"  # Names a tokenizer of the Hugging Face hub.
 MAX_BPE_BYTES = 256 << 20  # Maximum size of the text from which a BPE vocabulary is learned.
 MAX_DEFINITION_BYTES = 512 << 20  # Maximum size of a tokenizer.json.
 PIECE_CHARACTERS = 1 << 16  # Long texts are encoded in pieces of about this size.
 LEARNING_CHARACTERS = 1 << 14  # Size of the pieces of which a vocabulary is learned.
-MAX_CUT_TRIALS = 8  # Number of places that are tried to end a piece.
-CUT_CONTEXT = 200  # Characters on each side of a place that decide whether a piece may end there.
-END_OF_WORD = re.compile(r"(?<=\S)\s")
-
-
-@dataclass(frozen=True)
-class Specials:
-    """Special ids of a tokenizer; a missing id is -1, missing sentinels or modes are empty."""
-
-    pad: int
-    bos: int
-    eos: int
-    sep: int
-    cls: int
-    mask: int
-    sentinels: tuple[int, ...]
-    modes: tuple[int, ...]
-
-    def require(self, *names: str, needed_by: str) -> None:
-        """Refuses a tokenizer that lacks one of the ids `names`.
-
-        Raises:
-            DataError: if an id is missing; `needed_by` is named in the message.
-        """
-        for name in names:
-            if getattr(self, name) in (-1, ()):
-                aliases = ", ".join(SPECIAL_ALIASES.get(name, (f"<|{name.rstrip('s')}_0|>",)))
-                raise DataError(
-                    f"{needed_by} needs the token {name!r}, which the tokenizer lacks; "
-                    f"add one of {aliases} to its {TOKENIZER_FILE}"
-                )
+MARKED = re.compile(f"({'|'.join(map(re.escape, SPECIAL_TOKENS))})")
 
 
 class Tokenizer(Protocol):
@@ -81,6 +53,17 @@ class Tokenizer(Protocol):
     vocab_size: int  # Number of ids, without padding.
     specials: Specials
     fingerprint: str  # The sha256 of the definition.
+    framing: Framing
+    special_texts: tuple[str, ...]  # The strings that `encode_marked` turns into special ids.
+    notes: tuple[str, ...]  # What a user should know of the tokenizer's files.
+
+    @property
+    def non_text_ids(self) -> np.ndarray:
+        """The sorted ids that stand for no text: special, unknown and unused ones."""
+
+    @property
+    def identity(self) -> str:
+        """The sha256 of the definition, and of the framing if files of a model declare it."""
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Returns the int32 ids of every text, without special ids."""
@@ -91,8 +74,20 @@ class Tokenizer(Protocol):
         A tokenizer that looks further than CUT_CONTEXT characters may be judged wrongly.
         """
 
+    def encode_marked(self, texts: list[str]) -> list[np.ndarray]:
+        """Returns the ids as `encode` does, but special tokens that a text spells are their ids."""
+
+    def token_id(self, token: str) -> int:
+        """Returns the id of exactly this token, or -1 if the vocabulary lacks it."""
+
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids` without special ids and ids outside the vocabulary."""
+
+    def decode_marked(self, ids: Iterable[int]) -> str:
+        """Returns the text as `decode` does, with special tokens written out."""
+
+    def byte_lengths(self) -> np.ndarray:
+        """Returns the bytes of text that each id stands for, as far as an id has its own bytes."""
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer.json, which `open_tokenizer` reads."""
@@ -104,10 +99,14 @@ class ByteTokenizer:
     def __init__(self) -> None:
         self.specials = _make_specials(256)
         self.vocab_size = 256 + len(SPECIAL_TOKENS)
+        self.framing = default_framing(*(self.specials.bos, self.specials.eos, self.specials.pad))
+        self.special_texts = SPECIAL_TOKENS
+        self.notes: tuple[str, ...] = ()
+        self.non_text_ids = np.arange(256, self.vocab_size, dtype=np.int32)
         self._definition = json.dumps(
             {"type": "bytes", "format": 1, "specials": SPECIAL_TOKENS}
         ).encode()
-        self.fingerprint = hashlib.sha256(self._definition).hexdigest()
+        self.fingerprint = self.identity = hashlib.sha256(self._definition).hexdigest()
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Returns the bytes of every text, as int32.
@@ -120,6 +119,25 @@ class ByteTokenizer:
         except UnicodeEncodeError as error:
             raise DataError(f"the text holds a lone surrogate: {error}") from error
 
+    def encode_marked(self, texts: list[str]) -> list[np.ndarray]:
+        """Returns the bytes of every text, and the ids of special tokens that it spells."""
+        pieces = [MARKED.split(text) for text in texts]  # Every second one is a special token.
+        return [
+            np.concatenate(
+                [
+                    np.array([self.token_id(piece)], np.int32) if i % 2 else self.encode([piece])[0]
+                    for i, piece in enumerate(parts)
+                ]
+            )
+            for parts in pieces
+        ]
+
+    def token_id(self, token: str) -> int:
+        """Returns the id of a special token or of a character of one byte, or -1."""
+        if token in SPECIAL_TOKENS:
+            return 256 + SPECIAL_TOKENS.index(token)
+        return ord(token) if len(token) == 1 and token.isascii() else -1
+
     def find_cut(self, text: str, end: int) -> int:
         """Returns `end`, since every character is encoded by itself."""
         return end
@@ -128,68 +146,15 @@ class ByteTokenizer:
         """Returns the text of the ids that are bytes; invalid UTF-8 is replaced."""
         return bytes(i for i in map(int, ids) if 0 <= i < 256).decode(errors="replace")
 
-    def save(self, folder: Path) -> None:
-        """Writes tokenizer.json, which `open_tokenizer` reads."""
-        (folder / TOKENIZER_FILE).write_bytes(self._definition)
+    def decode_marked(self, ids: Iterable[int]) -> str:
+        """Returns the text of bytes, with special tokens written out."""
+        spelled = [bytes([i]) for i in range(256)] + [name.encode() for name in SPECIAL_TOKENS]
+        valid_ids = (i for i in map(int, ids) if 0 <= i < len(spelled))
+        return b"".join(spelled[i] for i in valid_ids).decode(errors="replace")
 
-
-class JsonTokenizer:
-    """A tokenizer of the `tokenizers` library without truncation, padding and templates."""
-
-    def __init__(self, definition: bytes, name: str):
-        import tokenizers as hf
-
-        try:
-            self._hf = hf.Tokenizer.from_buffer(definition)
-        except Exception as error:  # The library raises plain Exception.
-            raise DataError(f"{name} is not a tokenizer.json: {error}") from error
-        self._hf.no_truncation()
-        self._hf.no_padding()
-        self._hf.encode_special_tokens = True
-        self._definition = definition
-        self.fingerprint = hashlib.sha256(definition).hexdigest()
-        ids = self._hf.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(ids.values(), default=-1) + 1
-        single_ids = {
-            k: next((ids[n] for n in names if n in ids), -1) for k, names in SPECIAL_ALIASES.items()
-        }
-        sentinels = max((_numbered_ids(ids, pattern) for pattern in SENTINEL_PATTERNS), key=len)
-        self.specials = Specials(
-            **single_ids, sentinels=sentinels, modes=_numbered_ids(ids, "<|mode_{}|>")
-        )
-
-    def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """Returns the int32 ids of every text, without special ids.
-
-        Raises:
-            DataError: if a text cannot be encoded.
-        """
-        try:
-            encodings = self._hf.encode_batch_fast(texts, add_special_tokens=False)
-        except TypeError as error:
-            raise DataError(f"the text cannot be encoded (a lone surrogate?): {error}") from error
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
-
-    def find_cut(self, text: str, end: int) -> int:
-        """Returns an end of a word or of a token at which the division changes no id near it."""
-        start = max(end - (CUT_CONTEXT << 4), 0)
-        words = [start + match.start() for match in END_OF_WORD.finditer(text[start:end])]
-        base = max(end - 2 * CUT_CONTEXT, 0)
-        offsets = self._hf.encode(text[base:end], add_special_tokens=False).offsets
-        tokens = [base + first for first, _ in offsets if base + first < end - CUT_CONTEXT]
-        for positions in (words, tokens):
-            for position in positions[: -MAX_CUT_TRIALS - 1 : -1]:
-                left = text[max(position - CUT_CONTEXT, 0) : position]
-                right = text[position : position + CUT_CONTEXT]
-                joined, *parts = self.encode([left + right, left, right])
-                if left and np.array_equal(joined, np.concatenate(parts)):
-                    return position
-        return 0
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of `ids` without special ids and ids outside the vocabulary."""
-        valid_ids = [i for i in map(int, ids) if 0 <= i < self.vocab_size]
-        return self._hf.decode(valid_ids, skip_special_tokens=True)
+    def byte_lengths(self) -> np.ndarray:
+        """Returns 1 for each byte and 0 for special ids."""
+        return (np.arange(self.vocab_size) < 256).astype(np.int64)
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer.json, which `open_tokenizer` reads."""
@@ -197,16 +162,40 @@ class JsonTokenizer:
 
 
 def open_tokenizer(spec: str) -> Tokenizer:
-    """Opens the tokenizer `spec`: "bytes", a tokenizer.json, or a folder with one.
+    """Opens the tokenizer `spec`: "bytes", a tokenizer.json, a folder with one, or "hf:NAME".
+
+    In a folder, the files of a model say which tokens are special and what frames a text.
 
     Raises:
         DataError: if the file cannot be read.
     """
     if spec == "bytes":
         return ByteTokenizer()
-    path = expand_user(spec, "data.tokenizer")
+    if spec.startswith(HUB_PREFIX):
+        name = spec.removeprefix(HUB_PREFIX)
+        path = download(name, TOKENIZER_PATTERNS, NOT_TOKENIZER, needed=f"its {TOKENIZER_FILE}")
+    else:
+        path = local_copy(spec) if is_url(spec) else expand_user(spec, "data.tokenizer")
+    folder = path if path.is_dir() else None
+    definition = _read_definition(path / TOKENIZER_FILE if folder else path, spec)
+    byte_tokenizer = ByteTokenizer()
+    if hashlib.sha256(definition).hexdigest() == byte_tokenizer.fingerprint:
+        return byte_tokenizer
+    has_framing = folder is not None and (folder / FRAMING_FILE).exists()
+    files = NO_FILES if folder is None or has_framing else read_model_files(folder)
+    tokenizer = JsonTokenizer(definition, str(path), files)
+    if folder is not None and has_framing:
+        tokenizer.use_framing(*from_json(read_json_object(folder / FRAMING_FILE)))
+    return tokenizer
+
+
+def _read_definition(path: Path, spec: str) -> bytes:
+    """Returns the content of a tokenizer.json.
+
+    Raises:
+        DataError: if the file cannot be read or is too large.
+    """
     try:
-        path = path / TOKENIZER_FILE if path.is_dir() else path
         status = path.stat()
         check_regular(path, status)
         if status.st_size > MAX_DEFINITION_BYTES:
@@ -214,15 +203,12 @@ def open_tokenizer(spec: str) -> Tokenizer:
                 f"data.tokenizer {spec!r}: {path} has {status.st_size} bytes, more than any "
                 "tokenizer.json; use bytes, bpe:8192 or another file"
             )
-        definition = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"data.tokenizer {spec!r}: {error.strerror} ({path}); use bytes, bpe:8192 or a file"
+            f"data.tokenizer {spec[:200]!r}: {error.strerror} ({path}); use bytes, bpe:8192, "
+            "a file, a folder, or hf:NAME"
         ) from error
-    byte_tokenizer = ByteTokenizer()
-    if _is_byte_tokenizer(byte_tokenizer, definition):
-        return byte_tokenizer
-    return JsonTokenizer(definition, str(path))
 
 
 def bpe_size(spec: str) -> int:
@@ -306,19 +292,12 @@ def _make_specials(first: int) -> Specials:
     ids = iter(range(first, first + len(SPECIAL_TOKENS)))
     single_ids = {name: next(ids) for name in SPECIAL_NAMES}
     sentinels = tuple(next(ids) for _ in range(NUM_SENTINELS))
-    return Specials(**single_ids, sentinels=sentinels, modes=tuple(ids))
-
-
-def _is_byte_tokenizer(byte_tokenizer: ByteTokenizer, definition: bytes) -> bool:
-    return hashlib.sha256(definition).hexdigest() == byte_tokenizer.fingerprint
-
-
-def _numbered_ids(ids: dict[str, int], pattern: str) -> tuple[int, ...]:
-    """Returns the ids of the pattern with 0, 1, 2 ... up to the first missing one."""
-    numbered: list[int] = []
-    while pattern.format(len(numbered)) in ids:
-        numbered.append(ids[pattern.format(len(numbered))])
-    return tuple(numbered)
+    return Specials(
+        **single_ids,
+        sentinels=sentinels,
+        modes=tuple(ids),
+        decoder_start=single_ids["bos"],
+    )
 
 
 def _take_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:

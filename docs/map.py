@@ -77,11 +77,21 @@ ROOMS: list[tuple[str, str, str]] = [
         "token_loss token_sets",
     ),
     (
+        "Object stores",
+        "storage",
+        "remote scratch",
+    ),
+    (
         "Data",
         "data",
         "sources input_files text_files splits tokenizers build_store store packing loader "
-        "split_overlap text_pairs text_rows chat loss_weights arrow_files hf_datasets fetch "
+        "split_overlap round_trip text_pairs text_rows loss_weights arrow_files hf_datasets fetch "
         "progress",
+    ),
+    (
+        "Chats",
+        "data/chats",
+        "templates program marked_text",
     ),
     (
         "Preparing text",
@@ -98,7 +108,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "The run folder",
         "training/run",
-        "folder metrics_file seal atomic_io lock resume_check provenance log console trackers "
+        "folder open_folder mirror remote_lock metrics_file seal atomic_io lock resume_check provenance log console trackers "
         "tracker_worker cli_errors",
     ),
     (
@@ -114,13 +124,13 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Preflight",
         "training/preflight",
-        "check memory_estimate topology hlo_collectives report",
+        "check memory_estimate roofline topology hlo_collectives report",
     ),
     (
         "Evaluation",
         "eval",
         "task harness load_run progress again generate text_generation prompts likelihood features "
-        "length_buckets",
+        "framing length_buckets",
     ),
     (
         "Evaluation tasks",

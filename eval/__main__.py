@@ -1,7 +1,8 @@
 """Evaluates a finished run: `python -m eval --run=DIR --tasks=bits_per_byte,inference`.
 
 The scores of a task are printed, and written to eval/STEP/TASK.json in the run folder, as soon as
-the task ends. A task is not run again if its result exists in the current version of the task.
+the task ends. A task is not run again if its result exists in the current version of the task, of
+the same part of each split.
 `--again` evaluates in any case, and compares with the recorded scores instead of writing them.
 Progress goes to stderr.
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 from eval import again, harness
 from eval.load_run import load_run
 from eval.task import TaskEntry
+from settings.changes import with_changes
 from settings.flag_parser import count_parser, make_parser, name_list
 from settings.json_types import JsonObject
 from training.run.cli_errors import run_command
@@ -27,6 +29,9 @@ def run(argv: Sequence[str]) -> None:
     console.open()
     try:
         ctx, folder, step = load_run(args.run, args.step)
+        if args.limit is not None:
+            changed = with_changes(ctx.settings, {"eval.limit": args.limit})
+            ctx = ctx._replace(settings=changed)
         names = harness.resolve_tasks(ctx.settings, args.tasks)
         if not args.again:
             harness.evaluate(ctx, names, folder, step, on_task_end=print_scores)
@@ -58,6 +63,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         type=count_parser("--step"),
         metavar="N",
         help="step of the checkpoint; by default the newest that is not damaged",
+    )
+    parser.add_argument(
+        "--limit",
+        type=count_parser("--limit"),
+        metavar="N",
+        help="tokens of each split that are scored at most; 0: whole splits; by default as the run",
     )
     parser.add_argument(
         "--again",

@@ -63,7 +63,8 @@ def evaluate_again(
                 "compared; evaluate without --again first"
             )
         old = _scores(recorded["scores"])
-        new = _scores(harness.run_task(name, ctx, step)["scores"])
+        settings = harness.with_recorded_limit(ctx.settings, recorded["scores"])
+        new = _scores(harness.run_task(name, ctx._replace(settings=settings), step)["scores"])
         pairs += [ScorePair(key, old.get(key), new.get(key)) for key in {**old, **new}]
     return pairs
 

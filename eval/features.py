@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from arch import Model, SequenceInfo
 from arch.layer_outputs import layer_outputs
 from arch.sequence import View
+from eval.framing import Reading
 from eval.length_buckets import bucketed_batches
 from eval.task import EvalContext
 from objectives import Trainable
@@ -22,16 +23,28 @@ from training import mesh as meshes
 from training.distributed.multihost import to_host
 
 
-def pooled_features(ctx: EvalContext, texts: list[str]) -> Float[np.ndarray, "N L D"]:
+def pooled_features(
+    ctx: EvalContext, texts: list[str], reads: Reading | None = None
+) -> Float[np.ndarray, "N L D"]:
     """Returns the mean over the tokens of each text, for each of L layers.
 
-    The layers are the embedding, every block and the last norm. A text that is longer than a row of
-    training is read in several rows. The features of a text without tokens are 0.
+    The layers are the embedding, every block and the last norm. A text that is longer than a row is
+    read in several rows. The features of a text without tokens are 0.
+
+    Args:
+        ctx: the model.
+        texts: the texts.
+        reads: the window, and the ids around each row, which count as tokens of the text; None is a
+            row of training without ids around it.
     """
-    length, rows, row_texts = ctx.settings.train.seq_len, [], list[int]()
+    prefix, suffix = (reads.prefix, reads.suffix) if reads else ((), ())
+    window = reads.window if reads else ctx.settings.train.seq_len
+    length, rows, row_texts = max(window - len(prefix) - len(suffix), 1), [], list[int]()
     for text_index, ids in enumerate(ctx.data.tokenizer.encode(texts)):
-        for start in range(0, len(ids), length):
-            rows.append({"tokens": ids[start : start + length]})
+        is_framed = bool(prefix or suffix)
+        for start in range(0, max(len(ids), is_framed), length):
+            tokens = np.concatenate([prefix, ids[start : start + length], suffix])
+            rows.append({"tokens": tokens.astype(np.int32)})
             row_texts.append(text_index)
     view, sharding, sums = ctx.settings.row_spec.view, meshes.batch_sharding(ctx.mesh), None
     lengths = [len(row["tokens"]) for row in rows]

@@ -104,7 +104,7 @@ def stream(
     keys, stops = jax.random.fold_in(key, prompt_number)[None], np.atleast_1d(stop_tokens)
     carry = _prefill_program(model, tokens, is_real, max_new_tokens)
     for index in range(max_new_tokens):
-        carry, token = _step_program(model, carry, keys, jnp.int32(index), sampling)
+        carry, token = step_program(model, carry, keys, jnp.int32(index), sampling)
         if (value := int(to_host(token)[0])) in stops:
             return
         yield value
@@ -168,7 +168,7 @@ def _step(
 
 
 _prefill_program = jax.jit(_prefill, static_argnames="max_new_tokens")
-_step_program = jax.jit(_step, static_argnames="sampling", donate_argnames="carry")
+step_program = jax.jit(_step, static_argnames="sampling", donate_argnames="carry")
 
 
 def sample_token(logits: Float[Array, "B V"], key: Array, sampling: Sampling) -> Int[Array, " B"]:

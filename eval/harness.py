@@ -12,8 +12,10 @@ import jax
 from data.fetch import MULTIPLE_CHOICE_TASKS
 from errors import ConfigError
 from eval.capability import PROBES
-from eval.task import EvalContext, ScoreValues, Task, TaskEntry
+from eval.split_part import SCORE_NAME, eval_share, select_part
+from eval.task import EvalContext, Score, ScoreValues, Task, TaskEntry
 from objectives import OBJECTIVES, Objective, Trainable, mixture_parts
+from settings.changes import with_changes
 from settings.json_types import JsonObject
 from settings.types import did_you_mean
 from training.distributed.multihost import run_on_main_process
@@ -27,18 +29,23 @@ TASKS: dict[str, TaskEntry] = {
     "bits_per_byte": TaskEntry("causal_lm", "eval.tasks.bits_per_byte:BitsPerByte"),
     "masked": TaskEntry("masked_lm", "eval.tasks.masked:MaskedTokenLoss"),
     "denoised": TaskEntry("denoising", "eval.tasks.denoised:DenoisingLoss"),
-    "retrieval": TaskEntry("contrastive", "eval.tasks.retrieval:Retrieval"),
+    "retrieval": TaskEntry("contrastive", "eval.tasks.retrieval:Retrieval", is_limited=False),
     "baselines": TaskEntry("causal_lm", "eval.tasks.baselines:Baselines", is_logged=False),
     "positions": TaskEntry("causal_lm", "eval.tasks.loss_by_position:LossByPosition"),
-    "inference": TaskEntry("causal_lm", "eval.tasks.inference:Inference"),
-    "sample": TaskEntry("causal_lm", "eval.tasks.sample:TextSample"),
-    "probe": TaskEntry("", "eval.tasks.probe:LinearProbe"),
-    "similarity": TaskEntry("", "eval.tasks.similarity:Similarity"),
+    "inference": TaskEntry("causal_lm", "eval.tasks.inference:Inference", is_limited=False),
+    "sample": TaskEntry("causal_lm", "eval.tasks.sample:TextSample", is_limited=False),
+    "probe": TaskEntry("", "eval.tasks.probe:LinearProbe", is_limited=False),
+    "similarity": TaskEntry("", "eval.tasks.similarity:Similarity", is_limited=False),
     **{
-        name: TaskEntry("causal_lm", "eval.tasks.multiple_choice:MultipleChoice", (name,))
+        name: TaskEntry(
+            "causal_lm", "eval.tasks.multiple_choice:MultipleChoice", (name,), is_limited=False
+        )
         for name in ("lambada", *MULTIPLE_CHOICE_TASKS)
     },
-    **{name: TaskEntry("", "eval.capability.tasks:CapabilityTask", (name,)) for name in PROBES},
+    **{
+        name: TaskEntry("", "eval.capability.tasks:CapabilityTask", (name,), is_limited=False)
+        for name in PROBES
+    },
 }
 # Tasks of a run whose `eval.tasks` is empty. The first task also runs during training.
 DEFAULT_TASKS: dict[str, tuple[str, ...]] = {
@@ -112,7 +119,8 @@ def evaluate(
     for number, name in enumerate(task_names, 1):
         task = TASKS[name](splits=splits)
         record = run_on_main_process(lambda name=name: run.read_eval(step, name))  # type: ignore[misc]
-        if record is None or not _is_complete(record, task.version, splits):
+        labels = part_labels(name, ctx)
+        if record is None or not _is_complete(record, task.version, splits, labels):
             LOGGER.info("evaluating %s (task %d of %d)", name, number, len(task_names))
             run_on_main_process(lambda: run.check_eval_writable(step))
             record = _run_task(name, task, ctx, step)
@@ -127,20 +135,46 @@ def run_task(name: str, ctx: EvalContext, step: int) -> JsonObject:
     return _run_task(name, TASKS[name](splits=ctx.settings.eval.splits), ctx, step)
 
 
-def _is_complete(record: JsonObject, version: int, splits: tuple[str, ...]) -> bool:
-    """Whether a recorded result is valid, of this version, and covers these splits."""
+def part_labels(name: str, ctx: EvalContext) -> dict[str, str]:
+    """Returns the label of each split of which a task reads a part, by the name of its score."""
+    if not TASKS[name].is_limited or not ctx.settings.eval.limit:
+        return {}
+    ctx = narrow_to_objective(ctx, TASKS[name].objective)
+    parts = {
+        f"{split}/{SCORE_NAME}": select_part(ctx, getattr(ctx.data, split)).label
+        for split in ctx.settings.eval.splits
+    }
+    return {key: label for key, label in parts.items() if label}
+
+
+def with_recorded_limit(settings: Settings, scores: Sequence[JsonObject]) -> Settings:
+    """Returns settings that evaluate whole splits again where the recorded scores are of such."""
+    if any(str(score["name"]).endswith(f"/{SCORE_NAME}") for score in scores):
+        return settings
+    return with_changes(settings, {"eval.limit": 0})
+
+
+def _is_complete(
+    record: JsonObject, version: int, splits: tuple[str, ...], labels: dict[str, str]
+) -> bool:
+    """Whether a recorded result is valid, of this version, and covers these parts of splits."""
     scores, recorded_splits = record.get("scores"), record.get("splits")
     if not isinstance(scores, list) or not isinstance(recorded_splits, list):
         return False
     is_valid = all(isinstance(s, dict) and {"name", "value"} <= s.keys() for s in scores)
     has_splits = {*splits} <= {*map(str, recorded_splits)}
-    return is_valid and record.get("version") == version and has_splits
+    if not is_valid or record.get("version") != version or not has_splits:
+        return False
+    names = {f"{split}/{SCORE_NAME}" for split in splits}
+    return labels == {s["name"]: s["value"] for s in scores if s["name"] in names}
 
 
 def _run_task(name: str, task: Task, ctx: EvalContext, step: int) -> JsonObject:
     start, context = time.perf_counter(), narrow_to_objective(ctx, TASKS[name].objective)
     with jax.named_scope(f"eval/{name}"):
         scores = [score._asdict() for score in task(context)]
+    labels = part_labels(name, ctx) if scores else {}
+    scores += [Score(key, label)._asdict() for key, label in labels.items()]
     seconds = time.perf_counter() - start
     return {"task": name, "version": task.version, "step": step, "seconds": seconds} | {
         "length": ctx.settings.train.seq_len,
@@ -157,6 +191,8 @@ def make_evaluators(job: TrainJob) -> tuple[Evaluator, Evaluator]:
     tasks of the run.
     """
     program, tasks = job.program, default_tasks(job.program.settings)
+    n_steps = eval_share(program.settings, job.data) * program.settings.train.steps
+    job.log.console.expect_evaluation(n_steps)
 
     def make_context(trainable: Trainable) -> EvalContext:
         return EvalContext(trainable, program.mesh, program.settings, program.objective, job.data)

@@ -1,4 +1,4 @@
-"""Computes the likelihood of texts after contexts, in windows of the training length.
+"""Computes the likelihood of texts after contexts, in the model's windows (`eval/framing.py`).
 
 Every token of a text is scored once, with as much context as a row has room for. A text that is
 longer than a row is split as lm-evaluation-harness splits it: the last window is full, and only
@@ -16,6 +16,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from data.tokenizers import Tokenizer
+from errors import DataError
+from eval.framing import Reading, reading
 from eval.length_buckets import RowArrays, bucketed_batches
 from eval.task import EvalContext
 from objectives import Objective, Trainable
@@ -32,18 +34,32 @@ class Likelihood(NamedTuple):
     n_tokens: int
 
 
-def compute_likelihoods(ctx: EvalContext, pairs: list[tuple[str, str]]) -> list[Likelihood]:
+def compute_likelihoods(
+    ctx: EvalContext, pairs: list[tuple[str, str]], *, has_markers: bool = False
+) -> list[Likelihood]:
     """Returns the likelihood of the text of each pair (context, text), in the order of the pairs.
 
-    A text with an empty context follows the token bos.
+    What stands before a context, or before a text without one, is that of `eval.framing.reading`.
+
+    Args:
+        ctx: the model.
+        pairs: contexts and texts.
+        has_markers: whether special tokens that a text spells become their ids.
+
+    Raises:
+        DataError: if a text has no context, and the tokenizer no token that could precede it.
     """
-    tokenizer = ctx.data.tokenizer
-    tokenizer.specials.require("bos", needed_by="the likelihood of a text")
-    window, rows, row_pairs = ctx.settings.train.seq_len, list[RowArrays](), list[int]()
-    encoded = [_encode_pair(tokenizer, *pair) for pair in pairs]
-    _warn_of_cut_contexts(encoded, window)
+    tokenizer, reads = ctx.data.tokenizer, reading(ctx)
+    rows, row_pairs = list[RowArrays](), list[int]()
+    if not reads.empty_context and not all(context.strip() for context, _ in pairs):
+        raise DataError(
+            "the likelihood of a text without a context needs a token before it, but the tokenizer "
+            "has neither bos, eos nor pad; add one of them to its files"
+        )
+    encoded = [_encode_pair(tokenizer, reads, *pair, has_markers) for pair in pairs]
+    _warn_of_cut_contexts(encoded, reads.window)
     for pair_index, (ids, text_start) in enumerate(encoded):
-        for row in _windows(ids, text_start, window):
+        for row in _windows(ids, text_start, reads.window):
             rows.append(row)
             row_pairs.append(pair_index)
     nats, is_greedy = np.zeros(len(pairs)), np.ones(len(pairs), bool)
@@ -70,20 +86,25 @@ def _warn_of_cut_contexts(encoded: list[tuple[np.ndarray, int]], window: int) ->
         )
 
 
-def _encode_pair(tokenizer: Tokenizer, context: str, text: str) -> tuple[np.ndarray, int]:
-    """Returns bos, the context and the text as ids, and the index at which the text begins.
+def _encode_pair(
+    tokenizer: Tokenizer, reads: Reading, context: str, text: str, has_markers: bool = False
+) -> tuple[np.ndarray, int]:
+    """Returns the framed context and the text as ids, and the index at which the text begins.
 
     Context and text are encoded together if that leaves the ids of the context unchanged, else
     separately. A space between them belongs to the text.
     """
     stripped = context.rstrip()
     text = context[len(stripped) :] + text
-    context_ids, joint_ids, text_ids = tokenizer.encode([stripped, stripped + text, text])
+    encode = tokenizer.encode_marked if has_markers else tokenizer.encode
+    context_ids, joint_ids, text_ids = encode([stripped, stripped + text, text])
     n = len(context_ids)
     is_prefix = np.array_equal(joint_ids[:n], context_ids)
-    bos = np.array([tokenizer.specials.bos])
-    ids = [bos, context_ids, joint_ids[n:] if is_prefix else text_ids]
-    return np.concatenate(ids).astype(np.int32), n + 1
+    text_ids = joint_ids[n:] if is_prefix else text_ids
+    if not n and tuple(text_ids[: len(reads.empty_context)].tolist()) == reads.empty_context:
+        return text_ids.astype(np.int32), len(reads.empty_context)  # It frames itself.
+    framed = reads.frame(context_ids) if n else np.array(reads.empty_context)
+    return np.concatenate([framed, text_ids]).astype(np.int32), len(framed)
 
 
 def _windows(ids: np.ndarray, text_start: int, window_length: int) -> Iterator[RowArrays]:

@@ -6,7 +6,9 @@ from pathlib import Path
 from data import open_data
 from errors import CheckpointError
 from eval.task import EvalContext
+from settings.changes import with_changes
 from settings.tree import from_json
+from storage import scratch
 from training import mesh as meshes
 from training.checkpoint import restore
 from training.program import make_program
@@ -25,6 +27,7 @@ def load_run(path: Path, step: int | None = None) -> tuple[EvalContext, RunFolde
     Raises:
         CheckpointError: if `path` has no run.json with settings.
     """
+    path = scratch.local_copy(path)
     record = read_json(path / "run.json")
     if record is None or "settings" not in record:
         raise CheckpointError(
@@ -33,6 +36,8 @@ def load_run(path: Path, step: int | None = None) -> tuple[EvalContext, RunFolde
         )
     check_record(path, record)
     settings = from_json(Settings, record["settings"])
+    if "limit" not in record["settings"].get("eval", {}):  # An older version knew whole splits.
+        settings = with_changes(settings, {"eval.limit": 0})
     data = open_data(settings.data, settings.store_kinds)
     settings = resolve(settings, data.tokenizer.vocab_size)
     mesh = meshes.make_mesh(meshes.MeshConfig())

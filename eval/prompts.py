@@ -1,30 +1,29 @@
 """Prompts to continue: texts, chats whose reply is wanted, and files of them."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data.chat import ChatTemplate, reply_prompt
+from data.chats.templates import Messages, Template, reply_prompt
+from data.loss_weights import WeightedPart
 from errors import DataError
-
-Messages = Sequence[tuple[str, str]]  # (role, content), in order
 
 
 class Prompt(NamedTuple):
     """A prompt and what its tokens are made of."""
 
     shown: str  # The prompt as it is repeated in the output.
-    parts: list[str]  # Texts that are encoded separately.
+    parts: tuple[WeightedPart, ...]  # Texts that are encoded separately.
     location: str = ""  # Where the prompt stands, for messages about it.
 
 
 def text_prompt(text: str, location: str = "") -> Prompt:
     """Returns a text as a prompt."""
-    return Prompt(text, [text], location)
+    return Prompt(text, (WeightedPart(text),), location)
 
 
-def chat_prompt(messages: Messages, template: ChatTemplate, location: str = "") -> Prompt:
+def chat_prompt(messages: Messages, template: Template, location: str = "") -> Prompt:
     """Returns the prompt for a reply to messages.
 
     Raises:
@@ -34,7 +33,7 @@ def chat_prompt(messages: Messages, template: ChatTemplate, location: str = "") 
     return Prompt(shown, reply_prompt(messages, template), location)
 
 
-def read_prompts(path: Path, template: ChatTemplate | None, system: str = "") -> Iterator[Prompt]:
+def read_prompts(path: Path, template: Template | None, system: str = "") -> Iterator[Prompt]:
     """Yields the prompts of a file.
 
     A file *.jsonl has {"prompt": TEXT} or {"messages": [{"role", "content"}, ...]} on each line;
@@ -72,7 +71,7 @@ def with_system(system: str, question: str) -> Messages:
     return [*([("system", system)] if system else []), ("user", question)]
 
 
-def _located_chat(messages: Messages, template: ChatTemplate, location: str) -> Prompt:
+def _located_chat(messages: Messages, template: Template, location: str) -> Prompt:
     try:
         return chat_prompt(messages, template, location)
     except DataError as error:

@@ -48,6 +48,7 @@ class TaskEntry(NamedTuple):
     path: str  # Class of the task, "module:NAME".
     arguments: tuple[str, ...] = ()  # Arguments of the class, before `splits`.
     is_logged: bool = True  # Whether a run logs and prints the scores that it ends with.
+    is_limited: bool = True  # Whether eval.limit selects the part of a split that it reads.
 
     def __call__(self, splits: tuple[str, ...] = ("test",)) -> Task:
         """Returns a task that reads these splits of the data."""

@@ -5,7 +5,7 @@ depends only on the row, and its random numbers on the number of its request.
 """
 
 import bisect
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,8 +13,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from arch import Model
+from data.chats.marked_text import encode_parts
+from data.loss_weights import WeightedPart
 from data.tokenizers import Tokenizer
 from errors import ConfigError
+from eval.framing import Reading, reading
 from eval.generate import GREEDY, Sampling, generate, stream
 from eval.task import EvalContext
 from objectives import CausalLM
@@ -28,8 +31,7 @@ class TextModel(NamedTuple):
     model: Model
     mesh: Mesh
     tokenizer: Tokenizer
-    stop_tokens: tuple[int, ...]
-    window: int  # Tokens of a row in training; 0: unknown.
+    reads: Reading
     batch_size: int
 
 
@@ -37,7 +39,7 @@ class TextRequest(NamedTuple):
     """A prompt and the parameters of its continuation."""
 
     number: int  # Selects the random numbers of the request.
-    prompt: np.ndarray  # Token ids, bos included.
+    prompt: np.ndarray  # Token ids, with those before the text.
     max_new_tokens: int
     stops: tuple[str, ...] = ()  # Texts before which the continuation ends.
     sampling: Sampling = GREEDY
@@ -62,25 +64,30 @@ def text_model(ctx: EvalContext) -> TextModel:
             f"the continuation of a text needs a run of objective causal_lm, the run is of "
             f"{ctx.settings.objective}; give another run"
         )
-    specials = ctx.data.tokenizer.specials
-    specials.require("bos", "eos", needed_by="the continuation of a text")
     return TextModel(
-        *(ctx.trainable.model, ctx.mesh, ctx.data.tokenizer, (specials.eos,)),
-        *(ctx.settings.train.seq_len, ctx.settings.eval.batch_size),
+        *(ctx.trainable.model, ctx.mesh, ctx.data.tokenizer, reading(ctx)),
+        ctx.settings.eval.batch_size,
     )
 
 
-def encode_prompt(tokenizer: Tokenizer, parts: Iterable[str]) -> np.ndarray:
-    """Returns bos and the ids of the parts of a prompt, each of which is encoded separately."""
-    ids = tokenizer.encode(list(parts))
-    return np.concatenate([[tokenizer.specials.bos], *ids]).astype(np.int32)
+def encode_prompt(
+    tokenizer: Tokenizer, reads: Reading, parts: Sequence[WeightedPart]
+) -> np.ndarray:
+    """Returns the ids of a prompt's parts, each encoded separately, behind the model's prefix."""
+    ids = np.concatenate(encode_parts(tokenizer, [parts])[0])
+    return reads.frame(ids) if len(ids) else np.array(reads.empty_context, np.int32)
 
 
 def continue_texts(
     target: TextModel, requests: Sequence[TextRequest], seed: int
 ) -> list[Continuation]:
     """Returns the continuation of each request, in the order of the requests."""
-    key, results = jax.random.key(seed), dict[int, Continuation]()
+    key = jax.random.key(seed)
+    results = {
+        i: Continuation("", 0, "length")
+        for i, request in enumerate(requests)
+        if not request.max_new_tokens
+    }
     for indices, rows, length in _batches(requests, target.batch_size):
         first = rows[0]
         with jax.set_mesh(target.mesh):
@@ -90,7 +97,7 @@ def continue_texts(
                 first.max_new_tokens,
                 key=key,
                 prompt_numbers=[row.number for row in rows],
-                stop_tokens=target.stop_tokens,
+                stop_tokens=target.reads.stop_ids,
                 sampling=first.sampling,
                 pad_to=length,
             )
@@ -113,14 +120,14 @@ def stream_text(
             *(target.model, prompt, request.max_new_tokens),
             key=jax.random.key(seed),
             prompt_number=request.number,
-            stop_tokens=target.stop_tokens,
+            stop_tokens=target.reads.stop_ids,
             sampling=request.sampling,
             pad_to=_padded_length(len(prompt)),
         ):
             tokens.append(token)
             text = decode_continuation(target.tokenizer, prompt, tokens)
-            end = find_stop(text, request.stops)
-            if end is not None:
+            if _has_stop(target.tokenizer, request, tokens):
+                end = find_stop(text, request.stops)
                 yield text[shown:end]
                 return Continuation(text[:end], len(tokens), "stop")
             end = max(shown, _settled_length(text, request.stops))
@@ -137,30 +144,39 @@ def find_stop(text: str, stops: Sequence[str]) -> int | None:
     return min((i for stop in stops if stop and (i := text.find(stop)) >= 0), default=None)
 
 
-def decode_continuation(tokenizer: Tokenizer, prompt: np.ndarray, tokens: Sequence[int]) -> str:
-    """Returns the text of new tokens after a prompt.
+def decode_continuation(
+    tokenizer: Tokenizer, prompt: np.ndarray, tokens: Sequence[int], *, has_markers: bool = False
+) -> str:
+    """Returns the text of new tokens after a prompt, special tokens included with `has_markers`.
 
     Both are decoded together, because some tokenizers drop a space at the beginning of a text.
     """
-    prefix, text = tokenizer.decode(prompt), tokenizer.decode([*prompt, *tokens])
-    return text[len(prefix) :] if text.startswith(prefix) else tokenizer.decode(tokens)
+    decode = tokenizer.decode_marked if has_markers else tokenizer.decode
+    prefix, text = decode(prompt), decode([*prompt, *tokens])
+    return text[len(prefix) :] if text.startswith(prefix) else decode(tokens)
 
 
 def _finish(target: TextModel, request: TextRequest, tokens: np.ndarray) -> Continuation:
-    def decode(n: int) -> str:
-        return decode_continuation(target.tokenizer, request.prompt, tokens[:n].tolist())
+    n, ids = len(tokens), tokens.tolist()
 
-    n, text = len(tokens), decode(len(tokens))
-    end = find_stop(text, request.stops)
-    is_stopped = end is not None or n < request.max_new_tokens
-    if end is not None:  # The first tokens that spell a stop string.
+    def has_stop(n: int) -> bool:
+        return _has_stop(target.tokenizer, request, ids[:n])
+
+    is_stopped = has_stop(n)
+    if is_stopped:  # The first tokens that spell a stop string.
         counts = range(1, n + 1)
-        n = counts[bisect.bisect_left(counts, True, key=lambda n: _has_stop(decode(n), request))]
-    return Continuation(text[:end], n, "stop" if is_stopped else "length")
+        n = counts[bisect.bisect_left(counts, True, key=has_stop)]
+    text = decode_continuation(target.tokenizer, request.prompt, ids[:n])
+    reason = "stop" if is_stopped or n < request.max_new_tokens else "length"
+    return Continuation(text[: find_stop(text, request.stops)], n, reason)
 
 
-def _has_stop(text: str, request: TextRequest) -> bool:
-    return find_stop(text, request.stops) is not None
+def _has_stop(tokenizer: Tokenizer, request: TextRequest, tokens: Sequence[int]) -> bool:
+    """Returns whether new tokens spell a stop string, in which special tokens may stand."""
+    stops = request.stops
+    has_markers = any(special in stop for stop in stops for special in tokenizer.special_texts)
+    text = decode_continuation(tokenizer, request.prompt, tokens, has_markers=has_markers)
+    return find_stop(text, stops) is not None
 
 
 def _settled_length(text: str, stops: Sequence[str]) -> int:
@@ -186,6 +202,8 @@ def _batches(
     """
     groups: dict[tuple[int, int, Sampling], list[int]] = {}
     for i, request in enumerate(requests):
+        if not request.max_new_tokens:
+            continue
         length = _padded_length(len(request.prompt))
         groups.setdefault((length, request.max_new_tokens, request.sampling), []).append(i)
     for (length, *_), group in groups.items():

@@ -9,7 +9,6 @@ implemented is refused by its name.
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from jax.sharding import Mesh
 from arch import Model, ModelConfig
 from data.tokenizers import Tokenizer
 from errors import ConfigError
-from hub import checkpoint, safetensors_io, vocabulary
+from hub import checkpoint, rotary, safetensors_io, vocabulary
 from hub.download import resolve_folder
-from hub.hf_config import CONFIG_FILE, read_config
+from hub.hf_config import CONFIG_FILE, read_config, write_json
 from hub.reference_outputs import compute_outputs
 from settings.json_types import JsonObject
 from training.run.atomic_io import staged_folder
@@ -61,6 +60,7 @@ def save(
     family: str = "",
     dtype: str = "float32",
     tokenizer: Tokenizer | None = None,
+    text_use: vocabulary.TextUse | None = None,
     extra_config: JsonObject | None = None,
     max_shard_bytes: int = safetensors_io.MAX_SHARD_BYTES,
 ) -> None:
@@ -74,6 +74,8 @@ def save(
             function as `config`.
         dtype: the dtype of the tensors in the files.
         tokenizer: a tokenizer to write next to the weights.
+        text_use: what frames a text, which the tokenizer's post-processor then inserts; by default
+            as the tokenizer's files say.
         extra_config: additional keys of config.json, such as `max_position_embeddings` and the ids
             of special tokens; a key that the family itself writes takes precedence.
         max_shard_bytes: the approximate upper limit of the size of one file.
@@ -93,12 +95,16 @@ def save(
             f"{folder} holds weights already ({weight_files[0]}); give another folder"
         )
     keys = hf_family.export_defaults(config) | extra_config | hf_keys | {"torch_dtype": dtype}
-    keys |= {"architectures": [hf_family.architecture], "model_type": hf_family.model_type}
+    keys |= {"architectures": [hf_family.architecture_of(config)]}
+    keys = rotary.with_both_generations(keys | {"model_type": hf_family.model_type})
+    use = text_use
+    if use is None and tokenizer is not None:
+        use = vocabulary.published_use(tokenizer, hf_family.task == "causal")
     with staged_folder(folder) as stage:
         checkpoint.save_model(model, config, stage, hf_family, dtype, max_shard_bytes)
-        (stage / CONFIG_FILE).write_text(json.dumps(keys, indent=2, sort_keys=True) + "\n")
-        if tokenizer is not None:
-            vocabulary.save_tokenizer(tokenizer, stage)
+        write_json(stage / CONFIG_FILE, keys)
+        if tokenizer is not None and use is not None:
+            vocabulary.save_tokenizer(tokenizer, stage, use)
 
 
 def forward(

@@ -12,14 +12,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 import hub
 from errors import CheckpointError
-from hub import checkpoint, safetensors_io
+from hub import checkpoint, safetensors_io, vocabulary
 from hub import run as runs
-from hub.families import FAMILIES
 from hub.reference_outputs import largest_difference
 from settings.flag_parser import make_parser
 from training.run.cli_errors import run_command
@@ -31,14 +31,16 @@ def run(argv: Sequence[str]) -> None:
     """Runs one command line without the program's name."""
     args = parse_args(argv)
     if args.command == "import":
-        runs.import_as_run(args.source, args.workdir)
+        tokenizer = runs.import_as_run(args.source, args.workdir, framing=args.framing)
+        for line in vocabulary.describe(tokenizer):
+            print(line)
         print(
             f"{args.workdir} has the parameters of {args.source}; "
             f"start a run from it with --init_from={args.workdir}"
         )
     elif args.command == "export":
         model_type = runs.export_run(args.run, args.target, args.family, args.dtype)
-        print(f"{args.target} is a {FAMILIES[model_type].architecture}")
+        print(f"{args.target} is a {model_type}")
     else:
         check(args.folder)
 
@@ -59,6 +61,13 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     command.add_argument(
         "--workdir", required=True, type=Path, metavar="RUN", help="run folder to create"
+    )
+    command.add_argument(
+        "--framing",
+        default="published",
+        choices=get_args(runs.FramingChoice),
+        help="what precedes a context, a prompt and a text: what the files of the model say, the "
+        "token bos, or none (default: %(default)s)",
     )
     text = "write a run as a checkpoint"
     command = commands.add_parser("export", help=text, description=text, allow_abbrev=False)

@@ -1,6 +1,7 @@
 """Converts a Hugging Face folder into a model and back, one parameter at a time."""
 
 import dataclasses
+import logging
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from arch import Model, ModelConfig
+from arch.sequence import View
 from data.tokenizers import TOKENIZER_FILE as TOKENIZER
 from data.tokenizers import Tokenizer, open_tokenizer
-from errors import CheckpointError, ConfigError, DataError
+from errors import CheckpointError, ConfigError
 from hub import safetensors_io
 from hub.config_equivalence import differences
 from hub.families import FAMILIES
@@ -34,7 +36,11 @@ from settings.types import did_you_mean
 from training import mesh as meshes
 from training.checkpoint.param_names import named_leaves
 
-VIEW_OF_TASK = {"causal": "causal", "masked": "bidirectional"}  # families without an encoder
+LOG = logging.getLogger(__name__)
+VIEW_OF_TASK: dict[str, View] = {
+    "causal": "causal",
+    "masked": "bidirectional",
+}  # families without an encoder
 DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype("f4"),
     "float16": np.dtype("f2"),
@@ -42,11 +48,15 @@ DTYPES: dict[str, np.dtype] = {
 }
 
 
-def detect_family(folder: Path) -> tuple[HfFamily, ModelConfig]:
+def detect_family(folder: Path, *, without_weights: bool = False) -> tuple[HfFamily, ModelConfig]:
     """Returns the family of a folder and the model config that its config.json describes.
+
+    If `without_weights`, the folder need not have safetensors. What only their names tell is then
+    what most models of the family have: a BERT has the head of its pre-training, but no pooler.
 
     Raises:
         ConfigError: if the family or one of its options is not implemented.
+        CheckpointError: if config.json is damaged, or does not belong to the weights.
     """
     values = read_config(folder)
     path = folder / CONFIG_FILE
@@ -56,12 +66,13 @@ def detect_family(folder: Path) -> tuple[HfFamily, ModelConfig]:
             f"{path}: model_type {model_type!r} is not known; known: {', '.join(FAMILIES)}"
         )
     family = FAMILIES[model_type]
-    hf = HfConfig(values, str(path), safetensors_io.read_entries(folder), family.hf_defaults)
+    tensors = None if without_weights else safetensors_io.read_entries(folder)
+    hf = HfConfig(values, str(path), tensors, family.hf_defaults)
     try:
         config = family.read(hf)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         why = f"{type(error).__name__}: {error}"
-        raise ConfigError(
+        raise CheckpointError(
             f"{path} is not a valid config of {model_type} ({why}); correct it"
         ) from error
     hf.check_all_read()
@@ -121,7 +132,8 @@ def save_model(
                 tensor = bound.tensor_map.transform.to_hf(fused)
                 tensor = np.ascontiguousarray(tensor.astype(np_dtype))
                 copies = [copy for copy, original in duplicated if original == name]
-                yield from ((n, tensor) for n in (name, *copies))
+                # The class of a bare encoder has names without the prefix.
+                yield from ((family.saved_name(n, config), tensor) for n in (name, *copies))
 
     safetensors_io.write_shards(folder, iter_tensors(), max_shard_bytes)
 
@@ -187,17 +199,26 @@ def _view_mismatches(family: HfFamily, views: Collection[str]) -> list[str]:
 def load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
     """Loads the tokenizer next to the weights, None if there is none.
 
+    The log names files that contradict each other, and which one is followed.
+
     Raises:
-        DataError: if the tokenizer has more ids than the model's embedding has rows.
+        CheckpointError: if the tokenizer belongs to another model: it has more tokens than the
+            embedding has rows (added tokens beyond them are left out), or it frames texts with ids
+            that the embedding lacks.
     """
     if not (folder / TOKENIZER).is_file():
         return None
     tokenizer = open_tokenizer(str(folder))
-    if tokenizer.vocab_size > config.vocab_size:
-        raise DataError(
-            f"{folder / TOKENIZER} has {tokenizer.vocab_size} ids, the model {config.vocab_size}: "
-            "the tokenizer belongs to another model; replace or remove this tokenizer.json"
+    framing, specials = tokenizer.framing, tokenizer.specials
+    frame = {*framing.text_prefix, *framing.text_suffix, *framing.stop_ids, specials.decoder_start}
+    largest = max((tokenizer.vocab_size - 1, *frame))
+    if largest >= config.vocab_size:
+        raise CheckpointError(
+            f"{folder / TOKENIZER} has the id {largest}, the model {config.vocab_size} ids: the "
+            "tokenizer belongs to another model; replace or remove this tokenizer.json"
         )
+    for note in tokenizer.notes:
+        LOG.warning("%s: %s", folder, note)
     return tokenizer
 
 

@@ -87,10 +87,10 @@ _LEARNED_POSITION_FIELDS = ("learned", "max_length", "offset")
 def _canonical_layers(name: str, config: ModelConfig, layout: LayerLayout) -> dict[str, object]:
     settings: dict[str, object] = {f"{name}s": len(layout.layer_specs())}
     for i, spec in enumerate(layout.layer_specs()):
-        for part_name, part in (
-            (spec.mixer, config.part_config(*spec[:2])),
-            (spec.channel, config.part_config(*spec[2:])),
-        ):
+        if "&" in spec.mixer:
+            settings |= _flatten(f"{name}{i}.side_by_side", config.side_by_side)
+        for part_name, variant in spec.parts():
+            part = config.part_config(part_name, variant)
             key = f"{name}{i}.{CANONICAL_PART.get(part_name, part_name)}"
             settings[key] = True
             if part is not None:

@@ -19,6 +19,10 @@ def _no_defaults(config: ModelConfig) -> JsonObject:
     return {}
 
 
+def _complete(config: ModelConfig) -> str:
+    return ""
+
+
 def _all_supported(config: ModelConfig) -> list[str]:
     return []
 
@@ -49,6 +53,8 @@ class HfFamily:
     duplicated_tensors: Callable[[ModelConfig], tuple[tuple[str, str], ...]] = _no_duplicates
     # Keys of config.json for an export, unless the run has other values for them.
     export_defaults: Callable[[ModelConfig], JsonObject] = _no_defaults
+    # Class of a model without parts that `architecture` always has; "" for a complete model.
+    smaller_architecture: Callable[[ModelConfig], str] = _complete
     # Settings that config.json can express and the class that reads the export cannot compute.
     unsupported: Callable[[ModelConfig], list[str]] = _all_supported
     # Position of the first token in a padded row: "column" is its column, "count" is 0, and "ids"
@@ -56,6 +62,18 @@ class HfFamily:
     position_numbering: Literal["column", "count", "ids"] = "column"
     task: Literal["causal", "masked", "seq2seq"] = "causal"  # task of the pre-trained head
     padding_matters: bool = False  # whether padding changes outputs (pooled token, expert capacity)
+
+    def architecture_of(self, config: ModelConfig) -> str:
+        """Returns the class of transformers that reads an export of this model."""
+        return self.smaller_architecture(config) or self.architecture
+
+    def is_bare(self, config: ModelConfig) -> bool:
+        """Returns whether a model is an encoder without the head of its family."""
+        return self.smaller_architecture(config).endswith("Model")
+
+    def saved_name(self, name: str, config: ModelConfig) -> str:
+        """Returns the name of a tensor in an export, which has no prefix without a head."""
+        return name.removeprefix(self.prefix) if self.is_bare(config) else name
 
 
 def find_part(config: ModelConfig, kind: str, layer: int = -1) -> Any:
@@ -65,7 +83,7 @@ def find_part(config: ModelConfig, kind: str, layer: int = -1) -> Any:
         LookupError: if there is none.
     """
     for i, spec in enumerate(config.layer_layout().layer_specs()):
-        for name, variant in (spec[:2], spec[2:]):
+        for name, variant in spec.parts():
             part = config.part_config(name, variant)
             if CANONICAL_PART.get(name, name) == kind and layer in (-1, i) and part is not None:
                 return part

@@ -8,41 +8,13 @@ from typing import TypeVar
 
 from arch.layers.activations import Activation
 from errors import CheckpointError, ConfigError
+from hub.harmless_keys import MUST_BE_OFF, is_harmless
+from settings.json_files import read_json_object
 from settings.json_types import JsonObject
 
 T = TypeVar("T")
 
 CONFIG_FILE = "config.json"
-# Keys about training, generation, bookkeeping, or other ways to compute the same numbers.
-_IGNORED_KEYS = """_name_or_path _attn_implementation _commit_hash architectures auto_map model_type
-    transformers_version dtype torch_dtype torchscript use_bfloat16 use_cache return_dict
-    return_dict_in_generate output_attentions output_hidden_states output_scores
-    output_router_logits output_past initializer_range initializer_factor init_std
-    initializer_cutoff_factor gradient_checkpointing id2label label2id num_labels problem_type
-    finetuning_task task_specific_params tokenizer_class prefix bos_token_id eos_token_id
-    pad_token_id sep_token_id cls_token_id mask_token_id unk_token_id decoder_start_token_id
-    forced_bos_token_id forced_eos_token_id max_length min_length do_sample early_stopping num_beams
-    num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty
-    length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
-    num_return_sequences exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
-    remove_invalid_values attention_dropout attn_pdrop embd_pdrop resid_pdrop hidden_dropout
-    hidden_dropout_prob attention_probs_dropout_prob dropout dropout_rate activation_dropout
-    layerdrop classifier_dropout classifier_dropout_prob summary_activation summary_first_dropout
-    summary_proj_to_labels summary_type summary_use_proj summary_hidden_dropout tf_legacy_loss
-    pretraining_tp slow_but_exact chunk_size_feed_forward tokenizer_model_max_length
-    _num_labels n_ctx vocab_file language model_max_length"""
-IGNORED_KEYS = frozenset(_IGNORED_KEYS.split())
-# Keys of the base class, which are harmless only with these values.
-MUST_BE_OFF: JsonObject = {
-    "is_decoder": False,
-    "is_encoder_decoder": False,
-    "add_cross_attention": False,
-    "cross_attention_hidden_size": None,
-    "pruned_heads": {},
-    "quantization_config": None,
-    "tie_encoder_decoder": False,
-    "sparse_attention": None,
-}
 ACTIVATIONS: dict[str, Activation] = {  # an export has the first name of each
     "silu": "silu",
     "swish": "silu",
@@ -66,19 +38,23 @@ class HfConfig:
     `hf["name"]` requires a key, which is an integer in all families. `get` gives null a meaning,
     and its result has the type of this default; the configs that are made from it check the type.
     `check_all_read` refuses keys that were not read. A missing key has its value in `defaults`, or
-    is null if it is not in there.
+    is null if it is not in there. `tensors` has the names in the files of weights, and is None if
+    config.json is read alone.
     """
 
     def __init__(
         self,
         values: Mapping[str, object],
         path: str,
-        tensors: Iterable[str],
+        tensors: Iterable[str] | None,
         defaults: Mapping[str, object] = MappingProxyType({}),
     ):
         self._values: JsonObject = {**defaults, **values}
         self._path, self._read_names = path, {"model_type"}
-        self._present, self._tensors = frozenset(values), frozenset(tensors)
+        self._present, self._tensors = (
+            frozenset(values),
+            tensors if tensors is None else frozenset(tensors),
+        )
 
     def __getitem__(self, name: str) -> int:
         self._read_names.add(name)
@@ -105,8 +81,13 @@ class HfConfig:
         """Returns a size, which is `auto` if the value is "auto" or null."""
         return auto if self.get(name, "auto") == "auto" else self[name]
 
-    def has_tensor(self, *names: str) -> bool:
-        """Returns whether the files have a tensor whose name ends in one of `names`."""
+    def has_tensor(self, *names: str, if_unknown: bool) -> bool:
+        """Returns whether the files have a tensor whose name ends in one of `names`.
+
+        It is `if_unknown` where config.json is read without weights.
+        """
+        if self._tensors is None:
+            return if_unknown
         return any(f".{tensor}".endswith(f".{name}") for tensor in self._tensors for name in names)
 
     def get_any(self, *names: str) -> int:
@@ -148,7 +129,11 @@ class HfConfig:
         for name, value in MUST_BE_OFF.items():
             if name not in self._read_names:
                 self.require_value(name, value)
-        unread = sorted(self._present - self._read_names - IGNORED_KEYS)
+        unread = sorted(
+            name
+            for name in self._present - self._read_names
+            if not is_harmless(self.model_type, name, self._values[name])
+        )
         if unread:
             options = ", ".join(f"{name}={self._values[name]!r}" for name in unread[:10])
             raise ConfigError(
@@ -178,17 +163,17 @@ def read_config(folder: Path) -> JsonObject:
         CheckpointError: if the file cannot be read or is not a JSON object.
     """
     path = folder / CONFIG_FILE
-    try:
-        values = json.loads(path.read_text("utf-8"), object_hook=_decode_float)
-    except OSError as error:
+    if not path.exists():
         raise CheckpointError(
-            f"{path}: {error.strerror}; give the folder of a Hugging Face checkpoint"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); download it again") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is not a JSON object; download it again")
-    return values
+            f"{path}: No such file or directory; give the folder of a Hugging Face checkpoint"
+        )
+    return read_json_object(path, object_hook=_decode_float)
+
+
+def write_json(path: Path, values: JsonObject) -> None:
+    """Writes a JSON file that every reader accepts (RFC 8259 knows no infinity)."""
+    text = json.dumps(values, indent=2, sort_keys=True, allow_nan=False)
+    path.write_text(text + "\n", "utf-8")
 
 
 def _decode_float(value: JsonObject) -> JsonObject | float:

@@ -28,8 +28,8 @@ def format_card(record: JsonObject, run_folder: Path, step: int, architecture: s
         "",
         "| | |",
         "|---|---|",
-        f"| data | {data['source']} {data['path']} (sha256 {data_hash}) |",
-        f"| tokenizer | {data['tokenizer']} (sha256 {tokenizer_hash}) |",
+        f"| data | {data['source']} {_public_name(data['path'])} (sha256 {data_hash}) |",
+        f"| tokenizer | {_public_name(data['tokenizer'])} (sha256 {tokenizer_hash}) |",
         f"| budget | {step} steps of {batch_size} rows of {seq_len} tokens: {tokens} |",
         f"| seed | {settings['seed']} |",
         f"| code | {_format_code(record)} |",
@@ -41,6 +41,12 @@ def format_card(record: JsonObject, run_folder: Path, step: int, architecture: s
     if rows:
         lines += ["| score | value |", "|---|---|", *rows, ""]
     return "\n".join(lines)
+
+
+def _public_name(path: str) -> str:
+    """Returns a name of the hub as it is, and of a path on this machine its last part alone."""
+    is_local = path.startswith(("/", "~", ".")) or Path(path).exists() or path.count("/") > 1
+    return Path(path).name if is_local else path
 
 
 def _format_code(record: JsonObject) -> str:

@@ -130,5 +130,8 @@ def _param_name(stack: str, layout: LayerLayout, layer: int, path: str) -> str:
     """Replaces `mixer` and `channel` by the name of the part in this layer."""
     spec = layout.layer_specs()[layer]
     part, dot, leaf = path.partition(".")
-    names = {"mixer": CANONICAL_PART.get(spec.mixer, spec.mixer), "channel": spec.channel}
+    mixer, match = spec.mixer, re.fullmatch(r"mixers\.(\d+)\.(.*)", leaf)
+    if "&" in mixer and part == "mixer" and match:
+        mixer, leaf = mixer.split("&")[int(match[1])], match[2]
+    names = {"mixer": CANONICAL_PART.get(mixer, mixer), "channel": spec.channel}
     return f"{stack}.{layer}.{names.get(part, part)}{dot}{leaf}"

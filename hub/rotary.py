@@ -5,9 +5,12 @@ use `type` or `rope_type`, and `su` for longrope. `arch/mixers/rope.py` has the 
 """
 
 import math
+from collections.abc import Sequence
 
-from arch.mixers.rope import RopeConfig
+from arch.mixers.attention import AttentionConfig
+from arch.mixers.rope import RopeConfig, attention_factor
 from errors import ConfigError
+from hub import layer_types
 from hub.hf_config import HfConfig
 from settings.json_types import JsonObject
 
@@ -146,6 +149,83 @@ def to_hf(cfg: RopeConfig, head_dim: int, *, rotary_fraction: float = 0.0) -> Js
     elif cfg.scaling != "linear":
         scaling["original_max_position_embeddings"] = cfg.original_length
     return keys | {"rope_scaling": scaling}
+
+
+def yarn_score_growth(hf: HfConfig) -> float:
+    """Returns the factor m of queries and keys that `mscale_all_dim` of YaRN gives all features.
+
+    Scores grow by its square (DeepSeek-V2's and DeepSeek-V3's code).
+    """
+    parameters: JsonObject = {**hf.get("rope_scaling", {}), **hf.get("rope_parameters", {})}
+    if parameters.get("rope_type", parameters.get("type")) != "yarn":
+        return 1.0
+    return _yarn_mscale(float(parameters["factor"]), parameters.get("mscale_all_dim") or 0.0)
+
+
+def yarn_to_hf(cfg: RopeConfig, head_dim: int, score_growth: float) -> JsonObject:
+    """Returns the keys of `to_hf`, in which `mscale` and `mscale_all_dim` state both factors.
+
+    Raises:
+        LookupError: if the scores grow and the scaling is not YaRN.
+    """
+    keys = to_hf(cfg, head_dim)
+    if cfg.scaling != "yarn":
+        if score_growth != 1:
+            raise LookupError("mscale_all_dim")
+        return keys
+    log = 0.1 * math.log(cfg.factor)
+    all_dim = (score_growth - 1) / log
+    if all_dim:
+        scaling = keys["rope_scaling"]
+        scaling.pop("attention_factor", None)
+        scaling["mscale_all_dim"] = round(all_dim, 9)
+        scaling["mscale"] = round((attention_factor(cfg) * score_growth - 1) / log, 9)
+    return keys
+
+
+def by_layer_type(
+    hf: HfConfig, head_dim: int, *, sliding: JsonObject, style: str = "half"
+) -> dict[str, RopeConfig]:
+    """Reads the rotary positions of layers without and with a window, by `layer_types`.
+
+    Version 5 has one dict of parameters for each type. Version 4 has `rope_theta` and
+    `rope_scaling` for full layers; `sliding` are then the parameters of the others.
+    """
+    parameters: JsonObject = hf.get("rope_parameters", {})
+    if layer_types.FULL not in parameters and layer_types.SLIDING not in parameters:
+        full = {"rope_theta": hf["rope_theta"], **hf.get("rope_scaling", {}), **parameters}
+        parameters = {layer_types.FULL: full, layer_types.SLIDING: sliding}
+    return {
+        kind: from_rope_parameters(hf, parameters[kind], head_dim, head_dim, style)
+        for kind in (layer_types.FULL, layer_types.SLIDING)
+        if kind in parameters
+    }
+
+
+def by_layer_type_to_hf(parts: Sequence[AttentionConfig], width: int) -> JsonObject:
+    """Returns `rope_parameters` of version 5, one dict for each layer type.
+
+    A type that no layer has gets the parameters of the other.
+    """
+    ropes = {kind: part for part in parts for kind in layer_types.to_hf([part])}
+    parameters: JsonObject = {}
+    for kind in (layer_types.FULL, layer_types.SLIDING):
+        part = ropes.get(kind, parts[0])
+        keys = to_hf(part.rope, part.head_shape(width)[2])
+        scaling = keys["rope_scaling"] or {"rope_type": "default"}
+        parameters[kind] = {"rope_theta": keys["rope_theta"], **scaling}
+    return {"rope_parameters": parameters}
+
+
+def with_both_generations(keys: JsonObject) -> JsonObject:
+    """Adds the dict of version 5 to a config.json that has the keys of version 4."""
+    if "rope_theta" not in keys or "rope_parameters" in keys:
+        return keys
+    rope_parameters = {"rope_theta": keys["rope_theta"]}
+    rope_parameters |= keys.get("rope_scaling") or {"rope_type": "default"}
+    if "partial_rotary_factor" in keys:
+        rope_parameters["partial_rotary_factor"] = keys["partial_rotary_factor"]
+    return keys | {"rope_parameters": rope_parameters}
 
 
 def as_rope_parameters(keys: JsonObject) -> JsonObject:

@@ -1,23 +1,26 @@
 """Converts checkpoints to runs and back, and loads the initial parameters of a run."""
 
 import dataclasses
-import json
 from pathlib import Path
+from typing import Literal
 
 import jax
 from jax.sharding import NamedSharding
 
 import hub
 from data import open_data
+from data.chats.templates import export_template
+from data.framing import Framing
 from data.sources import DataConfig
-from data.tokenizers import TOKENIZER_FILE as TOKENIZER
 from data.tokenizers import JsonTokenizer, Tokenizer
 from errors import CheckpointError, ConfigError, DataError
-from hub import checkpoint, model_card
+from hub import checkpoint, model_card, vocabulary
 from hub.config_equivalence import differences
 from hub.download import resolve_folder
+from hub.hf_config import write_json
 from settings.json_types import JsonObject
 from settings.tree import from_json
+from storage import scratch
 from training import mesh as meshes
 from training import runner
 from training.checkpoint import restore
@@ -28,7 +31,8 @@ from training.settings import Settings, TrainConfig
 from training.state import Trainable, init_trainable
 
 OBJECTIVE_OF_TASK = {"causal": "causal_lm", "masked": "masked_lm", "seq2seq": "denoising"}
-MAX_IMPORT_LENGTH = 256  # tokens of a row in an imported run, unless the model allows fewer
+MAX_IMPORT_LENGTH = 2048  # tokens of a row in an imported run, unless the model allows fewer
+FramingChoice = Literal["published", "bos", "none"]
 
 
 def load_params(source: str, program: TrainProgram, tokenizer_fingerprint: str) -> Trainable:
@@ -57,29 +61,48 @@ def load_params(source: str, program: TrainProgram, tokenizer_fingerprint: str) 
             "config: python -m hub import SRC --workdir=RUN, then --config=RUN/run.json"
         )
     tokenizer = checkpoint.load_tokenizer(folder, config)
-    if tokenizer is not None and tokenizer.fingerprint != tokenizer_fingerprint:
+    if tokenizer is not None and tokenizer_fingerprint not in vocabulary.fingerprints(
+        tokenizer, folder
+    ):
         raise DataError(
             f"{folder} has another tokenizer ({tokenizer.fingerprint[:12]}) than this run "
-            f"({tokenizer_fingerprint[:12]}); set data.tokenizer to {folder / TOKENIZER}"
+            f"({tokenizer_fingerprint[:12]}); set data.tokenizer to {folder}"
         )
     model = checkpoint.load_model(folder, family, model_config, program.mesh)
     return program.abstract_state.trainable._replace(model=model, head=None)
 
 
-def import_as_run(source: str, workdir: Path, data_config: DataConfig | None = None) -> None:
+def import_as_run(
+    source: str,
+    workdir: Path,
+    data_config: DataConfig | None = None,
+    framing: FramingChoice = "published",
+) -> Tokenizer | None:
     """Creates a run folder from a checkpoint, for --init_from, --config and evaluation.
 
-    `data_config` is the data on which the run is evaluated, by default the embedded corpus.
+    Args:
+        source: a folder, or `owner/name[@revision]` of the hub.
+        workdir: the run folder to create.
+        data_config: the data on which the run is evaluated, by default the embedded corpus.
+        framing: what precedes a context, a prompt and a text: what the files of the model say, the
+            token bos, or nothing. The run records it beside its tokenizer.
+
+    Returns:
+        The tokenizer of the model, None if it has none; the run then reads bytes.
     """
-    validate_run_path(workdir)
+    workdir = validate_run_path(scratch.local_path(workdir))
     folder = resolve_folder(source)
     family, config = checkpoint.detect_family(folder)
     tokenizer = checkpoint.load_tokenizer(folder, config)
     tokenizer_folder = workdir / "tokenizer"
+    if isinstance(tokenizer, JsonTokenizer):
+        tokenizer.use_framing(tokenizer.specials, _framed_as(framing, tokenizer))
     if tokenizer is not None:
         tokenizer_folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(tokenizer_folder)
-    length = min(MAX_IMPORT_LENGTH, config.positions.max_length or MAX_IMPORT_LENGTH)
+    window = tokenizer.framing.window if tokenizer is not None else 0
+    limits = (MAX_IMPORT_LENGTH, window, config.positions.max_length)
+    length = min(limit for limit in limits if limit)
     settings = Settings(
         model=config,
         objective=OBJECTIVE_OF_TASK[family.task],  # type: ignore[arg-type]
@@ -90,6 +113,23 @@ def import_as_run(source: str, workdir: Path, data_config: DataConfig | None = N
         train=TrainConfig(steps=0, seq_len=length),
     )
     runner.create_run_from_params(settings, workdir, str(folder), load_params)
+    return tokenizer
+
+
+def _framed_as(choice: FramingChoice, tokenizer: Tokenizer) -> Framing:
+    """Returns the tokenizer's framing with another prefix of texts, if `choice` asks for one.
+
+    Raises:
+        ConfigError: if it asks for a bos that the tokenizer lacks.
+    """
+    if choice == "published":
+        return tokenizer.framing
+    if choice == "bos" and tokenizer.specials.bos < 0:
+        raise ConfigError(
+            "--framing=bos: the tokenizer has no bos; use --framing=published or none"
+        )
+    prefix = (tokenizer.specials.bos,) if choice == "bos" else ()
+    return dataclasses.replace(tokenizer.framing, text_prefix=prefix)
 
 
 def export_run(run: Path, target: Path, family: str = "", dtype: str = "float32") -> str:
@@ -105,6 +145,7 @@ def export_run(run: Path, target: Path, family: str = "", dtype: str = "float32"
         CheckpointError: if `run` is not a run folder.
         ConfigError: if `target` is not empty.
     """
+    run, target = scratch.local_copy(run), scratch.local_path(target)
     record = read_json(run / "run.json")
     if record is None or "settings" not in record:
         raise CheckpointError(
@@ -126,9 +167,12 @@ def export_run(run: Path, target: Path, family: str = "", dtype: str = "float32"
     )
     root = run / "checkpoints"
     step = restore.newest_step(root)
-    extra_config = make_extra_config(settings, tokenizer)
+    use = text_use(settings, tokenizer, is_causal=hf_family.task == "causal")
+    extra_config = make_extra_config(settings, tokenizer, use)
     ids = {k: v for k, v in extra_config.items() if k.endswith("_token_id")}
-    card = model_card.format_card(record, run, step, hf_family.architecture)
+    if use.stop_ids:
+        ids["eos_token_id"] = list(use.stop_ids) if len(use.stop_ids) > 1 else use.stop_ids[0]
+    card = model_card.format_card(record, run, step, hf_family.architecture_of(settings.model))
     with staged_folder(target) as stage:
         trainable = restore.restore_subset(root, step, _abstract_trainable(settings), "trainable")
         hub.save(
@@ -137,25 +181,47 @@ def export_run(run: Path, target: Path, family: str = "", dtype: str = "float32"
             dtype=dtype,
             extra_config=extra_config,
             tokenizer=tokenizer if isinstance(tokenizer, JsonTokenizer) else None,
+            text_use=use,
         )
-        _write_json(stage / "generation_config.json", ids)
+        write_json(stage / "generation_config.json", ids)
         (stage / "README.md").write_text(card)
+    scratch.upload_tree(target)
     return hf_family.model_type
 
 
-def make_extra_config(settings: Settings, tokenizer: Tokenizer) -> JsonObject:
+def text_use(settings: Settings, tokenizer: Tokenizer, *, is_causal: bool) -> vocabulary.TextUse:
+    """Returns how texts are framed by what a run was trained with, or by an imported model's files.
+
+    A chat ends its turns with the marker of the template, which then is the tokenizer's eos.
+    """
+    if not settings.train.steps:
+        return vocabulary.published_use(tokenizer, is_causal)
+    framing, eos = tokenizer.framing, tokenizer.specials.eos
+    stops = {*framing.stop_ids, *framing.document_suffix}
+    suffix = () if is_causal else framing.document_suffix
+    chat = export_template(settings.data.chat_template, tokenizer)
+    first = chat.end_of_turn.token_id if chat and chat.end_of_turn.token_id >= 0 else eos
+    stops |= {first} if first >= 0 else set()
+    ordered = tuple(sorted(stops, key=lambda i: (i != first, i)))
+    template = chat.jinja if chat else ""
+    return vocabulary.TextUse(framing.document_prefix, suffix, ordered, template)
+
+
+def make_extra_config(
+    settings: Settings, tokenizer: Tokenizer, use: vocabulary.TextUse
+) -> JsonObject:
     """Returns keys of config.json for the ids of special tokens and the length of the rows."""
-    names = ("bos", "eos", "pad")
-    ids = {f"{name}_token_id": getattr(tokenizer.specials, name) for name in names}
-    keys = {name: value for name, value in ids.items() if value >= 0}
-    model = settings.model
-    if model.encoder.depth and "bos_token_id" in keys:
-        keys["decoder_start_token_id"] = keys["bos_token_id"]  # targets start with it in training
-    has_attention = any(
-        spec.mixer.endswith("attention") for spec in model.layer_layout().layer_specs()
-    )
+    specials, model = tokenizer.specials, settings.model
+    eos = use.stop_ids[0] if use.stop_ids else specials.eos
+    ids = {"bos": specials.bos, "eos": eos, "pad": specials.pad}
+    keys = {f"{name}_token_id": value for name, value in ids.items() if value >= 0}
+    if model.encoder.depth and specials.decoder_start >= 0:
+        keys["decoder_start_token_id"] = specials.decoder_start
+    specs = model.layer_layout().layer_specs()
+    has_attention = any(name.endswith("attention") for spec in specs for name, _ in spec.mixers())
     if has_attention and not model.positions.learned and not model.encoder.depth:
-        keys["max_position_embeddings"] = settings.train.seq_len
+        window = 0 if settings.train.steps else tokenizer.framing.window
+        keys["max_position_embeddings"] = window or settings.train.seq_len
     return keys
 
 
@@ -165,7 +231,3 @@ def _abstract_trainable(settings: Settings) -> Trainable:
     shapes = jax.eval_shape(lambda: init_trainable(settings.model, settings.get_objective(), 0))
     sharding = NamedSharding(mesh, jax.P())
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
-
-
-def _write_json(path: Path, value: JsonObject) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from errors import CheckpointError
+from settings.json_files import read_json_object
 from settings.json_types import JsonObject
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -33,6 +34,7 @@ DTYPES = {
     "BOOL": np.dtype("?"),
 }
 MAX_HEADER_BYTES = 100 << 20  # bytes; the limit of the safetensors library
+MAX_FILE_NAME = 255  # bytes of the name of a file
 MAX_SHARD_BYTES = 5 << 30  # bytes of one written file
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 UNSUPPORTED_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.npz")
@@ -190,13 +192,17 @@ def _parse_entry(path: Path, info: JsonObject, start: int) -> TensorEntry:
 
 def _read_sharded_entries(folder: Path, index: Path) -> dict[str, TensorEntry]:
     try:
-        names = json.loads(index.read_text("utf-8"))["weight_map"]
+        names = read_json_object(index)["weight_map"]
         shards = sorted(set(names.values()))
-        is_inside = all(Path(shard).name == shard for shard in shards)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        is_inside = all(
+            Path(shard).name == shard and len(shard.encode()) <= MAX_FILE_NAME for shard in shards
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(_damage_message(index, f"it cannot be read ({error})")) from error
     if not is_inside:
-        raise CheckpointError(_damage_message(index, "it names files outside of its folder"))
+        raise CheckpointError(
+            _damage_message(index, "it names files outside of its folder, or too long")
+        )
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
         raise CheckpointError(

@@ -56,6 +56,15 @@ def norm(param: str, hf_name: str) -> tuple[TensorMap, TensorMap]:
     return scale, identity(f"{param}.bias", f"{hf_name}.bias")
 
 
+def qk_norms(mixer: str, hf_prefix: str) -> tuple[TensorMap, TensorMap]:
+    """Maps the norms of queries and keys of LLaMA-like layers, `hf_prefix` being `self_attn`."""
+    q, k = (
+        identity(f"stack.{{i}}.{mixer}.norm_{x}", f"model.layers.{{i}}.{hf_prefix}.{x}_norm.weight")
+        for x in "qk"
+    )
+    return q, k
+
+
 def fused_linear(
     params: tuple[str, ...],
     hf_name: str,

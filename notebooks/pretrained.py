@@ -114,6 +114,7 @@ train.run(
         f"--config.log.every={max(STEPS // 10, 1)}",
         "--config.log.console=plain",
         "--config.eval.tasks=('bits_per_byte',)",
+        "--config.eval.limit=0",  # whole splits, as for the imported model
     ]
 )
 

@@ -80,7 +80,7 @@ def make_settings(width, depth, steps):
     c.optimizer.schedule = "constant"
     c.optimizer.learning_rate, c.optimizer.warmup = 8e-3, 10
     c.eval.every = steps // N_BUDGETS
-    c.eval.tasks, c.eval.splits = ("bits_per_byte",), ("valid",)
+    c.eval.tasks, c.eval.splits, c.eval.limit = ("bits_per_byte",), ("valid",), 0
     c.checkpoint.every, c.log.console = 0, "off"
     settings = freeze(Settings, c)
     return resolve(settings, open_data(settings.data).tokenizer.vocab_size)

@@ -104,7 +104,8 @@ class Denoising:
         Raises:
             ConfigError: if the tokenizer has too few sentinels or mode tokens.
         """
-        tokenizer.specials.require("sentinels", "eos", "bos", needed_by="objective denoising")
+        needed = "decoder_start" if model.encoder.depth else "eos"
+        tokenizer.specials.require("sentinels", "eos", needed, needed_by="objective denoising")
         if self.style == "infill":
             tokenizer.specials.require("mask", needed_by="objective denoising")
         spec, corruptions = self.row_spec(model, seq_len), self.span_corruptions()
@@ -129,9 +130,8 @@ class Denoising:
             tokens = np.concatenate([*slices, np.zeros(0, np.int32)]).astype(np.int32)
             inputs, targets = self._corrupt(tokens, tokenizer.specials, rng)
             if has_encoder:
-                return _encoder_decoder_rows(
-                    inputs, targets, spec.source_length, spec.target_length, tokenizer.specials.bos
-                )
+                start, length = tokenizer.specials.decoder_start, spec.source_length
+                return _encoder_decoder_rows(inputs, targets, length, spec.target_length, start)
             return _decoder_only_row(inputs, targets, seq_len)
 
         return make_row

@@ -36,6 +36,10 @@ class SpecialIds(Protocol):
         """The id of the token that replaces a masked one, or -1."""
 
     @property
+    def decoder_start(self) -> int:
+        """The id from which a decoder starts, or -1."""
+
+    @property
     def sentinels(self) -> tuple[int, ...]:
         """The ids that stand for removed spans, or an empty tuple."""
 
@@ -62,6 +66,10 @@ class TokenizerLike(Protocol):
     def specials(self) -> SpecialIds:
         """The special ids."""
 
+    @property
+    def non_text_ids(self) -> np.ndarray:
+        """The ids that stand for no text: special, unknown and unused ones."""
+
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids`."""
 
@@ -77,9 +85,16 @@ class DummySpecials(NamedTuple):
     mask: int = 5
     sentinels: tuple[int, ...] = tuple(range(8, 108))
     modes: tuple[int, ...] = (108, 109, 110)
+    decoder_start: int = 1
 
     def require(self, *names: str, needed_by: str) -> None:
         """Accepts every name, since no special id is missing."""
+
+    @property
+    def all_ids(self) -> np.ndarray:
+        """All special ids, sorted."""
+        singles = (self.pad, self.bos, self.eos, self.sep, self.cls, self.mask)
+        return np.array(sorted({*singles, *self.sentinels, *self.modes}), np.int32)
 
 
 class DummyTokenizer(NamedTuple):
@@ -88,22 +103,20 @@ class DummyTokenizer(NamedTuple):
     vocab_size: int = 128
     specials: DummySpecials = DummySpecials()
 
+    @property
+    def non_text_ids(self) -> np.ndarray:
+        """The ids that stand for no text."""
+        return self.specials.all_ids
+
     def decode(self, ids: Iterable[int]) -> str:
         """Returns an empty text."""
         return ""
 
 
-def special_ids(tokenizer: TokenizerLike) -> np.ndarray:
-    """Returns the ids that are not text; they are never masked and never drawn as replacements."""
-    s = tokenizer.specials
-    ids = (s.pad, s.bos, s.eos, s.sep, s.cls, s.mask, *s.sentinels, *s.modes)
-    return np.array(sorted({i for i in ids if i >= 0}), np.int32)
-
-
 def is_text_id(tokenizer: TokenizerLike) -> np.ndarray:
-    """Returns a bool for each id: whether the id is text."""
+    """Returns a bool for each id: whether the id is text; others are never masked nor inserted."""
     is_text = np.ones(tokenizer.vocab_size, bool)
-    is_text[special_ids(tokenizer)] = False
+    is_text[tokenizer.non_text_ids] = False
     return is_text
 
 

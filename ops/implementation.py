@@ -57,6 +57,15 @@ def select_implementation(
     return requested
 
 
+def prefer_step(num_tokens: int) -> tuple[str, ...]:
+    """Returns the preferred implementations of a recurrence over rows of `num_tokens` tokens.
+
+    One token, as in decoding, is a step of the recurrence itself, which reads and writes the state
+    once. Chunked forms would copy it to other layouts and multiply matrices of one row.
+    """
+    return ("reference",) if num_tokens == 1 else ()
+
+
 def auto_axes() -> dict[str, int]:
     """Returns the axes of the current mesh that the compiler partitions, with their sizes."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -38,7 +38,7 @@ def settings(seed: int, changes: dict[str, Any]) -> dict[str, Any]:
         | changes.get("train", {}),
         "optimizer": {"name": "adamw", "learning_rate": 0.004} | changes.get("optimizer", {}),
         "debug": {"inject_fault": ""},
-        "log": {"every": 10},
+        "log": {"every": 10} | changes.get("log", {}),
     }
 
 
@@ -53,7 +53,7 @@ def run_json(name: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
         "fingerprints": {"data": DATA, "tokenizer": TOKENIZER},
         "cost": {
             "params": changes.get("params", 1_000_000),
-            "active_params": 1_000_000,
+            "active_params": min(changes.get("params", 1_000_000), 1_000_000),
             "non_embedding_params": changes.get("non_embedding_params", 900_000),
             "model_flops": token / 3,
             "executed_flops": token / 3,
@@ -63,8 +63,10 @@ def run_json(name: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
         },
         "code": {"commit": "c" * 40, "dirty": False, "diff_sha256": ""},
         "devices": {"kind": "cpu", "count": 1},
+        **({"energy": changes["energy"]} if "energy" in changes else {}),
         "packages": {"jax": "0.10.2", "numpy": "2.3.0"},
         "study": {"candidate": name, **STUDY, **changes.get("study", {})},
+        "data": {"decodes_back": changes.get("decodes_back", {})},
     }
 
 
@@ -82,29 +84,33 @@ def run(
     **changes: Any,
 ) -> Path:
     """Writes a run folder whose test bits per byte is `value`; `changes` go into run.json."""
-    record = run_json(name, seed, changes)
+    log = {"every": max(100 // max(rows, 1), 1)} | changes.get("log", {})
+    record = run_json(name, seed, changes | {"log": log})
+    train = record["settings"]["train"]
+    steps, step_tokens = train["steps"], train["batch_size"] * train["seq_len"]
     write(folder / "run.json", record)
-    write(folder / "status.json", {"state": state, "step": 100, "code": code, "message": ""})
+    write(folder / "status.json", {"state": state, "step": steps, "code": code, "message": ""})
     (folder / "events.jsonl").write_text('{"event": "start", "step": 0}\n')
     lines, rolling = [], ""
     for index in range(1, rows + 1):
-        step = index * 100 // rows
+        step = index * steps // rows
         rolling = hashlib.sha256(f"{rolling} {data} {seed} {index}".encode()).hexdigest()
         loss = (value if isinstance(value, float) else 2.0) + 4 / (1 + step / 8)
         row = {"step": step, "attempt": 1, "seconds": step / 10, "loss": loss, "nats": loss}
-        row |= {"bits_per_byte": loss, "tokens": step * 256, "unique_tokens": step * 200}
+        row |= {"bits_per_byte": loss, "tokens": step * step_tokens, "unique_tokens": step * 200}
+        row |= changes.get("row", {})
         row |= {"epochs": step / 1000, "tokens_per_second": 2560.0, "step_seconds": 0.1}
         lines.append(json.dumps(row | {"data_hash": rolling}))
     (folder / "metrics.jsonl").write_text("\n".join([*lines, ""]))
     all_scores = [("test/bits_per_byte", value), ("valid/bits_per_byte", value), *scores]
     write(
-        folder / "eval/100/bits_per_byte.json",
+        folder / f"eval/{steps}/bits_per_byte.json",
         {
-            **{"task": "bits_per_byte", "version": 1, "step": 100, "length": 64, "data": DATA},
+            **{"task": "bits_per_byte", "version": 1, "step": steps, "length": 64, "data": DATA},
             "scores": [{"name": n, "value": v, "weight": 1} for n, v in all_scores],
         },
     )
-    write(folder / "checkpoints/100/MANIFEST.json", {"format": 1, "run_id": record["run_id"]})
+    write(folder / f"checkpoints/{steps}/MANIFEST.json", {"format": 1, "run_id": record["run_id"]})
     return folder
 
 

@@ -17,6 +17,7 @@ from arch.mixers.attention import AttentionConfig
 from arch.mixers.bidirectional import BidirectionalConfig
 from arch.mixers.gated_conv import GatedConvConfig
 from arch.mixers.gated_deltanet import GatedDeltaNetConfig
+from arch.mixers.latent_attention import LatentAttentionConfig
 from arch.mixers.mamba1 import Mamba1Config
 from arch.mixers.mamba2 import Mamba2Config
 from arch.mixers.rope import RopeConfig
@@ -31,6 +32,7 @@ def attention(**settings: Any) -> dict[str, Any]:
 
 # Settings of the parts whose default sizes exceed the width of a tiny model.
 SMALL: dict[str, Any] = {
+    "latent_attention": LatentAttentionConfig(kv_rank=6, nope_dim=4, rope_dim=2),
     "mamba1": Mamba1Config(state_size=4),
     "mamba2": Mamba2Config(state_size=6, head_dim=8, chunk_size=4),
     "gated_deltanet": GatedDeltaNetConfig(heads=2, chunk_size=4),
@@ -46,8 +48,29 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "multi-query window": attention(kv_heads=1, window=3, softcap=2.0, qk_norm="full"),
         "alibi": attention(position_encoding="alibi", heads=2, head_dim=6, scale=0.3, qkv_clip=1.5),
         "partial rope": attention(rope=RopeConfig(rotary_dim=2, style="interleaved", theta=100.0)),
+        "gates": attention(kv_heads=2, output_gate="channel", sinks=True, forget_gate=True),
+        "gate of a head in a forgetful window": attention(
+            output_gate="head", forget_gate=True, window=3, position_encoding="none"
+        ),
+        "selected blocks": attention(kv_heads=1, block_size=2, top_blocks=2),
         "relative": attention(position_encoding="relative")
         | {"positions": PositionsConfig(num_buckets=8, max_distance=8)},
+    },
+    "latent_attention": {
+        "default": {},
+        "query latent": {
+            "latent_attention": LatentAttentionConfig(
+                heads=2,
+                kv_rank=5,
+                query_rank=7,
+                nope_dim=4,
+                rope_dim=3,
+                value_dim=6,
+                position_encoding="none",
+                scale=0.4,
+                bias=True,
+            )
+        },
     },
     "local_attention": {"default": {"local_attention": AttentionConfig(window=3)}},
     "mamba1": {

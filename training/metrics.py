@@ -16,6 +16,7 @@ from objectives import Metrics
 from settings.json_types import JsonObject
 from training import hardware
 from training.accounting import run_tokens
+from training.energy import EnergyMeter
 from training.program import TrainProgram
 
 INTERNAL_METRICS = ("halted",)  # metrics that only the loop reads
@@ -49,6 +50,8 @@ class StepMetrics:
         self._totals = dict[str, Total]()  # of the steps that have been read since the last row
         self._num_steps = 0
         self._start, self._paused, self._waited = time.perf_counter(), 0.0, 0.0  # seconds
+        self._energy = EnergyMeter.of_machine(program.mesh.devices.flatten().tolist())
+        self._start_joules, self._paused_joules = self._read_joules(), 0.0
 
     def add(self, metrics: Metrics) -> None:
         """Adds the metrics of one step, which stay on the device."""
@@ -67,10 +70,11 @@ class StepMetrics:
 
     @contextlib.contextmanager
     def paused(self) -> Generator[None, None, None]:
-        """Excludes the time of an evaluation or a save from the speed."""
-        start = time.perf_counter()
+        """Excludes the time and the energy of an evaluation or a save from those of steps."""
+        start, joules = time.perf_counter(), self._read_joules()
         yield
         self._paused += time.perf_counter() - start
+        self._paused_joules += self._read_joules() - joules
 
     def read(self, step: int, wait_seconds: float) -> JsonObject:
         """Returns the means since the last reading, and the speed.
@@ -94,11 +98,23 @@ class StepMetrics:
         }
         if "nats" in values:
             values["bits_per_byte"] = values["nats"] * self._bits_per_byte
+        if self._energy and num_steps:
+            values[self._energy.metric] = self._take_joules() / num_steps
         if self._peak_flops:
             values["mfu"] = tokens_per_second * self._flops_per_token / self._peak_flops
         self._totals, self._num_steps = {}, 0
         self._start, self._paused, self._waited = end, 0.0, wait_seconds
         return values
+
+    def _read_joules(self) -> float:
+        return self._energy.read() if self._energy else 0.0
+
+    def _take_joules(self) -> float:
+        """Returns the joules since the last reading without those of pauses, and starts anew."""
+        end = self._read_joules()
+        joules = max(end - self._start_joules - self._paused_joules, 0.0)
+        self._start_joules, self._paused_joules = end, 0.0
+        return joules
 
     def _read_pending(self) -> None:
         """Adds the pending metrics to the totals, in the order of the steps."""

@@ -180,6 +180,11 @@ def _step_functions(
     return functions
 
 
+def forget_compiled_steps() -> None:
+    """Makes this process compile the steps of further runs anew, for measurements of that."""
+    _STEP_FUNCTIONS.clear()
+
+
 def batch_shapes(settings: Settings, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the arrays of a batch by name, with shapes taken from an empty row."""
     train, shapes = settings.train, dict[str, jax.ShapeDtypeStruct]()

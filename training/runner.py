@@ -1,17 +1,18 @@
 """From settings to a run: data, mesh, program, run folder and loop, or the report of a dry run."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
 from data import Data, open_data
+from data.round_trip import lossy_sentence
 from errors import CheckpointError, ConfigError
 from objectives import Trainable
 from settings.json_types import JsonObject
 from settings.tree import as_json
+from storage import scratch
 from training import accounting, loop
 from training import mesh as meshes
 from training.checkpoint import restore
@@ -23,13 +24,16 @@ from training.distributed import multihost
 from training.distributed.fault_injection import FaultInjector
 from training.distributed.peer_monitor import PeerMonitor
 from training.distributed.preemption import GracefulStop
+from training.energy import EnergyMeter
 from training.loop import Evaluator, TrainJob
 from training.preflight import check, memory_estimate, report, topology
 from training.program import TrainProgram, make_program
 from training.run import provenance
 from training.run.atomic_io import read_json
-from training.run.folder import RunFolder, open_as_worker, open_run
+from training.run.console import LOGGER
+from training.run.folder import RunFolder
 from training.run.log import LogConfig, MetricsLogger
+from training.run.open_folder import open_as_worker, open_run
 from training.run.resume_check import check_record
 from training.settings import Settings, resolve
 
@@ -62,6 +66,8 @@ def prepare(
     """
     use_compile_cache(settings.train.compile_cache)
     data = open_data(settings.data, settings.store_kinds)
+    if (sentence := lossy_sentence(data.decodes_back)) and multihost.is_main_process():
+        LOGGER.warning(sentence)
     settings = resolve(settings, data.tokenizer.vocab_size)
     return data, make_program(settings, meshes.make_mesh(settings.mesh, devices))
 
@@ -71,9 +77,12 @@ def dry_run(settings: Settings, origins: dict[str, str]) -> None:
 
     `origins` has the origin of each setting by its dotted key.
     """
-    _, program = prepare(settings)
+    data, program = prepare(settings)
     estimate = memory_estimate.estimate(program)
-    report.print_tables(report.dry_run_tables(program, origins, estimate))
+    tables = report.dry_run_tables(program, origins, estimate)
+    if settings.data.chat_template:
+        tables.append(report.chat_table(settings.data.chat_template, data.tokenizer))
+    report.print_tables(tables)
 
 
 def preflight(settings: Settings, origins: dict[str, str], topology_spec: str) -> None:
@@ -91,6 +100,8 @@ def preflight(settings: Settings, origins: dict[str, str], topology_spec: str) -
     estimated_bytes = sum(estimate.values())
     result = check.try_compile(program, target.chip)
     report.print_tables(report.compile_tables(result, program, target, estimated_bytes))
+    if table := report.roofline_table(program, target, result, estimated_bytes):
+        report.print_tables([table])
     check.check_fits(result, program, target, estimated_bytes)
 
 
@@ -164,7 +175,12 @@ def _initial_params(
     if not source:
         return None
     fingerprint = job.data.tokenizer.fingerprint
-    return functools.partial(read_params or params_from_run, source, job.program, fingerprint)
+    reader = read_params or params_from_run
+
+    def read() -> Trainable:
+        return reader(str(scratch.local_copy(source)), job.program, fingerprint)
+
+    return read
 
 
 def _open_run(folder: Path, record: JsonObject, allow_changed: bool) -> RunFolder:
@@ -178,7 +194,22 @@ def _open_run(folder: Path, record: JsonObject, allow_changed: bool) -> RunFolde
         return shared | {"attempt": run.attempt}
 
     shared = multihost.run_on_main_process(open_as_main)
+    _check_scratch_is_shared(folder)
     return opened[0] if opened else open_as_worker(folder, record, shared)
+
+
+def _check_scratch_is_shared(folder: Path) -> None:
+    """Checks that all processes see the scratch folder of a run in an object store.
+
+    Raises:
+        ConfigError: if one does not, so that it could neither write nor read checkpoints.
+    """
+    url = scratch.url_of(folder)
+    if url and not all(multihost.all_gather_object(folder.is_dir())):
+        raise ConfigError(
+            f"--workdir={url}: the processes of this run do not share its scratch folder {folder}; "
+            "give them a home folder in common, or use a --workdir on a shared disk"
+        )
 
 
 def _quiet_unless_main(cfg: LogConfig) -> LogConfig:
@@ -198,6 +229,9 @@ def _run_record(
         mesh=dict(program.mesh.shape),
         flags=flags,
     )
+    record["data"] = {"decodes_back": data.decodes_back}
+    meter = EnergyMeter.of_machine(program.mesh.devices.flatten().tolist())
+    record["energy"] = meter.description if meter else "unknown: the power of a device is not known"
     return record | ({"study": study} if study else {})
 
 

@@ -24,6 +24,7 @@ from objectives import (
 )
 from settings.tree import to_config_dict
 from settings.types import (
+    MAX_INT32,
     NonNegativeInt,
     OneOf,
     PositiveInt,
@@ -52,6 +53,9 @@ class TrainConfig:
     compile_cache: str = "~/.cache/isoflop/compiled"
 
 
+AUTOMATIC_LIMIT = -1  # The value of eval.limit that follows from the tokens of training.
+
+
 @config
 class EvalConfig:
     """The evaluations during a run and at its end."""
@@ -61,6 +65,9 @@ class EvalConfig:
     tasks: tuple[str, ...] = ()  # Evaluation tasks at the end; (): the defaults of the objective.
     # Splits of the data that evaluation tasks read.
     splits: tuple[Literal["valid", "test"], ...] = ("valid", "test")
+    # Tokens of each split that are scored at most, spread over it; 0: whole splits; -1: as many as
+    # take less than a tenth of the training time.
+    limit: Annotated[int, Range(low=AUTOMATIC_LIMIT, high=MAX_INT32)] = AUTOMATIC_LIMIT
     # Prompt of the text sample; in many vocabularies a space at its end is a token of its own.
     sample_prompt: str = "The"
     sample_tokens: NonNegativeInt = 200  # Number of tokens of the text sample.
@@ -105,7 +112,8 @@ class Settings:
 
         Raises:
             ConfigError: if rows are longer than learned positions, microbatches do not divide the
-                batch, or the model or the data do not suit the objective.
+                batch, eval.limit is below one window, or the model or the data do not suit the
+                objective.
         """
         positions, T = self.model.positions, max_row_length(self)
         if positions.learned and 0 < positions.max_length < T:
@@ -129,6 +137,7 @@ class Settings:
             spec = part.objective.row_spec(self.model, T)
             self._check_view(name, spec.view, spec.hint)
             self._check_source(name, spec)
+            self._check_limit(spec)
             if not part.objective.sums_over_rows and batch_size < 2:
                 raise ConfigError(
                     f"train.batch_size {batch_size} is too small for objective {name}, which "
@@ -163,6 +172,14 @@ class Settings:
         """The kinds of token store that the objective reads: False documents, True text pairs."""
         specs = [p.objective.row_spec(self.model, self.train.seq_len) for p in self.mixture_parts()]
         return tuple(sorted({spec.row_kind == "text_pairs" for spec in specs}))
+
+    def _check_limit(self, spec: RowSpec) -> None:
+        if spec.row_kind == "packed" and 0 < self.eval.limit < spec.text_length:
+            raise ConfigError(
+                f"eval.limit {self.eval.limit} is below one window of {spec.text_length} tokens, "
+                f"so that nothing would be scored; set it to {spec.text_length} or more, or to 0 "
+                "for whole splits"
+            )
 
     def _check_source(self, name: str, spec: RowSpec) -> None:
         reads_pairs = spec.row_kind == "text_pairs"

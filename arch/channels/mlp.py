@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from arch.layers.activations import ACTIVATIONS, Activation
+from arch.layers.activations import Activation, Hidden
 from arch.layers.linear import linear
 from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.sequence import ALL_VIEWS, SequenceInfo, View
@@ -101,5 +101,4 @@ def activate_and_project(
     The backward pass keeps h and the gate, and computes their product again.
     """
     h, *gates = hidden
-    act = ACTIVATIONS[activation]
-    return linear(h * act(gates[0]) if gates else act(h), w, bias)
+    return linear(Hidden(activation)(h, gates[0] if gates else None), w, bias)

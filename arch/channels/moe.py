@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from arch.channels import routing
 from arch.channels.mlp import Mlp, MlpConfig
 from arch.channels.routing import ExpertGroups, Routes
-from arch.layers.activations import ACTIVATIONS, Activation
+from arch.layers.activations import Activation, Hidden
 from arch.layers.linear import linear
 from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.sequence import ALL_VIEWS, SequenceInfo, View
@@ -205,7 +205,7 @@ class MoE(nnx.Module):
             routes, capacity, aux = self.route(x, seq, key)
         with jax.named_scope("experts"):
             y = experts(
-                *(x, routes, self._expert_weights(), ACTIVATIONS[cfg.activation]),
+                *(x, routes, self._expert_weights(), Hidden(cfg.activation)),
                 capacity=capacity,
                 implementation=cfg.implementation,
             )

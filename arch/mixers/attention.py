@@ -1,9 +1,11 @@
 """Multi-head attention with grouped keys, windows and position encodings (arXiv:1706.03762).
 
-The projections are three matrices, not one fused matrix, because each can then be sharded over
+Options add a gate on the output (arXiv:2505.06708), sinks (gpt-oss), a forget gate (FoX,
+arXiv:2503.02130) and a selection of blocks of keys (MoBA, arXiv:2502.13189). The projections are three matrices, not one fused matrix, because each can then be sharded over
 heads without a copy.
 """
 
+import dataclasses
 import functools
 from typing import ClassVar, Literal
 
@@ -20,10 +22,12 @@ from arch.mixers.kv_cache import CrossAttentionCache, KVCache
 from arch.mixers.rope import RopeConfig, apply_rope
 from arch.part import Memory
 from arch.part_cost import CostContext, PartCost, TermFlops
-from arch.sequence import ALL_VIEWS, SequenceInfo, View
-from arch.sharding import P, make_matrix, make_vector
+from arch.sequence import ALL_VIEWS, CAUSAL_ONLY, SequenceInfo, View
+from arch.sharding import P, make_matrix, make_param, make_vector
 from errors import ConfigError
 from ops.attention.attention import BiasFn, TokenIndex, attention
+from ops.attention.decay import cumulative_log_decay
+from ops.attention.moba import num_whole_blocks, select_blocks
 from settings.types import NonNegativeFloat, NonNegativeInt, PositiveInt, Probability, config
 
 AttentionState = KVCache | CrossAttentionCache
@@ -52,6 +56,15 @@ class AttentionConfig:
     qk_norm: Literal["none", "head", "full"] = "none"
     # Number added to the mean square in the norm of queries and keys.
     qk_norm_eps: NonNegativeFloat = 1e-6
+    # Multiply normed queries and keys by 1 + weight instead of the weight (Gemma 3).
+    qk_norm_unit_offset: bool = False
+    # Gate sigmoid(x w) of the output: none, one number per head, or one per channel.
+    output_gate: Literal["none", "head", "channel"] = "none"
+    sinks: bool = False  # Give each head's softmax one learned score that has no value.
+    # Lower scores by the log of a learned gate of each token between key and query (FoX).
+    forget_gate: bool = False
+    block_size: NonNegativeInt = 0  # Tokens of a block that queries select (MoBA); 0: no blocks.
+    top_blocks: PositiveInt = 3  # Number of blocks that a query sees, its own included.
     qkv_clip: NonNegativeFloat = 0.0  # Clip queries, keys and values to +- this value; 0: off.
     bias_qkv: bool = False  # Add a bias to the projections to queries, keys and values.
     bias_out: bool = False  # Add a bias to the output projection.
@@ -60,11 +73,16 @@ class AttentionConfig:
     implementation: Literal["auto", "reference", "xla", "cudnn", "splash"] = "auto"
 
     def check(self) -> None:
-        """Checks the number of key/value heads.
+        """Checks the number of key/value heads, and the options that exclude each other.
 
         Raises:
-            ConfigError: if `kv_heads` does not divide `heads`.
+            ConfigError: if `kv_heads` does not divide `heads`, or blocks are selected in a window.
         """
+        if self.block_size and self.window:
+            raise ConfigError(
+                f"attention.block_size {self.block_size} selects among all earlier blocks, it "
+                f"excludes attention.window {self.window}; set one of them to 0"
+            )
         if self.kv_heads and self.heads % self.kv_heads:
             divisors = [str(g) for g in range(1, self.heads + 1) if self.heads % g == 0]
             raise ConfigError(
@@ -128,7 +146,21 @@ class Attention(nnx.Module):
             self.b_o = make_vector(D, 0.0)
         if cfg.qk_norm != "none":
             per_head = cfg.qk_norm == "head"
-            self.norm_q, self.norm_k = (make_vector(K if per_head else n * K, 1.0) for n in (H, G))
+            start = 0.0 if cfg.qk_norm_unit_offset else 1.0
+            widths = (K, K) if per_head else (H * K, G * K)
+            self.norm_q, self.norm_k = (make_vector(width, start) for width in widths)
+        extra_keys = jax.random.split(jax.random.fold_in(key, 1), 3)
+        if cfg.output_gate != "none":
+            width = _gate_width(cfg, H, K)
+            self.w_gate = make_matrix(extra_keys[0], (D, width), P("data", "model"))
+        if cfg.forget_gate:
+            self.w_forget = make_matrix(extra_keys[1], (D, H), P("data", "model"))
+            self.b_forget = make_vector(H, 0.0)
+        if cfg.sinks:
+            init = nnx.initializers.normal(0.02)
+            self.sinks = make_param(
+                extra_keys[2], (H,), P("model"), init, role="vector", decay=False
+            )
 
     def __call__(
         self,
@@ -144,8 +176,11 @@ class Attention(nnx.Module):
         if self.is_cross:
             assert not isinstance(state, KVCache)
             k, v, keys, state = self._encoder_keys_values(memory, state)
-            y = self._attend(q, k, v, seq.query_index(), keys, key, causal=False, aligned=False)
+            index = seq.query_index()
+            y = self._attend(x, q, k, v, index, keys, key, causal=False, aligned=False)
             return y, state
+        if "full" not in self.supported_views(self.cfg).get("prefix", ""):
+            seq = dataclasses.replace(seq, is_prefix=None)
         k, v = self._keys_values(x)
         if self.cfg.position_encoding == "rope":
             q, k = (
@@ -153,13 +188,19 @@ class Attention(nnx.Module):
                 apply_rope(k, seq.positions, self.cfg.rope),
             )
         queries, keys, aligned = seq.query_index(), seq.key_index(), True
+        if self.cfg.forget_gate:
+            decay = self._log_decay(x, seq)
+            queries, keys = (index._replace(log_decay=decay) for index in (queries, keys))
         if state is not None:
             assert isinstance(state, KVCache)
             aligned, queries = state.is_empty, state.with_cached_offset(queries)
             k, v, keys, state = state.append(k, v, state.with_cached_offset(keys))
+        if self.cfg.block_size:
+            sizes = {"block_size": self.cfg.block_size, "top_blocks": self.cfg.top_blocks}
+            queries, keys = select_blocks(q, k, queries, keys, **sizes, aligned=aligned)
         bias, window = self._position_bias(seq, x.dtype), self._window_bounds(seq.causal)
         y = self._attend(
-            *(q, k, v, queries, keys, key),
+            *(x, q, k, v, queries, keys, key),
             causal=seq.causal,
             aligned=aligned,
             bias=bias,
@@ -177,10 +218,14 @@ class Attention(nnx.Module):
             return CrossAttentionCache.create(batch_size, max_length, G, K, dtype)
         window = self.cfg.window
         slots = min(window, max_length) if window else max_length
-        return KVCache.create(batch_size, slots, G, K, dtype, is_ring=slots < max_length)
+        decay_heads = self.head_shape[0] if self.cfg.forget_gate else 0
+        is_ring = slots < max_length
+        return KVCache.create(
+            batch_size, slots, G, K, dtype, is_ring=is_ring, decay_heads=decay_heads
+        )
 
     def _attend(
-        self, q, k, v, queries, keys, key, *, causal, aligned, bias=None, window=None
+        self, x, q, k, v, queries, keys, key, *, causal, aligned, bias=None, window=None
     ) -> Float[Array, "B T D"]:
         cfg = self.cfg
         y = attention(
@@ -193,8 +238,12 @@ class Attention(nnx.Module):
             aligned=aligned,
             dropout=cfg.dropout,
             key=key,
+            sinks=self.sinks[...] if cfg.sinks else None,
             implementation=cfg.implementation,
         )
+        if cfg.output_gate != "none":
+            gate = rearrange(linear(x, self.w_gate[...]), "b t (h k) -> b t h k", h=y.shape[2])
+            y = y * jax.nn.sigmoid(gate)
         y = rearrange(y, "b t h k -> b t (h k)")
         return linear(y, self.w_o[...], self.b_o[...] if cfg.bias_out else None)
 
@@ -216,6 +265,12 @@ class Attention(nnx.Module):
             )
         return state.k, state.v, state.token_index, state
 
+    def _log_decay(self, x: Array, seq: SequenceInfo) -> Float[Array, "B T H 2"]:
+        """Returns the cumulative log of the forget gates."""
+        gate = linear(x, self.w_forget[...], self.b_forget[...])
+        log_f = jax.nn.log_sigmoid(gate.astype(jnp.promote_types(x.dtype, jnp.float32)))
+        return cumulative_log_decay(log_f, seq.segment_ids)
+
     def _position_bias(self, seq: SequenceInfo, dtype: jnp.dtype) -> BiasFn | None:
         if self.cfg.position_encoding == "alibi":
             if self.cfg.alibi_rounded:
@@ -236,26 +291,31 @@ class Attention(nnx.Module):
         cfg, (H, _, _) = self.cfg, self.head_shape
         q = linear(x, self.w_q[...], self.b_q[...] if cfg.bias_qkv else None)
         if cfg.qk_norm == "full":
-            q = rms_norm(q, self.norm_q[...], cfg.qk_norm_eps)
+            q = self._norm(q, self.norm_q[...])
         q = jnp.clip(q, -cfg.qkv_clip, cfg.qkv_clip) if cfg.qkv_clip else q
         q = rearrange(q, "b t (h k) -> b t h k", h=H)
-        return rms_norm(q, self.norm_q[...], cfg.qk_norm_eps) if cfg.qk_norm == "head" else q
+        return self._norm(q, self.norm_q[...]) if cfg.qk_norm == "head" else q
 
     def _keys_values(self, x: Array) -> tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]]:
         cfg, (_, G, _) = self.cfg, self.head_shape
         k = linear(x, self.w_k[...], self.b_k[...] if cfg.bias_qkv else None)
         v = linear(x, self.w_v[...], self.b_v[...] if cfg.bias_qkv else None)
         if cfg.qk_norm == "full":
-            k = rms_norm(k, self.norm_k[...], cfg.qk_norm_eps)
+            k = self._norm(k, self.norm_k[...])
         if cfg.qkv_clip:
             k, v = (jnp.clip(y, -cfg.qkv_clip, cfg.qkv_clip) for y in (k, v))
         k, v = (rearrange(y, "b s (g k) -> b s g k", g=G) for y in (k, v))
-        return rms_norm(k, self.norm_k[...], cfg.qk_norm_eps) if cfg.qk_norm == "head" else k, v
+        return self._norm(k, self.norm_k[...]) if cfg.qk_norm == "head" else k, v
+
+    def _norm(self, x: Array, scale: Array) -> Array:
+        """Applies RMSNorm to queries or keys."""
+        scale = 1 + scale if self.cfg.qk_norm_unit_offset else scale
+        return rms_norm(x, scale, self.cfg.qk_norm_eps)
 
     @staticmethod
     def supported_views(cfg: AttentionConfig) -> dict[View, str]:
-        """Returns all views."""
-        return ALL_VIEWS
+        """Returns all views; forgetting and the selection of blocks need a causal one."""
+        return CAUSAL_ONLY if cfg.forget_gate or cfg.block_size else ALL_VIEWS
 
     @staticmethod
     def tp_dims(D: int, cfg: AttentionConfig) -> dict[str, int]:
@@ -267,18 +327,23 @@ class Attention(nnx.Module):
     def cost(D: int, cfg: AttentionConfig, context: CostContext) -> PartCost:
         """Returns the cost; `reference` executes all T x T scores, visible or not."""
         H, G, K = cfg.head_shape(D)
-        params, core = _num_params(D, cfg), 4.0 * H * K * context.mean_keys_per_query(cfg.window)
-        executed = 4.0 * H * K * context.length if cfg.implementation == "reference" else core
-        projections = 4.0 * D * (H + G) * K
+        params, executed = _num_params(D, cfg), context.mean_keys_per_query(cfg.window)
+        num_keys = _mean_selected_keys(cfg, context.length) if cfg.block_size else executed
+        executed = context.length if cfg.implementation == "reference" else executed
+        projections = 4.0 * D * (H + G) * K + 2.0 * D * _gates_width(cfg, H, K)
         slots = min(context.length, cfg.window or context.length)
+        terms = {
+            "projections": TermFlops(projections, projections),
+            "core": TermFlops(4.0 * H * K * num_keys, 4.0 * H * K * executed, batched=True),
+        }
+        if cfg.block_size:
+            earlier = sum(i // cfg.block_size for i in range(context.length))
+            blocks = num_whole_blocks(context.length, cfg.block_size) if context.length else 0
+            model = 2.0 * H * K * earlier / max(1, context.length)
+            terms["selection"] = TermFlops(model, 2.0 * H * K * blocks, batched=True)
+        decay_bytes = H * max(4, context.itemsize) * cfg.forget_gate
         return PartCost(
-            params=params,
-            active_params=params,
-            terms={
-                "projections": TermFlops(projections, projections),
-                "core": TermFlops(core, executed, batched=True),
-            },
-            state_bytes=2 * G * K * slots * context.itemsize,
+            params, params, terms, slots * (2 * G * K * context.itemsize + decay_bytes)
         )
 
     @staticmethod
@@ -292,7 +357,7 @@ class Attention(nnx.Module):
             _num_params(D, cfg),
             context.source_length / context.length if context.length else 0.0,
         )
-        queries, keys = 4.0 * D * H * K, 4.0 * D * G * K * share
+        queries, keys = 4.0 * D * H * K + 2.0 * D * _gates_width(cfg, H, K), 4.0 * D * G * K * share
         core = 4.0 * H * K * context.source_length
         return PartCost(
             params=params,
@@ -307,7 +372,22 @@ class Attention(nnx.Module):
 
 def _num_params(D: int, cfg: AttentionConfig) -> int:
     H, G, K = cfg.head_shape(D)
-    biases = cfg.bias_qkv * (H + 2 * G) * K + cfg.bias_out * D
-    return (
-        2 * D * (H + G) * K + biases + {"none": 0, "head": 2 * K, "full": (H + G) * K}[cfg.qk_norm]
-    )
+    vectors = cfg.bias_qkv * (H + 2 * G) * K + cfg.bias_out * D + H * (cfg.forget_gate + cfg.sinks)
+    norms = {"none": 0, "head": 2 * K, "full": (H + G) * K}[cfg.qk_norm]
+    return D * (2 * (H + G) * K + _gates_width(cfg, H, K)) + vectors + norms
+
+
+def _gate_width(cfg: AttentionConfig, H: int, K: int) -> int:
+    """Returns the width of the output gate."""
+    return {"none": 0, "head": H, "channel": H * K}[cfg.output_gate]
+
+
+def _gates_width(cfg: AttentionConfig, H: int, K: int) -> int:
+    """Returns the width of all gates."""
+    return _gate_width(cfg, H, K) + H * cfg.forget_gate
+
+
+def _mean_selected_keys(cfg: AttentionConfig, length: int) -> float:
+    """Returns the mean number of keys in the blocks that a causal query sees."""
+    size, others = cfg.block_size, cfg.top_blocks - 1
+    return sum(min(i // size, others) * size + i % size + 1 for i in range(length)) / max(1, length)

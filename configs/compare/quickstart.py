@@ -43,6 +43,7 @@ def get_config():
     c.optimizer.final_lr_ratio = 0.0
     c.checkpoint.every = 100_000
     c.eval.tasks = ("bits_per_byte", "baselines")
+    c.eval.limit = 0  # The whole split, as the recorded results.
     c.log.console, c.log.every = "off", 50
     return c
 

@@ -4,27 +4,29 @@
     lm_eval.simple_evaluate(model=make_lm_eval_model(ctx), tasks=["sciq"])
 
 `ctx` is `eval.load_run.load_run(folder)[0]`. The result of a request depends on nothing but the
-request (`eval/text_generation.py`). Batches have `eval.batch_size` rows. What does not fit the
-window, which has the length of a row in training, is cut as lm-eval cuts it, and the log says so.
+request (`eval/text_generation.py`). Batches have `eval.batch_size` rows. Window, frame and stop ids
+are those of `eval/framing.py`; special tokens that a text spells become their ids, as in lm-eval's
+own backends. What does not fit the window is cut as lm-eval cuts it, and the log says so.
 """
 
 import importlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-import numpy as np
-
-from errors import ConfigError
+from data.chats.templates import CHAT_TEMPLATES, TOKENIZER_TEMPLATE, Template, find_template
+from data.loss_weights import WeightedPart
+from errors import ConfigError, DataError
 from eval.generate import GREEDY, Sampling
 from eval.likelihood import compute_likelihoods
 from eval.task import EvalContext
-from eval.text_generation import TextRequest, continue_texts, text_model
+from eval.text_generation import TextRequest, continue_texts, encode_prompt, text_model
 from settings.json_types import JsonObject
 from training.run.console import LOGGER
 
 DEFAULT_MAX_NEW_TOKENS = 256  # Used if a request does not set max_gen_toks.
-GENERATION_KEYS = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "min_p")
-
+# Names of the limit of new tokens, the first of which applies.
+LIMIT_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+GENERATION_KEYS = ("until", *LIMIT_KEYS, "do_sample", "temperature", "top_k", "top_p", "min_p")
 
 T = TypeVar("T", int, float)
 
@@ -55,6 +57,7 @@ class LmEvalModel:
                 f"{ctx.settings.objective}; give a run of causal_lm"
             )
         self.ctx = ctx
+        self._template: Template | None = None  # The one that lm-eval asked for by name.
 
     def loglikelihood(self, requests: Sequence[LmEvalRequest]) -> list[tuple[float, bool]]:
         """Returns log p of each continuation, and whether all of its tokens are most likely.
@@ -62,12 +65,13 @@ class LmEvalModel:
         The arguments of a request are (context, continuation).
         """
         pairs = [(request.args[0], request.args[1]) for request in requests]
-        return [(-x.nats, x.is_greedy) for x in compute_likelihoods(self.ctx, pairs)]
+        likelihoods = compute_likelihoods(self.ctx, pairs, has_markers=True)
+        return [(-x.nats, x.is_greedy) for x in likelihoods]
 
     def loglikelihood_rolling(self, requests: Sequence[LmEvalRequest]) -> list[float]:
-        """Returns log p of each text after bos; the arguments of a request are (text,)."""
+        """Returns log p of each text without a context; the arguments of a request are (text,)."""
         pairs = [("", request.args[0]) for request in requests]
-        return [-x.nats for x in compute_likelihoods(self.ctx, pairs)]
+        return [-x.nats for x in compute_likelihoods(self.ctx, pairs, has_markers=True)]
 
     def generate_until(self, requests: Sequence[LmEvalRequest]) -> list[str]:
         """Returns the continuation of each prompt up to the first stop string.
@@ -76,6 +80,74 @@ class LmEvalModel:
         """
         parsed = [_parse_request(request.args[0], request.args[1]) for request in requests]
         return generate_continuations(self.ctx, parsed)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The name under which lm-eval caches requests: the fingerprint of the tokenizer."""
+        return self.ctx.data.tokenizer.fingerprint
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """Returns the program of the template for lm-eval's records; None without chats.
+
+        Args:
+            chat_template: True for the template of the model, False for none, or the name of one.
+
+        Raises:
+            ConfigError: if there is no template of this name.
+        """
+        if chat_template is False or chat_template is None:
+            return None
+        tokenizer = self.ctx.data.tokenizer
+        self._template = find_chat_template(self.ctx, chat_template)
+        return self._template.as_jinja(tokenizer.specials.bos in tokenizer.framing.document_prefix)
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Returns the text of a chat before its next reply.
+
+        Without `add_generation_prompt` it ends with the content of the last message, which the
+        model continues. As in lm-eval, a template that fails gets the chat without its system.
+
+        Raises:
+            DataError: if the template fails.
+        """
+        template = self._template or find_chat_template(self.ctx)
+        messages = [(message["role"], message["content"]) for message in chat_history]
+        try:
+            text = template.text(messages, add_generation_prompt)
+        except DataError as error:
+            messages = [message for message in messages if message[0] != "system"]
+            if len(messages) == len(chat_history):
+                raise
+            LOGGER.warning("%s; the message of the system is left out", error)
+            text = template.text(messages, add_generation_prompt)
+        if add_generation_prompt:
+            return text
+        content = messages[-1][1].lstrip()
+        content = content if content in text else content.rstrip()  # Some templates strip it.
+        return text[: text.rindex(content) + len(content)]
+
+
+def find_chat_template(ctx: EvalContext, name: bool | str = True) -> Template:
+    """Returns the template of this name; by default that of the run, or of the tokenizer's files.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    tokenizer = ctx.data.tokenizer
+    if name is True:
+        name = ctx.settings.data.chat_template
+        name = name or TOKENIZER_TEMPLATE * bool(tokenizer.framing.chat_template)
+    names = (*CHAT_TEMPLATES, TOKENIZER_TEMPLATE)
+    if not name:
+        raise ConfigError(
+            "the run was trained on no chats (data.chat_template), and the files of its tokenizer "
+            f"have no template; give apply_chat_template one of {', '.join(CHAT_TEMPLATES)}"
+        )
+    if name not in names:
+        raise ConfigError(f"apply_chat_template is {name!r}; use True or one of {', '.join(names)}")
+    return find_template(str(name), tokenizer)
 
 
 def make_lm_eval_model(ctx: EvalContext) -> Any:
@@ -100,15 +172,16 @@ def make_lm_eval_model(ctx: EvalContext) -> Any:
 def generate_continuations(ctx: EvalContext, requests: list[GenerationRequest]) -> list[str]:
     """Returns the continuation of each request, in the order of the requests.
 
-    As in lm-eval, prompt and continuation share a row of the training length, and a prompt that is
-    too long loses its beginning. lm-eval refuses a continuation of a row or more; here it gets at
-    most half of a row. Both are said.
+    As in lm-eval, prompt and continuation share a window, and a prompt that is too long loses its
+    beginning. lm-eval refuses a continuation of a window or more; here it gets at most half of a
+    window. Both are said.
     """
-    target, window = text_model(ctx), ctx.settings.train.seq_len
-    encoded = target.tokenizer.encode([request.prompt for request in requests])
+    target = text_model(ctx)
+    window = target.reads.window
     text_requests, n_cut = list[TextRequest](), 0
-    for number, (request, ids) in enumerate(zip(requests, encoded, strict=True)):
-        prompt = np.array([target.tokenizer.specials.bos, *ids], np.int32)
+    for number, request in enumerate(requests):
+        marked = WeightedPart(request.prompt, plain=())
+        prompt = encode_prompt(target.tokenizer, target.reads, (marked,))
         n_new = request.max_new_tokens
         n_new = n_new if n_new < window else max(window // 2, 1)
         room = max(window - n_new, 1)
@@ -140,9 +213,10 @@ def _parse_request(prompt: str, gen_kwargs: JsonObject) -> GenerationRequest:
         )
     until = gen_kwargs.get("until") or ()
     until = (until,) if isinstance(until, str) else tuple(until)
-    max_new_tokens = _number(gen_kwargs, "max_gen_toks", int, DEFAULT_MAX_NEW_TOKENS)
-    if max_new_tokens < 1:
-        raise ConfigError(f"generate_until has max_gen_toks {max_new_tokens}, must be >= 1")
+    limit = next((key for key in LIMIT_KEYS if gen_kwargs.get(key) is not None), LIMIT_KEYS[0])
+    max_new_tokens = _number(gen_kwargs, limit, int, DEFAULT_MAX_NEW_TOKENS)
+    if max_new_tokens < 0:
+        raise ConfigError(f"generate_until has {limit} {max_new_tokens}, must be >= 0")
     temperature = _number(gen_kwargs, "temperature", float, 0.0)
     if "do_sample" in gen_kwargs and not gen_kwargs["do_sample"]:
         temperature = 0.0

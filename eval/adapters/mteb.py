@@ -1,8 +1,9 @@
 """Adapts a model to mteb's encoder protocol: `mteb.evaluate(MtebEncoder(ctx), tasks)`.
 
 It needs neither mteb nor torch, and returns numpy arrays. A contrastive objective embeds the texts;
-for other objectives an embedding is the mean over the tokens of the output of the last norm.
-Prompts and instructions are ignored.
+for other objectives an embedding is the mean over the tokens of the output of the last norm. A
+model that was imported reads each text as its own files say (`eval/framing.py`). Prompts and
+instructions are ignored.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,23 +26,26 @@ class MtebEncoder:
 
     def encode(
         self,
-        inputs: Iterable[str | Mapping[str, Iterable[str]]],
+        inputs: str | Iterable[str | Mapping[str, Iterable[str]]],
         *,
         task_metadata: object = None,
         hf_split: str = "",
         hf_subset: str = "",
         prompt_type: object = None,
         **kwargs: object,
-    ) -> Float[np.ndarray, "N D"]:
-        """Returns the embeddings of texts.
+    ) -> Float[np.ndarray, "N D"] | Float[np.ndarray, " D"]:
+        """Returns the embeddings of texts; of one text, which is no list, it returns one vector.
 
         The inputs are batches `{"text": [...]}` (mteb 2) or texts (mteb 1, sentence-transformers).
         Further arguments (batch_size, show_progress_bar) do not change the embeddings.
         """
+        if isinstance(inputs, str):
+            return embed_texts(self.ctx, [inputs])[0].astype(np.float32)
         texts: list[str] = []
         for item in inputs:
             texts += [item] if isinstance(item, str) else list(item["text"])
-        return embed_texts(self.ctx, texts).astype(np.float32)
+        # Without texts the width of an embedding is that of any text.
+        return embed_texts(self.ctx, texts or [""])[: len(texts)].astype(np.float32)
 
     def similarity(
         self, embeddings1: ArrayLike, embeddings2: ArrayLike

@@ -130,8 +130,9 @@ def _frame(
 def _codes(
     symbols: Int[np.ndarray, " M"], is_target: Bool[np.ndarray, " M"], radix: int, order: int
 ) -> Int[np.ndarray, " N"]:
-    targets = np.flatnonzero(is_target)
-    codes = np.zeros(len(targets), np.int64)
-    for distance in range(order, -1, -1):
-        codes = codes * radix + symbols[targets - distance]
-    return codes
+    n = max(len(symbols) - order, 0)
+    codes = np.zeros(n, np.int64)
+    for first in range(order + 1):
+        codes *= radix
+        codes += symbols[first : first + n]
+    return codes[is_target[order:]]  # `order` symbols precede each passage.

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from data.packing import PackedRows
+from data.packing import DocumentSlice, PackedRows
 from data.store import TokenStore
 from data.tokenizers import Tokenizer
 from eval.baselines.ngrams import Passage
@@ -30,8 +30,20 @@ def seen_stretches(rows: PackedRows, n_rows: int, max_bytes: int) -> list[Stretc
     most_tokens = min(max_bytes * tokens_per_byte, rows.epoch_length + rows.row_length)
     n_rows = min(n_rows, int(most_tokens / rows.row_length) + 1)
     slices = [item for index in range(n_rows) for item in rows.row(index)]
-    stretches = [(s.document, s.start, s.start + len(s.tokens)) for s in slices]
-    return merge_stretches(stretches)
+    return merge_stretches(_stretch(rows, s, 0) for s in slices)
+
+
+def target_stretches(rows: PackedRows, windows: Iterable[int]) -> list[Stretch]:
+    """Returns the stretches of documents that rows of a split predict, merged."""
+    slices = [item for window in windows for item in rows.row(int(window))]
+    # A row that reads framed[s : e] predicts framed[s + overlap : e].
+    return merge_stretches(_stretch(rows, s, rows.overlap) for s in slices)
+
+
+def _stretch(rows: PackedRows, item: DocumentSlice, skipped: int) -> Stretch:
+    """Returns the place of a slice; position 1 is the first token, with or without a bos."""
+    start = item.start + 1 - rows.n_before
+    return item.document, start + skipped, start + len(item.tokens)
 
 
 def merge_stretches(stretches: Iterable[Stretch]) -> list[Stretch]:
@@ -52,7 +64,7 @@ def token_passages(store: TokenStore, stretches: Iterable[Stretch]) -> list[Pass
     for document, start, stop in stretches:
         n = int(lengths[document])
         ids = store.slice(document, max(start, 1) - 1, min(stop - 1, n))
-        passages.append(Passage(ids.astype(np.int64), start <= 1, stop == n + 2))
+        passages.append(Passage(ids.astype(np.int64), start <= 1, stop > n + 1))
     return passages
 
 

@@ -8,8 +8,9 @@ token follows which. The scores of a split are
     SPLIT/baseline/split/gzip, bzip2, xz             compressors on the split alone
 
 `seen` is the text of the rows that the run trained on, `train` the training split; at most
-`MAX_BYTES` of each are read. The weight of a score is the text that it was fitted to, in bytes.
-Byte n-grams and compressors are left out if the tokenizer does not restore the text.
+`MAX_BYTES` of each are read. The evaluated split is the part of it that `eval.limit` selects. The
+weight of a score is the text that it was fitted to, in bytes. Byte n-grams and compressors are left
+out if the tokenizer does not restore the text.
 """
 
 import bz2
@@ -17,6 +18,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
@@ -30,8 +32,10 @@ from eval.baselines.seen_text import (
     byte_passages,
     seen_stretches,
     split_stretches,
+    target_stretches,
     token_passages,
 )
+from eval.split_part import count_bytes, select_part
 from eval.task import EvalContext, Score
 from training.run.atomic_io import read_json, write_json
 
@@ -46,7 +50,7 @@ CACHE_FOLDER = "baselines"  # Below the folder of the token stores, which names 
 
 
 class Baselines:
-    """Measures n-gram models and compressors on whole splits; it reads no model."""
+    """Measures n-gram models and compressors on splits; it reads no model."""
 
     version: ClassVar[int] = 1
 
@@ -76,7 +80,9 @@ def _cached(
 ) -> Iterator[Score]:
     """Yields the scores of one text from the file beside the token stores, or computes it."""
     digest = hashlib.sha256(np.array(stretches, "<i8").tobytes())
-    digest.update(f"{Baselines.version} {ctx.data.fingerprint} {split} {label}".encode())
+    part = select_part(ctx, getattr(ctx.data, split)).label
+    read = " ".join(filter(None, (split, label, part)))
+    digest.update(f"{Baselines.version} {ctx.data.fingerprint} {read}".encode())
     path = ctx.data.folder / CACHE_FOLDER / f"{digest.hexdigest()[:32]}.json"
     record = read_json(path)
     if record is None:
@@ -123,13 +129,24 @@ def _compressors(ctx: EvalContext, split: str) -> dict[str, tuple[float, float]]
 
 
 def _read_split(ctx: EvalContext, split: str) -> tuple[list[Passage], list[Passage], int]:
-    """Returns a split as tokens and as bytes, and the bytes of its text.
+    """Returns the part of a split that is evaluated, as tokens and as bytes, and its size in bytes.
 
-    There are no bytes if the tokenizer does not restore the text.
+    There are no bytes if the tokenizer does not restore the text. A character that a window cuts
+    is replaced in the bytes.
     """
     store: TokenStore = getattr(ctx.data, split)
+    part, tokenizer = select_part(ctx, store), ctx.data.tokenizer
+    if part.label:
+        stride = math.ceil(count_bytes(ctx, store, part) / MAX_BYTES)
+        part = part._replace(windows=part.windows[::stride])
+        spec = ctx.objective.row_spec(ctx.settings.model, ctx.settings.train.seq_len)
+        rows = PackedRows(store, spec.text_length, spec.overlap)
+        tokens = token_passages(store, target_stretches(rows, part.windows))
+        is_restored = store.sum_over_tokens(tokenizer.byte_lengths()) == store.text_bytes
+        text = byte_passages(tokenizer, tokens) if is_restored else []
+        return tokens, text, round(count_bytes(ctx, store, part))
     tokens = token_passages(store, split_stretches(store, MAX_BYTES))
-    text = byte_passages(ctx.data.tokenizer, tokens)
+    text = byte_passages(tokenizer, tokens)
     n_decoded = sum(len(p.symbols) for p in text)
     is_whole = len(tokens) == store.n_documents
     if is_whole and n_decoded != store.text_bytes:

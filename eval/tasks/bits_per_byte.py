@@ -1,4 +1,4 @@
-"""Evaluates the trained objective on whole held-out splits.
+"""Evaluates the trained objective on held-out splits, or on the part that `eval.limit` selects.
 
 All models see the same windows: documents in their order, cut at the length of a row, with nothing
 carried over from one window to the next, and every byte once. What is random in a window, such as
@@ -15,11 +15,12 @@ from typing import ClassVar
 
 import jax
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from data.loader import eval_batches
 from data.store import TokenStore
 from eval.progress import log_progress
+from eval.split_part import count_bytes, select_part
 from eval.task import EvalContext, Score
 from objectives import Batch, Objective, RowFn, Trainable
 from training import mesh as meshes
@@ -44,7 +45,8 @@ class BitsPerByte:
         for split in self.splits:
             store = getattr(ctx.data, split)
             nats, n_tokens = sum_terms(ctx, store)["nats"]
-            yield Score(f"{split}/bits_per_byte", bits_per_byte(nats, store), store.text_bytes)
+            n_bytes = count_bytes(ctx, store, select_part(ctx, store))
+            yield Score(f"{split}/bits_per_byte", bits_per_byte(nats, n_bytes), n_bytes)
             yield Score(f"{split}/nats_per_token", nats / n_tokens, n_tokens)
 
 
@@ -62,13 +64,13 @@ def mean_terms(
             yield Score(f"{split}/{label}", total / weight, weight)
 
 
-def bits_per_byte(nats: float, store: TokenStore) -> float:
-    """Converts the total nats of a store to bits per byte of its text."""
-    return nats / math.log(2) / max(store.text_bytes, 1)
+def bits_per_byte(nats: float, n_bytes: float) -> float:
+    """Converts the total nats of a text to bits per byte."""
+    return nats / math.log(2) / max(n_bytes, 1)
 
 
 def sum_terms(ctx: EvalContext, store: TokenStore) -> dict[str, tuple[float, float]]:
-    """Returns the sum and the weight of every term and metric of the objective over a store."""
+    """Returns the sum and the weight of every term and metric over the part of a store."""
     return evaluate_store(ctx, store)[0]
 
 
@@ -81,23 +83,37 @@ def evaluate_store(
     """
     digest, totals = hashlib.sha256(), dict[str, np.ndarray]()
     objective, sharding = ctx.objective.for_eval(), meshes.batch_sharding(ctx.mesh)
+
+    def add_to_totals(sums: dict[str, tuple[Array, Array]]) -> None:
+        for name, pair in jax.device_get(sums).items():
+            sums_of_batch = [np.sum(x, dtype=float) for x in pair]
+            totals[name] = totals.get(name, np.zeros(2)) + sums_of_batch
+
     with jax.set_mesh(ctx.mesh):
+        previous: dict[str, tuple[Array, Array]] = {}
         for arrays in read_batches(ctx, store) if batches is None else batches:
-            digest.update(window_bytes(arrays))
             out = _batch_sums(objective, ctx.trainable, jax.device_put(arrays, sharding))
-            for name, pair in jax.device_get(out).items():
-                sums = [np.sum(x, dtype=float) for x in pair]
-                totals[name] = totals.get(name, np.zeros(2)) + sums
+            # While the device computes, the host reads the batch before and makes the next one.
+            digest.update(window_bytes(arrays))
+            add_to_totals(previous)
+            previous = out
+        add_to_totals(previous)
     pairs = {name: (float(pair[0]), float(pair[1])) for name, pair in totals.items()}
     return pairs, digest.hexdigest()
 
 
 def read_batches(
-    ctx: EvalContext, store: TokenStore, make_row: RowFn | None = None, *, stride: int = 1
+    ctx: EvalContext,
+    store: TokenStore,
+    make_row: RowFn | None = None,
+    *,
+    windows: Int[np.ndarray, " N"] | None = None,
+    stride: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields all windows of a store in batches, or every `stride`-th batch.
+    """Yields windows of a store in batches, or every `stride`-th batch.
 
-    Rows are made by `make_row` if given, else by the objective.
+    The windows are those with the numbers `windows`; None: those that `eval.limit` selects. Rows
+    are made by `make_row` if given, else by the objective.
     """
     settings, objective = ctx.settings, ctx.objective.for_eval()
     row_spec = objective.row_spec(settings.model, settings.train.seq_len)
@@ -106,7 +122,10 @@ def read_batches(
     row_fn = make_row or objective.make_row_fn(
         settings.model, settings.train.seq_len, ctx.data.tokenizer
     )
-    batches = eval_batches(store, batch_size, row_spec.text_length, row_spec.overlap, row_fn)
+    windows = select_part(ctx, store).windows if windows is None else windows
+    batches = eval_batches(
+        *(store, batch_size, row_spec.text_length, row_spec.overlap, row_fn), windows=windows
+    )
     indices = range(0, len(batches), stride)
     yield from log_progress(map(batches.__getitem__, indices), len(indices))
 

@@ -17,12 +17,14 @@ import numpy as np
 from data.loader import eval_batches
 from data.store import TokenStore
 from eval.progress import log_progress
+from eval.split_part import BLOCK, SplitPart, count_bytes, select_part
 from eval.task import EvalContext, Score
+from eval.tasks.bits_per_byte import bits_per_byte
 from objectives import Batch, Objective, Trainable
 from training import mesh as meshes
 from training.distributed.multihost import to_host
 
-LENGTH_FACTORS = (1, 2, 4, 8)  # Row lengths, as multiples of the training length.
+LENGTH_FACTORS = (1, 2, 4, BLOCK)  # Row lengths, as multiples of the training length.
 
 
 class LossByPosition:
@@ -41,10 +43,12 @@ class LossByPosition:
         """Yields the scores of every split."""
         for split in self.splits:
             store = getattr(ctx.data, split)
+            part = select_part(ctx, store).extended_to_blocks()
+            n_bytes = count_bytes(ctx, store, part)
             for factor in self.length_factors(ctx):
-                nats, n_tokens = loss_per_position(ctx, store, factor)
-                bits = nats.sum() / math.log(2) / store.text_bytes
-                yield Score(f"{split}/bits_per_byte@{factor}x", bits, store.text_bytes)
+                nats, n_tokens = loss_per_position(ctx, store, part, factor)
+                bits = bits_per_byte(nats.sum(), n_bytes)
+                yield Score(f"{split}/bits_per_byte@{factor}x", bits, n_bytes)
             for bucket in np.flatnonzero(n_tokens):
                 name = f"{split}/nats@{2**bucket if bucket else 0}"
                 yield Score(name, nats[bucket] / n_tokens[bucket], n_tokens[bucket])
@@ -57,7 +61,7 @@ class LossByPosition:
 
 
 def loss_per_position(
-    ctx: EvalContext, store: TokenStore, length_factor: int
+    ctx: EvalContext, store: TokenStore, part: SplitPart, length_factor: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the sums of nats and of tokens, by power of two of the position in the document.
 
@@ -73,7 +77,10 @@ def loss_per_position(
     n_buckets, sharding = math.ceil(math.log2(length)) + 1, meshes.batch_sharding(ctx.mesh)
     totals = np.zeros((2, n_buckets))
     with jax.set_mesh(ctx.mesh):
-        batches = eval_batches(store, batch_size, row_spec.text_length, row_spec.overlap, make_row)
+        batches = eval_batches(
+            *(store, batch_size, row_spec.text_length, row_spec.overlap, make_row),
+            windows=np.unique(part.windows // length_factor),
+        )
         indices = range(len(batches))
         for arrays in log_progress(map(batches.__getitem__, indices), len(indices)):
             batch = jax.device_put(arrays, sharding)

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
+from data.packing import PackedRows
 from data.store import TokenStore
 from errors import DataError
+from eval.split_part import select_part
 from eval.task import EvalContext, Score
 from eval.tasks.bits_per_byte import SPLITS, evaluate_store, mean_terms, read_batches
 from objectives.masked_lm import EVAL_MASK_RATE
@@ -89,10 +91,15 @@ def load_or_make_mask(ctx: EvalContext, store: TokenStore) -> EvalMask:
 
 
 def _sample_mask(ctx: EvalContext, store: TokenStore) -> Bool[np.ndarray, "N T"]:
-    """Samples the mask of all windows as the objective samples it."""
+    """Samples the mask of all windows of the split as the objective samples it."""
+    windows = np.arange(_count_windows(store, ctx.settings.train.seq_len))
     return np.concatenate(
-        [batch["is_masked"][_real_rows(batch)] for batch in _window_batches(ctx, store)]
+        [batch["is_masked"][_real_rows(batch)] for batch in _window_batches(ctx, store, windows)]
     )
+
+
+def _count_windows(store: TokenStore, length: int) -> int:
+    return -(-PackedRows(store, length, 0).epoch_length // length)
 
 
 def _write_mask(path: Path, store: TokenStore, is_masked: Bool[np.ndarray, "N T"]) -> None:
@@ -116,7 +123,7 @@ def _read_mask(path: Path, store: TokenStore, length: int) -> EvalMask:
         index, bits = MaskIndex(**json.loads(index_path.read_text())), path.read_bytes()
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{index_path} cannot be read ({error}); {remedy}") from error
-    windows = -(-int((store.lengths + 2).sum()) // length)
+    windows = _count_windows(store, length)
     expected = FORMAT, store.fingerprint, windows, length, EVAL_MASK_RATE
     if index[:5] != expected:
         raise DataError(f"{index_path} is {index[:5]}, must be {expected}; {remedy}")
@@ -134,20 +141,23 @@ def _pack_bits(is_masked: Bool[np.ndarray, "N T"]) -> bytes:
 def _masked_batches(
     ctx: EvalContext, store: TokenStore, is_masked: Bool[np.ndarray, "N T"]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields all windows with these tokens masked; only the masked tokens have a weight."""
+    """Yields the selected windows with these tokens masked; only masked tokens have a weight."""
     start, mask_id = 0, ctx.data.tokenizer.specials.mask
-    for batch in _window_batches(ctx, store):
+    windows = select_part(ctx, store).windows
+    for batch in _window_batches(ctx, store, windows):
         n_rows = int(_real_rows(batch).sum())
         batch_mask = np.zeros_like(batch.pop("is_masked"))
-        batch_mask[:n_rows] = is_masked[start : start + n_rows]
+        batch_mask[:n_rows] = is_masked[windows[start : start + n_rows]]
         start += n_rows
         tokens = np.where(batch_mask, mask_id, batch["targets"])
         batch["tokens"] = tokens.astype(batch["tokens"].dtype)
         yield batch | {"weights": batch["weights"] * batch_mask}
 
 
-def _window_batches(ctx: EvalContext, store: TokenStore) -> Iterator[dict[str, np.ndarray]]:
-    """Yields all windows with weight 1 on every token of text, and the objective's own mask.
+def _window_batches(
+    ctx: EvalContext, store: TokenStore, windows: Int[np.ndarray, " N"]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields windows with weight 1 on every token of text, and the objective's own mask.
 
     The array is_masked holds the tokens that the objective would mask.
     """
@@ -162,7 +172,7 @@ def _window_batches(ctx: EvalContext, store: TokenStore) -> Iterator[dict[str, n
         weights = (row["segment_ids"] != 0).astype(np.float32)
         return row | {"is_masked": is_masked, "weights": weights}
 
-    return read_batches(ctx, store, make_window)
+    return read_batches(ctx, store, make_window, windows=windows)
 
 
 def _real_rows(batch: dict[str, np.ndarray]) -> np.ndarray:

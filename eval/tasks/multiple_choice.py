@@ -36,7 +36,7 @@ class Question(NamedTuple):
 class MultipleChoice:
     """Evaluates the questions of one fetched file, such as lambada or piqa."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __init__(self, name: str, splits: tuple[str, ...] = ()):
         """Ignores the splits, since the task reads a file of its own."""

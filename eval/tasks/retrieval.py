@@ -25,6 +25,7 @@ from data.store import TokenStore
 from data.text_rows import make_row_source
 from eval.baselines.bag_of_words import bag_of_words, bm25
 from eval.features import pooled_features, with_random_init
+from eval.framing import reading
 from eval.task import EvalContext, Score
 from objectives import Batch, Objective, Trainable
 from training import mesh as meshes
@@ -135,19 +136,21 @@ def embed_texts(ctx: EvalContext, texts: list[str]) -> Float[np.ndarray, "N E"]:
 
     A contrastive objective embeds the first train.seq_len tokens of a text, and the log says how
     many texts are longer. For other objectives the embedding is the mean over all tokens of the
-    output of the last norm.
+    output of the last norm; a model that was imported reads them in the frame of its own files.
     """
-    tokenizer, T = ctx.data.tokenizer, ctx.settings.train.seq_len
+    tokenizer, T, reads = ctx.data.tokenizer, ctx.settings.train.seq_len, reading(ctx)
     if ctx.objective.row_spec(ctx.settings.model, T).n_texts == 1:
-        return pooled_features(ctx, texts)[:, -1]
-    rows, specials, encoded = [], tokenizer.specials, tokenizer.encode(texts)
-    if n_cut := sum(len(ids) > T - 2 for ids in encoded):
+        is_imported = not ctx.settings.train.steps
+        return pooled_features(ctx, texts, reads if is_imported else None)[:, -1]
+    rows, encoded = [], tokenizer.encode(texts)
+    room = T - len(reads.prefix) - len(reads.suffix)
+    if n_cut := sum(len(ids) > room for ids in encoded):
         LOGGER.warning(
             "%d of %d texts do not fit a row of %d tokens and lose their end",
             *(n_cut, len(texts), T),
         )
     for ids in encoded:
-        tokens = [specials.bos, *ids[: T - 2].tolist(), specials.eos]
+        tokens = [*reads.prefix, *ids[:room].tolist(), *reads.suffix]
         row = {name: np.zeros((1, T), np.int32) for name in ("tokens", "positions", "segment_ids")}
         n = len(tokens)
         row["tokens"][0, :n], row["positions"][0, :n] = tokens, np.arange(n)

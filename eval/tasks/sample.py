@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import ClassVar
 
+from data.loss_weights import WeightedPart
 from eval.generate import Sampling
 from eval.task import EvalContext, Score
 from eval.text_generation import (
@@ -26,12 +27,13 @@ class TextSample:
         """Ignores the splits, since the task reads no data."""
 
     def __call__(self, ctx: EvalContext) -> Iterator[Score]:
-        """Yields the prompt with its continuation, which ends where a row of training ends."""
+        """Yields the prompt with its continuation, which ends where the window ends."""
         cfg, target = ctx.settings.eval, text_model(ctx)
-        prompt = encode_prompt(target.tokenizer, [cfg.sample_prompt])
-        room = max(target.window - len(prompt), 0)
+        part = WeightedPart(cfg.sample_prompt)
+        prompt = encode_prompt(target.tokenizer, target.reads, (part,))
+        room = max(target.reads.window - len(prompt), 0)
         if cfg.sample_tokens > room:
-            LOGGER.info("  the sample has %d tokens, with which a row of training is full", room)
+            LOGGER.info("  the sample has %d tokens, with which the window is full", room)
         n_new = min(cfg.sample_tokens, room)
         request = TextRequest(0, prompt, n_new, sampling=Sampling(temperature=0.8))
         target = target._replace(batch_size=1)

@@ -40,7 +40,7 @@ class SimilarityData(NamedTuple):
 class Similarity:
     """Measures the rank correlation of embedding similarities with human scores."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __init__(self, splits: tuple[str, ...] = ()):
         """Ignores the splits, since the task reads files of its own."""

@@ -31,6 +31,14 @@ FAMILIES: LazyTable[HfFamily] = LazyTable(
         "t5": "hub.families.t5:T5",
         "switch_transformers": "hub.families.t5:SWITCH",
         "gemma2": "hub.families.gemma2:GEMMA2",
+        "gemma3_text": "hub.families.gemma2:GEMMA3",
+        "qwen3": "hub.families.qwen3:QWEN3",
+        "gpt_oss": "hub.families.gpt_oss:GPT_OSS",
+        "phi3": "hub.families.phi3:PHI3",
+        "deepseek_v2": "hub.families.deepseek:DEEPSEEK_V2",
+        "deepseek_v3": "hub.families.deepseek:DEEPSEEK_V3",
+        "olmo2": "hub.families.olmo:OLMO2",
+        "olmo3": "hub.families.olmo:OLMO3",
         "modernbert": "hub.families.modernbert:MODERNBERT",
     }
 )

@@ -36,13 +36,15 @@ def read_base(hf: HfConfig, *, eps: float, offset: int) -> ModelConfig:
         block=BlockConfig(wiring="post"),
         head=HeadConfig(
             tied=hf.get("tie_word_embeddings", True),
-            bias=hf.has_tensor("predictions.bias", "lm_head.bias", "decoder.bias"),
-            mlm_transform=hf.has_tensor("transform.dense.weight", "lm_head.dense.weight"),
+            bias=hf.has_tensor("predictions.bias", "lm_head.bias", "decoder.bias", if_unknown=True),
+            mlm_transform=hf.has_tensor(
+                "transform.dense.weight", "lm_head.dense.weight", if_unknown=True
+            ),
             mlm_transform_activation=act,
         ),
         pooler=PoolerConfig(
-            "first" if hf.has_tensor("pooler.dense.weight") else "none",
-            num_classes=2 if hf.has_tensor("seq_relationship.weight") else 0,
+            "first" if hf.has_tensor("pooler.dense.weight", if_unknown=False) else "none",
+            num_classes=2 if hf.has_tensor("seq_relationship.weight", if_unknown=False) else 0,
         ),
         attention=AttentionConfig(
             heads=hf["num_attention_heads"], position_encoding="none", bias_qkv=True, bias_out=True
@@ -90,10 +92,24 @@ def write_roberta(config: ModelConfig) -> JsonObject:
 
 def unsupported(config: ModelConfig) -> list[str]:
     """Returns the missing parts that the classes always have and would initialize randomly."""
-    mismatches = [] if config.head.mlm_transform else ["head.mlm_transform False, not True"]
+    mismatches = []
+    if config.head.bias and not config.head.mlm_transform:
+        mismatches.append("head.mlm_transform False, not True")
     if not config.embed.token_types:
         mismatches.append("embed.token_types 0, not 1 or more")
     return mismatches
+
+
+def smaller_bert(config: ModelConfig) -> str:
+    """Returns the class of a BERT without all of the parts of its pre-training."""
+    if not config.head.mlm_transform:
+        return "BertModel"
+    return "" if config.pooler.num_classes else "BertForMaskedLM"
+
+
+def smaller_roberta(config: ModelConfig) -> str:
+    """Returns the class of a RoBERTa without a head."""
+    return "" if config.head.mlm_transform else "RobertaModel"
 
 
 def encoder_map(hf_prefix: str) -> tuple[TensorMap, ...]:
@@ -165,6 +181,7 @@ BERT = HfFamily(
     renames=OLD_NAMES,
     duplicated_tensors=duplicated_tensors_bert,
     unsupported=unsupported,
+    smaller_architecture=smaller_bert,
     task="masked",
     padding_matters=True,
 )
@@ -180,6 +197,7 @@ ROBERTA = HfFamily(
     renames=OLD_NAMES,
     duplicated_tensors=duplicated_tensors_roberta,
     unsupported=unsupported,
+    smaller_architecture=smaller_roberta,
     position_numbering="ids",
     task="masked",
     padding_matters=True,

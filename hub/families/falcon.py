@@ -37,6 +37,7 @@ def read(hf: HfConfig) -> ModelConfig:
     shared = hf.get("multi_query", True) and not new
     G = hf.get("num_kv_heads", H) if new else 1 if shared else H
     hf.ignore("num_kv_heads", "n_head_kv", "max_position_embeddings")
+    hf.require_value("ff_factor", None, hf.get("ffn_hidden_size", 4 * D) // D)
     alibi = hf.get("alibi", False)
     hf.ignore(*(("rope_theta", "rope_scaling", "rope_parameters") if alibi else ()))
     return ModelConfig(

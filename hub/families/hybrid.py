@@ -92,6 +92,8 @@ def read_bamba(hf: HfConfig) -> ModelConfig:
         "partial_rotary_factor", 0.5
     )  # the reference reads others only in rope_parameters
     rope = rotary.from_hf(hf, D // hf["num_attention_heads"], rotary_fraction=0.5)
+    # The published file states the rotated width too.
+    hf.require_value("attn_rotary_emb", None, rope.rotary_dim or D // hf["num_attention_heads"])
     layers = [_layer_entry(i in attention_layers, "mamba2", "mlp") for i in range(depth)]
     config = read_base(hf, rope)
     low, high = read_dt_limits(hf)

@@ -12,6 +12,7 @@ from arch.channels.mlp import MlpConfig
 from arch.layers.embedding import HeadConfig
 from arch.layers.norms import NormConfig
 from arch.mixers.attention import AttentionConfig
+from arch.mixers.rope import RopeConfig
 from hub import rotary
 from hub.family import HfFamily, find_part
 from hub.hf_config import HfConfig, activation_name
@@ -46,20 +47,23 @@ def mlp_map(hf_prefix: str) -> tuple[TensorMap, ...]:
 NAME_MAP = (*EMBEDDING_MAP, *ATTENTION_MAP, *NORM_MAP, *mlp_map(f"{HF_LAYER}mlp"), *HEAD_MAP)
 
 
-def read_attention(hf: HfConfig) -> AttentionConfig:
-    """Reads attention with the keys of LLaMA, except window and biases."""
+def read_attention(hf: HfConfig, rope: RopeConfig | None = None) -> AttentionConfig:
+    """Reads attention with the keys of LLaMA, except window and biases.
+
+    `rope` replaces the rotary positions that are read.
+    """
     D, H = hf["hidden_size"], hf["num_attention_heads"]
     G, K = hf.get("num_key_value_heads", H), hf.get("head_dim", D // H)
     return AttentionConfig(
         heads=H,
         kv_heads=0 if G == H else G,
         head_dim=0 if K * H == D else K,
-        rope=rotary.from_hf(hf, K),
+        rope=rope or rotary.from_hf(hf, K),
     )
 
 
-def read_decoder(hf: HfConfig) -> ModelConfig:
-    """Reads a decoder with the keys of LLaMA."""
+def read_decoder(hf: HfConfig, rope: RopeConfig | None = None) -> ModelConfig:
+    """Reads a decoder with the keys of LLaMA; `rope` replaces the rotary positions."""
     return ModelConfig(
         width=hf["hidden_size"],
         depth=hf["num_hidden_layers"],
@@ -67,7 +71,7 @@ def read_decoder(hf: HfConfig) -> ModelConfig:
         vocab_multiple=1,
         norm=NormConfig(eps=hf.get("rms_norm_eps", 1e-6)),
         head=HeadConfig(tied=hf.get("tie_word_embeddings", False)),
-        attention=read_attention(hf),
+        attention=read_attention(hf, rope),
         mlp=MlpConfig(
             width=hf["intermediate_size"], activation=hf.activation("hidden_act", "silu")
         ),

@@ -85,15 +85,19 @@ def mamba2_map(
     )
 
 
+# The largest finite float32 bounds nothing, and is a number in JSON, which an infinity is not.
+LARGEST_FLOAT = 3.4028234663852886e38
+
+
 def read_dt_limits(hf: HfConfig) -> tuple[float, float]:
     """Reads the bounds of the step size; the upper one is 0 if it is infinite."""
     low, high = map(float, hf.get("time_step_limit", (0.0, math.inf)))
-    return low, 0.0 if math.isinf(high) else high
+    return low, 0.0 if high >= LARGEST_FLOAT else high
 
 
 def dt_limits_to_hf(mamba: Mamba2Config) -> JsonObject:
     """Returns the key of the bounds of the step size."""
-    return {"time_step_limit": [mamba.dt_limit_min, mamba.dt_limit_max or math.inf]}
+    return {"time_step_limit": [mamba.dt_limit_min, mamba.dt_limit_max or LARGEST_FLOAT]}
 
 
 def read_dt_init(hf: HfConfig) -> DtConfig:

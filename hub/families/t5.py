@@ -44,7 +44,8 @@ def read_base(hf: HfConfig, scale_head: bool) -> ModelConfig:
         ),
         norm=NormConfig(eps=hf.get("layer_norm_epsilon", 1e-6)),
         head=HeadConfig(
-            tied=not hf.has_tensor("lm_head.weight"), scale=D**-0.5 if scale_head else 1.0
+            tied=not hf.has_tensor("lm_head.weight", if_unknown=not scale_head),
+            scale=D**-0.5 if scale_head else 1.0,
         ),
         attention=attention,
         cross_attention=dataclasses.replace(attention, position_encoding="none"),

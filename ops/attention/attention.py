@@ -2,7 +2,8 @@
 
     scores = cap(scale * q.k) + bias;   o = softmax(scores over the visible keys) v
 
-A query that sees no key gives 0, with gradient 0. B rows, T queries, S keys, H query heads, G key
+A query that sees no key gives 0, with gradient 0. With sinks (gpt-oss), the softmax also runs over
+one score per head that has no value. B rows, T queries, S keys, H query heads, G key
 heads that each serve `rep` = H / G query heads, K width of keys, Kv width of values.
 """
 
@@ -36,6 +37,7 @@ def attention(
     aligned: bool = True,
     dropout: float = 0.0,
     key: Array | None = None,
+    sinks: Float[Array, " H"] | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "B T H Kv"]:
     """Returns the attention outputs of the queries, in the dtype of q.
@@ -44,14 +46,15 @@ def attention(
 
     - their segments are equal and not 0, and
     - `causal` is False, or order[j] <= order[i], or is_prefix[j], and
-    - `window` is None, or order[i] - left <= order[j] <= order[i] + right for (left, right).
+    - `window` is None, or order[i] - left <= order[j] <= order[i] + right for (left, right), and
+    - the indices have no `blocks`, or j is in the block of i or in one that i selects.
 
     Args:
         q: Queries.
         k: Keys.
         v: Values.
-        queries: Order and documents of the query tokens.
-        keys: Order and documents of the key tokens.
+        queries: Order and documents of the query tokens, their decay and blocks, if any.
+        keys: The same of the key tokens.
         causal: Whether a query sees only keys up to its own position, and prefixes.
         window: Number of positions before and after its own that a query sees; None: all.
         scale: Factor of the products q.k.
@@ -62,6 +65,7 @@ def attention(
             adjacent and in order. Keys that are too far away in the arrays are then skipped.
         dropout: Probability that an attention weight is set to 0.
         key: Random key of the dropout; None: no dropout.
+        sinks: Score of each head's sink, which is neither scaled nor capped; None: no sinks.
         implementation: Name of an implementation; None chooses by platform.
 
     Raises:
@@ -75,9 +79,8 @@ def attention(
         raise ValueError(f"attention: {T} queries and {S} keys are not one row; set aligned=False")
     if not T or not S:
         return jnp.zeros((B, T, H, v.shape[3]), q.dtype)
-    spec = AttentionSpec(
-        causal, window, scale, softcap, bias, aligned, 0.0 if key is None else dropout, key
-    )
+    rate = 0.0 if key is None else dropout
+    spec = AttentionSpec(causal, window, scale, softcap, bias, aligned, rate, key, sinks)
     # Dropout is drawn for whole rows, so their tokens are not split over devices.
     context = None if spec.dropout else context_axis(T, S)
     if not context:
@@ -86,16 +89,22 @@ def attention(
         bias = jax.tree_util.Partial(bias)
 
     def attend(
-        q: Array, k: Array, v: Array, queries: TokenIndex, keys: TokenIndex, bias: BiasFn | None
+        q: Array,
+        k: Array,
+        v: Array,
+        queries: TokenIndex,
+        keys: TokenIndex,
+        bias: BiasFn | None,
+        sinks: Array | None,
     ) -> Array:
-        local_spec = dataclasses.replace(spec, aligned=False, bias=bias)
+        local_spec = dataclasses.replace(spec, aligned=False, bias=bias, sinks=sinks)
         k, v, keys = all_gather_tokens((k, v, keys))
         return _run_implementation(q, k, v, queries, keys, local_spec, implementation)
 
     axes = batch_axes(B)
     token_spec = PS(axes or None, context)
-    run = map_shards(attend, (*axes, context), (*(token_spec,) * 5, PS()), token_spec)
-    return run(q, k, v, queries, keys, bias)
+    run = map_shards(attend, (*axes, context), (*(token_spec,) * 5, PS(), PS()), token_spec)
+    return run(q, k, v, queries, keys, bias, sinks)
 
 
 def _run_implementation(
@@ -126,8 +135,12 @@ def reference(
     wide = jnp.promote_types(q.dtype, jnp.float32)
     q, k, v = q.reshape(B, T, G, H // G, K), k.astype(q.dtype), v.astype(q.dtype)
     products = jnp.einsum("btgrk,bsgk->bgrts", q, k, preferred_element_type=wide)
-    scores = spec.adjust_scores(products, queries, keys)
-    weights = jax.nn.softmax(scores, axis=-1, where=scores > -jnp.inf)
+    scores = spec.adjust_scores(products, queries.heads_first(), keys.heads_first())
+    sinks = spec.head_sinks(wide, G, H // G)
+    if sinks is not None:
+        sink_scores = jnp.broadcast_to(sinks, (*scores.shape[:-1], 1))
+        scores = jnp.concatenate([scores, sink_scores], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1, where=scores > -jnp.inf)[..., : k.shape[1]]
     weights = spec.apply_dropout(weights, 0).astype(q.dtype)
     o = jnp.einsum("bgrts,bsgv->btgrv", weights, v, preferred_element_type=wide)
     return o.astype(q.dtype).reshape(B, T, H, -1)

@@ -8,6 +8,7 @@ are one row, keys that no query of a chunk can see are skipped. Inside, heads co
 [B G rep T K], k is [B G S K] and v is [B G S Kv].
 """
 
+import dataclasses
 import functools
 import itertools
 from typing import NamedTuple, TypeVar
@@ -44,6 +45,7 @@ def chunked(
     (B, T, H, K), G = q.shape, k.shape[2]
     q = q.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    queries, keys = queries.heads_first(), keys.heads_first()
     if T <= CHUNK_SIZE:
         o = _attend(q, k, v, queries, keys, 0, spec=spec)
     else:
@@ -69,7 +71,8 @@ def _attend(
     The output is divided by the sum of the weights, because it is narrower than the weights.
     """
     if spec.bias is None and not spec.dropout:
-        return _attend_plainly(q, k, v, queries, keys, spec)
+        plain_spec = dataclasses.replace(spec, sinks=None)
+        return _attend_plainly(q, k, v, queries, keys, spec.sinks, plain_spec)
     return jax.checkpoint(functools.partial(_attend_chunk, spec=spec))(
         q, k, v, queries, keys, chunk
     )[0]
@@ -85,46 +88,70 @@ def _attend_chunk(
     *,
     spec: AttentionSpec,
 ) -> tuple[Float[Array, "B G rep T Kv"], Float[Array, "B G rep T 1"]]:
-    """Returns outputs and the logsumexp of the scores of each query: inf if it sees no key."""
+    """Returns outputs and the logsumexp of the scores of each query: inf if it sees no key.
+
+    The logsumexp includes the sink.
+    """
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scores = spec.adjust_scores(_products(q, k), queries, keys)
-    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf))
+    sinks = spec.head_sinks(wide, *q.shape[1:3])
+    top = jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf)
+    top = jax.lax.stop_gradient(top if sinks is None else jnp.maximum(top, sinks))
     weights = jnp.exp(scores - jnp.where(top == -jnp.inf, 0, top))
     total = jnp.sum(weights, axis=-1, keepdims=True)
+    total = total if sinks is None else total + jnp.exp(sinks - top)
     weights = spec.apply_dropout(weights, chunk).astype(q.dtype)
     o = jnp.einsum("bgrts,bgsv->bgrtv", weights, v.astype(q.dtype), preferred_element_type=wide)
     o = (o / jnp.where(total == 0, 1, total)).astype(q.dtype)
     return o, jnp.where(total == 0, jnp.inf, top + jnp.log(total))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
 def _attend_plainly(
-    q: Array, k: Array, v: Array, queries: TokenIndex, keys: TokenIndex, spec: AttentionSpec
+    q: Array,
+    k: Array,
+    v: Array,
+    queries: TokenIndex,
+    keys: TokenIndex,
+    sinks: Array | None,
+    spec: AttentionSpec,
 ) -> Float[Array, "B G rep T Kv"]:
     """Computes the attention of one chunk without biases and dropout."""
-    return _attend_chunk(q, k, v, queries, keys, 0, spec=spec)[0]
+    return _attend_plainly_forward(q, k, v, queries, keys, sinks, spec)[0]
 
 
 def _attend_plainly_forward(
-    q: Array, k: Array, v: Array, queries: TokenIndex, keys: TokenIndex, spec: AttentionSpec
+    q: Array,
+    k: Array,
+    v: Array,
+    queries: TokenIndex,
+    keys: TokenIndex,
+    sinks: Array | None,
+    spec: AttentionSpec,
 ) -> tuple[Array, tuple]:
+    spec = dataclasses.replace(spec, sinks=sinks)
     o, lse = _attend_chunk(q, k, v, queries, keys, 0, spec=spec)
-    return o, (q, k, v, queries, keys, o, lse)
+    return o, (q, k, v, queries, keys, sinks, o, lse)
 
 
 def _attend_plainly_backward(spec: AttentionSpec, residuals: tuple, d_o: Array) -> tuple:
-    q, k, v, queries, keys, o, lse = residuals
+    q, k, v, queries, keys, sinks, o, lse = residuals
     product = functools.partial(jnp.einsum, preferred_element_type=lse.dtype)
-    scores, adjust_vjp = jax.vjp(lambda x: spec.adjust_scores(x, queries, keys), _products(q, k))
+    scores, adjust_vjp = jax.vjp(spec.adjust_scores, _products(q, k), queries, keys)
     weights = jnp.exp(scores - lse)
     d_v = product("bgrts,bgrtv->bgsv", weights.astype(q.dtype), d_o)
     d_weights = product("bgrtv,bgsv->bgrts", d_o, v.astype(q.dtype))
     mean = jnp.sum(d_o.astype(lse.dtype) * o, axis=-1, keepdims=True)  # of d_weights under weights
-    (d_scores,) = adjust_vjp(weights * (d_weights - mean))
+    d_scores, d_queries, d_keys = adjust_vjp(weights * (d_weights - mean))
+    d_sinks = None
+    if sinks is not None:
+        sink_scores = sinks.astype(lse.dtype).reshape(*lse.shape[1:3], 1, 1)
+        of_sink = jnp.exp(sink_scores - lse) * mean
+        d_sinks = -jnp.sum(of_sink, axis=(0, 3, 4)).reshape(sinks.shape).astype(sinks.dtype)
     d_scores = d_scores.astype(q.dtype)
     d_q = product("bgrts,bgsk->bgrtk", d_scores, k.astype(q.dtype)).astype(q.dtype)
     d_k = product("bgrts,bgrtk->bgsk", d_scores, q)
-    return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
+    return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), d_queries, d_keys, d_sinks
 
 
 _attend_plainly.defvjp(_attend_plainly_forward, _attend_plainly_backward)

@@ -93,7 +93,7 @@ def splash_unsupported_reason(
         "a query must see itself": (left or 0) < 0 or (right or 0) < 0,
         "it supports no prefix": spec.causal and keys.is_prefix is not None,
     }
-    return _first_reason(cases) or _common_unsupported_reason(q, k, v, spec)
+    return _first_reason(cases) or _common_unsupported_reason(q, k, v, keys, spec)
 
 
 def cudnn(
@@ -137,15 +137,20 @@ def cudnn_unsupported_reason(
         f"its mask of {T} x {S} would not fit": T * S > MAX_MASK_SIZE,
         "it has no softcap": spec.softcap != 0,
     }
-    return _first_reason(cases) or _common_unsupported_reason(q, k, v, spec)
+    return _first_reason(cases) or _common_unsupported_reason(q, k, v, keys, spec)
 
 
-def _common_unsupported_reason(q: Array, k: Array, v: Array, spec: AttentionSpec) -> str | None:
+def _common_unsupported_reason(
+    q: Array, k: Array, v: Array, keys: TokenIndex, spec: AttentionSpec
+) -> str | None:
     """Returns why neither kernel can run this case, or None if this does not rule them out."""
     H, G, model = q.shape[2], k.shape[2], auto_axes().get("model", 1)
     cases = {
         "it takes no bias": spec.bias is not None,
         "it has no dropout": spec.dropout > 0,
+        "it has no sinks": spec.sinks is not None,
+        "it has no decay": keys.log_decay is not None,
+        "it selects no blocks": keys.blocks is not None,
         f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}": len({q.dtype, k.dtype, v.dtype}) > 1,
         f"mesh.model {model} does not divide {H} heads over {G}": H % math.lcm(G, model) > 0,
     }

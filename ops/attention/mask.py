@@ -1,4 +1,8 @@
-"""Visibility of keys to queries, by one rule that all implementations of attention share."""
+"""Visibility of keys to queries, by one rule that all implementations of attention share.
+
+Besides the rule, a row may carry numbers of its own tokens: the decay of forgetting attention
+(`ops/attention/decay.py`) and the blocks that each query selects (`ops/attention/moba.py`).
+"""
 
 import dataclasses
 import math
@@ -10,6 +14,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
+class BlockSelection(NamedTuple):
+    """The blocks of keys that each query sees besides its own block (arXiv:2502.13189)."""
+
+    own: Int[Array, "B T"]  # first token of the token's block, as an order
+    whole: Int[Array, "B T"]  # number of the token's block among the whole blocks of its row, or -1
+    selected: Bool[Array, "B T H N"]  # whether the query sees the whole block with this number
+
+    def visible(self, keys: "BlockSelection") -> Bool[Array, "B H T S"]:
+        """Returns whether a query sees a key's block; the selections have their heads first."""
+        own = self.own[:, :, None] == keys.own[:, None, :]
+        index = jnp.maximum(keys.whole, 0)[:, None, None, :]
+        chosen = jnp.take_along_axis(self.selected, index, axis=3) & (keys.whole >= 0)[:, None, None]
+        return own[:, None] | chosen
+
+
 class TokenIndex(NamedTuple):
     """Position and document of each token of the rows, which attention masks and biases read."""
 
@@ -17,6 +36,26 @@ class TokenIndex(NamedTuple):
     segment_ids: Int[Array, "B T"]  # document; 0 is padding
     positions: Int[Array, "B T"]  # for biases; the operation itself does not read them
     is_prefix: Bool[Array, "B T"] | None = None  # keys that earlier tokens also see; None: no key
+    # Cumulative log decay of each head in two summands; a score is raised by query's minus key's.
+    log_decay: Float[Array, "B T H 2"] | None = None
+    blocks: BlockSelection | None = None  # None: all blocks are visible
+
+    def heads_first(self) -> "TokenIndex":
+        """Returns the index with the axes of heads and tokens swapped, as scores have them."""
+        decay, blocks = self.log_decay, self.blocks
+        return self._replace(
+            log_decay=None if decay is None else decay.swapaxes(1, 2),
+            blocks=blocks and blocks._replace(selected=blocks.selected.swapaxes(1, 2)),
+        )
+
+
+def first_tokens(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T"]:
+    """Marks the first token of each document of a row; padding may stand inside a document."""
+    is_real, length = segment_ids != 0, segment_ids.shape[1]
+    last_real = jax.lax.cummax(jnp.where(is_real, jnp.arange(length), -1), axis=1)
+    before = jnp.pad(last_real, [(0, 0), (1, 0)], constant_values=-1)[:, :length]
+    previous = jnp.take_along_axis(segment_ids, jnp.maximum(before, 0), axis=1)
+    return is_real & ((before < 0) | (previous != segment_ids))
 
 
 # (queries, keys) -> number [B or 1, H, T, S] that is added to the scores, for any part of the rows.
@@ -35,6 +74,7 @@ class AttentionSpec:
     aligned: bool
     dropout: float = 0.0
     key: Array | None = None  # random key of the dropout; None: no dropout
+    sinks: Float[Array, " H"] | None = None  # score of each head's sink, which has no value
 
     def visible(self, queries: TokenIndex, keys: TokenIndex) -> Bool[Array, "B T S"]:
         """Returns whether key j (last axis) is visible to query i."""
@@ -61,7 +101,10 @@ class AttentionSpec:
     def adjust_scores(
         self, products: Float[Array, "B *H T S"], queries: TokenIndex, keys: TokenIndex
     ) -> Float[Array, "B *H T S"]:
-        """Scales, caps and biases the products q.k; scores of invisible keys become -inf."""
+        """Scales, caps, biases and decays the products q.k; those of invisible keys become -inf.
+
+        Both indices have their heads first.
+        """
         (B, *H, T, S), scores = products.shape, products * self.scale
         if self.softcap:
             scores = self.softcap * jnp.tanh(scores / self.softcap)
@@ -69,8 +112,18 @@ class AttentionSpec:
             bias = self.bias(queries, keys).astype(scores.dtype)
             bias = jnp.broadcast_to(bias, (bias.shape[0], math.prod(H), T, S))
             scores = scores + bias.reshape(-1, *H, T, S)
+        if queries.log_decay is not None and keys.log_decay is not None:
+            a, b = (x.log_decay.astype(scores.dtype) for x in (queries, keys))
+            decay = a[:, :, :, None] - b[:, :, None]
+            scores = scores + jnp.sum(decay, axis=-1).reshape(B, *H, T, S)
         visible = self.visible(queries, keys).reshape(B, *[1] * len(H), T, S)
+        if queries.blocks is not None and keys.blocks is not None:
+            visible = visible & queries.blocks.visible(keys.blocks).reshape(B, *H, T, S)
         return jnp.where(visible, scores, -jnp.inf)
+
+    def head_sinks(self, dtype: jnp.dtype, *H: int) -> Float[Array, "*H 1 1"] | None:
+        """Returns the sinks as scores of heads that have the axes H, or None."""
+        return None if self.sinks is None else self.sinks.astype(dtype).reshape(*H, 1, 1)
 
     def apply_dropout(
         self, weights: Float[Array, "..."], chunk: Array | int

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-ActivationFn = Callable[[Array], Array]
+# The hidden layer from the product with w_in and, if the experts are gated, with w_gate.
+ActivationFn = Callable[[Array, Array | None], Array]
 # Rows of one matrix product: smaller blocks read the weights more often, larger ones pad more.
 BLOCK_ROWS = 256
 # Outputs and, before the activation, the hidden layer and its gate.
@@ -170,8 +171,7 @@ def _pre_activation(x: Array, w: ExpertWeights) -> tuple[Array, Array | None]:
 
 
 def _hidden(activation: ActivationFn, pre_activation: tuple[Array, Array | None]) -> Array:
-    h, gate = pre_activation
-    return activation(h) if gate is None else h * activation(gate)
+    return activation(*pre_activation)
 
 
 def _add_bias(y: Array, bias: Array | None) -> Array:

@@ -1,4 +1,4 @@
-"""Decays and block layout that the chunked recurrences share (`ssd`, `gated_delta`).
+"""Decays and block layout that the chunked recurrences share (`ssd`, `gla`, `delta_rule`).
 
 A head's state decays by exp(g[t]) before token t, with g <= 0, and each token adds a term to it:
 
@@ -68,10 +68,10 @@ def from_blocks(x: Float[Array, "blocks B M Q *inner"], length: int) -> Float[Ar
 
 
 def log_decay_with_resets(
-    g: Float[Array, "B T H"], reset: Bool[Array, "B T"]
-) -> Float[Array, "B T H"]:
+    g: Float[Array, "B T *inner"], reset: Bool[Array, "B T"]
+) -> Float[Array, "B T *inner"]:
     """Returns the log-decays `g`, with LOG_ZERO at the first token of each document."""
-    return jnp.where(reset[..., None], LOG_ZERO, g)
+    return jnp.where(jnp.expand_dims(reset, tuple(range(2, g.ndim))), LOG_ZERO, g)
 
 
 def chunk_decays(g: Float[Array, "*axes Q"]) -> ChunkDecays:

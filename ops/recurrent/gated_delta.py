@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ops.context_parallel import context_axis, propagate_state
-from ops.implementation import PS, batch_axes, map_shards, select_implementation
+from ops.implementation import PS, batch_axes, map_shards, prefer_step, select_implementation
 from ops.recompute import recompute
 from ops.recurrent.chunked_recurrence import (
     chunk_decays,
@@ -70,7 +70,9 @@ def gated_delta(
     wide = jnp.promote_types(v.dtype, jnp.float32)
     reset = jnp.zeros((B, T), bool) if reset is None else reset
     state = jnp.zeros((B, H, K, Kv), wide) if state is None else state.astype(wide)
-    name = select_implementation("gated_delta", implementation, dict.fromkeys(IMPLEMENTATIONS))
+    name = select_implementation(
+        *("gated_delta", implementation, dict.fromkeys(IMPLEMENTATIONS)), prefer_step(T)
+    )
     return IMPLEMENTATIONS[name](q, k, v, g, beta, reset, state, chunk_size)
 
 

@@ -23,7 +23,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ops.context_parallel import context_axis, propagate_state
-from ops.implementation import PS, auto_axes, batch_axes, map_shards, select_implementation
+from ops.implementation import (
+    PS,
+    auto_axes,
+    batch_axes,
+    map_shards,
+    prefer_step,
+    select_implementation,
+)
 
 CHUNK_SIZE = 32  # maximum number of tokens in a chunk
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -56,7 +63,9 @@ def selective_scan(
     wide = jnp.promote_types(u.dtype, jnp.float32)
     reset = jnp.zeros((B, T), bool) if reset is None else reset
     state = jnp.zeros((B, C, N), wide) if state is None else state.astype(wide)
-    name = select_implementation("selective_scan", implementation, dict.fromkeys(IMPLEMENTATIONS))
+    name = select_implementation(
+        *("selective_scan", implementation, dict.fromkeys(IMPLEMENTATIONS)), prefer_step(u.shape[1])
+    )
     return IMPLEMENTATIONS[name](u, dt, a, b, c, reset, state)
 
 

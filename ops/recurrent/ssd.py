@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ops.context_parallel import context_axis, propagate_state
-from ops.implementation import PS, batch_axes, map_shards, select_implementation
+from ops.implementation import PS, batch_axes, map_shards, prefer_step, select_implementation
 from ops.recurrent.chunked_recurrence import (
     ChunkDecays,
     chunk_decays,
@@ -69,7 +69,9 @@ def ssd(
     wide = jnp.promote_types(x.dtype, jnp.float32)
     reset = jnp.zeros((B, T), bool) if reset is None else reset
     state = jnp.zeros((B, H, P, N), wide) if state is None else state.astype(wide)
-    name = select_implementation("ssd", implementation, dict.fromkeys(IMPLEMENTATIONS))
+    name = select_implementation(
+        *("ssd", implementation, dict.fromkeys(IMPLEMENTATIONS)), prefer_step(T)
+    )
     return IMPLEMENTATIONS[name](x, dt, a, b, c, reset, state, chunk_size)
 
 

@@ -17,6 +17,7 @@ from protocol.records.comparability import COMPARABILITY_KEYS, NO_EVALUATION, ke
 from protocol.records.contradictions import mark_contradictions
 from protocol.records.metrics import metric_direction, metric_problem
 from protocol.records.run_record import RunRecord, UnreadableResult
+from protocol.records.scores import part_difference
 from protocol.statistics.verdict import MetricSpec
 
 
@@ -146,11 +147,21 @@ def _incomparable_reasons(sets: Sequence[ComparableSet]) -> Iterable[str]:
     """Yields how each further set differs from the first one."""
     for number, comparable_set in enumerate(sets[1:], 2):
         keys = sets[0].keys
-        differences = [key_label(key) for key in keys if keys[key] != comparable_set.keys[key]]
+        differences = [
+            _describe_difference(key, keys[key], comparable_set.keys[key])
+            for key in keys
+            if keys[key] != comparable_set.keys[key]
+        ]
         if not differences:
             axes = {s.rows[0].first_run.study.axis for s in (sets[0], comparable_set)}
             differences = ["the matched axis" if len(axes) > 1 else "the better direction"]
         yield f"set {number} differs from set 1 in {', '.join(differences)}"
+
+
+def _describe_difference(key: str, value: str, other: str) -> str:
+    """Returns the label of a comparability key; of an evaluation, the part of a split by name."""
+    is_part = key == "evaluation" and part_difference(value, other)
+    return is_part or key_label(key)
 
 
 def _metric_unit(metric: str) -> str:

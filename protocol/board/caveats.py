@@ -4,6 +4,8 @@ import math
 import statistics
 
 from protocol.board.groups import Group
+from protocol.board.study_cost import run_joules
+from protocol.records.series import JOULES_PER_KWH
 
 MAX_MARGIN_SIGMAS = 3.0  # Standard deviations of seeds that a margin should not exceed.
 
@@ -73,3 +75,31 @@ def origin_sentences(group: Group) -> list[str]:
             names = ", ".join(map(str, sorted(seeds)))
             sentences.append(f"{row.name} has the seeds {names}, which no plan declares.")
     return sentences
+
+
+def energy_sentences(group: Group) -> list[str]:
+    """Returns how the energy of these runs is known, and the factor of their CO2."""
+    runs = [run for row in group.rows for run in row.runs]
+    estimated = any("estimated_joules" in run.costs for run in runs)
+    if not estimated and not any("joules" in run.costs for run in runs):
+        return []
+    sources = "; or ".join(sorted({run.energy_source for run in runs} - {""})) or "unknown source"
+    factors = sorted(
+        {
+            round(run.costs["co2_grams"] / joules * JOULES_PER_KWH, 3)
+            for run in runs
+            if (joules := run_joules(run)) and "co2_grams" in run.costs
+        }
+    )
+    kind = "an estimate in part or as a whole" if estimated else "measured"
+    texts = [f"Energy is {kind} ({sources})."]
+    if factors:
+        stated = " or ".join(f"{factor:g}" for factor in factors)
+        texts.append(f"CO2 is {stated} g per kWh.")
+    return [" ".join(texts)]
+
+
+def tokenizer_sentences(group: Group) -> list[str]:
+    """Returns what a lossy tokenizer of these runs means, with the runs' own shares."""
+    runs = [run for row in group.rows for run in row.runs]
+    return sorted({run.evidence.lossy_tokenizer for run in runs} - {""})

@@ -23,6 +23,17 @@ def format_seconds(seconds: float) -> str:
     return f"{hours:,} h {m} min" if hours else f"{m} min {s} s"
 
 
+def format_joules(joules: float) -> str:
+    """Returns an energy in joules, from 1,000 kJ on in kWh."""
+    kwh = joules / 3.6e6
+    return f"{kwh:,.3g} kWh" if joules >= 1e6 else format_si(joules, "J")
+
+
+def format_grams(grams: float) -> str:
+    """Returns a mass in grams, from 1,000 g on in kg."""
+    return f"{grams:.2g} g" if grams < 1000 else f"{grams / 1000:,.3g} kg"
+
+
 def _format_plain(x: float) -> str:
     return f"{x:.3g}"
 
@@ -67,6 +78,11 @@ COLUMNS: Mapping[str, Column] = {
     "study_seconds": Column(
         "study time", "Seconds of the whole study, without compilation.", format_seconds
     ),
+    "study_joules": Column(
+        "study energy",
+        "Energy of the whole study, measured or estimated; of evaluation at the power of training.",
+        format_joules,
+    ),
     "tokens": Column("tokens", "Training tokens, with repetitions.", format_si),
     "unique_tokens": Column("unique tokens", "Training tokens, without repetitions.", format_si),
     "epochs": Column("epochs", "Passes over the training text.", _format_plain),
@@ -74,6 +90,21 @@ COLUMNS: Mapping[str, Column] = {
         "time",
         "Median time of a step, with waiting for data, times the steps; without compilation.",
         format_seconds,
+    ),
+    "joules": Column(
+        "energy",
+        "Joules of training, measured by counters (RAPL, NVML) that count all programs on the "
+        "machine; median of a step times the steps.",
+        format_joules,
+    ),
+    "estimated_joules": Column(
+        "energy (estimate)",
+        "Joules of training, estimated from the power of the devices and of the processor cores, "
+        "times time.",
+        format_joules,
+    ),
+    "co2_grams": Column(
+        "CO2", "CO2 of that energy, at the grams per kWh that the settings state.", format_grams
     ),
     "tokens_per_second": Column("tok/s", "Median training speed.", format_si),
     "mfu": Column(

@@ -53,7 +53,16 @@ class Group(NamedTuple):
 
 def make_groups(records: Sequence[RunRecord], metric: MetricSpec) -> list[Group]:
     """Returns the groups of a comparable set by rising cost; rows of unknown cost are the last."""
-    return [_make_group(value, members, metric) for value, members in _cluster_by_value(records)]
+    clusters = [
+        (value, members, _make_rows(members)) for value, members in _cluster_by_value(records)
+    ]
+    by_cluster = [isoflop_curves.fit_curves(rows, metric) for _, _, rows in clusters]
+    # A surface needs the curves of all budgets.
+    curves = iter(isoflop_curves.add_surfaces([c for curves in by_cluster for c in curves]))
+    return [
+        _make_group(value, members, rows, [next(curves) for _ in of_cluster], metric)
+        for (value, members, rows), of_cluster in zip(clusters, by_cluster, strict=True)
+    ]
 
 
 def sort_key(sample: CandidateSample, metric: MetricSpec) -> tuple[float, str]:
@@ -108,18 +117,27 @@ def _runs_by_candidate(
     return members
 
 
-def _make_group(value: float | None, records: Sequence[RunRecord], metric: MetricSpec) -> Group:
-    axis = records[0].study.axis
+def _make_rows(records: Sequence[RunRecord]) -> list[BoardRow]:
     candidates = list(_runs_by_candidate(records, lambda record: None).values())
-    rows = [
+    return [
         make_row(name, runs)
         for name, runs in zip(distinct_names(candidates), candidates, strict=True)
     ]
+
+
+def _make_group(
+    value: float | None,
+    records: Sequence[RunRecord],
+    rows: Sequence[BoardRow],
+    curves: Sequence[IsoflopCurve],
+    metric: MetricSpec,
+) -> Group:
+    axis = records[0].study.axis
     single_rows = [row for row in rows if not row.first_run.study.isoflop_curve]
     result = compare_rows(single_rows, metric)
-    curves = isoflop_curves.fit_curves(rows, metric)
     verdicts = [*result.verdicts, *isoflop_curves.compare_minima(curves, metric)]
     problems = [*result.problems, *(curve.problem for curve in curves if curve.problem)]
+    problems += [warning for curve in curves for warning in curve.warnings]
     rows = [
         dataclasses.replace(
             row,

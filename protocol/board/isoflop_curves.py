@@ -2,11 +2,16 @@
 
 A curve is the rows of one candidate at one budget of its plan. It is compared only if it is
 complete. If a run is missing, diverged or is excluded, the result itself would select the sizes.
+Each budget has a parabola, and all complete curves of a candidate have one surface. A claim needs
+both: where only one of them supports it, the two fits disagree, and nothing is claimed.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from errors import DataError
 from formatting import format_scientific, format_si
@@ -14,10 +19,29 @@ from protocol.board.columns import format_score
 from protocol.board.comparisons import count_declared
 from protocol.board.rows import BoardRow
 from protocol.records.study_record import StudyRecord
-from protocol.statistics.isoflop import Minimum, fit_minima, minima_difference
+from protocol.statistics.hypothesis_tests import Difference, Interval
+from protocol.statistics.isoflop import (
+    MIN_COMPARED_SIZES,
+    Minimum,
+    fit_minima,
+    minima_difference,
+)
 from protocol.statistics.sample import CandidateSample
 from protocol.statistics.scaling_law import Point
+from protocol.statistics.surface import SurfaceOptimum, fit_surface
 from protocol.statistics.verdict import MetricSpec, Verdict, compare_candidates
+
+
+KIND_LABELS = {
+    "lower": "claimed",
+    "higher": "claimed",
+    "equivalent": "equivalent",
+    "inconclusive": "not claimed",
+    "no_variance": "no variance",
+    "too_few_runs": "too few runs",
+    "diverged": "diverged",
+    "duplicate": "the same settings",
+}
 
 
 class IsoflopCurve(NamedTuple):
@@ -27,6 +51,9 @@ class IsoflopCurve(NamedTuple):
     rows: tuple[BoardRow, ...]
     minimum: Minimum | None
     problem: str = ""  # Reason why the curve is compared with nothing.
+    # Optimum of the surface through all complete curves of the candidate in its plan.
+    optimum: SurfaceOptimum | None = None
+    surface_problem: str = ""  # Reason why there is no surface.
 
     @property
     def study(self) -> StudyRecord:
@@ -46,15 +73,43 @@ class IsoflopCurve(NamedTuple):
         m = self.minimum
         if m is None or m.is_at_edge:
             return ""
-        interval = "no size is excluded"
-        if m.params_interval:
-            low, high = (format_si(x) for x in m.params_interval)
-            interval = f"95 %: {low} to {high}"
-        return (
+        text = (
             f"The curve of {self.candidate} over {len(self.rows)} sizes has its minimum, "
             f"{format_score(m.loss)}, at {format_si(m.params)} active parameters without embedding "
-            f"and head ({interval})."
+            f"and head ({_format_interval(m.params_interval)})"
         )
+        if o := self.optimum:
+            text += (
+                f"; the surface through all of its budgets has it, {format_score(o.loss)}, at "
+                f"{format_si(o.params)} ({_format_interval(o.params_interval)}"
+            )
+            seeds = o.seed_interval
+            text += f"; by seeds alone {_format_ends(seeds)})" if seeds else ")"
+        else:
+            text += f"; {self.surface_problem}" * bool(self.surface_problem)
+        return f"{text}."
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader should know of the curve: an optimum off center, sizes off the curve."""
+        m, texts = self.minimum, []
+        if m is None or self.problem:
+            return ()
+        if m.is_off_center:
+            low, high = (format_si(x) for x in m.size_range)
+            ratio = m.tokens / m.params
+            texts.append(
+                f"{self.candidate}: its minimum, {format_si(m.params)}, is outside the middle third "
+                f"of its sizes, {low} to {high}, where a parabola is biased; center the sizes on "
+                f"it with tokens_per_param={{{self.candidate!r}: {ratio:.3g}}}"
+            )
+        if m.misfit.is_significant:
+            texts.append(
+                f"{self.candidate}: its sizes scatter {math.sqrt(m.misfit.ratio):.2g} times as much "
+                f"about the parabola as seeds explain (F test, p={m.misfit.p:.2g}), because of "
+                "their tuning or because the curve is no parabola"
+            )
+        return tuple(texts)
 
     @property
     def json_tree(self) -> dict[str, object]:
@@ -67,6 +122,17 @@ class IsoflopCurve(NamedTuple):
                 "standard_error": m.standard_error,
                 "is_at_edge": m.is_at_edge,
                 "params_interval": None if m.params_interval is None else list(m.params_interval),
+                "is_off_center": m.is_off_center,
+                "misfit_p": None if math.isnan(m.misfit.p) else m.misfit.p,
+            }
+        if (o := self.optimum) is not None:
+            tree["surface"] = {
+                "params": o.params,
+                "tokens": o.tokens,
+                "loss": o.loss,
+                "standard_error": o.standard_error,
+                "params_interval": list(o.params_interval),
+                "seed_interval": None if o.seed_interval is None else list(o.seed_interval),
             }
         return tree
 
@@ -80,6 +146,27 @@ def fit_curves(rows: Sequence[BoardRow], metric: MetricSpec) -> list[IsoflopCurv
             members.setdefault((study.plan, study.isoflop_curve, study.candidate), []).append(row)
     curves = [_fit_curve(name, tuple(points), metric) for (_, _, name), points in members.items()]
     return sorted(curves, key=lambda c: (bool(c.problem), c.minimum.loss if c.minimum else 0.0))
+
+
+def add_surfaces(curves: Sequence[IsoflopCurve]) -> list[IsoflopCurve]:
+    """Returns the curves of all budgets with the optimum of the surface of each candidate."""
+    members: dict[tuple[str, str, str], list[IsoflopCurve]] = {}
+    for curve in curves:
+        label = curve.study.isoflop_curve.rpartition("-")[0]
+        members.setdefault((curve.study.plan, label, curve.candidate), []).append(curve)
+    optima: dict[int, IsoflopCurve] = {}
+    for siblings in members.values():
+        complete = [curve for curve in siblings if curve.minimum and not curve.problem]
+        if not complete:
+            continue
+        try:
+            fit = fit_surface(p for c in complete for row in c.rows for p in _points(row))
+            fitted = [c._replace(optimum=fit.optimum(c.minimum.budget)) for c in complete]
+        except DataError as error:
+            problem = f"no surface: {error}"
+            fitted = [curve._replace(surface_problem=problem) for curve in complete]
+        optima |= {id(old): new for old, new in zip(complete, fitted, strict=True)}
+    return [optima.get(id(curve), curve) for curve in curves]
 
 
 def compare_minima(curves: Sequence[IsoflopCurve], metric: MetricSpec) -> list[Verdict]:
@@ -98,18 +185,69 @@ def compare_minima(curves: Sequence[IsoflopCurve], metric: MetricSpec) -> list[V
         pairs = [pair for pair in declared if {*pair} <= by_name.keys() and pair[0] != pair[1]]
         if not pairs:
             continue
-        minima = {key: curve.minimum for key, curve in by_name.items() if curve.minimum}
-        budget = format_scientific(studies[0].value or 0.0)
-        verdicts = compare_candidates(
-            [by_name[key].sample for key in dict.fromkeys(key for pair in pairs for key in pair)],
-            pairs,
-            metric._replace(margin=studies[0].margin or 0.0),
-            scope=f"at the minima of their curves at {budget} FLOPs",
-            n_other_comparisons=max(count_declared(runs) - len(pairs), 0),
-            differences=[minima_difference(minima[a], minima[b]) for a, b in pairs],
-        )
+        used = metric._replace(margin=studies[0].margin or 0.0)
+        n_other = max(count_declared(runs) - len(pairs), 0)
+        verdicts = _compare_both(by_name, pairs, used, n_other)
         all_verdicts += [dataclasses.replace(verdict, is_declared=True) for verdict in verdicts]
     return all_verdicts
+
+
+def _compare_both(
+    by_name: dict[str, IsoflopCurve],
+    pairs: Sequence[tuple[str, str]],
+    metric: MetricSpec,
+    n_other_comparisons: int,
+) -> list[Verdict]:
+    """Returns the verdicts that parabolas and surfaces both support."""
+    first = next(iter(by_name.values()))
+    budget = format_scientific(first.study.value or 0.0)
+
+    def compare(differences: Sequence[Difference]) -> list[Verdict]:
+        return compare_candidates(
+            [by_name[key].sample for key in dict.fromkeys(key for pair in pairs for key in pair)],
+            pairs,
+            metric,
+            scope=f"at the minima of their curves at {budget} FLOPs",
+            n_other_comparisons=n_other_comparisons,
+            differences=differences,
+        )
+
+    minima = {key: curve.minimum for key, curve in by_name.items() if curve.minimum}
+    parabolas = compare([minima_difference(minima[a], minima[b]) for a, b in pairs])
+    surfaces = compare([_surface_difference(by_name[a], by_name[b]) for a, b in pairs])
+    return [agree(p, s) for p, s in zip(parabolas, surfaces, strict=True)]
+
+
+def _surface_difference(a: IsoflopCurve, b: IsoflopCurve) -> Difference:
+    """Returns the difference of the surfaces' optima; its error is infinite without a surface."""
+    if a.optimum and b.optimum:
+        return minima_difference(a.optimum, b.optimum)
+    zero, infinite, one = np.asarray(0.0), np.asarray(math.inf), np.asarray(1.0)
+    return Difference(zero, infinite, one, one)
+
+
+def agree(parabola: Verdict, surface: Verdict) -> Verdict:
+    """Returns the verdict of the parabolas if the surfaces support it, else that none is claimed.
+
+    A claim that both tests must support keeps their level (intersection-union test).
+    """
+    if parabola.difference is None or surface.difference is None or parabola.kind == "duplicate":
+        return parabola
+    if not math.isfinite(float(surface.difference.standard_error)):
+        remark = "a claim needs a surface through all budgets beside the parabolas"
+        return dataclasses.replace(parabola, kind="inconclusive", p=1.0, remark=remark)
+    p, tie_p = max(parabola.p, surface.p), max(parabola.equivalence_p, surface.equivalence_p)
+    left, right = float(parabola.difference.mean), float(surface.difference.mean)
+    if parabola.kind == surface.kind:
+        remark = f"the surfaces differ by {right:.2g}"
+        return dataclasses.replace(parabola, p=p, equivalence_p=tie_p, remark=remark)
+    remark = (
+        f"the two fits disagree, by {abs(left - right):.2g}: the parabolas differ by {left:.2g} "
+        f"({KIND_LABELS[parabola.kind]}), the surfaces by {right:.2g} ({KIND_LABELS[surface.kind]})"
+    )
+    return dataclasses.replace(
+        parabola, kind="inconclusive", p=p, equivalence_p=tie_p, remark=remark
+    )
 
 
 def _fit_curve(name: str, rows: tuple[BoardRow, ...], metric: MetricSpec) -> IsoflopCurve:
@@ -124,6 +262,12 @@ def _fit_curve(name: str, rows: tuple[BoardRow, ...], metric: MetricSpec) -> Iso
             return IsoflopCurve(name, rows, None, problem)
     try:
         (minimum,) = fit_minima(point for row in rows for point in _points(row))
+        if len(rows) < MIN_COMPARED_SIZES:
+            problem = (
+                f"{name}: {len(rows)} sizes, a comparison of minima needs {MIN_COMPARED_SIZES} or "
+                "more; train more sizes"
+            )
+            return IsoflopCurve(name, rows, minimum, problem)
     except DataError as error:
         return IsoflopCurve(name, rows, None, f"{name}: {error}")
     problem = (
@@ -150,3 +294,11 @@ def _points(row: BoardRow) -> list[Point]:
         point = Point(size, tokens, run.value, flops, epochs or 1.0, run.study.value or 0.0)
         points.append(point)
     return points
+
+
+def _format_interval(interval: Interval | None) -> str:
+    return f"95 %: {_format_ends(interval)}" if interval else "no size is excluded"
+
+
+def _format_ends(interval: Interval) -> str:
+    return f"{format_si(interval.low)} to {format_si(interval.high)}"

@@ -126,8 +126,20 @@ def make_row(name: str, records: Sequence[RunRecord]) -> BoardRow:
     if runs[0].study.refutes:
         notes.append(f"refutes: {runs[0].study.refutes}")
     names = sorted({key for r in runs for key in r.scores})
-    pooled = [key for key in names if len({r.scores[key][1] for r in runs if key in r.scores}) == 1]
-    notes += [f"{key} was evaluated by several versions" for key in names if key not in pooled]
+    versions, parts = (
+        {key: {values[key] for values in of_runs if key in values} for key in names}
+        for of_runs in (
+            [{key: version for key, (_, version) in r.scores.items()} for r in runs],
+            [{key: r.parts.get(key, "") for key in r.scores} for r in runs],
+        )
+    )
+    pooled = [key for key in names if len(versions[key]) == len(parts[key]) == 1]
+    notes += [
+        f"{key} was evaluated "
+        + ("by several versions" if len(versions[key]) > 1 else "on several parts of its split")
+        for key in names
+        if key not in pooled
+    ]
     scores = _means(({k: v for k, (v, _) in r.scores.items()} for r in runs), pooled)
     return BoardRow(
         *(name, tuple(runs), sample, costs, scores),

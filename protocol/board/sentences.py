@@ -10,7 +10,13 @@ from typing import NamedTuple
 
 from formatting import format_scientific
 from protocol.board.board import Board, ComparableSet
-from protocol.board.caveats import declaration_sentences, margin_sentences, origin_sentences
+from protocol.board.caveats import (
+    declaration_sentences,
+    energy_sentences,
+    margin_sentences,
+    origin_sentences,
+    tokenizer_sentences,
+)
 from protocol.board.columns import (
     AXIS_COLUMN_ALIASES,
     AXIS_LABELS,
@@ -285,6 +291,7 @@ def _cost_sentences(group: Group) -> tuple[str, ...]:
         for row in group.rows[:MAX_LISTED]
         if row.study_cost
     ]
+    sentences += energy_sentences(group)
     if column == "state_bytes":
         sentences += _size_sentences(comparable)
     heavy = [row for row in group.rows if row.costs.get("head_share", 0) > LARGE_HEAD_SHARE]
@@ -333,7 +340,7 @@ def _confidence_sentences(group: Group) -> tuple[str, ...]:
         sentences += [_order_sentence(group), ASSUMPTIONS]
     elif len(group.rows) > 1 and not group.problems and not group.curves:
         sentences.append("Nothing is ranked: a rank needs 3 training runs of each candidate.")
-    sentences += [*margin_sentences(group), *origin_sentences(group)]
+    sentences += [*margin_sentences(group), *origin_sentences(group), *tokenizer_sentences(group)]
     lost = [(row, sum(r.state in ("failed", "unfinished") for r in row.runs)) for row in ranked]
     sentences += [
         f"{row.name}: {pluralize(n, 'unfinished or failed run')} {'is' if n == 1 else 'are'} "

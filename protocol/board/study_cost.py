@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from formatting import format_scientific
-from protocol.board.columns import format_seconds, pluralize
+from protocol.board.columns import format_joules, format_seconds, pluralize
 from protocol.board.rows import BoardRow
 from protocol.records.run_record import RunRecord
 from protocol.records.study_record import TUNING
@@ -29,12 +29,14 @@ class CostPart(NamedTuple):
     n_runs: int
     flops: float
     seconds: float
+    joules: float = 0.0  # Measured or estimated.
 
 
 class StudyCost(NamedTuple):
     """The cost of all runs that a candidate needed."""
 
     parts: tuple[CostPart, ...]
+    is_estimated: bool = False  # Whether joules of some runs are an estimate.
 
     @property
     def flops(self) -> float:
@@ -45,6 +47,11 @@ class StudyCost(NamedTuple):
     def seconds(self) -> float:
         """Seconds of all parts, without compilation."""
         return sum(part.seconds for part in self.parts)
+
+    @property
+    def joules(self) -> float:
+        """Joules of all parts; 0 if they are unknown."""
+        return sum(part.joules for part in self.parts)
 
     @property
     def text(self) -> str:
@@ -58,6 +65,8 @@ class StudyCost(NamedTuple):
         total = f"{format_scientific(self.flops)} FLOPs"
         if self.seconds:
             total += f" and {format_seconds(self.seconds)}"
+        if self.joules:
+            total += f", {'an estimated ' * self.is_estimated}{format_joules(self.joules)}"
         return f"{total} ({', '.join(parts)})"
 
 
@@ -79,6 +88,8 @@ def with_study_costs(rows: Sequence[BoardRow], records: Sequence[RunRecord]) -> 
             continue
         cost = _study_cost(row, tuning.get(_key(row.first_run), []))
         costs = dict(row.costs) | {"study_flops": cost.flops, "study_seconds": cost.seconds}
+        if cost.joules:
+            costs["study_joules"] = cost.joules
         result.append(dataclasses.replace(row, costs=costs, study_cost=cost.text))
     return result
 
@@ -100,22 +111,30 @@ def _study_cost(row: BoardRow, tuning: Sequence[RunRecord]) -> StudyCost:
     lost = [run for run in row.runs if run.state not in ("finished", "diverged")]
     parts += [_runs_part("reported", finished), _runs_part("failed or unfinished", lost)]
     parts.append(_evaluation_part([*tuning, *row.runs]))
-    return StudyCost(tuple(part for part in parts if part.flops))
+    is_estimated = any("estimated_joules" in run.costs for run in [*tuning, *row.runs])
+    return StudyCost(tuple(part for part in parts if part.flops), is_estimated)
 
 
 def _recorded_part(costs: Mapping[str, float]) -> CostPart:
     flops, seconds = costs.get("training_flops", 0.0), costs.get("seconds", 0.0)
-    return CostPart("tuning", round(costs.get("n_runs", 0)), flops, seconds)
+    n_runs = round(costs.get("n_runs", 0))
+    return CostPart("tuning", n_runs, flops, seconds, costs.get("joules", 0.0))
 
 
 def _runs_part(label: str, runs: Sequence[RunRecord]) -> CostPart:
     """Returns the cost of runs; of one that did not end, its share of the planned steps."""
-    flops = seconds = 0.0
+    flops = seconds = joules = 0.0
     for run in runs:
         share = 1.0 if run.state == "finished" else _trained_share(run)
         flops += share * run.costs.get("training_flops", 0.0)
         seconds += share * run.costs.get("seconds", 0.0)
-    return CostPart(label, len(runs), flops, seconds)
+        joules += share * run_joules(run)
+    return CostPart(label, len(runs), flops, seconds, joules)
+
+
+def run_joules(run: RunRecord) -> float:
+    """Returns the joules of training, measured or estimated; 0 if they are unknown."""
+    return run.costs.get("joules", run.costs.get("estimated_joules", 0.0))
 
 
 def _trained_share(run: RunRecord) -> float:
@@ -123,7 +142,10 @@ def _trained_share(run: RunRecord) -> float:
 
 
 def _evaluation_part(runs: Sequence[RunRecord]) -> CostPart:
-    """Returns the cost of the evaluations at the ends of runs: forward passes over the splits."""
+    """Returns the cost of the evaluations at the ends of runs: forward passes over the splits.
+
+    Their energy is that of the same time of training.
+    """
     flops = sum(
         run.evidence.eval_tokens
         * FORWARD_SHARE
@@ -132,4 +154,10 @@ def _evaluation_part(runs: Sequence[RunRecord]) -> CostPart:
         for run in runs
         if run.costs.get("tokens")
     )
-    return CostPart("evaluation", 0, flops, sum(run.evidence.eval_seconds for run in runs))
+    joules = sum(
+        run.evidence.eval_seconds * run_joules(run) / run.costs["seconds"]
+        for run in runs
+        if run.costs.get("seconds")
+    )
+    seconds = sum(run.evidence.eval_seconds for run in runs)
+    return CostPart("evaluation", 0, flops, seconds, joules)

@@ -5,6 +5,7 @@ They follow item 14 of docs/protocol.md.
 
 from collections.abc import Mapping
 
+from data.round_trip import lossy_sentence
 from protocol.board.columns import AXIS_COLUMN_ALIASES, TIME_COLUMNS
 from protocol.records.safe_read import CheckedFields, flatten, sanitize
 from protocol.records.study_record import StudyRecord
@@ -35,7 +36,7 @@ def comparability_keys(
         settings: its settings.
         objective: the name of the objective.
         metric: the metric by which the run is ranked.
-        evaluations: task, version, length and data that produced each score, by score name.
+        evaluations: what produced each score, by score name (`scores.read_scores`).
         study: what the study of the run declares.
     """
     is_timed = AXIS_COLUMN_ALIASES.get(study.axis) in TIME_COLUMNS
@@ -47,7 +48,7 @@ def comparability_keys(
             [objective, *_objective_settings(settings, objective, study.varied_settings)]
         ),
         "data": f"{data.text('source')} {fingerprints.text('data')}",
-        "tokenizer": f"{data.text('tokenizer')} {fingerprints.text('tokenizer')}",
+        "tokenizer": f"{data.text('tokenizer')} {fingerprints.text('tokenizer')}{_loss(run)}",
         "seq_len": f"{train.count('seq_len')} tokens",
         "batch_size": f"{train.count('batch_size')} sequences",
         "precision": settings.section("model").text("dtype", 20),
@@ -73,6 +74,18 @@ def describe_platform(run: CheckedFields) -> str:
     if devices.tree:
         parts.insert(0, f"{devices.count('count')} x {devices.text('kind', 60)}")
     return sanitize(", ".join(parts))
+
+
+def read_decodes_back(run: CheckedFields) -> dict[str, float]:
+    """Returns the share of the bytes of each split that the tokenizer of a run gives back."""
+    shares = run.section("data").section("decodes_back")
+    values = {split: shares.nonnegative(split) for split in shares.tree}
+    return {split: value for split, value in values.items() if value is not None}
+
+
+def _loss(run: CheckedFields) -> str:
+    """Returns " (lossy)" if bits per byte are not those of the text."""
+    return " (lossy)" if lossy_sentence(read_decodes_back(run)) else ""
 
 
 def _objective_settings(

@@ -50,7 +50,8 @@ def _drop_from_model(model: CheckedFields) -> dict[str, object]:
     layers = [*model.texts("first_layers"), *model.texts("layers")]
     if has_encoder := bool(encoder.count("depth")):
         layers += [*encoder.texts("first_layers"), *encoder.texts("layers")]
-    parts = {half.strip().partition("@")[0] for layer in layers for half in layer.split("+")}
+    halves = [half for layer in layers for half in layer.split("+")]
+    parts = {part.strip().partition("@")[0] for half in halves for part in half.split("&")}
     unread = {name for name in PART_SECTIONS if name not in parts}
     if not has_encoder:
         unread |= {*ENCODER_SECTIONS}

@@ -220,7 +220,7 @@ def _parse_plan(fields: CheckedFields, position: int) -> PlanRecord:
             find_choice_problem(cell.section("curve"), rate, study.better),
         )
         total = costs.setdefault(key[0], {})
-        for name in ("training_flops", "seconds", "n_runs"):
+        for name in ("training_flops", "seconds", "joules", "n_runs"):
             if (cost := cell.nonnegative(f"tuning_{name}")) is not None:
                 total[name] = total.get(name, 0.0) + cost
     return PlanRecord(

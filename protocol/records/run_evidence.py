@@ -10,8 +10,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from data.round_trip import lossy_sentence
 from errors import DataError
+from protocol.records.comparability import read_decodes_back
 from protocol.records.safe_read import CheckedFields, parse_object
+from protocol.records.scores import PART_NAME
 
 TOLERANCE = 1e-6  # Relative difference within which two records of one number agree.
 SHOWN_DIFFERENCES = 3  # Differences of one kind that are listed.
@@ -24,10 +27,12 @@ class RunEvidence(NamedTuple):
     contradictions: tuple[str, ...] = ()  # Where the files of the run contradict each other.
     missing: str = ""  # What a finished run has not; blank if nothing is missing.
     checkpoint_hash: str = ""  # Hash of the files of the last checkpoint; blank: unknown.
-    split_bytes: Mapping[str, float] = {}  # Bytes of text by split, as the evaluation counted.
+    # Bytes of text by split, or by part of a split, as the evaluation counted.
+    split_bytes: Mapping[str, float] = {}
     eval_seconds: float = 0.0  # Time of the evaluation at the last step.
     eval_tokens: float = 0.0  # Tokens of the evaluation at the last step.
     packages: str = ""  # Versions of the packages that compute.
+    lossy_tokenizer: str = ""  # What a lossy tokenizer means; blank if it is lossless.
 
 
 def read_evidence(
@@ -72,6 +77,7 @@ def read_evidence(
             row.number("weight") or 0.0 for row, name in weights if name.endswith("nats_per_token")
         ),
         packages=_describe_packages(run),
+        lossy_tokenizer=lossy_sentence(read_decodes_back(run)),
     )
 
 
@@ -116,8 +122,16 @@ def _split_weights(results: Sequence[CheckedFields], metric: str) -> dict[str, f
         for row in task.objects("scores"):
             split, _, name = row.text("name", 80).rpartition("/")
             if name == metric and (weight := row.number("weight")):
-                weights[split] = weight
+                part = _part_label(task, split)
+                weights[f"{split} ({part})" if part else split] = weight
     return weights
+
+
+def _part_label(task: CheckedFields, split: str) -> str:
+    """Returns the label of the part of a split that a task read; blank for the whole split."""
+    name = f"{split}/{PART_NAME}"
+    labels = [row.text("value") for row in task.objects("scores") if row.text("name", 80) == name]
+    return labels[0] if labels else ""
 
 
 def _log_problems(
@@ -151,6 +165,9 @@ def _log_problems(
             name = row.text("name", 80)
             if row.is_text("value") or name not in final.tree or final.is_text(name):
                 continue
+            split = name.partition("/")[0]
+            if final.text(f"{split}/{PART_NAME}") != _part_label(task, split):
+                continue  # The run was evaluated again, on another part of the split.
             logged_score, score = final.number(name), row.number("value")
             if logged_score is None or score is None or math.isnan(logged_score - score):
                 continue

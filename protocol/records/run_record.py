@@ -21,6 +21,7 @@ from protocol.records.comparability import comparability_keys, describe_platform
 from protocol.records.inert_settings import drop_inert
 from protocol.records.metrics import DEFAULT_METRICS
 from protocol.records.plan_file import PlanRecord, Plans, plan_problems
+from protocol.records.run_consistency import find_inconsistencies
 from protocol.records.run_evidence import RunEvidence, read_evidence
 from protocol.records.safe_read import (
     MAX_JSONL_BYTES,
@@ -31,6 +32,7 @@ from protocol.records.safe_read import (
     read_file,
     sanitize,
 )
+from protocol.records.scores import read_scores
 from protocol.records.seals import check_seals
 from protocol.records.series import Scores
 from protocol.records.study_record import TUNING, StudyRecord, parse_study
@@ -44,8 +46,6 @@ NON_IDENTITY_SECTIONS = ("log", "checkpoint", "debug", "eval", "mesh", "data", "
 COMPUTE_ONLY_KEYS = ("grad_accum_steps", "compile_cache")
 MAY_CHANGE_ON_RESUME = (*(f"train.{name}" for name in COMPUTE_ONLY_KEYS), "train.hang_timeout")
 FIXED_LENGTH_OBJECTIVES = ("causal_lm", "masked_lm")  # Their rows have train.seq_len positions.
-# Scores that are hashes of the evaluation data of a split.
-EVAL_HASH_NAMES = ("eval_set_sha256", "mask_sha256")
 RecordState = Literal["finished", "diverged", "unfinished", "failed"]
 
 
@@ -74,6 +74,7 @@ class RunRecord:
     value: float | None  # Value of the metric at the last step.
     scores: Scores
     costs: Mapping[str, float]  # Values by column.
+    parts: Mapping[str, str] = dataclasses.field(default_factory=dict)  # Of splits, by score.
     exclusions: tuple[str, ...] = ()  # Reasons why the run is not comparable with any other.
     notes: tuple[str, ...] = ()  # Events that a reader should consider.
     steps: int = 0
@@ -84,6 +85,7 @@ class RunRecord:
     command: str = ""
     code_version: str = ""
     hardware: str = ""
+    energy_source: str = ""  # How the energy of training is known, in words.
     platform: str = ""  # Hardware with compiler versions, within which seconds compare.
     error_message: str = ""  # Reason of a failure.
     content_hash: str = ""  # SHA-256 over all files that were read.
@@ -117,21 +119,23 @@ def read_run(path: Path, folder: str, plans: Plans | None = None) -> RunRecord:
     metrics = series.increasing_steps(files.read("metrics.jsonl") or b"")
     events = parse_jsonl(files.read("events.jsonl") or b"", "events.jsonl")
     settings = run.section("settings")
-    train = settings.section("train")
-    steps = train.count("steps") or 0
+    steps = settings.section("train").count("steps") or 0
     results = _read_results(path, steps, files.read)
-    scores, versions = _read_scores(results)
     manifest = files.read("checkpoints", str(steps), "MANIFEST.json")
     check_seals(run, status, results, files.content)
     study = parse_study(run.section("study"))
     objective = _require_text(settings.text("objective"), "run.json settings objective")
     metric = study.metric or DEFAULT_METRICS.get(objective, "")
+    scores, evaluations, parts = read_scores(results, metric)
     state = _record_state(status, metrics, scores.get(metric))
     identity_settings, identity = _identity(settings)
     evidence = read_evidence(
         *(run, settings, metrics, results, manifest), is_finished=state == "finished"
     )
-    plan, problems = plan_problems(study, settings, plans or {})
+    problems = find_inconsistencies(
+        *(run, status, metrics, events, results), is_finished=state == "finished"
+    )
+    plan, plan_contradictions = plan_problems(study, settings, plans or {})
     return RunRecord(
         folder=folder,
         run_id=_require_text(run.text("run_id"), "run.json run_id"),
@@ -140,18 +144,17 @@ def read_run(path: Path, folder: str, plans: Plans | None = None) -> RunRecord:
         seed=settings.count("seed"),
         identity=identity,
         settings=identity_settings,
-        keys=comparability_keys(run, settings, objective, metric, versions, study),
+        keys=comparability_keys(run, settings, objective, metric, evaluations, study),
         study=study,
         metric=metric,
         state=state,
         value=scores[metric][0] if state == "finished" and metric in scores else None,
         scores=scores if state == "finished" else {},
+        parts=parts,
         costs=series.read_costs(
-            *(run.section("cost"), train, _run_tokens(run, objective), metrics, scores)
+            *(run.section("cost"), settings, _run_tokens(run, objective), metrics, scores)
         ),
-        exclusions=_exclusions(
-            settings, events, state, AXIS_COLUMN_ALIASES.get(study.axis) in TIME_COLUMNS
-        ),
+        exclusions=_exclusions(settings, events, state, study.axis),
         notes=_notes(events),
         steps=steps,
         learning_curve=series.learning_curve(metrics),
@@ -160,12 +163,15 @@ def read_run(path: Path, folder: str, plans: Plans | None = None) -> RunRecord:
         command=_command(run),
         code_version=_code_version(run.section("code")),
         hardware=_hardware(run),
+        energy_source=run.text("energy", 300),
         platform=describe_platform(run),
         error_message=status.text("message"),
         content_hash=files.digest,
         created=run.text("created", 40),
         plan=plan,
-        evidence=evidence._replace(contradictions=(*evidence.contradictions, *problems)),
+        evidence=evidence._replace(
+            contradictions=(*evidence.contradictions, *problems, *plan_contradictions)
+        ),
     )
 
 
@@ -220,32 +226,6 @@ def _read_results(
             raise DataError(f"{task.name} is of step {task.count('step')}, in the folder of {step}")
         results.append(task)
     return results
-
-
-def _read_scores(results: Sequence[CheckedFields]) -> tuple[Scores, dict[str, str]]:
-    """Returns the scores of tasks, and what produced each: task, version, length and data."""
-    scores: Scores = {}
-    versions: dict[str, str] = {}
-    for task in results:
-        version, label = task.count("version") or 0, task.text("task", 60)
-        evaluation = f"{label} v{version}, length {task.count('length')}, data {task.text('data')}"
-        rows = task.objects("scores")
-        # A text is a sample, or the hash of a set of evaluation data.
-        texts = {row.text("name", 80): row.text("value") for row in rows if row.is_text("value")}
-        for row in rows:
-            if row.is_text("value"):
-                continue
-            value, key = row.number("value"), row.text("name", 80)
-            if value is not None and key:
-                split = key.partition("/")[0]
-                hashes = [
-                    f"{n} {texts[f'{split}/{n}']}"
-                    for n in EVAL_HASH_NAMES
-                    if f"{split}/{n}" in texts
-                ]
-                scores[key] = value, version
-                versions[key] = ", ".join([evaluation, *hashes])
-    return scores, versions
 
 
 def list_result_files(folder: Path) -> Iterator[str]:
@@ -316,7 +296,7 @@ def _run_tokens(run: CheckedFields, objective: str) -> float | None:
 
 
 def _exclusions(
-    settings: CheckedFields, events: Sequence[CheckedFields], state: RecordState, is_timed: bool
+    settings: CheckedFields, events: Sequence[CheckedFields], state: RecordState, axis: str
 ) -> tuple[str, ...]:
     """Returns the reasons why a run is not comparable with any other."""
     reasons = {
@@ -325,7 +305,7 @@ def _exclusions(
     }
     if state != "diverged":  # A diverged run is comparable: it counts as diverged.
         reasons["nonfinite_params"] = "its parameters were not finite at a checkpoint"
-    if is_timed:
+    if AXIS_COLUMN_ALIASES.get(axis) in TIME_COLUMNS:
         reasons["devices_changed"] = "its mesh or devices changed while it was timed"
     exclusions = [reasons[name] for name in _event_kinds(events) if name in reasons]
     changes: dict[str, object] = {}

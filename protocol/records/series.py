@@ -30,7 +30,10 @@ COST_COLUMNS = (
     *("unique_tokens", "epochs", "seconds", "tokens_per_second", "mfu", "peak_memory"),
     *("prefill_tokens_per_second", "decode_ms_per_token", "state_bytes", "measured_state_bytes"),
     *("load_entropy", "dead_experts", "dropped_tokens"),
+    *("joules", "estimated_joules", "co2_grams"),
 )
+JOULES_PER_KWH = 3.6e6
+MEASURED_JOULES, ESTIMATED_JOULES = "step_joules", "estimated_step_joules"  # Metrics by source.
 Scores = dict[str, tuple[float, int]]  # Value and version of the task, by name.
 
 
@@ -60,7 +63,7 @@ def increasing_steps(data: bytes) -> list[CheckedFields]:
 
 def read_costs(
     cost: CheckedFields,
-    train: CheckedFields,
+    settings: CheckedFields,
     run_tokens: float | None,
     series: list[CheckedFields],
     scores: Scores,
@@ -69,7 +72,7 @@ def read_costs(
 
     Args:
         cost: section of run.json with the costs of one token.
-        train: settings of training.
+        settings: settings of the run.
         run_tokens: tokens of the whole run, each of which costs what `cost` states.
         series: rows of metrics.jsonl.
         scores: scores of the last step.
@@ -80,6 +83,7 @@ def read_costs(
     # A run may record the executed FLOPs of the forward pass alone.
     if executed is None and (forward_executed := cost.nonnegative("executed_flops")) is not None:
         executed = 3 * forward_executed
+    steps = settings.section("train").nonnegative("steps") or 0
     columns = {name: cost.nonnegative(name) for name in ("params", "active_params", "state_bytes")}
     params, active = columns["params"], columns["active_params"]
     body = cost.nonnegative("non_embedding_params")
@@ -91,10 +95,11 @@ def read_costs(
         "executed_flops": None if executed is None or run_tokens is None else executed * run_tokens,
         "head_share": head / forward if head is not None and forward else None,
         "elementwise_share": _elementwise_flops(cost) / forward if forward else None,
-        "seconds": None if step is None else step * (train.nonnegative("steps") or 0),
+        "seconds": None if step is None else step * steps,
         "tokens_per_second": _median(series, "tokens_per_second"),
         "mfu": _median(series, "mfu"),
     }
+    columns |= _energy_columns(series, steps, settings.section("log"))
     for name in ("prefill_tokens_per_second", "decode_ms_per_token"):
         columns[name] = _longest_context(scores, name)
     columns["measured_state_bytes"] = _longest_context(scores, "state_bytes")
@@ -106,6 +111,30 @@ def _elementwise_flops(cost: CheckedFields) -> float:
     terms = cost.section("terms")
     sections = [terms.section(name) for name in terms.tree]
     return sum(term.nonnegative("model") or 0.0 for term in sections if term.boolean("elementwise"))
+
+
+def _energy_columns(
+    series: list[CheckedFields], steps: float, log: CheckedFields
+) -> dict[str, float | None]:
+    """Returns joules, of which one kind is known, and grams of CO2 at the factor of the settings.
+
+    Steps of a run that were measured in part and estimated in part count as estimated.
+    """
+    values = [value for row in series if (value := read_step_joules(row)) is not None]
+    if not values:
+        return {}
+    is_estimated = any(ESTIMATED_JOULES in row.tree for row in series)
+    joules, factor = statistics.median(values) * steps, log.nonnegative("co2_grams_per_kwh")
+    return {
+        "estimated_joules" if is_estimated else "joules": joules,
+        "co2_grams": None if factor is None else joules / JOULES_PER_KWH * factor,
+    }
+
+
+def read_step_joules(row: CheckedFields) -> float | None:
+    """Returns the joules of a step in a row of the log, measured or estimated; None: not logged."""
+    names = (name for name in (MEASURED_JOULES, ESTIMATED_JOULES) if name in row.tree)
+    return next((row.nonnegative(name) for name in names), None)
 
 
 def _last_value(series: list[CheckedFields], name: str) -> float | None:

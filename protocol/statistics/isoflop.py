@@ -1,24 +1,25 @@
-"""Compute-optimal size without a law of the loss: envelope and isoFLOP curves (arXiv:2203.15556).
+"""Compute-optimal size by isoFLOP curves (arXiv:2203.15556, approach 2).
 
-Approach 1 takes the best of all training curves at each compute. Approach 2 fits a parabola in
-log N to the runs of each budget. Both yield power laws, N = k C^a. Approach 1 needs curves whose
-learning rate was cooled down at each point. Otherwise the exponents depend on the schedule; this
-module does not correct for that.
+A parabola in log N is fitted to the sizes of each budget, one point a size: the mean of its seeds.
+Its errors are those of sizes about the parabola, since seeds share what is particular to a size. A
+parabola is biased where alpha differs from beta or the sizes are not centered (arXiv:2603.22339):
+`surface.py` fits the law itself beside it.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Float
 from scipy import special
 
 from errors import DataError
 from protocol.statistics.hypothesis_tests import Difference, Interval
 from protocol.statistics.scaling_law import MAX_EPOCHS, Numbers, Point, select_points
+from protocol.statistics.size_means import LackOfFit, SizeMeans, average_seeds, lack_of_fit
 
 MIN_SIZES = 5  # Sizes that the parabola of a budget needs; it has three constants.
+MIN_COMPARED_SIZES = 6  # Sizes that a comparison of minima needs.
 
 Array = np.ndarray
 
@@ -51,7 +52,7 @@ class Minimum(NamedTuple):
     params: float
     tokens: float
     loss: float
-    # Standard error of the loss, from the scatter about the parabola: seeds and misfit together.
+    # Standard error of the loss, from the scatter of sizes about the parabola.
     standard_error: float
     df: int
     # Interval of N by Fieller; None: the curvature is not significantly different from 0.
@@ -60,6 +61,14 @@ class Minimum(NamedTuple):
     is_at_edge: bool
     coefficients: tuple[float, float, float]  # loss = a + b x + c x^2, x = log(N / center)
     center_params: float
+    misfit: LackOfFit
+    size_range: Interval  # The smallest and the largest N that were trained.
+
+    @property
+    def is_off_center(self) -> bool:
+        """Whether the minimum is outside the middle third of the sizes, in log N."""
+        low, high = np.log(self.size_range)
+        return not 1 / 3 <= (math.log(self.params) - low) / (high - low) <= 2 / 3
 
     def loss_at(self, params: Numbers) -> Numbers:
         """Returns the loss of the parabola at N parameters."""
@@ -74,109 +83,87 @@ def fit_minima(points: Iterable[Point]) -> list[Minimum]:
         DataError: if no usable point remains, or a point has no budget.
     """
     used, points_dropped = select_points(points)
-    budgets = sorted({point.budget for point in used})
-    if not budgets:
+    if not used:
         raise DataError(
             f"no point remains: {points_dropped} are beyond {MAX_EPOCHS:g} epochs; train on more "
             "text"
         )
-    if budgets[0] <= 0:
+    if min(point.budget for point in used) <= 0:
         raise DataError("isoFLOP points need the budget they were planned for; set Point.budget")
-    return [_fit_parabola(b, [p for p in used if p.budget == b]) for b in budgets]
+    means = average_seeds(used)
+    return [_fit_parabola(b, means.at(b)) for b in np.unique(means.budgets).tolist()]
 
 
-def fit_isoflop(points: Iterable[Point], *, n_resamples: int = 200, seed: int = 0) -> Frontier:
-    """Fits the frontier by approach 2; its bootstrap resamples the scatter about the parabolas.
+def fit_isoflop(
+    points: Iterable[Point],
+    *,
+    n_resamples: int = 200,
+    seed: int = 0,
+    with_outside: bool = False,
+) -> Frontier:
+    """Fits the frontier by approach 2; its bootstrap resamples the scatter of sizes.
 
-    Only budgets whose minimum is inside the sizes trained are used.
+    Args:
+        points: the runs; the seeds of a size count as one point.
+        n_resamples: number of resamples.
+        seed: seed of the resamples.
+        with_outside: use the minimum of a parabola outside the sizes trained too. Otherwise only
+            budgets are used whose minimum is inside.
 
     Raises:
         DataError: if fewer than 2 budgets have such a minimum.
     """
     used, points_dropped = select_points(points)
-    minima = [m for m in fit_minima(used) if not m.is_at_edge]
+    minima = [m for m in fit_minima(used) if _has_minimum(m, with_outside)]
     if len(minima) < 2:
         raise DataError(
             f"{len(minima)} budgets have their minimum inside the sizes trained, a frontier needs "
             "2 or more; train larger or smaller ones"
         )
-    groups = [[p for p in used if p.budget == m.budget] for m in minima]
-    pairs = [(m, p) for m, group in zip(minima, groups, strict=True) for p in group]
-    squares = sum((p.loss - m.loss_at(p.params)) ** 2 for m, p in pairs)
+    means = average_seeds(used)
+    groups = [means.at(m.budget) for m in minima]
+    squares = sum(
+        (group.weights * (group.losses - m.loss_at(group.params)) ** 2).sum()
+        for m, group in zip(minima, groups, strict=True)
+    )
     scatter = math.sqrt(squares / sum(m.df for m in minima))
 
     def resample_exponent(rng: np.random.Generator) -> float:
         refits = []
         for m, group in zip(minima, groups, strict=True):
-            noise = rng.normal(0, scatter, len(group))
-            resampled = [
-                p._replace(loss=m.loss_at(p.params) + e) for p, e in zip(group, noise, strict=True)
-            ]
-            refits.append(_fit_parabola(m.budget, resampled))
-        inside = [m for m in refits if not m.is_at_edge]
-        return _fit_power_law([m.budget for m in inside], [m.params for m in inside]).exponent
+            noise = rng.normal(0, scatter, len(group.losses)) / np.sqrt(group.weights)
+            losses = m.loss_at(group.params) + noise
+            refits.append(_fit_parabola(m.budget, group._replace(losses=losses)))
+        valid = [m for m in refits if _has_minimum(m, with_outside)]
+        pairs = [_vertex(m, with_outside) for m in valid]
+        return fit_power_law([m.budget for m in valid], [n for n, _ in pairs]).exponent
 
     computes = [m.budget for m in minima]
+    vertices = [_vertex(m, with_outside) for m in minima]
     return Frontier(
-        _fit_power_law(computes, [m.params for m in minima]),
-        _fit_power_law(computes, [m.tokens for m in minima]),
-        _bootstrap(resample_exponent, n_resamples, seed),
+        fit_power_law(computes, [n for n, _ in vertices]),
+        fit_power_law(computes, [d for _, d in vertices]),
+        bootstrap_interval(resample_exponent, n_resamples, seed),
         len(minima),
         points_dropped,
     )
 
 
-def fit_envelope(
-    points: Iterable[Point], *, n_budgets: int = 200, n_resamples: int = 200, seed: int = 0
-) -> Frontier:
-    """Fits the frontier by approach 1; its bootstrap resamples whole training curves.
+class LossEstimate(Protocol):
+    """A loss at an optimum: that of a parabola (`Minimum`) or of a surface (`SurfaceOptimum`)."""
 
-    The points of one N are a training curve, which is interpolated. A budget is used if its best
-    curve is neither the smallest nor the largest model there.
-
-    Raises:
-        DataError: if there are too few curves, or too few of them are ever the best.
-    """
-    used, points_dropped = select_points(points)
-    by_size = {size: [p for p in used if p.params == size] for size in {p.params for p in used}}
-    curves = [
-        _TrainingCurve.from_points(by_size[size])
-        for size in sorted(by_size)
-        if len(by_size[size]) > 1
-    ]
-    if len(curves) < MIN_SIZES:
-        raise DataError(f"{len(curves)} curves of 2 points or more, must be {MIN_SIZES} or more")
-    low = min(curve.compute[0] for curve in curves)
-    high = max(curve.compute[-1] for curve in curves)
-    grid = np.linspace(low, high, n_budgets)
-    losses = np.stack([curve.loss_at(grid) for curve in curves])
-
-    def fit_frontier(selected: Array) -> tuple[PowerLaw, PowerLaw] | None:
-        table = losses[selected]
-        best, finite = table.argmin(0), np.isfinite(table)
-        ends = [finite.argmax(0), len(selected) - 1 - finite[::-1].argmax(0)]
-        inner = np.isfinite(table.min(0)) & (best != ends[0]) & (best != ends[1])
-        winners = selected[best[inner]]
-        if len(set(winners)) < 3:
-            return None
-        sizes = np.array([curves[i].params for i in winners])
-        tokens = np.exp([curves[i].tokens_at(x) for i, x in zip(winners, grid[inner], strict=True)])
-        computes = np.exp(grid[inner])
-        return _fit_power_law(computes, sizes), _fit_power_law(computes, tokens)
-
-    laws = fit_frontier(np.arange(len(curves)))
-    if laws is None:
-        raise DataError("fewer than 3 curves are ever the best; train more sizes, or for longer")
-
-    def resample_exponent(rng: np.random.Generator) -> float:
-        resampled = fit_frontier(np.unique(rng.integers(0, len(curves), len(curves))))
-        return math.nan if resampled is None else resampled[0].exponent
-
-    interval = _bootstrap(resample_exponent, n_resamples, seed)
-    return Frontier(*laws, interval, len(curves), points_dropped)
+    @property
+    def loss(self) -> float:
+        """The loss."""
+    @property
+    def standard_error(self) -> float:
+        """Its standard error."""
+    @property
+    def df(self) -> int:
+        """Degrees of freedom of the standard error."""
 
 
-def minima_difference(a: Minimum, b: Minimum) -> Difference:
+def minima_difference(a: LossEstimate, b: LossEstimate) -> Difference:
     """Compares the losses at two minima, with degrees of freedom as in `welch`."""
     u, v = a.standard_error**2, b.standard_error**2
     df = (u + v) ** 2 / (u**2 / a.df + v**2 / b.df) if u + v else float(min(a.df, b.df))
@@ -190,41 +177,42 @@ def minima_difference(a: Minimum, b: Minimum) -> Difference:
     )
 
 
-class _TrainingCurve(NamedTuple):
-    params: float
-    compute: Float[Array, " n"]  # Logarithms, increasing.
-    tokens: Float[Array, " n"]  # Logarithms.
-    loss: Float[Array, " n"]
-
-    @classmethod
-    def from_points(cls, points: Sequence[Point]) -> "_TrainingCurve":
-        points = sorted(points, key=lambda p: p.compute)
-        compute, tokens, loss = np.array([(p.compute, p.tokens, p.loss) for p in points]).T
-        return cls(points[0].params, np.log(compute), np.log(tokens), loss)
-
-    def loss_at(self, compute: Array) -> Array:
-        return np.interp(compute, self.compute, self.loss, left=np.inf, right=np.inf)
-
-    def tokens_at(self, compute: float) -> float:
-        return float(np.interp(compute, self.compute, self.tokens))
+def _has_minimum(minimum: Minimum, with_outside: bool) -> bool:
+    return minimum.coefficients[2] > 0 if with_outside else not minimum.is_at_edge
 
 
-def _fit_parabola(budget: float, points: Sequence[Point]) -> Minimum:
-    sizes = {point.params for point in points}
-    if len(sizes) < MIN_SIZES:
-        raise DataError(f"budget {budget:g} has {len(sizes)} sizes, must be {MIN_SIZES} or more")
-    log_n = np.log([point.params for point in points])
-    center, df = log_n.mean(), len(points) - 3
-    x, y = log_n - center, np.array([point.loss for point in points])
+def _vertex(minimum: Minimum, with_outside: bool) -> tuple[float, float]:
+    """Returns N and D at the vertex of a parabola, which may be outside the sizes trained.
+
+    There D follows from N and the budget: C = k N D, with the k of the nearest size.
+    """
+    if not with_outside or not minimum.is_at_edge:
+        return minimum.params, minimum.tokens
+    _, b, c = minimum.coefficients
+    params = minimum.center_params * math.exp(-b / (2 * c))
+    return params, minimum.tokens * minimum.params / params
+
+
+def _fit_parabola(budget: float, means: SizeMeans) -> Minimum:
+    """Returns the minimum of the weighted parabola through the sizes of one budget.
+
+    Raises:
+        DataError: if there are too few sizes.
+    """
+    log_n, y, weights = np.log(means.params), means.losses, means.weights
+    if (n_sizes := len({*means.params})) < MIN_SIZES:
+        raise DataError(f"budget {budget:g} has {n_sizes} sizes, must be {MIN_SIZES} or more")
+    center, df = log_n.mean(), len(y) - 3
+    x = log_n - center
     X = np.stack([np.ones_like(x), x, x**2], -1)
-    inverse = np.linalg.inv(X.T @ X)
-    a, b, c = curve = inverse @ X.T @ y
-    variance = ((y - X @ curve) ** 2).sum() / df
+    inverse = np.linalg.inv(X.T @ (weights[:, None] * X))
+    a, b, c = curve = inverse @ X.T @ (weights * y)
+    variance = float((weights * (y - X @ curve) ** 2).sum()) / df
     inside = c > 0 and x.min() < -b / (2 * c) < x.max()
     best = -b / (2 * c) if inside else x[y.argmin()]
     basis = np.array([1.0, best, best**2])
     by_size = np.argsort(x)
-    tokens = np.interp(best, x[by_size], np.log([points[i].tokens for i in by_size]))
+    tokens = np.interp(best, x[by_size], np.log(means.tokens[by_size]))
     return Minimum(
         *(budget, float(np.exp(center + best)), float(np.exp(tokens)), float(basis @ curve)),
         float(np.sqrt(basis @ inverse @ basis * variance)),
@@ -233,6 +221,8 @@ def _fit_parabola(budget: float, points: Sequence[Point]) -> Minimum:
         is_at_edge=not inside,
         coefficients=(float(a), float(b), float(c)),
         center_params=float(np.exp(center)),
+        misfit=lack_of_fit(variance, df, means),
+        size_range=Interval(float(means.params.min()), float(means.params.max())),
     )
 
 
@@ -253,16 +243,18 @@ def _fieller_interval(
     return Interval(*(float(np.exp(center + x)) for x in ends))
 
 
-def _fit_power_law(compute: Sequence[float] | Array, y: Sequence[float] | Array) -> PowerLaw:
+def fit_power_law(compute: Sequence[float] | Array, y: Sequence[float] | Array) -> PowerLaw:
+    """Fits y = factor * compute ** exponent in logarithms; NaN of fewer than 2 values."""
     if len(compute) < 2:
         return PowerLaw(math.nan, math.nan)
     exponent, factor = np.polyfit(np.log(compute), np.log(y), 1).tolist()
     return PowerLaw(math.exp(factor), exponent)
 
 
-def _bootstrap(
+def bootstrap_interval(
     statistic: Callable[[np.random.Generator], float], n_resamples: int, seed: int
 ) -> Interval:
+    """Returns the 95 % interval of a statistic over resamples; those without a value are left out."""
     rng = np.random.default_rng(seed)
     values = np.array([statistic(rng) for _ in range(n_resamples)])
     values = values[np.isfinite(values)]

@@ -71,11 +71,12 @@ def critical_difference_of_minima(
 
     Each parabola (`isoflop.minima_difference`) is fitted through `n_runs` runs at each of `n_sizes`
     sizes, evenly spaced in log N around the minimum. At its minimum, the variance of a parabola is
-    3 (3 k^2 - 7) / (4 k (k^2 - 4)) of that of one run, by least squares over k sizes. The misfit
-    of the curve to a parabola adds to this.
+    3 (3 k^2 - 7) / (4 k (k^2 - 4)) of that of the mean of one size, by least squares over k sizes.
+    Its degrees of freedom are k - 3, however many runs a size has. What is particular to a size,
+    and the misfit of the curve to a parabola, add to this.
     """
     _check_inputs(sigma, n_comparisons)
-    k, df = n_sizes, 2 * (n_sizes * n_runs - 3)
+    k, df = n_sizes, 2 * (n_sizes - 3)
     if k < 3 or df < 1:
         return math.inf
     t = special.stdtrit(df, 1 - alpha / (2 * n_comparisons))

@@ -123,7 +123,7 @@ def fit_law(points: Iterable[Point], *, n_resamples: int = 200, seed: int = 0) -
         )
     n, d = (np.log([getattr(point, name) for point in used]) for name in ("params", "tokens"))
     data = _LogData(n - n.mean(), d - d.mean(), np.log([point.loss for point in used]))
-    _check_spread(data)
+    check_spread(data.n, data.d)
     ones = np.ones(len(used))
     optima = _distinct_optima(
         [_minimize(start, data, ones, 1e-5) for start in _starting_points(data, n, d)]
@@ -199,13 +199,17 @@ def _minimize(
     )
 
 
-def _check_spread(data: _LogData) -> None:
+def check_spread(log_n: Array, log_d: Array) -> None:
     """Refuses points on a line in (log N, log D), along which N and D cannot be separated.
+
+    Args:
+        log_n: logarithms of N, less their mean.
+        log_d: logarithms of D, less their mean.
 
     Raises:
         DataError: if the spread along the line is too large a multiple of that across it.
     """
-    wide, narrow = np.linalg.svd(np.stack([data.n, data.d], -1), compute_uv=False)
+    wide, narrow = np.linalg.svd(np.stack([log_n, log_d], -1), compute_uv=False)
     if narrow * MAX_SPREAD_RATIO < wide:
         ratio = f"{wide / narrow:.3g}" if narrow > 1e-9 * wide else "infinitely many"
         raise DataError(

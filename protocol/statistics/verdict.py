@@ -69,6 +69,7 @@ class Verdict:
     is_declared: bool = True  # False: not declared before the runs, so it is exploratory.
     n_comparisons: int = 1  # Comparisons for which p and the interval are adjusted.
     alpha: float = 0.05  # Level at which p is tested.
+    remark: str = ""  # What a second fit says of the same comparison.
 
     @property
     def half_width(self) -> float | None:
@@ -80,7 +81,7 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """The verdict as one sentence, without a full stop."""
-        text = _SENTENCES[self.kind](self)
+        text = _SENTENCES[self.kind](self) + f"; {self.remark}" * bool(self.remark)
         return text if self.is_declared or self.kind not in CLAIM_KINDS else f"exploratory: {text}"
 
     def winner(self) -> str | None:

@@ -23,7 +23,7 @@ from training.accounting import executed_flops_per_token, model_cost, run_tokens
 from training.settings import Settings
 
 TOLERANCE = 0.01
-MIN_BUDGETS, MIN_SIZES = 3, 5  # Minimal budgets and sizes of an isoFLOP comparison.
+MIN_BUDGETS, MIN_SIZES = 3, 6  # Minimal budgets and sizes of an isoFLOP comparison.
 TOKENS_PER_PARAM = 20.0  # Approximate compute-optimal ratio (arXiv:2203.15556).
 
 Axis = Literal["params", "active_params", "training_flops", "tokens", "wall_clock", "state_bytes"]
@@ -202,7 +202,7 @@ def match_isoflop(
     *,
     n_sizes: int = MIN_SIZES,
     size_range_factor: float = 4.0,
-    tokens_per_param: float = TOKENS_PER_PARAM,
+    tokens_per_param: float | Mapping[str, float] = TOKENS_PER_PARAM,
     knobs: Mapping[str, str] | None = None,
     tolerance: float = TOLERANCE,
 ) -> list[MatchedModel]:
@@ -216,7 +216,8 @@ def match_isoflop(
         budgets: training FLOPs.
         n_sizes: sizes per budget.
         size_range_factor: the largest size over the expected best one, and that over the smallest.
-        tokens_per_param: tokens per parameter at the expected best size.
+        tokens_per_param: tokens per parameter at the expected best size, of all candidates or by
+            candidate; those without one have the default.
         knobs: the setting that is solved beside width and depth, by candidate; those without one
             have the hidden widths of their channels solved.
         tolerance: relative difference within which the training FLOPs must meet the budget.
@@ -232,8 +233,13 @@ def match_isoflop(
     all_matched: list[MatchedModel] = []
     reference_costs: dict[tuple[float, int], RunCosts] = {}
     for name, settings in candidates.items():
+        ratio = (
+            tokens_per_param.get(name, TOKENS_PER_PARAM)
+            if isinstance(tokens_per_param, Mapping)
+            else tokens_per_param
+        )
         for budget in budgets:
-            best_size = (budget / (6 * tokens_per_param)) ** 0.5
+            best_size = (budget / (6 * ratio)) ** 0.5
             for index in range(n_sizes):
                 model = _resize_to_target(
                     f"{name} at {budget:g}",

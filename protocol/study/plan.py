@@ -19,12 +19,16 @@ from protocol.study.budget import compute_run_costs
 from protocol.study.cells import Cell, CellKey
 from protocol.study.declaration import PlannedRun, Tuning, TuningChoice
 from protocol.study.study_plan import NAME_PATTERN, StudyPlan, axis_value, choices_tree
+from protocol.study.time_estimate import (
+    ASSUMED_EFFICIENCY,
+    ASSUMED_START_SECONDS,
+    CellSeconds,
+    PlanTime,
+    estimate_time,
+)
 from protocol.study.tuning import NO_TRIAL, TuningTrial, learning_rate_grid
 from settings.changes import with_changes
 from settings.tree import as_json
-
-# Assumed training speed over that of large matrix products, where no step was measured.
-ASSUMED_EFFICIENCY = 0.25
 
 
 def sweep_runs(
@@ -82,47 +86,24 @@ def reported_runs(
     return [run._replace(study=run.study | {"choices": choices}) for run in runs]
 
 
-def estimate_hours(
-    runs: Sequence[PlannedRun],
-    step_seconds: Mapping[CellKey, float],
-    matmul_flops: float | None = None,
-) -> float | None:
-    """Returns the training time in hours; None if it cannot be estimated.
-
-    Without the step time of every cell, the estimate assumes that training reaches the share
-    `ASSUMED_EFFICIENCY` of the FLOP/s of large matrix products.
-    """
-    if all(run.cell_key in step_seconds for run in runs):
-        return sum(run.steps * step_seconds[run.cell_key] for run in runs) / 3600
-    if not matmul_flops:
-        return None
-    return sum(run.training_flops for run in runs) / (ASSUMED_EFFICIENCY * matmul_flops) / 3600
-
-
 def format_plan(
     plan: StudyPlan,
     runs: Sequence[PlannedRun],
-    step_seconds: Mapping[CellKey, float],
+    cell_seconds: Mapping[CellKey, CellSeconds],
     matmul_flops: float | None = None,
+    eval_shares: Mapping[CellKey, float] | None = None,
 ) -> list[str]:
     """Returns the lines that are printed before any run.
 
     Args:
         plan: the plan.
         runs: its runs that are known so far.
-        step_seconds: measured seconds per step of each cell.
+        cell_seconds: measured times of each cell.
         matmul_flops: FLOP/s of large matrix products.
+        eval_shares: FLOPs of evaluation over those of training, by cell.
     """
-    declared, hours = plan.declaration, estimate_hours(runs, step_seconds, matmul_flops)
-    n_tuning = sum(run.role == TUNING for run in runs)
-    time = "unknown time, because no step was measured"
-    if hours is not None:
-        time = f"about {_format_hours(hours)} of training, without compilation and evaluation"
-        if matmul_flops and not all(run.cell_key in step_seconds for run in runs):
-            time += (
-                f", at {format_percent(ASSUMED_EFFICIENCY)} of this machine's "
-                f"{matmul_flops / 1e9:,.0f} GFLOP/s for large matrix products"
-            )
+    declared, n_tuning = plan.declaration, sum(run.role == TUNING for run in runs)
+    time = _format_time(estimate_time(runs, cell_seconds, matmul_flops, eval_shares), matmul_flops)
     lines = [
         f"plan {plan.digest[:12]}: {pluralize(len(plan.cells), 'cell')} (candidate x objective x "
         f"size), {pluralize(len(runs), 'run')} ({n_tuning} for tuning), "
@@ -133,6 +114,29 @@ def format_plan(
     ]
     lines += [f"{a} and {b} have the same settings: never ranked" for a, b in plan.duplicates()]
     return lines
+
+
+def _format_time(estimate: PlanTime | None, matmul_flops: float | None) -> str:
+    """Returns the time of a plan with its parts, and what was assumed."""
+    if estimate is None:
+        return "unknown time, because no step was measured"
+    parts = [
+        f"{label} {_format_hours(hours)}"
+        for label, hours in (
+            ("training", estimate.training),
+            ("evaluation", estimate.evaluation),
+            ("start and compilation", estimate.start),
+        )
+        if hours
+    ]
+    text = f"about {_format_hours(estimate.total)} ({', '.join(parts)}"
+    if not estimate.is_measured and matmul_flops:
+        text += (
+            f"; assumed: {format_percent(ASSUMED_EFFICIENCY)} of this machine's "
+            f"{matmul_flops / 1e9:,.0f} GFLOP/s for large matrix products, "
+            f"{ASSUMED_START_SECONDS:g} s to compile each cell"
+        )
+    return f"{text})"
 
 
 def _format_hours(hours: float) -> str:

@@ -8,6 +8,7 @@ from protocol.records.plan_file import FILE_NAME, FORMAT, hash_json, read_plans
 from protocol.study.cells import CellKey
 from protocol.study.declaration import TuningChoice
 from protocol.study.study_plan import StudyPlan, choices_tree
+from storage import scratch
 from training.run.atomic_io import read_json, write_json
 
 
@@ -31,6 +32,7 @@ def write_plan(
     Raises:
         DataError: if the file is damaged.
     """
+    scratch.refresh_file(folder / FILE_NAME)
     try:
         earlier = read_plans(folder)
     except DataError as error:
@@ -44,6 +46,7 @@ def write_plan(
     record["plans"].append({"declared": plan.declared_tree, "choices": tree})
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / FILE_NAME, record)
+    scratch.upload_file(folder / FILE_NAME)
     reported = [old.study.seeds for old in earlier.values() if _is_reported(old.study.comparisons)]
     if not choices or not _is_reported(plan.declaration.comparisons) or not reported:
         return []

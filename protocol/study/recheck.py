@@ -78,6 +78,7 @@ def _rerun_one(path: Path, name: str, scratch: Path) -> RerunResult:
     record = _read_run(path)
     settings = from_json(Settings, record["settings"])
     quiet = {"log.console": "off", "log.trackers": (), "train.compile_cache": ""}
+    settings = harness.with_recorded_limit(settings, _recorded_scores(path, settings.train.steps))
     source = record.get("flags", {}).get("init_from", "")
     flags = {"init_from": source} if source else {}
     try:
@@ -105,17 +106,19 @@ def _hash_lines(path: Path, scratch: Path) -> Iterator[tuple[str, bool]]:
 
 def _score_lines(path: Path, scratch: Path, steps: int) -> Iterator[tuple[str, bool]]:
     """Yields each numeric score as recorded and as given by the run trained again."""
-    for file in sorted((path / "eval" / str(steps)).glob("*.json")):
-        other = read_json(scratch / "eval" / str(steps) / file.name)
-        if other is None:
+    again = {score["name"]: score["value"] for score in _recorded_scores(scratch, steps)}
+    for score in _recorded_scores(path, steps):
+        key, value = score["name"], score["value"]
+        if isinstance(value, str) or key not in again or not _is_compared(key):
             continue
-        again = {score["name"]: score["value"] for score in other["scores"]}
-        for score in (read_json(file) or {}).get("scores", []):
-            key, value = score["name"], score["value"]
-            if isinstance(value, str) or key not in again or not _is_compared(key):
-                continue
-            is_same = math.isclose(value, again[key], rel_tol=SCORE_TOLERANCE, abs_tol=1e-9)
-            yield f"{key}: recorded {value:.6g}, again {again[key]:.6g}", not is_same
+        is_same = math.isclose(value, again[key], rel_tol=SCORE_TOLERANCE, abs_tol=1e-9)
+        yield f"{key}: recorded {value:.6g}, again {again[key]:.6g}", not is_same
+
+
+def _recorded_scores(run: Path, steps: int) -> list[JsonObject]:
+    """Returns the scores of all tasks at the last step."""
+    files = sorted((run / "eval" / str(steps)).glob("*.json"))
+    return [score for file in files for score in (read_json(file) or {}).get("scores", [])]
 
 
 def _is_compared(name: str) -> bool:

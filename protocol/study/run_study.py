@@ -6,15 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from data import Data
 from errors import ConfigError, DataError, IsoflopError, NonFiniteError, PreemptedError
 from eval import harness
+from eval.split_part import eval_share
 from protocol.records.study_record import TUNING
 from protocol.study.cells import CellKey
 from protocol.study.declaration import PlannedRun, TuningChoice
 from protocol.study.plan import reported_runs, sweep_runs, trial_runs
 from protocol.study.study import Study, dump_record
 from protocol.study.study_plan import StudyPlan, axis_value
-from protocol.study.time_estimate import read_train_seconds
+from protocol.study.time_estimate import read_train_joules, read_train_seconds
 from protocol.study.tuning import SweepCurve, extend_grids, make_sweep_curve, select_trial
 from settings.changes import with_changes
 from settings.tree import from_json
@@ -73,6 +75,13 @@ def with_eval_split(settings: Settings, metric: str) -> Settings:
     split_name = metric.partition("/")[0]
     splits = tuple(split for split in settings.eval.splits if split == split_name)
     return with_changes(settings, {"eval.splits": splits}) if splits else settings
+
+
+def eval_shares(plan: StudyPlan, data: Data, metric: str) -> dict[CellKey, float]:
+    """Returns the FLOPs of the evaluation of a run over those of its training, by cell."""
+    return {
+        cell.key: eval_share(with_eval_split(cell.settings, metric), data) for cell in plan.cells
+    }
 
 
 def read_score(folder: Path, step: int, metric: str) -> float:
@@ -141,13 +150,14 @@ def _tuning_costs(
     trials: Sequence[PlannedRun],
     folder: Path,
 ) -> dict[str, float]:
-    """Returns the training FLOPs, the seconds and the number of the tuning runs of a cell."""
+    """Returns the training FLOPs, seconds, joules and the number of the tuning runs of a cell."""
     runs = sweep_runs(plan, {key: curve.learning_rates})
     runs += [run for run in trials if run.cell_key == key]
     seconds = [read_train_seconds(folder / run.name, run.steps) for run in runs]
     return {
         "training_flops": sum(run.training_flops for run in runs),
         "seconds": sum(seconds),
+        "joules": sum(read_train_joules(folder / run.name, run.steps) for run in runs),
         "n_runs": len(runs),
     }
 

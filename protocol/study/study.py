@@ -16,12 +16,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from errors import ConfigError, DataError
+from eval.split_part import common_limit
 from protocol.board.columns import AXIS_LABELS
 from protocol.records.metrics import Direction
 from protocol.records.plan_file import find_choice_problem
 from protocol.records.safe_read import CheckedFields
 from protocol.statistics.power import NoiseFloor, estimate_noise_floor
 from protocol.study.budget import (
+    TOKENS_PER_PARAM,
     Axis,
     MatchedModel,
     match_as_is,
@@ -69,6 +71,8 @@ class Study:
     objectives: tuple[str, ...] = ("causal_lm",)
     sizes: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: {"only": {}})
     budgets: tuple[float, ...] = ()  # Training FLOPs of an isoFLOP study.
+    # Tokens per parameter at the middle size of each budget, of all candidates or by candidate.
+    tokens_per_param: float | Mapping[str, float] = TOKENS_PER_PARAM
     seeds: tuple[int, ...] = (0, 1, 2)
     tuning_metric: str = "valid/bits_per_byte"
     tuning_seeds: tuple[int, ...] = (1000,)
@@ -165,6 +169,10 @@ def make_plan(
                 cell = Cell(model.name, objective, label, model.settings, budget, curve)
                 cells.append(cell)
                 matched[cell.key] = model
+    limit = common_limit([cell.settings for cell in cells])
+    cells = [
+        cell._replace(settings=with_changes(cell.settings, {"eval.limit": limit})) for cell in cells
+    ]
     declaration = Declaration(
         *(study.axis, study.metric, study.margin, study.comparisons, study.unit, study.better),
         varied_settings=study.varied_settings,
@@ -326,11 +334,13 @@ def _check_study(study: Study) -> None:
             f"knob {study.knob!r} with match_by={study.match_by!r}, which does not change the "
             "size; set match_by to size or isoflop, or remove the knob"
         )
-    for name in () if isinstance(study.knob, str) else study.knob:
-        if name not in study.candidates:
-            raise ConfigError(
-                f"knob names the candidate {name!r}; {did_you_mean(name, study.candidates)}"
-            )
+    for key in ("knob", "tokens_per_param"):
+        value = vars(study)[key]
+        for name in value if isinstance(value, Mapping) else ():
+            if name not in study.candidates:
+                raise ConfigError(
+                    f"{key} names the candidate {name!r}; {did_you_mean(name, study.candidates)}"
+                )
     seeds = [*study.seeds, *study.tuning_seeds, *study.noise_seeds]
     if repeated := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
         raise ConfigError(
@@ -359,7 +369,12 @@ def _match_candidates(
     if study.match_by == "isoflop":
         # Cost ratios are relative to the first candidate.
         first = {study.reference: candidates[study.reference]}
-        return match_isoflop(first | dict(candidates), study.budgets, knobs=knobs)
+        return match_isoflop(
+            first | dict(candidates),
+            study.budgets,
+            knobs=knobs,
+            tokens_per_param=study.tokens_per_param,
+        )
     if study.match_by == "steps":
         seconds = None
         if study.axis == "wall_clock" and measure_seconds is not None:

@@ -7,7 +7,7 @@ import pytest
 
 from configs import chat as config
 from data import DataConfig, open_data
-from data.chat import CHAT_TEMPLATES, parse_chat
+from data.chats.templates import CHAT_TEMPLATES, parse_chat
 from data.loader import Batches, eval_batches
 from data.packing import PackedRows
 from data.text_files import ErrorPolicy, ReadStats
@@ -53,7 +53,7 @@ def test_a_template_frames_messages_and_replies_count(name, whole, replies):
     """Texts as the authors of each format show them."""
     found = parse_chat({"messages": TALK}, CHAT_TEMPLATES[name], "here", STRICT)
     assert found.text == whole
-    assert [text for text, weight in found.parts if weight == 1] == replies
+    assert [part.text for part in found.parts if part.weight == 1] == replies
 
 
 def test_the_ready_config_reads_the_chats_that_it_writes(tmp_path):
@@ -66,7 +66,7 @@ def test_the_ready_config_reads_the_chats_that_it_writes(tmp_path):
     assert len(lines) == config.N_CHATS
     said = "In the beginning God created the heavens and the earth.</s>"
     assert found.text.startswith("USER: In the beginning of God's preparing the heavens")
-    assert [text for text, weight in found.parts if weight == 1] == [said]
+    assert [part.text for part in found.parts if part.weight == 1] == [said]
 
 
 @pytest.fixture

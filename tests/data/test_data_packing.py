@@ -167,11 +167,36 @@ def test_the_order_is_pinned():
     assert permutation(5, 2, 1, 6).tolist() == [2, 3, 5, 1, 4, 0]
 
 
-def test_a_tokenizer_without_eos_is_refused(tmp_path):
+@pytest.mark.parametrize("overlap", [0, 1])
+@pytest.mark.parametrize(
+    ("bos", "eos", "before", "after"),
+    [(BOS, -1, [BOS], []), (-1, EOS, [EOS], [EOS]), (BOS, EOS, [BOS], [EOS])],
+)
+def test_a_document_has_only_the_frame_that_its_tokenizer_has(
+    tmp_path, bos, eos, before, after, overlap
+):
+    """Without bos the first token is predicted from the eos before it, and T5's text has no bos."""
+    documents = [[1, 2, 3, 4, 5], [6], [7, 8, 9]]
+    store = made_store(tmp_path / "s", [np.array(ids, np.int32) for ids in documents])
+    store.bos, store.eos = bos, eos
+    before = before if overlap or bos >= 0 else []
+    framed = [[*before, *ids, *after] for ids in documents]
+    stream = [i for ids in framed for i in ids[: len(ids) - overlap]]
+    packed = PackedRows(store, 4, overlap)
+    assert packed.epoch_length == len(stream)
+    slices = [s for r in range(-(-len(stream) // 4)) for s in packed.row(r)]
+    assert [i for s in slices for i in s.tokens[: len(s.tokens) - overlap].tolist()] == stream
+    for s in slices:
+        expected = framed[s.document][s.start : s.start + len(s.tokens)]
+        assert s.tokens.tolist() == expected
+
+
+def test_a_first_token_is_not_predicted_from_nothing(tmp_path):
     store = made_store(tmp_path / "s", distinct([5]))
-    store.eos = -1
-    with pytest.raises(DataError, match="has no eos token"):
+    store.bos = store.eos = -1
+    with pytest.raises(DataError, match="has neither a bos nor an eos token"):
         PackedRows(store, 4, 1, 0)
+    assert PackedRows(store, 4, 0, 0).epoch_length == 5
 
 
 def test_the_byte_framing_is_final():

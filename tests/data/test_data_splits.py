@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.loss_weights import WeightedDocument
+from data.loss_weights import WeightedDocument, WeightedPart
 from data.splits import Document, assign_splits, find_cuts, plan_hold_out
 from data.text_files import LONG_TEXT_BYTES, LongText
 
@@ -93,10 +93,10 @@ def test_chats_and_text_pairs_are_never_cut():
     found = split_of(pairs)
     assert sorted(sum(found.values(), [])) == sorted(pairs)
     assert all(found.values())
-    chat = WeightedDocument((("Hello? " * 50, 0.0), ("Hi. " * 50, 1.0)))
+    chat = WeightedDocument((WeightedPart("Hello? " * 50, 0.0), WeightedPart("Hi. " * 50, 1.0)))
     assert chat in sum(split_of([chat]).values(), [])
-    weighted = split_of([WeightedDocument((("Some words. " * 50, 0.5),))])
-    assert {part.parts[0][1] for parts in weighted.values() for part in parts} == {0.5}
+    weighted = split_of([WeightedDocument((WeightedPart("Some words. " * 50, 0.5),))])
+    assert {part.parts[0].weight for parts in weighted.values() for part in parts} == {0.5}
     assert "".join(part.text for parts in weighted.values() for part in parts) == (
         "Some words. " * 50
     )

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from data_stores import distinct, made_store
 
+from data.framing import default_framing
 from data.packing import PackedRows
 from data.store import TokenStore, TokenStoreWriter
-from data.tokenizers import ByteTokenizer, Specials
+from data.tokenizers import ByteTokenizer
 from errors import DataError
 
 
@@ -137,7 +138,7 @@ def test_a_digit_of_the_index_is_covered_too(tmp_path, name, value):
 def test_specials_travel_with_the_store(tmp_path):
     tokenizer = ByteTokenizer()
     tokenizer.fingerprint = "0" * 64  # covers D7: equal ids of another tokenizer
-    tokenizer.specials = Specials(1, -1, 3, 4, 5, 6, (), ())
+    tokenizer.framing = default_framing(-1, 3, 1)
     writer = TokenStoreWriter(tmp_path / "s", tokenizer)
     writer.add(distinct([4]), [4])
     writer.finish({})
@@ -145,5 +146,5 @@ def test_specials_travel_with_the_store(tmp_path):
     other = made_store(tmp_path / "other", distinct([4]))
     assert (store.bos, store.eos, store.vocab_size) == (-1, 3, 365)
     assert store.fingerprint != other.fingerprint
-    with pytest.raises(DataError, match="has no bos token"):
-        PackedRows(store, 4, 1, seed=0)
+    assert store.n_targets == 5
+    assert PackedRows(store, 5, 1).row(0)[0].tokens[0] == 3  # A document follows the eos before.

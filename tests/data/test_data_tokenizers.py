@@ -32,7 +32,9 @@ def test_the_byte_layout_is_final():
     # the order that DESIGN fixes: bytes, pad, bos, eos, sep, cls, mask, 100 sentinels, 3 modes
     tokenizer = ByteTokenizer()
     sentinels, modes = tuple(range(262, 362)), (362, 363, 364)
-    assert tokenizer.specials == Specials(256, 257, 258, 259, 260, 261, sentinels, modes)
+    assert tokenizer.specials == Specials(
+        256, 257, 258, 259, 260, 261, sentinels, modes, decoder_start=257
+    )
     assert tokenizer.vocab_size == 365
     assert tokenizer.encode(["a\u20ac", ""])[0].tolist() == [97, 0xE2, 0x82, 0xAC]
     assert tokenizer.fingerprint == BYTES
@@ -173,14 +175,17 @@ def test_missing_specials_are_minus_one_and_refused_by_need(tmp_path):
     plain.save(str(tmp_path / "plain.json"))
     tokenizer = open_tokenizer(str(tmp_path / "plain.json"))
     assert tokenizer.vocab_size == 7  # ids may have gaps
-    assert tokenizer.specials == Specials(-1, -1, -1, -1, -1, -1, (), ())
-    with pytest.raises(DataError, match=r"needs the token 'mask'.*add one of <\|mask\|>, \[MASK"):
+    assert tokenizer.specials == Specials(-1, -1, -1, -1, -1, -1, (), (), unk=0)
+    assert tokenizer.non_text_ids.tolist() == [0, 1, 2, 3, 4, 5]  # "a" is the unknown token
+    with pytest.raises(DataError, match=r"needs the token 'mask'.*mask_token in tokenizer_config.json.*<\|mask\|>"):
         tokenizer.specials.require("mask", needed_by="masked_lm")
 
 
 def test_sentinels_of_t5_are_in_their_order(tmp_path):
     vocab = {"a": 0, "</s>": 1} | {f"<extra_id_{i}>": 101 - i for i in range(100)}
-    hf.Tokenizer(hf.models.WordLevel(vocab, unk_token="a")).save(str(tmp_path / "t5.json"))
+    made = hf.Tokenizer(hf.models.WordLevel(vocab, unk_token="a"))
+    made.add_special_tokens([token for token in vocab if token != "a"])
+    made.save(str(tmp_path / "t5.json"))
     specials = open_tokenizer(str(tmp_path / "t5.json")).specials
     assert specials.sentinels == tuple(range(101, 1, -1))
     assert (specials.eos, specials.bos) == (1, -1)

@@ -9,6 +9,7 @@ import tiny
 from oracle import VOCAB, eval_context, nats, oracle, successor
 
 from arch import SequenceInfo
+from eval.framing import Reading
 from eval.length_buckets import bucketed_batches
 from eval.likelihood import _encode_pair, compute_likelihoods
 
@@ -86,9 +87,6 @@ def test_an_oracle_is_greedy_where_it_is_right():
 class Merging:
     """Byte ids, but "ab" is 300."""
 
-    class specials:
-        bos = BOS
-
     def encode(self, texts):
         return [
             np.array([300 if c == "#" else ord(c) for c in t.replace("ab", "#")]) for t in texts
@@ -96,11 +94,12 @@ class Merging:
 
 
 def test_a_text_keeps_its_ids_where_a_merge_would_cross_its_beginning():
-    ids, first = _encode_pair(Merging(), "xa", "bc")
+    reads = Reading(W, (BOS,), (BOS,), (), ())
+    ids, first = _encode_pair(Merging(), reads, "xa", "bc")
     assert ids.tolist() == [BOS, ord("x"), ord("a"), ord("b"), ord("c")] and first == 3
-    ids, first = _encode_pair(Merging(), "x", "abc")
+    ids, first = _encode_pair(Merging(), reads, "x", "abc")
     assert ids.tolist() == [BOS, ord("x"), 300, ord("c")] and first == 2
-    ids, first = _encode_pair(Merging(), "x  ", "ab")  # the spaces belong to the text
+    ids, first = _encode_pair(Merging(), reads, "x  ", "ab")  # the spaces belong to the text
     assert ids.tolist() == [BOS, ord("x"), ord(" "), ord(" "), 300] and first == 2
 
 

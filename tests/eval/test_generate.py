@@ -14,13 +14,13 @@ from oracle import VOCAB, eval_context, oracle
 import generate as command
 from arch import SequenceInfo
 from arch.layers.positions import PositionsConfig
-from data.chat import CHAT_TEMPLATES, parse_chat, reply_prompt
+from data.chats.templates import CHAT_TEMPLATES, parse_chat, reply_prompt
 from data.input_files import ReadStats
 from data.text_files import ErrorPolicy
 from data.tokenizers import ByteTokenizer
 from errors import ConfigError, DataError
 from eval.generate import Sampling, check_positions, generate, stream
-from eval.text_generation import TextRequest, continue_texts, encode_prompt, stream_text, text_model
+from eval.text_generation import TextRequest, continue_texts, stream_text, text_model
 from hub.run import export_run
 
 
@@ -41,7 +41,8 @@ def written(pieces) -> tuple[list[str], object]:
 
 
 def request(text: str, n: int = 8, number: int = 0, **more) -> TextRequest:
-    return TextRequest(number, encode_prompt(ByteTokenizer(), [text]), n, **more)
+    prompt = np.array([ByteTokenizer().specials.bos, *text.encode()], np.int32)
+    return TextRequest(number, prompt, n, **more)
 
 
 def test_a_stream_gives_the_text_of_a_batch(reader):
@@ -132,8 +133,8 @@ def test_the_prompt_of_a_chat_is_what_training_reads():
         document = parse_chat(
             {"messages": [*record, reply]}, template, "here", ErrorPolicy("abort", "", ReadStats())
         )
-        parts = [text for text, _ in document.parts]
-        assert [part for part in reply_prompt(messages, template) if part] == parts[:-1]
+        parts = [part._replace(weight=0.0) for part in document.parts]
+        assert [*reply_prompt(messages, template)] == parts[:-1]
     with pytest.raises(DataError, match="the last message is no question"):
         reply_prompt(messages[:3], CHAT_TEMPLATES["chatml"])
 

@@ -67,13 +67,13 @@ def test_the_sample_ends_with_a_row_and_says_so(caplog):
     assert not EvalConfig().sample_prompt.endswith(" ")
     (score,) = TextSample()(oracle(length=16))
     assert score.value.startswith("The") and score.weight <= 16 - len("The") - 1
-    assert "the sample has 12 tokens, with which a row of training is full" in caplog.text
+    assert "the sample has 12 tokens, with which the window is full" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"max_gen_toks": -3}, "max_gen_toks -3, must be >= 1"),
+        ({"max_gen_toks": -3}, "max_gen_toks -3, must be >= 0"),
         ({"temperature": "warm"}, "temperature 'warm', must be of type float"),
         ({"temperature": 1.0, "top_p": 2.0}, "top_p is 2.0, must be > 0 and <= 1"),
     ],
@@ -107,7 +107,8 @@ class Failing(Steady):
 def test_each_task_is_written_and_printed_as_it_ends(tmp_path, monkeypatch, capsys, caplog):
     caplog.set_level("INFO", "isoflop")
     for name, cls in (("steady", Steady), ("failing", Failing)):
-        monkeypatch.setitem(harness.TASKS, name, TaskEntry("", f"{__name__}:{cls.__name__}"))
+        entry = TaskEntry("", f"{__name__}:{cls.__name__}", is_limited=False)
+        monkeypatch.setitem(harness.TASKS, name, entry)
     ctx = oracle()
     ctx.data.fingerprint = "0"
     with pytest.raises(ConfigError, match="a later task fails"):

@@ -178,7 +178,7 @@ def test_pickled_weights_are_never_read(tmp_path):
 
 def test_a_tokenizer_of_another_model_is_refused(folder):
     ByteTokenizer().save(folder)
-    with pytest.raises(DataError, match="365 ids, the model 128"):
+    with pytest.raises(CheckpointError, match="has the id 364, the model 128 ids"):
         hub.load(folder)
     big = dataclasses.replace(checkpoint.detect_family(folder)[1], vocab_size=400)
     assert checkpoint.load_tokenizer(folder, big).vocab_size == 365
@@ -208,15 +208,16 @@ def test_a_name_of_the_hub_without_the_library_or_offline(monkeypatch, tmp_path)
             requests.append((name, revision))
             return types.SimpleNamespace(sha="0123abcd")
 
-    def snapshot(name, revision, allow_patterns):
+    def snapshot(name, revision, allow_patterns, ignore_patterns, local_files_only=False):
+        assert not local_files_only, "there was no earlier download"
         requests.append((name, revision, tuple(allow_patterns)))
         return str(goldens.FOLDER / "gpt2")
 
     fake = types.SimpleNamespace(HfApi=Api, snapshot_download=snapshot)
     monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
     assert download.resolve_folder("a/b@v1") == goldens.FOLDER / "gpt2"
-    # The download is pinned to a commit, and limited to weights and JSON.
-    assert requests == [("a/b", "v1"), ("a/b", "0123abcd", ("*.json", "*.safetensors"))]
+    # The download is pinned to a commit, and limited to weights, JSON and a chat template.
+    assert requests == [("a/b", "v1"), ("a/b", "0123abcd", ("*.json", "*.safetensors", "*.jinja"))]
     Api.model_info = lambda *a, **k: 1 / 0
     with pytest.raises(CheckpointError, match=r"a/b@main cannot be downloaded .* local folder"):
         hub.load("a/b")

@@ -231,9 +231,9 @@ def test_a_decoder_starts_as_it_did_in_training(tmp_path):
     model, config, _ = hub.load(goldens.FOLDER / "t5_v1_0")
     hub.save(model, config, tmp_path / "published")
     assert checkpoint.read_config(tmp_path / "published")["decoder_start_token_id"] == 0
-    extra_config = runs.make_extra_config(
-        Settings(model=config, objective="denoising"), ByteTokenizer()
-    )
+    settings, tokenizer = Settings(model=config, objective="denoising"), ByteTokenizer()
+    use = runs.text_use(settings, tokenizer, is_causal=False)
+    extra_config = runs.make_extra_config(settings, tokenizer, use)
     hub.save(model, config, tmp_path / "trained", extra_config=extra_config)
     assert checkpoint.read_config(tmp_path / "trained")["decoder_start_token_id"] == 257
 
@@ -245,6 +245,7 @@ def test_an_exported_tokenizer_is_one_of_no_model(tmp_path):
     assert json.loads((tmp_path / "bpe" / "tokenizer_config.json").read_text()) == {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
+        "isoflop_tokenizer": ours.fingerprint,
         **{f"{name}_token": f"<|{name}|>" for name in ("pad", "bos", "eos", "sep", "cls", "mask")},
     }
     hub.save(tiny.model(config), config, tmp_path / "bytes", tokenizer=ByteTokenizer())

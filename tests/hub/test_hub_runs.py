@@ -58,7 +58,7 @@ def test_a_round_trip_through_a_run_is_exact(root):
         )
     keys = json.loads((root / "second" / "config.json").read_text())
     assert (keys["model_type"], keys["eos_token_id"]) == ("llama", 258)
-    assert keys["max_position_embeddings"] == 256
+    assert keys["max_position_embeddings"] == runs.MAX_IMPORT_LENGTH
     ids = json.loads((root / "second" / "generation_config.json").read_text())
     assert ids == {"bos_token_id": 257, "eos_token_id": 258, "pad_token_id": 256}
     card = (root / "second" / "README.md").read_text()

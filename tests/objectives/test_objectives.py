@@ -43,6 +43,11 @@ class Words(NamedTuple):
 
     vocab_size: int = tiny.VOCAB
     specials: DummySpecials = SPECIALS
+    unused: tuple[int, ...] = ()
+
+    @property
+    def non_text_ids(self):
+        return np.array([*self.unused, *self.specials.all_ids], np.int32)
 
     def decode(self, ids):
         return "".join(" a" if i % 5 == 0 else "b" for i in ids)
@@ -322,7 +327,7 @@ def test_inputs_and_targets_make_the_text_again(style, encoder):
         if encoder:
             inputs = row["source_tokens"][row["source_segment_ids"] == 1]
             targets = row["targets"][row["weights"] == 1]
-            assert row["tokens"][0] == special.bos
+            assert row["tokens"][0] == special.decoder_start
             n = len(targets)
             assert (row["tokens"][1:n] == targets[:-1]).all()
         else:
@@ -460,3 +465,17 @@ def test_losses_of_channels_are_terms_and_the_rest_metrics():
     assert terms["moe.balance_loss"].sum == pytest.approx(float(aux["moe.balance_loss"].sum.sum()))
     assert float(terms["moe.balance_loss"].weight) == BATCH * LENGTH
     assert metrics["moe.load_entropy"].mean.shape == (2,)
+
+
+@pytest.mark.parametrize("changes", [{}, {"whole_words": True}, {"max_ngram": 3}], ids=str)
+def test_unknown_and_unused_ids_are_neither_hidden_nor_inserted(changes):
+    unused = (3, 7, 11, 29)
+    objective = MaskedLM(mask_rate=0.9, mask_share=0.2, random_share=0.8, **changes)
+    make_row = objective.make_row_fn(tiny.config(), 400, Words(unused=unused))
+    piece = np.tile(np.arange(20, dtype=np.int32), 20)  # of these, 3, 7 and 11 are not text
+    row = make_row([piece], 400, np.random.default_rng(0))
+    is_unused = np.isin(row["targets"], unused)
+    assert is_unused.sum() == 60 and not row["weights"][is_unused].any()
+    np.testing.assert_array_equal(row["tokens"][is_unused], row["targets"][is_unused])
+    replaced = row["tokens"][row["tokens"] != row["targets"]]
+    assert len(replaced) > 200 and not np.isin(replaced, unused).any()

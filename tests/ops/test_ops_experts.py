@@ -18,6 +18,10 @@ B, T, D, F, E, k = 2, 5, 3, 4, 4, 2
 CAPACITY = 3
 
 
+def swiglu(h, gate):
+    return jax.nn.silu(h) if gate is None else h * jax.nn.silu(gate)
+
+
 def arrays(seed: int = 0, gated: bool = True, rows: int = B) -> tuple:
     """Returns x, the weights of the routes, and the experts' weights."""
     rng = np.random.default_rng(seed)
@@ -86,7 +90,7 @@ def run_and_differentiate(x, weights, w, ids, *, name, capacity):
 
     def run(x, weights, w):
         routes = Routes(ids, weights)
-        y = experts(x, routes, w, jax.nn.silu, capacity=capacity, implementation=name)
+        y = experts(x, routes, w, swiglu, capacity=capacity, implementation=name)
         return jnp.sum(jnp.sin(y)), y
 
     grads, y = jax.grad(run, (0, 1, 2), has_aux=True)(x, weights, w)
@@ -187,7 +191,7 @@ def test_rows_of_no_expert_are_neither_read_nor_left_open(expert_fn, monkeypatch
     sizes = jnp.array([2, 0, 3, 0])
 
     def run(x, w):
-        y = expert_fn(jax.nn.silu, x, sizes, w)
+        y = expert_fn(swiglu, x, sizes, w)
         return jnp.sum(jnp.sin(y)), y
 
     run = jax.jit(jax.grad(run, (0, 1), has_aux=True))
@@ -229,11 +233,11 @@ def test_half_precision_and_rows_without_tokens():
         np.testing.assert_allclose(half.astype(float), y, atol=0.2)
     for shape in ((0, T), (B, 0)):
         none = np.zeros((*shape, k), np.int32)
-        y = experts(np.zeros((*shape, D)), Routes(none, none * 1.0), w, jax.nn.silu)
+        y = experts(np.zeros((*shape, D)), Routes(none, none * 1.0), w, swiglu)
         assert y.shape == (*shape, D)
 
 
 def test_an_unknown_implementation_is_refused():
     x, weights, w = arrays()
     with pytest.raises(ConfigError, match="'block'.*did you mean 'blocks'"):
-        experts(x, Routes(routed("even"), weights), w, jax.nn.silu, implementation="block")
+        experts(x, Routes(routed("even"), weights), w, swiglu, implementation="block")

@@ -20,7 +20,7 @@ from training import accounting
 from training.checkpoint.manager import CheckpointConfig, CheckpointManager
 from training.distributed.fault_injection import FaultInjector
 from training.run import provenance
-from training.run.folder import open_run
+from training.run.open_folder import open_run
 from training.settings import Settings
 
 TEXT = (Path(__file__).parents[2] / "docs" / "formats.md").read_text("utf-8")

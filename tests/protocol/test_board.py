@@ -561,3 +561,15 @@ def test_terminal_and_markdown_hold_every_row(tmp_path):
     text = console.export_text()
     for shown, name in itertools.product((text, export.to_markdown(found)), ("aaa", "bbb")):
         assert name in shown and "2.0100" in shown
+
+
+def test_a_lossy_tokenizer_is_named_and_not_ranked_beside_a_lossless_one(tmp_path):
+    whole = {"train": 1.0, "valid": 1.0, "test": 1.0}
+    runs.candidate(tmp_path, "whole", [2.0, 2.01, 2.02], decodes_back=whole)
+    runs.candidate(tmp_path, "lower", [1.0, 1.01, 1.02], decodes_back=whole | {"test": 0.83219})
+    found = make_board(*load_records([tmp_path]))
+    assert len(found.comparable_sets) == 2
+    lossy = next(s for s in found.comparable_sets if "(lossy)" in s.keys["tokenizer"])
+    assert [row.name for row in lossy.rows] == ["lower"]
+    text = export.to_markdown(found)
+    assert text.count("The tokenizer is lossy: 83.2 % of the bytes of the text decode back") == 1

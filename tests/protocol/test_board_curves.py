@@ -12,48 +12,69 @@ from protocol.board import export, sentences
 from protocol.board.board import make_board
 from protocol.records.load import load_records
 
-SIZES = (250_000, 500_000, 1_000_000, 2_000_000, 4_000_000)
-PLANNED = {
-    "isoflop_curve": "only-1.54e11",
-    "comparisons": [["mamba2", "dense"]],
-    "n_comparisons": 3,
-    "margin": 0.01,
-    "seeds": [0, 1],
-}
-DENSE, MAMBA = (2.0, 1.2e6), (1.9, 0.9e6)  # loss and size at the minimum
+LENGTHS = (32, 16, 8, 4, 2, 1)  # In 25,600 tokens: the smallest size sees the most.
+SIZES = tuple(4_000_000 / length for length in LENGTHS)
+PLANNED = {"comparisons": [["mamba2", "dense"]], "n_comparisons": 3, "margin": 0.01}
+FLOPS = 6.144e11
+DENSE, MAMBA = (2.0, 0.7e6), (1.9, 0.6e6)  # loss and size at the minimum of the first budget
 
 
-def loss(minimum, size, seed):
-    """A parabola in log N, and 2e-3 between seeds."""
+def loss(minimum, size, tokens):
+    """A law with both terms equally steep at the minimum."""
     height, best = minimum
-    return height + 0.05 * math.log(size / best) ** 2 + 1e-3 * (1 if seed else -1)
+    return (
+        height + 0.4 * (size / best) ** -0.3 + 0.12 / 0.35 * (tokens * best / 1.024e11) ** -0.35
+    ) - (0.4 + 0.12 / 0.35)
 
 
-def curve(root, name, minimum, sizes=SIZES, seeds=(0, 1), mixer="", **study):
-    for size in sizes:
+def curve(
+    root, name, minimum, rows=range(6), seeds=(0, 1), mixer="", doubling=0, noise=1, **study
+):
+    """A budget of 4 ^ doubling times the first, at sizes of 2 ^ doubling times the first ones."""
+    rng = np.random.default_rng(len(name) + doubling)
+    own = noise * 1e-3 * rng.normal(size=6)  # of each size
+    for i in rows:
+        length = LENGTHS[i] * 2**doubling
+        size, tokens = int(SIZES[i] * 2**doubling), 25_600 * length
         for seed in seeds:
+            value = loss(minimum, size, tokens) + own[i] + noise * 1e-3 * (1 if seed else -1)
             board_runs.run(
-                *(root / f"{name}-{size}-{seed}", name, seed, loss(minimum, size, seed)),
-                **{
-                    "non_embedding_params": size,
-                    "params": 1_000_000,
-                    "model": {"width": size, "layers": [f"{mixer or name}+mlp"]},
-                },
-                study=PLANNED | study,
+                *(root / f"{name}-{doubling}-{i}-{seed}", name, seed, value),
+                flops=FLOPS * 4**doubling / tokens,
+                train={"steps": 100 * length},
+                log={"every": 10 * length},
+                non_embedding_params=size,
+                params=1_000_000,
+                model={"width": size, "layers": [f"{mixer or name}+mlp"]},
+                study=PLANNED
+                | {"value": FLOPS * 4**doubling, "isoflop_curve": f"only-{FLOPS * 4**doubling:g}"}
+                | {"seeds": [0, 1]}
+                | study,
             )
 
 
-def only(root):
-    """The board and its only group."""
+def study(root, name, minimum, **changes):
+    """Three budgets."""
+    for doubling in range(3):
+        curve(root, name, minimum, doubling=doubling, **changes)
+
+
+def groups(root):
+    """The board and its groups."""
     found = make_board(*load_records([root]))
-    ((group,),) = (family.groups for family in found.comparable_sets)
+    return found, [group for family in found.comparable_sets for group in family.groups]
+
+
+def only(root):
+    found, (group,) = groups(root)
     return found, group
 
 
-def least(minimum):
-    """By numpy: size, loss, the error of that, and its degrees of freedom."""
-    x = np.log(np.repeat(SIZES, 2))
-    y = np.array([loss(minimum, size, seed) for size in SIZES for seed in (0, 1)])
+def least(group, name):
+    """By numpy: size, loss and the error of that, of a parabola through one point a size."""
+    rows = [row for row in group.rows if row.first_run.study.candidate == name]
+    x = np.log([row.costs["active_non_embedding_params"] for row in rows])
+    y = [np.mean(row.sample.values) for row in rows]
     centre = x.mean()
     (c, b, a), covariance = np.polyfit(x - centre, y, 2, cov=True)
     best = -b / (2 * c)
@@ -62,43 +83,75 @@ def least(minimum):
 
 
 def test_candidates_are_compared_at_their_minima(tmp_path):
-    curve(tmp_path, "dense", DENSE)
-    curve(tmp_path, "mamba2", MAMBA)
-    found, group = only(tmp_path)
-    assert len(group.rows) == 10 and all(row.rank is None for row in group.rows)
+    study(tmp_path, "dense", DENSE)
+    study(tmp_path, "mamba2", MAMBA)
+    found, all_groups = groups(tmp_path)
+    assert len(all_groups) == 3
+    for group in all_groups:
+        (verdict,) = group.verdicts
+        assert verdict.kind == "lower" and verdict.remark.startswith("the surfaces differ by -0.1")
+    group = all_groups[0]
+    assert len(group.rows) == 12 and all(row.rank is None for row in group.rows)
     assert [c.candidate for c in group.curves] == ["mamba2", "dense"]  # the better first
-    for one, minimum in zip(group.curves, (MAMBA, DENSE), strict=True):
-        size, height, error = least(minimum)
+    for one, true in zip(group.curves, (MAMBA, DENSE), strict=True):
+        size, height, error = least(group, one.candidate)
         assert one.minimum.params == pytest.approx(size, rel=1e-6)
         assert one.minimum.loss == pytest.approx(height, rel=1e-9)
         assert one.minimum.standard_error == pytest.approx(error, rel=1e-6)
-    (verdict,) = group.verdicts  # one pair of minima, not 45 of sizes
-    assert verdict.kind == "lower" and verdict.is_declared and not group.is_exploratory
-    assert verdict.difference.mean == pytest.approx(least(MAMBA)[1] - least(DENSE)[1])
-    assert verdict.difference.df == pytest.approx(
-        14, rel=1e-3
-    )  # equal scatter: twice 10 runs less 3
-    t = abs(verdict.difference.mean) / math.hypot(least(MAMBA)[2], least(DENSE)[2])
-    assert verdict.p == pytest.approx(min(1, 3 * 2 * stats.t.sf(t, 14)), rel=0.02)  # of three
-    assert verdict.scope == "at the minima of their curves at 1.54e11 FLOPs"
+        assert one.minimum.df == 3  # six sizes, whatever the seeds
+        assert one.optimum.params_interval.low < true[1] < one.optimum.params_interval.high
+        assert one.optimum.df == 13
+        assert one.optimum.loss == pytest.approx(true[0], abs=2e-3)
+    (verdict,) = group.verdicts  # one pair of minima, not 66 of sizes
+    assert verdict.is_declared and not group.is_exploratory
+    (_, left, error), (_, right, other) = least(group, "mamba2"), least(group, "dense")
+    assert verdict.difference.mean == pytest.approx(left - right)
+    t = abs(left - right) / math.hypot(error, other)
+    tail = stats.t.sf(t, float(verdict.difference.claim_df))
+    assert verdict.p == pytest.approx(3 * 2 * tail, rel=1e-3)  # the parabolas are the less sure
+    assert verdict.scope == "at the minima of their curves at 6.14e11 FLOPs"
     head = sentences.summarize_group(group, found.comparable_sets[0])
     assert (
         head.verdict == "Candidates are compared at the minima of their curves, not size by size."
     )
-    assert head.comparisons[0].startswith(
-        "The curve of mamba2 over 5 sizes has its minimum, 1.9000, at 900k active"
-    )
+    assert head.comparisons[0].startswith("The curve of mamba2 over 6 sizes has its minimum, 1.90")
+    assert "; the surface through all of its budgets has it, 1.90" in head.comparisons[0]
     assert verdict.sentence.replace("+-", "±") in head.comparisons[2]
     assert group.problems == ()
     said = json.loads(json.dumps(export.to_json_tree(found)))["comparable_sets"][0]["groups"][0]
     assert [m["candidate"] for m in said["minima"]] == ["mamba2", "dense"]
-    assert said["minima"][1]["params_interval"][0] < 1.2e6 < said["minima"][1]["params_interval"][1]
+    low, high = said["minima"][1]["surface"]["params_interval"]
+    assert low < 0.7e6 < high
     assert "The curve of mamba2" in export.to_html(found) and "minima" in export.to_markdown(found)
+
+
+def test_a_claim_of_parabolas_alone_is_none(tmp_path):
+    """One law; quiet seeds; the sizes of one candidate are three times off the optimum."""
+    study(tmp_path, "dense", DENSE, noise=0.01, margin=0.0)
+    study(tmp_path, "mamba2", (2.0, 2.1e6), noise=0.01, margin=0.0)  # the same law on another scale of sizes
+    for group in groups(tmp_path)[1]:
+        (verdict,) = group.verdicts
+        assert verdict.kind == "inconclusive"
+        assert "the two fits disagree, by 0.0" in verdict.sentence
+        (warning,) = (text for text in group.problems if text.startswith("mamba2: its minimum"))
+        assert "outside the middle third" in warning and "tokens_per_param={'mamba2': " in warning
+
+
+def test_without_further_budgets_nothing_is_claimed(tmp_path):
+    curve(tmp_path, "dense", DENSE)
+    curve(tmp_path, "mamba2", MAMBA)
+    (verdict,) = only(tmp_path)[1].verdicts
+    assert verdict.kind == "inconclusive" and verdict.p == 1.0
+    assert verdict.sentence.endswith(
+        "; a claim needs a surface through all budgets beside the parabolas"
+    )
+    text = only(tmp_path)[1].curves[0].sentence
+    assert "no surface: 6 points of 6 sizes" in text and "give 8 points or more" in text
 
 
 def test_a_minimum_at_the_edge_is_compared_with_nothing(tmp_path):
     curve(tmp_path, "dense", DENSE)
-    curve(tmp_path, "mamba2", (1.9, 9e6))
+    curve(tmp_path, "mamba2", (1.9, 40e6))
     found, group = only(tmp_path)
     assert not group.verdicts
     assert group.problems == (
@@ -114,15 +167,15 @@ def test_a_minimum_at_the_edge_is_compared_with_nothing(tmp_path):
 
 def test_half_a_curve_is_no_curve(tmp_path):
     """A size or a seed that is not there could have been left out for its result."""
-    curve(tmp_path, "dense", DENSE, sizes=SIZES[:4])
+    curve(tmp_path, "dense", DENSE, rows=range(4))
     curve(tmp_path, "mamba2", MAMBA)
     _, group = only(tmp_path)
     assert not group.verdicts and "has 4 sizes, must be 5" in group.problems[0]
-    curve(tmp_path, "dense", DENSE, sizes=SIZES[4:], seeds=(0,))
+    curve(tmp_path, "dense", DENSE, rows=range(4, 6), seeds=(0,))
     _, group = only(tmp_path)
     assert not group.verdicts
     assert any(text.startswith("dense: its curve is not complete") for text in group.problems)
-    curve(tmp_path, "dense", DENSE, sizes=SIZES[4:])
+    curve(tmp_path, "dense", DENSE, rows=range(4, 6))
     assert len(only(tmp_path)[1].verdicts) == 1
 
 

@@ -193,35 +193,41 @@ def curves():
 
 def test_the_strong_comparison_is_planned_with_default_settings(curves):
     plan = curves.plan
-    assert len(plan.cells) == 2 * 3 * 5
+    assert len(plan.cells) == 2 * 3 * 6
     assert plan.n_comparisons == 3  # of minima: one pair at each budget
     shapes = [(c.settings.model.width, c.settings.model.depth) for c in plan.cells]
     assert len({w for w, _ in shapes}) < len({*shapes})  # a width alone names no size
     sizes = [cell.size for cell in plan.cells if cell.candidate == "mamba2"]
-    assert sizes[:2] == ["only-1e15-size1", "only-1e15-size2"] and "only-1.25e16-size5" in sizes
+    assert sizes[:2] == ["only-1e15-size1", "only-1e15-size2"] and "only-1.25e16-size6" in sizes
     runs = run_study.reported_runs(plan, run_study.default_choices(plan))
-    assert len({run.name for run in runs}) == len(runs) == 90
+    assert len({run.name for run in runs}) == len(runs) == 108
     assert runs[0].name == "dense_causal_lm_only-1e15-size1_lr0.003_seed0"
     assert {round(run.study["value"] / 1e15, 3) for run in runs} == {1, 3, 12.5}
     assert all(abs(run.training_flops / run.study["value"] - 1) < 0.01 for run in runs)
     assert runs[0].study["isoflop_curve"] == "only-1e15"
     assert runs[0].study["n_comparisons"] == 3 and runs[0].study["role"] == "reported"
-    assert math.isfinite(plans.estimate_hours(runs, {run.cell_key: 0.1 for run in runs}))
+    # Runs of all lengths are scored on one part of the split, which the shortest one permits.
+    settings = [cell.settings for cell in plan.cells]
+    lengths = {x.train.steps * x.train.batch_size * x.train.seq_len for x in settings}
+    assert len(lengths) > 1
+    assert {x.eval.limit for x in settings} == {
+        max(int(min(lengths) / 6), 128 * settings[0].train.seq_len)
+    }
     assert (
         sum(one.cost_ratios == {n: 1 for n in one.cost_ratios} for one in curves.matched.values())
-        == 15
+        == 18
     )
     again = run_study.noise_runs(CURVES, plan, run_study.default_choices(plan))
-    middle = {CellKey(name, "causal_lm", "only-3e15-size3") for name in CURVES.candidates}
+    middle = {CellKey(name, "causal_lm", "only-3e15-size4") for name in CURVES.candidates}
     assert {run.cell_key for run in again} == middle
     floor = dataclasses.replace(plan, noise_floors={"dense": NoiseFloor(0.01, 8)})
     bound = NoiseFloor(0.01, 8).upper_bound()
-    assert floor.detectable_difference == critical_difference_of_minima(bound, 3, 3, n_sizes=5)
+    assert floor.detectable_difference == critical_difference_of_minima(bound, 3, 3, n_sizes=6)
     unmatched = study.describe_unmatched(curves)
     assert all(re.search(r"training FLOPs [+-]0\.\d\d % from the budget; ", x) for x in unmatched)
-    assert sum(line.endswith("; reference") for line in unmatched) == 15
+    assert sum(line.endswith("; reference") for line in unmatched) == 18
     told = plans.format_plan(floor, runs, {})
-    assert "comparisons: 3" in told[1] and "of minima among 5 sizes, n=3" in told[2]
+    assert "comparisons: 3" in told[1] and "of minima among 6 sizes, n=3" in told[2]
 
 
 def test_an_isoflop_study_is_tuned_and_conducted(curves, trained, tmp_path):
@@ -240,7 +246,7 @@ def test_an_isoflop_study_is_tuned_and_conducted(curves, trained, tmp_path):
         run_study.run_tuning(curves.plan, tmp_path, silent), tmp_path / "sweep.json"
     )
     known = study.load_prior_results(str(tmp_path), curves.plan)
-    assert len(known.tuning_choices) == 30 and {
+    assert len(known.tuning_choices) == 36 and {
         p.learning_rate for p in known.tuning_choices.values()
     } == {6e-3}
     trained.scores = loss

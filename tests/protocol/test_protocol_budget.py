@@ -220,7 +220,7 @@ def test_isoflop_runs_spread_around_the_likely_best(tiny):
     some = {name: tiny[name] for name in ("dense", "mamba1")}
     budgets = [1e14, 3e14, 1e15]
     found = match_isoflop(some, budgets)
-    assert len(found) == 2 * 3 * 5
+    assert len(found) == 2 * 3 * 6
     for m in found:
         assert abs(m.costs.training_flops / m.budget - 1) <= 0.01
         assert m.settings.optimizer.warmup < m.settings.train.steps
@@ -231,8 +231,13 @@ def test_isoflop_runs_spread_around_the_likely_best(tiny):
             assert bodies == sorted(set(bodies))
             best = math.sqrt(budget / 120)
             assert bodies[0] == pytest.approx(best / 4, rel=0.16)
-            assert bodies[2] == pytest.approx(best, rel=0.16)
-            assert bodies[4] == pytest.approx(best * 4, rel=0.16)
+            assert bodies[2] < best < bodies[3]
+            assert bodies[5] == pytest.approx(best * 4, rel=0.16)
+    twice = match_isoflop(some, budgets, tokens_per_param={"mamba1": 80.0})  # half the size
+    half = {m.name: m.costs.non_embedding_params for m in twice if m.budget == 1e15}
+    whole = {m.name: m.costs.non_embedding_params for m in found if m.budget == 1e15}
+    assert half["mamba1"] / whole["mamba1"] == pytest.approx(0.5, rel=0.3)
+    assert half["dense"] == whole["dense"]
 
 
 @pytest.mark.parametrize(
@@ -253,8 +258,8 @@ def test_isoflop_runs_spread_around_the_likely_best(tiny):
             ),
             "measured seconds per step of moe",
         ),
-        (lambda c: match_isoflop(c, [1e15, 2e15]), "2 budgets of 5 sizes"),
-        (lambda c: match_isoflop(c, [1e15, 2e15, 3e15], n_sizes=4), "3 budgets of 4 sizes"),
+        (lambda c: match_isoflop(c, [1e15, 2e15]), "2 budgets of 6 sizes"),
+        (lambda c: match_isoflop(c, [1e15, 2e15, 3e15], n_sizes=5), "3 budgets of 5 sizes, must be at least 3 of 6"),
         (
             lambda c: match_by_steps(
                 {

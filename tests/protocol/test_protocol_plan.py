@@ -14,8 +14,9 @@ from protocol.study import plan as plans
 from protocol.study import time_estimate
 from protocol.study.cells import Cell, CellKey, make_cells
 from protocol.study.declaration import Declaration, Tuning, TuningChoice
-from protocol.study.plan import estimate_hours, format_plan
+from protocol.study.plan import format_plan
 from protocol.study.study_plan import StudyPlan
+from protocol.study.time_estimate import CellSeconds, estimate_time
 from protocol.study.tuning import (
     TuningTrial,
     extend_grids,
@@ -245,14 +246,15 @@ def test_copies_are_found_whatever_their_seed_and_name(cells):
 
 def test_the_plan_says_what_it_can_show_before_anything_runs(plan, cells):
     runs = plans.sweep_runs(plan)
-    seconds = {cell.key: 0.1 for cell in cells}
-    assert estimate_hours(runs, seconds) == pytest.approx(20 * 1000 * 0.1 / 3600)
+    seconds = {cell.key: CellSeconds(0.1, start=12.0, evaluation=30.0) for cell in cells}
+    hours = estimate_time(runs, seconds)
+    assert hours[:3] == pytest.approx((20 * 1000 * 0.1 / 3600, 20 * 30 / 3600, 20 * 12 / 3600))
     text = format_plan(plan, runs, seconds)
     flops = sum(run.training_flops for run in runs)
     assert text[0] == (
         f"plan {plan.digest[:12]}: 2 cells (candidate x objective x size), 20 runs "
-        f"(20 for tuning), {flops:.3g} training FLOPs, about 33 minutes of training, without "
-        "compilation and evaluation"
+        f"(20 for tuning), {flops:.3g} training FLOPs, about 47 minutes (training 33 minutes, "
+        "evaluation 10 minutes, start and compilation 4 minutes)"
     )
     bound = NoiseFloor(0.01, 20).upper_bound()
     assert plan.detectable_difference == detectable_difference(bound, bound, 3)
@@ -265,28 +267,36 @@ def test_the_plan_says_what_it_can_show_before_anything_runs(plan, cells):
     assert "its runs have 1e+12 FLOPs; the runs of this plan have 31" in format_plan(far, [], {})[2]
     assert "no noise floor is recorded" in format_plan(replace(plan, noise_floors={}), [], {})[2]
     assert "unknown time" in format_plan(plan, runs, {})[0]
-    assert estimate_hours(runs, {}, 1e11) == pytest.approx(flops / 0.25e11 / 3600)
+    shares = {cell.key: 0.1 for cell in cells}
+    hours = estimate_time(runs, {}, 1e11, shares)
+    assert hours.training == pytest.approx(flops / 0.25e11 / 3600)
+    assert hours.evaluation == pytest.approx(hours.training / 10)
+    assert hours.start == pytest.approx(2 * 15 / 3600)  # each cell compiles once
+    assert hours.total == pytest.approx(sum(hours[:3]))
     assert (
-        "evaluation, at 25 % of this machine's 100 GFLOP/s for large matrix products"
-        in format_plan(plan, runs, {}, 1e11)[0]
+        "assumed: 25 % of this machine's 100 GFLOP/s for large matrix products, 15 s to compile "
+        "each cell)" in format_plan(plan, runs, {}, 1e11, shares)[0]
     )
     assert format_plan(plan, runs, seconds, 1e11)[0] == text[0]
 
 
-def test_hours_are_those_of_steps_that_were_logged(plan, tmp_path):
+def test_hours_are_those_of_runs_that_were_logged(plan, tmp_path):
     runs = plans.sweep_runs(plan)
     for run, times in zip(runs, ([0.5, 0.1, 0.2], [0.3]), strict=False):
-        (tmp_path / run.name).mkdir()
-        rows = [{"step": i, "step_seconds": t} for i, t in enumerate(times)]
+        rows = [
+            {"step": 10 * i, "step_seconds": t, "seconds": 4.0 + 10 * i * t}
+            for i, t in enumerate(times, 1)
+        ]
         text = "\n".join(json.dumps(row) for row in [*rows, {"step": 9, "loss": 1.0}])
+        (tmp_path / run.name / f"eval/{run.steps}").mkdir(parents=True)
         (tmp_path / run.name / "metrics.jsonl").write_text(text + '\n{"step": 10, "torn')
+        for task in ("a", "b"):
+            path = tmp_path / run.name / f"eval/{run.steps}/{task}.json"
+            path.write_text(json.dumps({"task": task, "seconds": 3 * times[0]}))
     assert runs[0].cell_key == runs[1].cell_key
-    assert time_estimate.read_step_seconds(runs, tmp_path) == {
-        runs[0].cell_key: pytest.approx(0.25)
-    }
-    assert (
-        estimate_hours(runs, time_estimate.read_step_seconds(runs, tmp_path)) is None
-    )  # of the other cell nothing is known
+    seconds = time_estimate.read_cell_seconds(runs, tmp_path)
+    assert seconds == {runs[0].cell_key: pytest.approx((0.25, 4.0, 2.4))}
+    assert estimate_time(runs, seconds) is None  # of the other cell nothing is known
     assert time_estimate.measure_matmul_flops("float32") > 1e6
 
 

@@ -8,7 +8,7 @@ import pytest
 from scipy import optimize, special
 
 from errors import DataError
-from protocol.statistics import isoflop, scaling_law
+from protocol.statistics import envelope, isoflop, scaling_law
 from protocol.statistics.scaling_law import (
     Point,
     ScalingLaw,
@@ -227,11 +227,11 @@ def test_intervals_of_minima_under_noise():
     """Each interval holds the true minimum in about 95 % of studies, as does that of the loss."""
     budget, hits, losses, studies = BUDGETS[0], 0, 0, 300
     clean = [p for p in points(reach=3.0) if p.budget == budget]
-    aim = isoflop._fit_parabola(budget, clean)  # of the curve itself, so that misfit is left out
+    aim = isoflop.fit_minima(clean)[0]  # of the curve itself, so that misfit is left out
     rng = np.random.default_rng(5)
     for _ in range(studies):
         noisy = [p._replace(loss=aim.loss_at(p.params) + 0.002 * rng.normal()) for p in clean]
-        found = isoflop._fit_parabola(budget, noisy)
+        (found,) = isoflop.fit_minima(noisy)
         assert found.params_interval is not None
         hits += found.params_interval.low < aim.params < found.params_interval.high
         losses += (
@@ -291,7 +291,7 @@ def test_the_envelope_of_curves_finds_the_frontier(noise, tolerance):
         for tokens in np.geomspace(1e8, 2e12, 30):
             loss = TRUE.E + TRUE.A / size**TRUE.alpha + TRUE.B / tokens**TRUE.beta
             rows.append(Point(size, tokens, loss + noise * rng.normal()))
-    found = isoflop.fit_envelope(rows, n_resamples=20)
+    found = envelope.fit_envelope(rows, n_resamples=20)
     assert found.params.exponent == pytest.approx(EXPONENT, rel=tolerance)
     assert found.tokens.exponent == pytest.approx(1 - EXPONENT, rel=tolerance)
     assert found.params.predict(1e20) == pytest.approx(least(1e20), rel=0.15)
@@ -310,4 +310,4 @@ def test_points_that_hold_no_curve_are_refused(rows, message):
     with pytest.raises(DataError, match=message):
         isoflop.fit_minima(rows)
     with pytest.raises(DataError, match="0 curves of 2 points or more"):
-        isoflop.fit_envelope(rows)
+        envelope.fit_envelope(rows)

@@ -298,7 +298,7 @@ def test_smallest_claim_is_the_formula_of_the_protocol():
 def test_smallest_claim_of_minima_is_that_of_two_parabolas(sizes, runs):
     x = np.repeat(np.linspace(-1, 1, sizes), runs)
     covariance = np.polyfit(x, np.zeros_like(x), 2, cov="unscaled")[1]
-    df = 2 * (len(x) - 3)
+    df = 2 * (sizes - 3)  # One point a size.
     claim = stats.t.ppf(1 - 0.05 / 6, df) * 0.01 * math.sqrt(2 * covariance[2, 2])
     assert critical_difference_of_minima(0.01, runs, 3, n_sizes=sizes) == pytest.approx(claim)
 

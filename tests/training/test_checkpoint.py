@@ -30,7 +30,7 @@ from training.checkpoint.manager import CheckpointConfig, CheckpointManager
 from training.checkpoint.param_names import leaf_names, named_leaves
 from training.distributed.fault_injection import FaultInjector
 from training.run import atomic_io, provenance
-from training.run.folder import open_run
+from training.run.open_folder import open_run
 
 P = jax.P
 ROOT = Path(__file__).parents[2]
@@ -739,7 +739,7 @@ KILLED = """
     import sys, jax.numpy as jnp
     from training.checkpoint.manager import CheckpointConfig, CheckpointManager
     from training.distributed.fault_injection import FaultInjector
-    from training.run.folder import open_run
+    from training.run.open_folder import open_run
     record = {"format": 2, "run_id": "abc", "created": "", "settings": {}, "fingerprints": {}}
     with open_run(sys.argv[1], record) as run:
         run.record_start(0)

@@ -15,8 +15,8 @@ import formatting
 from errors import ConfigError
 from training.run import console, tracker_worker, trackers
 from training.run.console import Console
-from training.run.folder import open_run
 from training.run.log import LogConfig, MetricsLogger
+from training.run.open_folder import open_run
 
 LOGGER = logging.getLogger("isoflop")
 METRICS = {
@@ -98,6 +98,20 @@ def test_time_left_does_not_count_the_compilation(monkeypatch):
     shown.print_row(10, {"loss": 1.0})
     shown.print_row(20, {"loss": 1.0})
     assert out.getvalue().splitlines()[1].endswith("ETA 3:00:00")  # 3 s a step, 3600 to go
+
+
+def test_time_left_counts_the_evaluation_at_the_end(monkeypatch):
+    now = iter([1000.0, 1030.0, 1060.0, 1090.0, 1095.0])
+    clock = types.SimpleNamespace(monotonic=lambda: next(now))
+    monkeypatch.setattr(console, "time", clock)
+    out = io.StringIO()
+    shown = Console("plain", total_steps=30, file=out)
+    shown.expect_evaluation(4.0)
+    for step in (10, 20, 30):
+        shown.print_row(step, {"loss": 1.0})
+    shown.print_row(30, {"test/bits_per_byte": 2.0})
+    lines = [line.partition("ETA ")[2] for line in out.getvalue().splitlines()]
+    assert lines == ["", "0:42", "0:12", "0:00"]  # 3 s a step
 
 
 @pytest.mark.parametrize(

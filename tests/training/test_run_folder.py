@@ -21,7 +21,8 @@ from errors import CheckpointError, ConfigError, DataError, DiskError, LockedErr
 from eval.load_run import load_run
 from hub.run import export_run
 from training.run import atomic_io, lock, provenance
-from training.run.folder import RunFolder, open_run, read_metrics
+from training.run.folder import RunFolder, read_metrics
+from training.run.open_folder import open_run
 
 SETTINGS = {"model": {"width": 64, "layers": ["attention+mlp"]}, "train": {"steps": 10}}
 

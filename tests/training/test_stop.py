@@ -183,7 +183,7 @@ STOPPED = """
     from errors import PreemptedError
     from training.checkpoint.manager import CheckpointConfig, CheckpointManager
     from training.distributed.fault_injection import FaultInjector
-    from training.run.folder import open_run
+    from training.run.open_folder import open_run
     from training.distributed.preemption import GracefulStop
     record = {"format": 2, "run_id": "abc", "created": "", "settings": {}, "fingerprints": {}}
     try:

@@ -14,6 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny_runs
+import tokenizers as hf
 from tiny_runs import assert_same_bits, event_names, run, saved_leaves
 from tiny_runs import text_flags as flags
 
@@ -310,3 +312,32 @@ def test_a_killed_run_goes_on_to_the_same_bits(whole, text, tmp_path):
         assert subprocess.run(command, cwd=ROOT).returncode == 0
         assert_same_bits(whole, folder, 6)
         assert not list((folder / "checkpoints").glob("*.writing"))
+
+
+def test_a_dry_run_says_how_chats_are_read(tmp_path, capsys):
+    reply = {"role": "assistant", "content": "Hi"}
+    chats = [{"messages": [{"role": "user", "content": f"Hello {i}"}, reply]} for i in range(60)]
+    (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, chats)))
+    settings = {"path": tmp_path / "chats.jsonl", "chat_template": "chatml", "max_shared": 1.0}
+    settings |= {"cache": tmp_path / "cache"}
+    named = {f"data.{key}": value for key, value in settings.items()}
+    assert run(*tiny_runs.flags(named, tmp_path / "dry", "--dry_run")) == 0
+    said = capsys.readouterr().out
+    for words in ("chatml", "the replies of the assistant", '"<|im_end|>", text, no special token'):
+        assert words in " ".join(said.split())
+
+
+def test_a_run_with_a_lossy_tokenizer_says_and_records_it(text, tmp_path, caplog):
+    words = ["[UNK]", "[BOS]", "[EOS]", *tiny_runs.WORDS[1:]]  # "the" is unknown
+    made = hf.Tokenizer(hf.models.WordLevel({w: i for i, w in enumerate(words)}, "[UNK]"))
+    made.pre_tokenizer = hf.pre_tokenizers.WhitespaceSplit()
+    made.add_special_tokens(words[:3])
+    made.save(str(tmp_path / "tokenizer.json"))
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("bos", "eos", "unk")}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
+    changes = [f"--config.data.tokenizer={tmp_path}", f"--config.data.cache={tmp_path / 'cache'}"]
+    changes += ["--config.train.steps=1", "--config.eval.tasks=('bits_per_byte',)"]
+    assert run(*tiny_runs.text_flags(text, tmp_path / "run", *changes)) == 0
+    assert caplog.text.count("The tokenizer is lossy: ") == 1
+    shares = json.loads((tmp_path / "run/run.json").read_text())["data"]["decodes_back"]
+    assert set(shares) == {"train", "valid", "test"} and 0.8 < min(shares.values()) < 0.99

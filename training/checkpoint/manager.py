@@ -5,8 +5,8 @@ MANIFEST.json last and reads everything back. Only then does it rename the folde
 delete older checkpoints. A kill therefore leaves a folder that the next owner of the run's lock
 removes, and never half a checkpoint.
 
-The file system must have an atomic rename (local disks, NFS). Object stores are not supported on
-purpose.
+The file system must have an atomic rename (local disks, NFS). A run in an object store has its
+checkpoints in a scratch folder, from which `training/run/mirror.py` uploads them.
 """
 
 import contextlib
@@ -100,7 +100,7 @@ class CheckpointManager:
         checkpoint is durable; without it, `check_async_save` reports a failure.
         """
         start = time.perf_counter()
-        self._run.lock.check()
+        self._run.check_owner()
         self._finish_pending()
         self._start_save(step, state, meta)
         # All processes must repeat the save together, since it contains collectives.
@@ -281,6 +281,7 @@ class CheckpointManager:
         self.store.publish(folder, step, bool(nonfinite))
         if not nonfinite:
             self.store.prune(step, self._cfg.keep)
+        self._run.publish_checkpoint()
 
     def _finish_pending(self, *, retry: bool = True) -> bool:
         """Waits for the thread; True means that the save failed and another one may succeed.

@@ -40,7 +40,7 @@ def estimate(program: TrainProgram) -> dict[str, int]:
         **({"memory banks": banks} if banks else {}),
         "batch": bytes_per_device(program.abstract_batch),
         "gradients": params,
-        "activations": _activation_bytes(program, program.settings.model),
+        "activations": activation_bytes(program, program.settings.model),
         "layer residuals": _layer_bytes(program),
         "logits": _logit_bytes(program),
         **({"gathered parameters": gathered} if gathered else {}),
@@ -68,7 +68,7 @@ def _layer_bytes(program: TrainProgram) -> int:
     model = program.settings.model
     if not model.scan:
         return 0  # without a scan the compiler sees every layer and reuses memory between them
-    return 2 * _activation_bytes(program, dataclasses.replace(model, remat="none")) // model.depth
+    return 2 * activation_bytes(program, dataclasses.replace(model, remat="none")) // model.depth
 
 
 def _gathered_param_bytes(program: TrainProgram) -> int:
@@ -101,7 +101,7 @@ def _token_shards(program: TrainProgram) -> int:
     return math.prod(program.mesh.shape[axis] for axis in (*BATCH_AXES, "context"))
 
 
-def _activation_bytes(program: TrainProgram, model: ModelConfig) -> int:
+def activation_bytes(program: TrainProgram, model: ModelConfig) -> int:
     """Bytes per device that the forward pass of a microbatch saves for the backward pass."""
     objective, num_parts = program.objective, program.settings.train.grad_accum_steps
     _, batch = jax.eval_shape(

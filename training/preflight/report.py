@@ -5,12 +5,16 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from arch import Cost
+from data.chats.templates import describe_chats
+from data.tokenizers import Tokenizer
 from formatting import format_mib, format_si, replace_control_chars
 from settings.tree import setting_rows
 from training.accounting import model_cost, run_tokens
 from training.mesh import MESH_AXES, bytes_per_device
+from training.preflight import roofline
 from training.preflight.check import CompileResult
 from training.preflight.topology import CompileTarget
 from training.program import TrainProgram
@@ -34,6 +38,14 @@ def dry_run_tables(
     ]
 
 
+def chat_table(template: str, tokenizer: Tokenizer) -> Table:
+    """Returns a table that says how chats are read (`data.chat_template`)."""
+    table = Table("chats", "", title="Chats")
+    for name, text in describe_chats(template, tokenizer):
+        table.add_row(name, Text(replace_control_chars(text)))
+    return table
+
+
 def compile_tables(
     result: CompileResult, program: TrainProgram, target: CompileTarget, estimated_bytes: int
 ) -> list[Table]:
@@ -45,6 +57,49 @@ def compile_tables(
         _memory_table(result, program, target, estimated_bytes),
         _collectives_table(result, program),
     ]
+
+
+def roofline_table(
+    program: TrainProgram, target: CompileTarget, result: CompileResult, estimated_bytes: int
+) -> Table | None:
+    """Returns the estimated time of a compiled step, or None if the chip's speed is not known.
+
+    `estimated_bytes` is the total of the memory estimate per device.
+    """
+    speed = roofline.CHIP_SPEEDS.get(target.name.partition(":")[0])
+    if speed is None:
+        return None
+    step = roofline.estimate_step(program, speed, result.traffic)
+    settings, num_devices = program.settings, len(target.devices)
+    hours = step.seconds * settings.train.steps * num_devices / 3600
+    tokens = run_tokens(settings) / max(settings.train.steps, 1)
+    table = Table("of a step", "estimate", title=f"Time by a roofline, {target.name}")
+    table.add_row("products", f"{1e3 * step.products:.3g} ms")
+    table.add_row("memory traffic", f"{1e3 * step.memory:.3g} ms")
+    table.add_row("collectives", f"{1e3 * step.collectives:.3g} ms")
+    table.add_row("step", f"{1e3 * step.seconds:.3g} ms", style="bold")
+    table.add_row("longest", step.bottleneck)
+    table.add_row("tokens/s and device", f"{tokens / step.seconds / num_devices:,.0f}")
+    table.add_row(
+        "model FLOP utilization", f"{step.mfu:.1%} of {format_si(speed.peak_flops)}FLOP/s"
+    )
+    table.add_row(f"run, {settings.train.steps:,} steps", f"{hours:.3g} chip-hours")
+    if crossover := roofline.crossover(settings.model, speed):
+        other, length = crossover
+        verb = "is faster" if other != "attention" else "is slower"
+        table.add_row(f"{other} {verb} from", f"{length:,} tokens")
+    limit = (target.chip.memory_bytes or 0) * estimated_bytes / max(result.total_bytes, 1)
+    if faster := roofline.faster_setting(program, speed, limit):
+        (key, value), seconds = faster
+        table.add_row(f"faster: --config.{key}={value}", f"{1e3 * seconds:.3g} ms")
+    table.caption = (
+        f"Assumed: products with weights at {speed.sustained:.0%} of the peak, other products at "
+        f"half of that, {speed.memory_bandwidth / 1e12:.2f} TB/s of memory, "
+        f"{speed.link_bandwidth / 1e9:.0f} GB/s between devices, "
+        f"{speed.network_bandwidth / 1e9:.0f} GB/s between hosts, "
+        "collectives hidden behind computation"
+    )
+    return table
 
 
 def print_tables(tables: list[Table], console: Console | None = None) -> None:

@@ -38,10 +38,12 @@ CHIPS = {
     "v6e": Chip("tpu", int(31.25 * GIB), 4, "v6e:16x16"),
     "tpu7x": Chip("tpu", int(94.75 * GIB), 8, "tpu7x:2x2x1"),
     "h100": Chip("cuda", int(0.75 * 84.9e9), 8, "h100:8"),
+    "h200": Chip("cuda", int(0.75 * 150.7e9), 8, "h200:8"),
     "cpu": Chip("cpu", None, 1, "cpu:8"),
 }
 # Properties of an H100 SXM that the compiler needs (NVIDIA H100 data sheet; CUDA programming guide,
-# table of compute capability 9.0), as fields of XLA's GpuTargetConfigProto.
+# table of compute capability 9.0), as fields of XLA's GpuTargetConfigProto. An H200 differs in its
+# memory.
 H100_TARGET_CONFIG = {
     "threads_per_block_limit": 1024,
     "threads_per_warp": 32,
@@ -60,6 +62,11 @@ H100_TARGET_CONFIG = {
     "device_memory_size": 84_900_000_000,
     "registers_per_core_limit": 2**16,
     "registers_per_block_limit": 2**16,
+}
+GPU_TARGET_CONFIGS = {
+    "h100": H100_TARGET_CONFIG,
+    "h200": H100_TARGET_CONFIG
+    | {"memory_bandwidth": 4_800_000_000_000, "device_memory_size": 150_700_000_000},
 }
 
 
@@ -112,14 +119,14 @@ def _cuda_devices(name: str, shape: str, chip: Chip) -> list[jax.Device]:
             f"topology {name!r} needs NVIDIA's plugin, which compiles for GPUs; install it with "
             f"pip install jax-cuda13-plugin=={version} jax-cuda13-pjrt=={version}"
         )
-    count = math.prod(map(int, shape.split("x")))
+    kind, count = name.partition(":")[0], math.prod(map(int, shape.split("x")))
     num_hosts, remainder = divmod(count, chip.devices_per_host)
     if remainder and num_hosts:
         raise ConfigError(
             f"topology {name!r}: hosts have {chip.devices_per_host} devices, {count} is not a "
-            f"multiple; nearest valid value: h100:{num_hosts * chip.devices_per_host}"
+            f"multiple; nearest valid value: {kind}:{num_hosts * chip.devices_per_host}"
         )
-    fields = "\n".join(f"  {key}: {value}" for key, value in H100_TARGET_CONFIG.items())
+    fields = "\n".join(f"  {key}: {value}" for key, value in GPU_TARGET_CONFIGS[kind].items())
     config = (
         f"gpu_device_info {{\n{fields}\n  cuda_compute_capability {{ major: 9 }}\n}}\n"
         'platform_name: "CUDA"\ndnn_version_info { major: 9 minor: 7 }\n'

@@ -11,6 +11,7 @@ from absl import flags
 from errors import ConfigError, DeviceMemoryError, IsoflopError
 from settings import command as commands
 from settings.tree import as_json
+from storage.scratch import local_path
 from training import hardware
 from training.distributed import multihost
 from training.run.atomic_io import validate_run_path
@@ -51,10 +52,10 @@ def as_user_error(error: Exception) -> IsoflopError | None:
 def resolve_workdir(flag_values: flags.FlagValues, settings: Settings) -> Path:
     """Returns --workdir, or runs/<config>-<digest of the settings and --init_from> by default.
 
-    The same command therefore always uses the same run folder.
+    The same command therefore always uses the same run folder. A URL has a scratch folder.
     """
     if flag_values.workdir:
-        return validate_run_path(Path(flag_values.workdir))
+        return validate_run_path(local_path(flag_values.workdir))
     path, _, size = (flag_values.config or "default").partition(":")
     text = json.dumps(as_json(settings), sort_keys=True) + flag_values.init_from
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -50,6 +50,7 @@ class Console:
         self._mode = "rich" if live else "off" if mode == "off" else "plain"
         self._file = file
         self._total_steps, self._step = total_steps, 0
+        self._eval_steps = 0.0  # What the evaluation at the end takes, in steps of training.
         self._first_row: tuple[int, float] | None = None  # step and time of the first row
         self._last_metrics: Mapping[str, float] = {}
         self._eta_cells: list[str] = []
@@ -81,8 +82,14 @@ class Console:
             LOGGER.removeHandler(self._handler)
             LOGGER.propagate = True
 
+    def expect_evaluation(self, steps: float) -> None:
+        """Adds the evaluation at the end, which takes as long as this many steps, to the ETA."""
+        self._eval_steps = steps
+
     def print_row(self, step: int, metrics: Mapping[str, float]) -> None:
         """Prints the metrics of a step that have a column, or all of them if none has one."""
+        if step == self._total_steps and not metrics.keys() & COLUMNS.keys():
+            self._eval_steps = 0.0  # These are the scores of the evaluation.
         self._step, self._last_metrics = step, {**self._last_metrics, **metrics}
         self._first_row = self._first_row or (step, time.monotonic())  # after compilation
         self._eta_cells = self._eta()
@@ -117,7 +124,8 @@ class Console:
             return []
         step, start = self._first_row
         step_seconds = (time.monotonic() - start) / (self._step - step)
-        return [f"ETA {format_duration(step_seconds * max(self._total_steps - self._step, 0))}"]
+        remaining_steps = max(self._total_steps - self._step, 0) + self._eval_steps
+        return [f"ETA {format_duration(step_seconds * remaining_steps)}"]
 
 
 class _ConsoleHandler(logging.Handler):

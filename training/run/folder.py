@@ -9,8 +9,10 @@
     checkpoints/         checkpoints by step (training/checkpoint/manager.py)
     eval/STEP/TASK.json  scores of a task
 
-All files are JSON or text; nothing in the folder is executed and no link is followed. Reading needs
-no lock. To write, call `open_run`, find the step to resume from, then call `record_start`.
+All files are JSON or text; nothing in the folder is executed and no link is followed. A run in an
+object store is written in a scratch folder and mirrored (training/run/mirror.py). Reading needs no
+lock. To write, call `open_run`
+(training/run/open_folder.py), find the step to resume from, then call `record_start`.
 """
 
 import contextlib
@@ -19,14 +21,15 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, TextIO
 
-from errors import CheckpointError, IsoflopError, PreemptedError
+from errors import CheckpointError, DiskError, IsoflopError, PreemptedError
 from settings.json_types import JsonObject
 from settings.run_json import HASH_KEY, SEALED_KEY, is_intact, is_run_sealed
+from storage import scratch
 from training.run import seal
 from training.run.atomic_io import (
     FileSeal,
@@ -38,18 +41,13 @@ from training.run.atomic_io import (
     safe_join,
     to_json_value,
     validate_name,
-    validate_run_path,
     write_json,
 )
 from training.run.lock import RunLock
 from training.run.metrics_file import read_metrics
+from training.run.mirror import RunMirror
 from training.run.provenance import redact, redact_text
-from training.run.resume_check import (
-    change_events,
-    check_resumable,
-    format_event,
-    resume_flags,
-)
+from training.run.resume_check import change_events, format_event
 
 EventCallback = Callable[
     [str, Mapping[str, object]], None
@@ -76,6 +74,7 @@ class RunFolder:
         self.step = 0  # last completed step, for status.json
         self.start_step = 0  # step at which this attempt started or resumed
         self.lock = RunLock(self.path / "LOCK")
+        self.mirror: RunMirror | None = None  # of a run in an object store
         self._start_time = time.monotonic()
         self._has_begun = self._is_closed = False
         self._metrics_file: JsonlWriter | None = None
@@ -212,11 +211,24 @@ class RunFolder:
         if self.is_main_process:
             check_writable(self.file_path("eval", str(int(step))))
 
+    def check_owner(self) -> None:
+        """Checks that this process still owns the folder; a LockedError is raised if not."""
+        self.lock.check()
+        if self.mirror:
+            self.mirror.lock.check()
+
+    def publish_checkpoint(self) -> None:
+        """Uploads a new checkpoint in the background, if the run is in an object store."""
+        if self.mirror:
+            self.mirror.request_upload()
+
     def write_eval(self, step: int, task: str, result: Mapping[str, object]) -> Path:
         """Writes eval/STEP/TASK.json, replaces an earlier one, and returns its path."""
         path = self.file_path("eval", str(int(step)), f"{validate_name(task, 'a task')}.json")
         if self.is_main_process:
             write_json(path, seal.with_hash(result))
+            if self.mirror is None:  # a copy of a run that `eval` reads
+                scratch.upload_file(path)
         return path
 
     def read_eval(self, step: int, task: str) -> JsonObject | None:
@@ -251,16 +263,21 @@ class RunFolder:
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
             self._record_end(error)
-            self.close()
+            self.close(upload_timeout=ABORT_UPLOAD_SECONDS)
 
-    def close(self) -> None:
-        """Closes the files and releases the lock; later events are only logged."""
+    def close(self, upload_timeout: float | None = None) -> None:
+        """Closes the files and releases the lock; later events are only logged.
+
+        A run in an object store is uploaded, for at most `upload_timeout` seconds.
+        """
         for rows in (self._metrics_file, self._events_file):
             if rows:
                 rows.close()
         self._metrics_file = self._events_file = None
         self._is_closed = True
         self.lock.release()
+        if self.mirror:
+            self.mirror.close(upload_timeout)
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -275,11 +292,19 @@ class RunFolder:
                 and self.is_main_process
                 and self.finished_step is None
             )
-            if error is not None and is_recorded and not self.lock.is_lost:
+            if error is not None and is_recorded and not self._is_owner_lost():
                 with contextlib.suppress(IsoflopError):  # must not hide the error that ends the run
                     self._record_end(error)
         finally:
             self.close()
+        if error is None and self.mirror and self.mirror.failure:
+            raise DiskError(
+                f"{self.mirror.failure}; the run is complete in {self.path}: run the same command "
+                "again on this machine to upload it"
+            )
+
+    def _is_owner_lost(self) -> bool:
+        return self.lock.is_lost or bool(self.mirror and self.mirror.lock.is_lost)
 
     def _record_end(self, error: BaseException) -> None:
         code, kind = error.code if isinstance(error, IsoflopError) else 1, "failed"
@@ -302,7 +327,7 @@ class RunFolder:
     def _write_metrics_row(self, row: Mapping[str, object]) -> None:
         if not self.is_main_process:
             return
-        self.lock.check()
+        self.check_owner()
         self._metrics_file = self._metrics_file or JsonlWriter(self.file_path("metrics.jsonl"))
         seconds = round(time.monotonic() - self._start_time, 3)
         head = {"step": row["step"], "attempt": self.attempt, "seconds": seconds}
@@ -325,66 +350,5 @@ class RunFolder:
         return {"time": round(time.time(), 3), "attempt": self.attempt}
 
 
+ABORT_UPLOAD_SECONDS = 30.0  # that a process which is about to be ended waits for uploads
 _APPEND_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-
-
-def open_run(
-    path: str | os.PathLike,
-    record: Mapping[str, object],
-    *,
-    resumable: Sequence[str] = (),
-    allow_changed: bool = False,
-) -> RunFolder:
-    """Locks the run folder at `path` for the run that `record` (see `make_run_record`) describes.
-
-    A new folder gets the record. In an existing folder the run resumes under its old run_id if all
-    settings agree, except keys that match `resumable` ("log.*"), and if data and tokenizer are the
-    same (or `allow_changed` is set). Nothing is written until `record_start(step)` is called; the
-    caller first checks `finished_step` and finds the step.
-
-    A LockedError is raised if another live process owns the folder, and an error of
-    `check_resumable` if the folder holds another run.
-    """
-    folder = RunFolder(validate_run_path(Path(path)))
-    with disk_errors(folder.path):
-        folder.path.mkdir(parents=True, exist_ok=True)
-    folder.lock.acquire()
-    try:
-        folder.record = redact(to_json_value(record))
-        folder.previous_record = read_json(folder.file_path("run.json"))
-        if folder.previous_record is not None:
-            check_resumable(
-                folder.path, folder.previous_record, folder.record, resumable, allow_changed
-            )
-            folder.record |= {key: folder.previous_record[key] for key in ("run_id", "created")}
-            folder.record["flags"] = resume_flags(
-                folder.path, folder.previous_record, folder.record
-            )
-            if problem := seal.find_status_damage(folder.path, folder.previous_record):
-                message = f"{problem}; it is written anew"
-                folder.log_event("file_damaged", {"file": "status.json", "message": message})
-            if isinstance(step := folder.read_status().get("step"), int):
-                folder.step = step
-        folder.attempt = 1 + folder.last_attempt()
-        if folder.lock.previous_owner:
-            message = f"took over the lock, which was {folder.lock.previous_owner}"
-            folder.log_event("lock_taken_over", {"message": message})
-    except BaseException:
-        folder.close()
-        raise
-    return folder
-
-
-def open_as_worker(
-    path: str | os.PathLike, record: Mapping[str, object], main_record: JsonObject
-) -> RunFolder:
-    """Returns the run folder for a process other than 0, which writes nothing.
-
-    `main_record` holds the values that process 0 found: run_id, created, flags and attempt.
-    """
-    folder = RunFolder(path)
-    folder.is_main_process = False
-    shared = {key: value for key, value in main_record.items() if key != "attempt"}
-    folder.record = redact(to_json_value(record)) | shared
-    folder.attempt = main_record["attempt"]
-    return folder

@@ -59,7 +59,7 @@ class RunLock:
                 reason = self._dead_reason(owner)
                 if not reason:
                     raise LockedError(
-                        f"{self.path.parent} is {_describe_owner(owner)}; wait for it, or use "
+                        f"{self.path.parent} is {describe_owner(owner)}; wait for it, or use "
                         "another --workdir"
                     )
                 self._take_over(owner, reason)
@@ -89,7 +89,7 @@ class RunLock:
                     "in this folder; run the same command again to resume"
                 )
             raise LockedError(
-                f"{folder} is {_describe_owner(owner)}: this process sent no heartbeat for too "
+                f"{folder} is {describe_owner(owner)}: this process sent no heartbeat for too "
                 "long; use another --workdir"
             )
 
@@ -103,7 +103,7 @@ class RunLock:
         self._owner_pid = 0
 
     def _create(self) -> bool:
-        content = {**_process_identity(), "token": self._token, "since": _utc_now()}
+        content = owner_record(self._token)
         try:
             file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
@@ -128,21 +128,13 @@ class RunLock:
                 is_same = os.path.samestat(os.fstat(file), os.stat(self.path))
                 if is_same and self._read() == owner:
                     self.path.unlink()
-                    self.previous_owner = f"{_describe_owner(owner)} ({reason})"
+                    self.previous_owner = f"{describe_owner(owner)} ({reason})"
             finally:
                 os.close(file)
 
     def _dead_reason(self, owner: JsonObject) -> str:
         """Explains why the owner cannot be alive; "" if it may be alive."""
-        age = self._heartbeat_age()
-        if not {"host", "pid"} <= owner.keys():
-            return "its LOCK is unreadable" if age > EMPTY_LOCK_SECONDS else ""
-        if all(owner.get(key) == value for key, value in machine_id().items()):
-            start = process_start_time(owner["pid"])
-            if start is None:
-                return "that process has ended"
-            return "" if start == owner.get("start") else "another process has that number now"
-        return f"no heartbeat for {age:.0f} s" if age > self._stale_seconds else ""
+        return dead_reason(owner, self._heartbeat_age(), self._stale_seconds)
 
     def _heartbeat_age(self) -> float:
         """Returns the seconds since the last heartbeat, by the clock of the file system."""
@@ -219,12 +211,33 @@ def _read_lock(path: Path) -> JsonObject | None:
         return {}
 
 
-def _process_identity() -> JsonObject:
+def owner_record(token: str) -> JsonObject:
+    """Returns what a lock says of this process as its owner; `token` identifies the lock."""
     pid = os.getpid()
-    return {**machine_id(), "pid": pid, "start": process_start_time(pid)}
+    start = process_start_time(pid)
+    return {**machine_id(), "pid": pid, "start": start, "token": token, "since": _utc_now()}
 
 
-def _describe_owner(owner: JsonObject) -> str:
+def dead_reason(owner: JsonObject, age: float, stale_seconds: float) -> str:
+    """Explains why the owner of a lock cannot be alive; "" if it may be alive.
+
+    Args:
+        owner: the content of the lock.
+        age: seconds since its last heartbeat.
+        stale_seconds: seconds without a heartbeat after which an owner elsewhere is dead.
+    """
+    if not {"host", "pid"} <= owner.keys():
+        return "its LOCK is unreadable" if age > EMPTY_LOCK_SECONDS else ""
+    if all(owner.get(key) == value for key, value in machine_id().items()):
+        start = process_start_time(owner["pid"])
+        if start is None:
+            return "that process has ended"
+        return "" if start == owner.get("start") else "another process has that number now"
+    return f"no heartbeat for {age:.0f} s" if age > stale_seconds else ""
+
+
+def describe_owner(owner: JsonObject) -> str:
+    """Returns a lock's owner in words that follow the name of the folder and "is"."""
     if not {"host", "pid"} <= owner.keys():
         return "being locked by another process"
     return f"locked by {owner['host']}:{owner['pid']} since {owner.get('since', 'an unknown time')}"

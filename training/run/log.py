@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from errors import ConfigError
-from settings.types import OneOf, PositiveInt, config
+from settings.types import OneOf, PositiveInt, Range, config
 from training.run.atomic_io import to_json_value
 from training.run.console import Console
 from training.run.folder import RunFolder
@@ -30,6 +30,9 @@ class LogConfig:
     # Steps FROM:TO whose trace by jax.profiler goes to profile/ in the run folder, for TensorBoard
     # and Perfetto.
     profile: str = ""
+    # Grams of CO2 for a kWh of electricity, for what the board says of the cost; the default is the
+    # mean of the world in 2022 (Ember, Global Electricity Review 2023).
+    co2_grams_per_kwh: Annotated[float, Range(low=0.0, high=1e4)] = 436.0
 
     def check(self) -> None:
         """Checks the steps of the profile.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from arch.block import Block
-from arch.config import CHANNELS, MIXERS, ModelConfig
+from arch.config import CHANNELS, ModelConfig, mixer_class
 from arch.layers.embedding import Embedding, OutputHead
 from arch.layers.norms import Norm
 from arch.layers.pooler import Pooler
@@ -175,9 +175,9 @@ def _layer_costs(
     """Returns the cost of each use of a part in a stack, with the part's name."""
     costs, D = [], config.width
     for layer in layout.layer_specs():
-        mixer_config, mixer_class = config.part_config(*layer[:2]), MIXERS[layer.mixer]
-        mixer_cost = mixer_class.cost(D, mixer_config, context)
-        is_one_way = "bidirectional" not in mixer_class.supported_views(mixer_config)
+        mixer_config, mixer = config.part_config(*layer[:2]), mixer_class(layer.mixer)
+        mixer_cost = mixer.cost(D, mixer_config, context)
+        is_one_way = "bidirectional" not in mixer.supported_views(mixer_config)
         if is_one_way and config.bidirectional.weights != "none":
             mixer_cost = Bidirectional.cost(mixer_cost, D, config.bidirectional, context)
         costs.append((layer.mixer, mixer_cost))

@@ -1,0 +1,70 @@
+"""Limits of the numbers in config.json, checked before a model is built from them.
+
+A config describes a model, and the tensors beside it show how large that model can be: it has no
+more layers than tensors, and no more experts than tensors or entries of an axis.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from errors import CheckpointError
+from hub.harmless_keys import IGNORED_KEYS
+from settings.json_types import JsonObject
+
+MAX_NUMBER = 2**31 - 1  # the largest index of an axis
+MAX_TEXT = 4096  # characters of a value
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers", "encoder_layers")
+
+
+class Shaped(Protocol):
+    """The part of a tensor's entry that the limits need."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The sizes of the axes."""
+
+
+def check_limits(values: JsonObject, path: str, tensors: Mapping[str, Shaped]) -> None:
+    """Checks the numbers of a config.json against the tensors of its folder.
+
+    Raises:
+        CheckpointError: if a number is out of range, or a text is too long; the message names it.
+    """
+    longest = max((n for entry in tensors.values() for n in entry.shape), default=0)
+    for name, value in values.items():
+        if name in IGNORED_KEYS:
+            continue
+        for number in _numbers(value):
+            if math.isnan(number) or (not math.isinf(number) and abs(number) > _limit(number)):
+                raise _error(path, name, value, f"numbers are at most {MAX_NUMBER}")
+        if isinstance(value, str) and len(value) > MAX_TEXT:
+            raise _error(path, name, value, f"texts have at most {MAX_TEXT} characters")
+        count = value if type(value) is int else 0
+        if name in LAYER_KEYS and count > len(tensors):
+            raise _error(path, name, value, f"the weights have {len(tensors)} tensors in all")
+        if "experts" in name and count > max(len(tensors), longest):
+            raise _error(path, name, value, "the weights have not that many tensors or rows")
+
+
+def _limit(number: float) -> float:
+    return MAX_NUMBER if isinstance(number, int) else 3.5e38
+
+
+def _numbers(value: object) -> Iterable[float]:
+    """Yields the numbers of a value, of a list, or of a dict of one or two levels."""
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, int | float) and not isinstance(item, bool):
+            yield item
+        elif isinstance(item, list):
+            pending.extend(item)
+        elif isinstance(item, dict):
+            pending.extend(item.values())
+
+
+def _error(path: str, name: str, value: object, rule: str) -> CheckpointError:
+    text = repr(value)
+    shown = text if len(text) < 60 else f"{text[:57]}..."
+    return CheckpointError(f"{path}: {name} is {shown}, but {rule}; correct it")

@@ -1,0 +1,235 @@
+"""The surface L = E + A / N^alpha + B / D^beta through the sizes of all budgets of a candidate.
+
+It is fitted by least squares to one point a size (`surface_fit.py`), where a parabola is fitted to
+one budget. Parabolas are biased where alpha differs from beta or the sizes are not centered on the
+optimum (arXiv:2603.22339); the surface is not, if the law holds. Its bootstrap resamples sizes
+(residuals of their means, which carry all that is particular to a size), and, beside it, seeds
+within sizes.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy import special
+
+from errors import DataError
+from protocol.statistics.hypothesis_tests import Interval
+from protocol.statistics.scaling_law import (
+    MIN_POINTS,
+    Point,
+    ScalingLaw,
+    check_spread,
+    select_points,
+)
+from protocol.statistics.size_means import LackOfFit, SizeMeans, average_seeds, lack_of_fit
+from protocol.statistics.surface_fit import SurfaceData, SurfaceSolutions, solve_surfaces
+
+N_RESAMPLES = 200
+N_CONSTANTS = 5
+REACH = 100.0  # Factor beyond the sizes trained within which an optimum is searched.
+NORMAL_QUANTILE = 1.959963984540054
+
+Array = np.ndarray
+
+
+class SurfaceOptimum(NamedTuple):
+    """The N of the least loss of the surface among the models of one budget."""
+
+    budget: float
+    params: float
+    tokens: float
+    loss: float
+    standard_error: float  # Of the loss, by the scatter of sizes about the surface.
+    df: int
+    params_interval: Interval  # 95 %, bootstrap over sizes.
+    seed_interval: Interval | None  # 95 %, bootstrap over seeds alone; None: one seed each.
+
+
+class SurfaceFit(NamedTuple):
+    """A fitted surface with its bootstrap."""
+
+    law: ScalingLaw
+    means: SizeMeans
+    points_dropped: int  # Points beyond 4 epochs.
+    scatter: float  # Weighted mean square of sizes about the surface.
+    df: int
+    misfit: LackOfFit
+    size_laws: Float[Array, "r 5"]  # E, A, alpha, B, beta of each resample of sizes.
+    seed_laws: Float[Array, "r 5"]  # The same over seeds; empty: one seed each.
+
+    @property
+    def low(self) -> ScalingLaw:
+        """The lower ends of the 95 % intervals of the constants, each on its own."""
+        return ScalingLaw(*np.quantile(self.size_laws, 0.025, axis=0).tolist())
+
+    @property
+    def high(self) -> ScalingLaw:
+        """The upper ends of the 95 % intervals of the constants, each on its own."""
+        return ScalingLaw(*np.quantile(self.size_laws, 0.975, axis=0).tolist())
+
+    def optimum(self, budget: float) -> SurfaceOptimum:
+        """Returns the compute-optimal size of a budget, at the exact costs of its models.
+
+        Raises:
+            DataError: if fewer than 3 sizes were trained at the budget.
+        """
+        path = _TokenPath.through(self.means.at(budget), budget)
+        laws = np.array([self.law])
+        (x,) = _minimize_path(laws, path)
+        params, tokens = float(np.exp(x)), float(np.exp(path.log_tokens(x)))
+        seeds = None
+        if len(self.seed_laws):
+            seeds = _interval(_minimize_path(self.seed_laws, path))
+        return SurfaceOptimum(
+            *(budget, params, tokens, self.law.loss(params, tokens)),
+            *(self.standard_error(params, tokens), self.df),
+            *(_interval(_minimize_path(self.size_laws, path)), seeds),
+        )
+
+    def standard_error(self, params: float, tokens: float) -> float:
+        """Returns the standard error of the surface at N and D, by the delta method."""
+        log_n, log_d = np.log(self.means.params), np.log(self.means.tokens)
+        jacobian = _gradient(self.law, log_n, log_d) * np.sqrt(self.means.weights)[:, None]
+        scale = np.sqrt((jacobian**2).sum(0)) + 1e-300
+        row = _gradient(self.law, np.log([params]), np.log([tokens]))[0] / scale
+        inverse = np.linalg.pinv((jacobian / scale).T @ (jacobian / scale), rcond=1e-13)
+        return float(np.sqrt(max(row @ inverse @ row, 0.0) * self.scatter))
+
+
+def fit_surface(
+    points: Iterable[Point],
+    *,
+    n_resamples: int = N_RESAMPLES,
+    seed: int = 0,
+    with_seeds: bool = True,
+) -> SurfaceFit:
+    """Fits the surface to one point a size and bootstraps it.
+
+    Args:
+        points: the runs; the seeds of a size count as one point.
+        n_resamples: resamples of sizes, and as many of seeds.
+        seed: seed of the resamples.
+        with_seeds: whether seeds are resampled too.
+
+    Raises:
+        DataError: if the points do not determine the five constants.
+    """
+    used, points_dropped = select_points(points)
+    means = average_seeds(used)
+    n_sizes, n_tokens = len({*means.params}), len({*means.tokens})
+    if len(means.losses) < MIN_POINTS or min(n_sizes, n_tokens) < 3:
+        raise DataError(
+            f"{len(means.losses)} points of {n_sizes} sizes and {n_tokens} token counts do not "
+            f"determine a surface of five constants; give {MIN_POINTS} points or more, of 3 sizes "
+            "and 3 token counts or more"
+        )
+    log_n, log_d = np.log(means.params), np.log(means.tokens)
+    data = SurfaceData(log_n - log_n.mean(), log_d - log_d.mean(), means.weights)
+    check_spread(data.log_n, data.log_d)
+    centers = float(log_n.mean()), float(log_d.mean())
+    solution = solve_surfaces(data, means.losses[None])
+    law = ScalingLaw(*_laws(solution, centers)[0].tolist())
+    df = len(means.losses) - N_CONSTANTS
+    scatter = float(solution.squares[0]) / df
+    rng = np.random.default_rng(seed)
+    fitted = law.loss(means.params, means.tokens)
+    by_size = _resample_sizes(law, means, fitted, n_resamples, rng)
+    seeds = by_size[:0]
+    if with_seeds and means.seed_df:
+        seeds = _resample_seeds(means, fitted, n_resamples, rng)
+    laws = _laws(solve_surfaces(data, np.concatenate([by_size, seeds])), centers)
+    return SurfaceFit(
+        *(law, means, points_dropped, scatter, df, lack_of_fit(scatter, df, means)),
+        *(laws[: len(by_size)], laws[len(by_size) :]),
+    )
+
+
+class _TokenPath(NamedTuple):
+    """log D of the models of one budget as a parabola in log N, with straight ends."""
+
+    coefficients: Float[Array, "3"]
+    center: float
+    low: float
+    high: float
+
+    @classmethod
+    def through(cls, means: SizeMeans, budget: float) -> "_TokenPath":
+        x, d = np.log(means.params), np.log(means.tokens)
+        if len({*means.params}) < 3:
+            raise DataError(
+                f"budget {budget:g} has {len({*means.params})} sizes, the optimum of a budget "
+                "needs 3 or more; train more sizes"
+            )
+        return cls(np.polyfit(x - x.mean(), d, 2), float(x.mean()), float(x.min()), float(x.max()))
+
+    def log_tokens(self, x: Array) -> Array:
+        """Returns log D at log N."""
+        inside = np.clip(x, self.low, self.high)
+        return np.polyval(self.coefficients, inside - self.center) + self.slope(x) * (x - inside)
+
+    def slope(self, x: Array) -> Array:
+        """Returns the derivative of log D by log N."""
+        inside = np.clip(x, self.low, self.high)
+        return np.polyval(np.polyder(self.coefficients), inside - self.center)
+
+
+def _minimize_path(laws: Array, path: _TokenPath) -> Array:
+    """Returns log N of the least loss along a path, for each law, by bisection of the slope."""
+    _, A, alpha, B, beta = laws.T
+    low = np.full(len(laws), path.low - np.log(REACH))
+    high = np.full(len(laws), path.high + np.log(REACH))
+    for _ in range(60):
+        x = (low + high) / 2
+        d = path.log_tokens(x)
+        slope = -alpha * A * np.exp(-alpha * x) - beta * B * np.exp(-beta * d) * path.slope(x)
+        low, high = np.where(slope < 0, x, low), np.where(slope < 0, high, x)
+    return (low + high) / 2
+
+
+def _gradient(law: ScalingLaw, log_n: Array, log_d: Array) -> Float[Array, "k 5"]:
+    """Returns the derivatives of the loss by E, A, alpha, B and beta."""
+    u, v = np.exp(-law.alpha * log_n), np.exp(-law.beta * log_d)
+    return np.stack([np.ones_like(u), u, -law.A * u * log_n, v, -law.B * v * log_d], -1)
+
+
+def _laws(solutions: SurfaceSolutions, centers: tuple[float, float]) -> Float[Array, "m 5"]:
+    """Returns E, A, alpha, B and beta of N and D that are not centered."""
+    (alpha, beta), (E, a, b) = solutions.exponents.T, solutions.constants.T
+    A, B = a * np.exp(alpha * centers[0]), b * np.exp(beta * centers[1])
+    return np.stack([E, A, alpha, B, beta], -1)
+
+
+def _resample_sizes(
+    law: ScalingLaw, means: SizeMeans, fitted: Array, count: int, rng: np.random.Generator
+) -> Float[Array, "r k"]:
+    """Returns losses with resampled residuals of sizes, as large as the degrees of freedom ask."""
+    roots = np.sqrt(means.weights)
+    jacobian = _gradient(law, np.log(means.params), np.log(means.tokens)) * roots[:, None]
+    basis = np.linalg.svd(jacobian / np.sqrt((jacobian**2).sum(0) + 1e-300), False)[0]
+    leverage = np.minimum((basis**2).sum(-1), 0.95)
+    residual = (means.losses - fitted) * roots / np.sqrt(1 - leverage)
+    residual -= residual.mean()
+    df = len(fitted) - N_CONSTANTS
+    scatter = float((means.weights * (means.losses - fitted) ** 2).sum()) / df
+    spread = np.sqrt(scatter / max(float((residual**2).mean()), 1e-300))
+    residual *= spread * special.stdtrit(df, 0.975) / NORMAL_QUANTILE
+    return fitted + rng.choice(residual, (count, len(fitted))) / roots
+
+
+def _resample_seeds(
+    means: SizeMeans, fitted: Array, count: int, rng: np.random.Generator
+) -> Float[Array, "r k"]:
+    """Returns losses with the mean of resampled seeds of each size; a single run stays."""
+    columns = []
+    for runs, loss in zip(means.runs, fitted, strict=True):
+        n = len(runs)
+        deviations = (np.array(runs) - np.mean(runs)) * np.sqrt(n / max(n - 1, 1))
+        columns.append(loss + rng.choice(deviations, (count, n)).mean(-1))
+    return np.stack(columns, -1)
+
+
+def _interval(log_values: Array) -> Interval:
+    low, high = np.exp(np.quantile(log_values, [0.025, 0.975], method="weibull")).tolist()
+    return Interval(low, high)

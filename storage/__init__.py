@@ -1,0 +1,1 @@
+"""Object stores: folders at `s3://` and `gs://`, and their copies on the local disk."""
