@@ -67,14 +67,11 @@ def run(argv: Sequence[str]) -> None:
     command = parse_args(argv, Settings, define_flags, description=__doc__ or "")
     settings, args = command.settings, command.flags
     if not args.config:
-        raise ConfigError(
-            "give --config=FILE of a study, for example configs/compare/quickstart.py"
-        )
+        raise ConfigError("give --config=FILE of a study, as configs/compare/quickstart.py")
     console = Console(highlight=False, soft_wrap=True)
     spec = study.load_study(args.config)
-    folder = validate_run_path(
-        scratch.local_path(args.workdir or f"runs/compare/{Path(args.config).stem}")
-    )
+    workdir = args.workdir or f"runs/compare/{Path(args.config).stem}"
+    folder = validate_run_path(scratch.local_path(workdir))
     results_dir = Path(spec.results_dir)
 
     data = open_data(settings.data, settings.store_kinds)

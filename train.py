@@ -22,14 +22,13 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "workdir",
         "",
-        "The run folder, or its URL (s3://, gs://); by default runs/<config>-<digest>.",
+        "The run folder, a path or a URL; by default runs/<config>-<digest>.",
         flag_values=values,
     )
     flags.DEFINE_string(
         "init_from",
         "",
-        "A run folder or a Hugging Face folder (a path or a URL) whose parameters training starts "
-        "from.",
+        "A run folder or a Hugging Face folder, a path or a URL, to take the parameters from.",
         flag_values=values,
     )
     flags.DEFINE_bool(

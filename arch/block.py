@@ -39,9 +39,9 @@ class BlockConfig:
     """The residual connections and norms of all blocks."""
 
     # Positions of the norms relative to the branches and the residual stream.
-    wiring: Literal[
-        "pre", "residual_post_norm", "post", "sandwich", "branch_norm", "parallel"
-    ] = "pre"
+    wiring: Literal["pre", "residual_post_norm", "post", "sandwich", "branch_norm", "parallel"] = (
+        "pre"
+    )
     norms: Literal[1, 2] = 2  # Number of norms in a parallel block: shared, or one per branch.
     skip_first_norm: bool = False  # Omit the norm before the first block's mixer (ModernBERT).
     dropout: Probability = 0.0  # Dropout rate of the branches, before the residual addition.

@@ -16,8 +16,12 @@ from arch.layers.pooler import PoolerConfig
 from arch.layers.positions import PositionsConfig
 from arch.mixers.attention import Attention, AttentionConfig
 from arch.mixers.bidirectional import BidirectionalConfig
+from arch.mixers.delta_product import DeltaProduct, DeltaProductConfig
 from arch.mixers.gated_conv import GatedConv, GatedConvConfig
 from arch.mixers.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
+from arch.mixers.gdn2 import Gdn2, Gdn2Config
+from arch.mixers.gla import Gla, GlaConfig
+from arch.mixers.kda import Kda, KdaConfig
 from arch.mixers.latent_attention import LatentAttention, LatentAttentionConfig
 from arch.mixers.lstm import Lstm, LstmConfig
 from arch.mixers.mamba1 import Mamba1, Mamba1Config
@@ -39,6 +43,10 @@ MIXERS: dict[str, type[Mixer]] = {
     "mamba1": Mamba1,
     "mamba2": Mamba2,
     "gated_deltanet": GatedDeltaNet,
+    "kda": Kda,
+    "gdn2": Gdn2,
+    "delta_product": DeltaProduct,
+    "gla": Gla,
     "lstm": Lstm,
     "gated_conv": GatedConv,
 }
@@ -93,6 +101,10 @@ class ModelConfig:
     mamba1: Mamba1Config = Mamba1Config()
     mamba2: Mamba2Config = Mamba2Config()
     gated_deltanet: GatedDeltaNetConfig = GatedDeltaNetConfig()
+    kda: KdaConfig = KdaConfig()
+    gdn2: Gdn2Config = Gdn2Config()
+    delta_product: DeltaProductConfig = DeltaProductConfig()
+    gla: GlaConfig = GlaConfig()
     lstm: LstmConfig = LstmConfig()
     gated_conv: GatedConvConfig = GatedConvConfig()
     # Mixers side by side in one layer, as attention&mamba2+mlp.

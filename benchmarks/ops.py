@@ -28,7 +28,8 @@ from ops.attention.attention import TokenIndex, attention
 from ops.cross_entropy import cross_entropy
 from ops.experts.experts import ExpertWeights, experts
 from ops.recurrent.causal_conv import causal_conv
-from ops.recurrent.gated_delta import gated_delta
+from ops.recurrent.delta_rule import delta_rule
+from ops.recurrent.gla import gla
 from ops.recurrent.selective_scan import selective_scan
 from ops.recurrent.ssd import ssd
 
@@ -97,7 +98,9 @@ def experts_case(
         routes = routing.token_choice(scores, chosen, jnp.ones((B, T), bool), normalize=True)
         routes = routing.drop_over_capacity(routes, n_slots, E) if n_slots else routes
         w = ExpertWeights(w_in, None, w_out)
-        return experts(x, routes, w, Hidden("silu"), capacity=n_slots, implementation=implementation)
+        return experts(
+            x, routes, w, Hidden("silu"), capacity=n_slots, implementation=implementation
+        )
 
     def dense(x: jax.Array, w_in: jax.Array, w_out: jax.Array, implementation: str) -> jax.Array:
         return linear(jax.nn.silu(linear(x, w_in)), w_out)
@@ -153,15 +156,26 @@ def ssd_case(B: int, T: int, H: int = 8, W: int = 64, N: int = 16) -> BenchmarkC
     return BenchmarkCase(f"ssd B={B} T={T} H={H} P={W} N={N}", call, shapes, ("associative", "xla"))
 
 
-def gated_delta_case(B: int, T: int, H: int = 8, K: int = 64, V: int = 64) -> BenchmarkCase:
-    """Returns the gated delta rule."""
+def delta_rule_case(B: int, T: int, C: int, H: int = 8, K: int = 64, V: int = 64) -> BenchmarkCase:
+    """Returns the delta rule with a decay for each head (C = 1) or for each channel (C = K)."""
 
     def call(q, k, v, g, beta, implementation: str) -> jax.Array:
         k, g = k / jnp.linalg.norm(k, axis=-1, keepdims=True), jax.nn.log_sigmoid(g + 3)
-        return gated_delta(q, k, v, g, jax.nn.sigmoid(beta), implementation=implementation)[0]
+        beta = jax.nn.sigmoid(beta)
+        return delta_rule(q, k, v, g, beta, beta, implementation=implementation)[0]
 
-    shapes = ((B, T, H, K), (B, T, H, K), (B, T, H, V), (B, T, H), (B, T, H))
-    return BenchmarkCase(f"gated_delta B={B} T={T} H={H} K={K} V={V}", call, shapes)
+    shapes = ((B, T, H, K), (B, T, H, K), (B, T, H, V), (B, T, H, C), (B, T, H, 1))
+    return BenchmarkCase(f"delta_rule B={B} T={T} H={H} K={K} V={V} decays={C}", call, shapes)
+
+
+def gla_case(B: int, T: int, H: int = 8, K: int = 64, V: int = 64) -> BenchmarkCase:
+    """Returns gated linear attention with a decay for each channel."""
+
+    def call(q, k, v, g, implementation: str) -> jax.Array:
+        return gla(q, k, v, jax.nn.log_sigmoid(g + 3), implementation=implementation)[0]
+
+    shapes = ((B, T, H, K), (B, T, H, K), (B, T, H, V), (B, T, H, K))
+    return BenchmarkCase(f"gla B={B} T={T} H={H} K={K} V={V}", call, shapes)
 
 
 def causal_conv_case(B: int, T: int, C: int = 512, K: int = 4) -> BenchmarkCase:
@@ -199,8 +213,9 @@ CASES = [
     selective_scan_case(1, 4096),
     ssd_case(4, 1024),
     ssd_case(1, 4096),
-    gated_delta_case(4, 1024),
-    gated_delta_case(1, 4096),
+    *(delta_rule_case(B, T, C) for C in (1, 64) for B, T in ((4, 1024), (1, 4096))),
+    gla_case(4, 1024),
+    gla_case(1, 4096),
     causal_conv_case(4, 1024),
     causal_conv_case(1, 4096),
 ]
@@ -209,7 +224,8 @@ CASES = [
 GROWTH_CASES = [
     (selective_scan_case(4, 1024), selective_scan_case(1, 4096)),
     (ssd_case(4, 1024), ssd_case(1, 4096)),
-    (gated_delta_case(4, 1024), gated_delta_case(1, 4096)),
+    *((delta_rule_case(4, 1024, C), delta_rule_case(1, 4096, C)) for C in (1, 64)),
+    (gla_case(4, 1024), gla_case(1, 4096)),
     (attention_case(4, 1024, window=256), attention_case(1, 4096, window=256)),
 ]
 

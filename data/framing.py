@@ -94,12 +94,12 @@ def from_json(values: JsonObject) -> tuple[Specials, Framing]:
     """
     try:
         specials, framing = values["specials"], values["framing"]
-        made = Specials(**_as_fields(specials)), Framing(**_as_fields(framing))
+        parts = Specials(**_as_fields(specials)), Framing(**_as_fields(framing))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(
             f"framing.json is damaged ({type(error).__name__}: {error}); import the model again"
         ) from error
-    for part in made:
+    for part in parts:
         for field in dataclasses.fields(part):
             value, kind = getattr(part, field.name), field.type
             if type(value) is not (kind if kind in (int, str) else tuple):
@@ -107,7 +107,7 @@ def from_json(values: JsonObject) -> tuple[Specials, Framing]:
                     f"framing.json has {field.name} {value!r}, which has another type; import the "
                     "model again"
                 )
-    return made
+    return parts
 
 
 def _as_fields(values: JsonObject) -> JsonObject:

@@ -37,7 +37,8 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Mixers",
         "arch/mixers",
-        "attention rope kv_cache mamba1 mamba2 gated_deltanet lstm gated_conv short_conv "
+        "attention rope kv_cache mamba1 mamba2 gated_deltanet kda gdn2 delta_product gla "
+        "memory_heads lstm gated_conv short_conv "
         "dt bidirectional",
     ),
     (
@@ -63,7 +64,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Recurrences",
         "ops/recurrent",
-        "selective_scan ssd gated_delta chunked_recurrence causal_conv lstm",
+        "selective_scan ssd gla delta_rule channel_decay chunked_recurrence causal_conv lstm",
     ),
     (
         "Experts",
@@ -129,8 +130,8 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Evaluation",
         "eval",
-        "task harness load_run progress again generate text_generation prompts likelihood features "
-        "framing length_buckets",
+        "task harness split_part load_run progress again generate text_generation prompts likelihood "
+        "features framing length_buckets",
     ),
     (
         "Evaluation tasks",
@@ -162,12 +163,18 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Statistics",
         "protocol/statistics",
-        "hypothesis_tests sample ranks sequential power verdict isoflop scaling_law",
+        "hypothesis_tests sample ranks sequential power verdict isoflop envelope size_means "
+        "surface surface_fit scaling_law",
+    ),
+    (
+        "Fits",
+        "protocol/fit",
+        "points report figures",
     ),
     (
         "Records",
         "protocol/records",
-        "load run_record safe_read series seals study_record plan_file run_evidence "
+        "load run_record safe_read series seals study_record plan_file scores run_evidence "
         "contradictions inert_settings external_results duplicates comparability metrics",
     ),
     (

@@ -7,6 +7,7 @@ from data import open_data
 from errors import CheckpointError
 from eval.task import EvalContext
 from settings.changes import with_changes
+from settings.json_types import JsonObject
 from settings.tree import from_json
 from storage import scratch
 from training import mesh as meshes
@@ -35,9 +36,7 @@ def load_run(path: Path, step: int | None = None) -> tuple[EvalContext, RunFolde
             "wrote"
         )
     check_record(path, record)
-    settings = from_json(Settings, record["settings"])
-    if "limit" not in record["settings"].get("eval", {}):  # An older version knew whole splits.
-        settings = with_changes(settings, {"eval.limit": 0})
+    settings = recorded_settings(record["settings"])
     data = open_data(settings.data, settings.store_kinds)
     settings = resolve(settings, data.tokenizer.vocab_size)
     mesh = meshes.make_mesh(meshes.MeshConfig())
@@ -52,3 +51,11 @@ def load_run(path: Path, step: int | None = None) -> tuple[EvalContext, RunFolde
     abstract = program.abstract_state.trainable
     trainable = restore.restore_subset(root, step, abstract, "trainable")
     return EvalContext(trainable, mesh, settings, program.objective, data), RunFolder(path), step
+
+
+def recorded_settings(tree: JsonObject) -> Settings:
+    """Returns the settings of a run.json; a version without eval.limit evaluated whole splits."""
+    settings = from_json(Settings, tree)
+    if "limit" in tree.get("eval", {}):
+        return settings
+    return with_changes(settings, {"eval.limit": 0})

@@ -18,6 +18,7 @@ from data.tokenizers import Tokenizer, open_tokenizer
 from errors import CheckpointError, ConfigError
 from hub import safetensors_io
 from hub.config_equivalence import differences
+from hub.config_limits import check_limits
 from hub.families import FAMILIES
 from hub.family import HfFamily
 from hub.hf_config import CONFIG_FILE, HfConfig, read_config
@@ -67,6 +68,7 @@ def detect_family(folder: Path, *, without_weights: bool = False) -> tuple[HfFam
         )
     family = FAMILIES[model_type]
     tensors = None if without_weights else safetensors_io.read_entries(folder)
+    check_limits(values, str(path), tensors)
     hf = HfConfig(values, str(path), tensors, family.hf_defaults)
     try:
         config = family.read(hf)

@@ -12,6 +12,7 @@ from arch.channels.mlp import MlpConfig
 from arch.channels.moe import MoeConfig
 from arch.mixers.attention import AttentionConfig
 from arch.mixers.mamba1 import Mamba1Config
+from arch.mixers.mamba2 import Mamba2Config
 from arch.mixers.rope import RopeConfig
 from arch.pattern import LayerLayout
 
@@ -130,6 +131,11 @@ def _canonical_part(part: Any, D: int) -> Any:
     if isinstance(part, MoeConfig) and part.shared_experts:
         width = part.shared_experts_config(D).inner_dim(D)
         return dataclasses.replace(part, shared_experts=1, shared_width=width)
+    if isinstance(part, Mamba2Config):
+        C = part.sizes(D)[0]
+        eps = part.norm_eps if part.norm != "none" else Mamba2Config().norm_eps
+        scales = part.in_scales or (1.0,) * 5
+        return dataclasses.replace(part, expand=1, inner_width=C, norm_eps=eps, in_scales=scales)
     if isinstance(part, Mamba1Config):
         eps = part.norm_eps if part.dt_bc_norm else Mamba1Config().norm_eps
         return dataclasses.replace(part, dt_rank=part.sizes(D)[2], norm_eps=eps)

@@ -6,7 +6,7 @@ more layers than tensors, and no more experts than tensors or entries of an axis
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from errors import CheckpointError
 from hub.harmless_keys import IGNORED_KEYS
@@ -14,6 +14,7 @@ from settings.json_types import JsonObject
 
 MAX_NUMBER = 2**31 - 1  # the largest index of an axis
 MAX_TEXT = 4096  # characters of a value
+MAX_LAYERS = 4096  # of a config without weights
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers", "encoder_layers")
 
 
@@ -25,26 +26,29 @@ class Shaped(Protocol):
         """The sizes of the axes."""
 
 
-def check_limits(values: JsonObject, path: str, tensors: Mapping[str, Shaped]) -> None:
+def check_limits(values: JsonObject, path: str, tensors: Mapping[str, Shaped] | None) -> None:
     """Checks the numbers of a config.json against the tensors of its folder.
 
-    Raises:
-        CheckpointError: if a number is out of range, or a text is too long; the message names it.
+    A number that is out of range, or a text that is too long, is refused by name.
     """
-    longest = max((n for entry in tensors.values() for n in entry.shape), default=0)
+    if tensors is None:
+        max_layers, largest = MAX_LAYERS, MAX_NUMBER
+    else:
+        max_layers = len(tensors)
+        largest = max((n for entry in tensors.values() for n in entry.shape), default=0)
     for name, value in values.items():
         if name in IGNORED_KEYS:
             continue
         for number in _numbers(value):
             if math.isnan(number) or (not math.isinf(number) and abs(number) > _limit(number)):
-                raise _error(path, name, value, f"numbers are at most {MAX_NUMBER}")
+                _refuse(path, name, value, f"numbers are at most {MAX_NUMBER}")
         if isinstance(value, str) and len(value) > MAX_TEXT:
-            raise _error(path, name, value, f"texts have at most {MAX_TEXT} characters")
+            _refuse(path, name, value, f"texts have at most {MAX_TEXT} characters")
         count = value if type(value) is int else 0
-        if name in LAYER_KEYS and count > len(tensors):
-            raise _error(path, name, value, f"the weights have {len(tensors)} tensors in all")
-        if "experts" in name and count > max(len(tensors), longest):
-            raise _error(path, name, value, "the weights have not that many tensors or rows")
+        if name in LAYER_KEYS and count > max_layers:
+            _refuse(path, name, value, f"the weights have room for {max_layers}")
+        if "experts" in name and count > max(max_layers, largest):
+            _refuse(path, name, value, "the weights have not that many tensors or rows")
 
 
 def _limit(number: float) -> float:
@@ -64,7 +68,7 @@ def _numbers(value: object) -> Iterable[float]:
             pending.extend(item.values())
 
 
-def _error(path: str, name: str, value: object, rule: str) -> CheckpointError:
+def _refuse(path: str, name: str, value: object, rule: str) -> NoReturn:
     text = repr(value)
     shown = text if len(text) < 60 else f"{text[:57]}..."
-    return CheckpointError(f"{path}: {name} is {shown}, but {rule}; correct it")
+    raise CheckpointError(f"{path}: {name} is {shown}, but {rule}; correct it")

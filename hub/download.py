@@ -13,7 +13,7 @@ DOWNLOAD_PATTERNS = ["*.json", "*.safetensors", "*.jinja"]  # no code and no pic
 def resolve_folder(path: str | Path) -> Path:
     """Returns the folder of a path, of a URL or of `owner/name@revision`, downloaded if necessary.
 
-    A download from the hub is pinned to the commit that the revision (by default main) names at the time.
+    A download from the hub is pinned to the commit that the revision names at the time.
 
     Raises:
         CheckpointError: if `path` is neither a folder nor the name of a repository.

@@ -101,9 +101,15 @@ def is_harmless(model_type: str, name: str, value: object) -> bool:
     """Returns whether a key that the family `model_type` does not read changes nothing."""
     if value is None or name in IGNORED_KEYS or name in FAMILY_IGNORED.get(model_type, ()):
         return True
-    known = (*HARMLESS_VALUES.get(name, ()), *FAMILY_VALUES.get(model_type, {}).get(name, ()))
-    return any(value == allowed and type(value) is type(allowed) for allowed in known) or any(
-        _is_number(value) and _is_number(allowed) and value == allowed for allowed in known
+    harmless_values = (
+        *HARMLESS_VALUES.get(name, ()),
+        *FAMILY_VALUES.get(model_type, {}).get(name, ()),
+    )
+    return any(
+        value == allowed and type(value) is type(allowed) for allowed in harmless_values
+    ) or any(
+        _is_number(value) and _is_number(allowed) and value == allowed
+        for allowed in harmless_values
     )
 
 

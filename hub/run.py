@@ -17,6 +17,7 @@ from errors import CheckpointError, ConfigError, DataError
 from hub import checkpoint, model_card, vocabulary
 from hub.config_equivalence import differences
 from hub.download import resolve_folder
+from hub.family import HfFamily
 from hub.hf_config import write_json
 from settings.json_types import JsonObject
 from settings.tree import from_json
@@ -32,6 +33,7 @@ from training.state import Trainable, init_trainable
 
 OBJECTIVE_OF_TASK = {"causal": "causal_lm", "masked": "masked_lm", "seq2seq": "denoising"}
 MAX_IMPORT_LENGTH = 2048  # tokens of a row in an imported run, unless the model allows fewer
+MAX_DENOISING_LENGTH = 512  # tokens of a row of T5, whose spans have 100 sentinels
 FramingChoice = Literal["published", "bos", "none"]
 
 
@@ -101,7 +103,8 @@ def import_as_run(
         tokenizer_folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(tokenizer_folder)
     window = tokenizer.framing.window if tokenizer is not None else 0
-    limits = (MAX_IMPORT_LENGTH, window, config.positions.max_length)
+    max_length = MAX_DENOISING_LENGTH if family.task == "seq2seq" else MAX_IMPORT_LENGTH
+    limits = (max_length, window, config.positions.max_length)
     length = min(limit for limit in limits if limit)
     settings = Settings(
         model=config,
@@ -165,6 +168,7 @@ def export_run(run: Path, target: Path, family: str = "", dtype: str = "float32"
     hf_family, _ = checkpoint.find_export_family(
         settings.model, family, views, tokenizer.specials.pad
     )
+    _check_head_is_exported(settings, hf_family)
     root = run / "checkpoints"
     step = restore.newest_step(root)
     use = text_use(settings, tokenizer, is_causal=hf_family.task == "causal")
@@ -187,6 +191,23 @@ def export_run(run: Path, target: Path, family: str = "", dtype: str = "float32"
         (stage / "README.md").write_text(card)
     scratch.upload_tree(target)
     return hf_family.model_type
+
+
+def _check_head_is_exported(settings: Settings, family: HfFamily) -> None:
+    """Refuses to export a model of masked tokens as an encoder without a head.
+
+    Raises:
+        ConfigError: if the run was trained to predict tokens, and the export would not.
+    """
+    if (
+        family.is_bare(settings.model)
+        and settings.train.steps
+        and settings.objective == "masked_lm"
+    ):
+        raise ConfigError(
+            f"a {family.model_type} predicts masked tokens by a head with a transform, which "
+            "config.model lacks; train with model.head.mlm_transform=True and model.head.bias=True"
+        )
 
 
 def text_use(settings: Settings, tokenizer: Tokenizer, *, is_causal: bool) -> vocabulary.TextUse:

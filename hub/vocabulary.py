@@ -100,8 +100,8 @@ def framed_definition(tokenizer: JsonTokenizer, use: TextUse) -> str:
     if tokenizer.template == (use.prefix, use.suffix):
         return text
     values = json.loads(text)
-    kept = _without_template(values.get("post_processor"))
-    framed = [*kept, _template(tokenizer, use)] if use.prefix or use.suffix else kept
+    processors = _without_template(values.get("post_processor"))
+    framed = [*processors, _template(tokenizer, use)] if use.prefix or use.suffix else processors
     processor = framed[0] if len(framed) == 1 else {"type": "Sequence", "processors": framed}
     values["post_processor"] = processor if framed else None
     return json.dumps(values, indent=2, ensure_ascii=False)

@@ -46,13 +46,11 @@ def local_path(path: str | Path, kind: Kind = "scratch") -> Path:
 def url_of(path: Path) -> str:
     """Returns the URL that a local path stands for, "" if it is an ordinary path."""
     try:
-        _, name, *below = path.absolute().relative_to(_root()).parts
-        url = (
-            _root().joinpath(*path.absolute().relative_to(_root()).parts[:2], URL_FILE).read_text()
-        )
+        kind, name, _, *below = path.absolute().relative_to(_root()).parts
+        url = _root().joinpath(kind, name, URL_FILE).read_text("utf-8")
     except (ValueError, OSError):
         return ""
-    return "/".join([url, *below[1:]]) if name and below else ""
+    return "/".join([url, *below])
 
 
 def local_copy(path: str | Path, *, without: tuple[str, ...] = (), pattern: str = "") -> Path:

@@ -60,6 +60,7 @@ def run_json(name: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
             "training_flops": token,
             "terms": {"head.logits": {"model": token / 30, "executed": token / 30}},
             "state_bytes": changes.get("state_bytes", 327_680),
+            **changes.get("cost", {}),
         },
         "code": {"commit": "c" * 40, "dirty": False, "diff_sha256": ""},
         "devices": {"kind": "cpu", "count": 1},
@@ -99,7 +100,7 @@ def run(
         row = {"step": step, "attempt": 1, "seconds": step / 10, "loss": loss, "nats": loss}
         row |= {"bits_per_byte": loss, "tokens": step * step_tokens, "unique_tokens": step * 200}
         row |= changes.get("row", {})
-        row |= {"epochs": step / 1000, "tokens_per_second": 2560.0, "step_seconds": 0.1}
+        row |= {"epochs": index / (10 * rows), "tokens_per_second": 2560.0, "step_seconds": 0.1}
         lines.append(json.dumps(row | {"data_hash": rolling}))
     (folder / "metrics.jsonl").write_text("\n".join([*lines, ""]))
     all_scores = [("test/bits_per_byte", value), ("valid/bits_per_byte", value), *scores]

@@ -27,12 +27,14 @@ def peer_python() -> str:
         check = [python, "-c", "import torch, transformers, accelerate, lm_eval, mteb"]
         if Path(python).exists() and subprocess.run(check, capture_output=True).returncode == 0:
             return python
-        venv.create(FOLDER, with_pip=True)
         install = [python, "-m", "pip", "install", "--quiet", *PACKAGES]
         try:
+            venv.create(FOLDER, with_pip=True)
             done = subprocess.run(install, capture_output=True, text=True, timeout=SECONDS)
         except subprocess.TimeoutExpired:
             pytest.skip(f"{NAMES} take more than {SECONDS} s to install")
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"{NAMES} have no environment in {FOLDER}: {error}")
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
             pytest.skip(f"{NAMES} cannot be installed: {reason}")

@@ -15,12 +15,17 @@ from arch.channels.moe import MoeConfig
 from arch.layers.positions import PositionsConfig
 from arch.mixers.attention import AttentionConfig
 from arch.mixers.bidirectional import BidirectionalConfig
+from arch.mixers.delta_product import DeltaProductConfig
 from arch.mixers.gated_conv import GatedConvConfig
 from arch.mixers.gated_deltanet import GatedDeltaNetConfig
+from arch.mixers.gdn2 import Gdn2Config
+from arch.mixers.gla import GlaConfig
+from arch.mixers.kda import KdaConfig
 from arch.mixers.latent_attention import LatentAttentionConfig
 from arch.mixers.mamba1 import Mamba1Config
 from arch.mixers.mamba2 import Mamba2Config
 from arch.mixers.rope import RopeConfig
+from arch.mixers.side_by_side import SideBySideConfig
 
 WIDTH, VOCAB = 16, 40
 
@@ -36,9 +41,14 @@ SMALL: dict[str, Any] = {
     "mamba1": Mamba1Config(state_size=4),
     "mamba2": Mamba2Config(state_size=6, head_dim=8, chunk_size=4),
     "gated_deltanet": GatedDeltaNetConfig(heads=2, chunk_size=4),
+    "kda": KdaConfig(heads=2, chunk_size=4),
+    "gdn2": Gdn2Config(heads=2, chunk_size=4),
+    "delta_product": DeltaProductConfig(heads=2, chunk_size=4),
+    "gla": GlaConfig(heads=2, chunk_size=4, gate_rank=3),
     "moe": MoeConfig(num_experts=4, width=8),
 }
 BIDIRECTIONAL = {"bidirectional": BidirectionalConfig(weights="shared")}
+SIDE_BY_SIDE = ("attention&mamba2",)  # Mixers in one layer that are tested as mixers are.
 
 # Model settings with which each mixer is tested, by name; they change its mathematics.
 CASES: dict[str, dict[str, dict[str, Any]]] = {
@@ -73,6 +83,11 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "local_attention": {"default": {"local_attention": AttentionConfig(window=3)}},
+    "attention&mamba2": {
+        "default": {},
+        "normed": BIDIRECTIONAL
+        | {"side_by_side": SideBySideConfig("norm_mean", out_scales=(0.7, 1.3))},
+    },
     "mamba1": {
         "default": {},
         "bidirectional": BIDIRECTIONAL
@@ -115,7 +130,7 @@ def cases() -> list[Any]:
             id=f"{name}-{label}".removesuffix("-default"),
             marks=[] if label == "default" else pytest.mark.slow,
         )
-        for name in MIXERS
+        for name in (*MIXERS, *SIDE_BY_SIDE)
         for label, changes in CASES.get(name, {"default": {}}).items()
     ]
 

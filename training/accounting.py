@@ -38,6 +38,22 @@ def run_tokens(settings: Settings) -> int:
     return round(sum(w.equivalent_tokens for w in _workloads(settings, settings.train.steps)))
 
 
+def decode_flops(settings: Settings) -> float:
+    """Returns the model FLOPs of generating one token after `train.seq_len` - 1 others.
+
+    It is the difference between rows of this length and rows that are one token shorter, so that
+    whatever reads the context, as attention does, is counted at this context. A row without a
+    causal view generates nothing; it counts what its model would cost in that view.
+    """
+    length = max(settings.train.seq_len, 2)
+    source = settings.row_spec.source_length if settings.model.encoder.depth else 0
+    long, short = (
+        n * compute_cost(settings.model, n, source_length=source).model_flops
+        for n in (length, length - 1)
+    )
+    return long - short
+
+
 def executed_flops_per_token(settings: Settings) -> float:
     """Returns the executed FLOPs of training per token of `run_tokens`, forward and backward.
 
@@ -71,6 +87,7 @@ def cost_record(cost: Cost, settings: Settings) -> JsonObject:
         "executed_training_flops": executed_flops_per_token(settings),
         "terms": {name: dataclasses.asdict(term) for name, term in cost.terms.items()},
         "state_bytes": cost.state_bytes,
+        "decode_flops": decode_flops(settings),
     }
 
 

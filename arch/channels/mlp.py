@@ -14,7 +14,7 @@ from arch.sequence import ALL_VIEWS, SequenceInfo, View
 from arch.sharding import P, make_matrix, make_vector
 from arch.weighted_sum import AuxMetrics
 from ops.recompute import recompute
-from settings.types import NonNegativeInt, config
+from settings.types import NonNegativeFloat, NonNegativeInt, config
 
 
 @config
@@ -29,6 +29,8 @@ class MlpConfig:
     gated: bool = True  # Multiply the hidden layer by an activated gate (SwiGLU, GeGLU).
     activation: Activation = "silu"  # Activation of the hidden layer, or of the gate.
     bias: bool = False  # Add a bias to every projection.
+    gate_scale: NonNegativeFloat = 1.0  # Factor of the gate, before its activation.
+    out_scale: NonNegativeFloat = 1.0  # Factor of the output.
 
     def inner_dim(self, D: int) -> int:
         """Returns the width of the hidden layer (F) in a model of width D."""
@@ -61,9 +63,11 @@ class Mlp(nnx.Module):
         bias = self.cfg.bias
         hidden = [linear(x, self.w_in[...], self.b_in[...] if bias else None)]
         if self.cfg.gated:
-            hidden.append(linear(x, self.w_gate[...], self.b_gate[...] if bias else None))
+            gate = linear(x, self.w_gate[...], self.b_gate[...] if bias else None)
+            hidden.append(gate if self.cfg.gate_scale == 1 else self.cfg.gate_scale * gate)
         b_out = self.b_out[...] if bias else None
-        return activate_and_project(self.cfg.activation, hidden, self.w_out[...], b_out), {}
+        y = activate_and_project(self.cfg.activation, hidden, self.w_out[...], b_out)
+        return y if self.cfg.out_scale == 1 else self.cfg.out_scale * y, {}
 
     @staticmethod
     def supported_views(cfg: MlpConfig) -> dict[View, str]:

@@ -66,21 +66,27 @@ def rms_norm(
     return (wide if scale is None else wide * scale).astype(x.dtype)
 
 
-@functools.partial(recompute, static_argnums=(3, 4))
+@functools.partial(recompute, static_argnums=(3, 4, 5))
 def gated_rms_norm(
     x: Float[Array, "... C"],
     gate: Float[Array, "... C"],
     scale: Float[Array, " C"],
     eps: float,
     groups: int,
+    norm_first: bool = False,
 ) -> Float[Array, "... C"]:
-    """Computes RMSNorm of x silu(gate) in `groups` groups of channels (arXiv:2405.21060)."""
+    """Computes RMSNorm of x silu(gate) in `groups` groups of channels (arXiv:2405.21060).
+
+    With `norm_first` it computes RMSNorm of x, times silu(gate).
+    """
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    y = x.astype(wide) * jax.nn.silu(gate.astype(wide))
+    gate = jax.nn.silu(gate.astype(wide))
+    y = x.astype(wide) if norm_first else x.astype(wide) * gate
     y = rms_norm(y.reshape(*y.shape[:-1], groups, x.shape[-1] // groups), None, eps).reshape(
         x.shape
     )
-    return (y * scale).astype(x.dtype)
+    y = y * scale
+    return (y * gate if norm_first else y).astype(x.dtype)
 
 
 @functools.partial(recompute, static_argnums=3)

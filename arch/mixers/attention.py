@@ -342,9 +342,7 @@ class Attention(nnx.Module):
             model = 2.0 * H * K * earlier / max(1, context.length)
             terms["selection"] = TermFlops(model, 2.0 * H * K * blocks, batched=True)
         decay_bytes = H * max(4, context.itemsize) * cfg.forget_gate
-        return PartCost(
-            params, params, terms, slots * (2 * G * K * context.itemsize + decay_bytes)
-        )
+        return PartCost(params, params, terms, slots * (2 * G * K * context.itemsize + decay_bytes))
 
     @staticmethod
     def cross_cost(D: int, cfg: AttentionConfig, context: CostContext) -> PartCost:

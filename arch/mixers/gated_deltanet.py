@@ -18,14 +18,14 @@ from arch.layers.activations import activate, gate
 from arch.layers.linear import linear
 from arch.layers.norms import rms_norm
 from arch.mixers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
+from arch.mixers.memory_heads import unit_length
 from arch.mixers.short_conv import ShortConv
 from arch.part import Memory
 from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.sequence import CAUSAL_ONLY, SequenceInfo, View
 from arch.sharding import P, make_matrix, make_param, make_vector
 from errors import ConfigError
-from ops.recompute import recompute
-from ops.recurrent.gated_delta import gated_delta
+from ops.recurrent.delta_rule import delta_rule
 from settings.types import NonNegativeInt, PositiveFloat, PositiveInt, config
 
 
@@ -118,9 +118,9 @@ class GatedDeltaNet(nnx.Module):
         q, k, v = heads
         decay = -jnp.exp(self.log_a[...]) * softplus_dt(linear(x, self.w_dt[...]), self.b_dt[...])
         beta = jax.nn.sigmoid(linear(x, self.w_beta[...]).astype(decay.dtype))
-        y, new_state = gated_delta(
-            *(_l2_normalize(q) * K**-0.5, _l2_normalize(k), v),
-            *(decay, (2 * beta) if cfg.allow_negative_eigenvalues else beta),
+        beta = ((2 * beta) if cfg.allow_negative_eigenvalues else beta)[..., None]
+        y, new_state = delta_rule(
+            *(unit_length(q) * K**-0.5, unit_length(k), v, decay[..., None], beta, beta),
             reset=reset,
             state=None if state is None else state.state,
             chunk_size=cfg.chunk_size,
@@ -178,11 +178,3 @@ class GatedDeltaNet(nnx.Module):
             terms["solve"] = TermFlops(0.0, solve, batched=True)
         state = 4 * H * K * Kv + context.itemsize * (width - 1) * conv_channels
         return PartCost(params, params, terms, state)
-
-
-@recompute
-def _l2_normalize(x: Float[Array, "B T H K"]) -> Float[Array, "B T H K"]:
-    """Computes x / sqrt(|x|^2 + 1e-6)."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    square = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(square + 1e-6)).astype(x.dtype)

@@ -218,9 +218,7 @@ def plain_form(
 ) -> tuple[Float[Array, "B T H K"], Float[Array, "B S H K"], Float[Array, "B S H dv"]]:
     """Returns the queries, keys and values of each head, with K = dn + dr."""
     H = q_nope.shape[2]
-    k, v = (
-        rearrange(linear(latent, w), "b s (h k) -> b s h k", h=H) for w in (w_k_up, w_v_up)
-    )
+    k, v = (rearrange(linear(latent, w), "b s (h k) -> b s h k", h=H) for w in (w_k_up, w_v_up))
     shared = jnp.broadcast_to(k_rope[:, :, None], (*k.shape[:3], k_rope.shape[-1]))
     return jnp.concatenate([q_nope, q_rope], -1), jnp.concatenate([k, shared], -1), v
 

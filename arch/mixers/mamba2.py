@@ -23,7 +23,7 @@ from arch.sequence import CAUSAL_ONLY, SequenceInfo, View
 from arch.sharding import P, make_matrix, make_param, make_vector
 from errors import ConfigError
 from ops.recurrent.ssd import ssd
-from settings.types import NonNegativeFloat, PositiveFloat, PositiveInt, config
+from settings.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, config
 
 COST_CHUNK_SIZE = 64  # Model FLOPs are those at this chunk size, whatever runs.
 
@@ -36,6 +36,7 @@ class Mamba2Config:
     knob_fields: ClassVar[tuple[str, ...]] = ("state_size",)
 
     expand: PositiveInt = 2  # Inner width (C) as a multiple of the model's width.
+    inner_width: NonNegativeInt = 0  # Inner width (C) itself; 0: expand * D.
     state_size: PositiveInt = 128  # Size of the state of each channel (N).
     head_dim: PositiveInt = 64  # Width of a head (P).
     n_groups: PositiveInt = 1  # Number of groups of heads (G) that share b and c.
@@ -46,10 +47,26 @@ class Mamba2Config:
     chunk_size: PositiveInt = 64  # Tokens per chunk of the chunked algorithm (Q).
     dt_limit_min: NonNegativeFloat = 0.0  # Lower bound of the step size.
     dt_limit_max: NonNegativeFloat = 0.0  # Upper bound of the step size; 0: none.
+    # Norm of the output: after the multiplication by the gate, before it, or none.
+    norm: Literal["after_gate", "before_gate", "none"] = "after_gate"
     norm_eps: PositiveFloat = 1e-6  # Number added to the mean square in the gated norm.
+    # Factors of the input projections to gate, u, b, c and dt (Falcon-H1); empty: 1.
+    in_scales: tuple[float, ...] = ()
     dt: DtConfig = DtConfig()
     # Implementation of the operation; auto: chosen by platform.
     implementation: Literal["auto", "reference", "xla"] = "auto"
+
+    def check(self) -> None:
+        """Checks the number of factors.
+
+        Raises:
+            ConfigError: if it is not five.
+        """
+        if self.in_scales and len(self.in_scales) != 5:
+            raise ConfigError(
+                f"mamba2.in_scales has {len(self.in_scales)} factors, must have 5, of gate, u, b, c "
+                "and dt; give (1.0,) * 5"
+            )
 
     def sizes(self, D: int) -> tuple[int, int, int, int]:
         """Returns C, H, G and N in a model of width D.
@@ -57,12 +74,12 @@ class Mamba2Config:
         Raises:
             ConfigError: if the head width or the number of groups does not divide.
         """
-        C, width = self.expand * D, self.head_dim
+        C, width = self.inner_width or self.expand * D, self.head_dim
         if C % width:
             divisors = [n for n in range(1, C + 1) if C % n == 0]
             nearest = min(divisors, key=lambda n: abs(n - width))
             raise ConfigError(
-                f"mamba2.head_dim {width} does not divide expand * width {C}; "
+                f"mamba2.head_dim {width} does not divide the inner width {C}; "
                 f"nearest valid value: {nearest}"
             )
         H, G = C // width, self.n_groups
@@ -101,7 +118,7 @@ class Mamba2(nnx.Module):
             keys[7], (H,), P("model"), log_a_init(1.0, 16.0), role="vector", decay=False
         )
         self.skip = make_vector(H, 1.0)
-        self.norm = make_vector(C, 1.0)
+        self.norm = make_vector(C, 1.0) if cfg.norm != "none" else None
         self.w_out = make_matrix(keys[8], (C, D), P("model", "data"), scale)
         if cfg.bias:
             sizes = (C, C, 2 * G * N, H, D)
@@ -125,6 +142,10 @@ class Mamba2(nnx.Module):
         bc = linear(x, self.w_bc[...], self.b_bc[...] if bias else None)
         z = linear(x, self.w_gate[...], self.b_gate[...] if bias else None)
         dt = linear(x, self.w_dt[...], self.b_dt_proj[...] if bias else None)
+        if cfg.in_scales:
+            scale_z, scale_u, scale_b, scale_c, scale_dt = cfg.in_scales
+            scales = jnp.repeat(jnp.array([scale_b, scale_c], bc.dtype), G * N)
+            z, u, bc, dt = scale_z * z, scale_u * u, scales * bc, scale_dt * dt
         u, conv = self.conv(u, reset, prev.conv, cfg.implementation)
         bc, conv_bc = self.conv_bc(bc, reset, prev.conv_bc, cfg.implementation)
         u = rearrange(activate(u, cfg.activation), "b t (h p) -> b t h p", h=H)
@@ -139,7 +160,11 @@ class Mamba2(nnx.Module):
             implementation=cfg.implementation,
         )
         y = rearrange(y + self.skip[...].astype(y.dtype)[:, None] * u, "b t h p -> b t (h p)")
-        y = gated_rms_norm(y, z, self.norm[...], cfg.norm_eps, G)
+        if self.norm is None:
+            y = y * activate(z, "silu")
+        else:
+            is_first = cfg.norm == "before_gate"
+            y = gated_rms_norm(y, z, self.norm[...], cfg.norm_eps, G, is_first)
         y = linear(y, self.w_out[...], self.b_out[...] if bias else None)
         if state is None:
             return y, None
@@ -171,7 +196,8 @@ class Mamba2(nnx.Module):
         (C, H, G, N), W = cfg.sizes(D), cfg.conv_width
         in_proj = D * (2 * C + 2 * G * N + H)
         conv_channels = C + 2 * G * N
-        params = in_proj + C * D + conv_channels * (W + cfg.conv_bias) + 3 * H + C
+        params = in_proj + C * D + conv_channels * (W + cfg.conv_bias) + 3 * H
+        params += C * (cfg.norm != "none")
         params += cfg.bias * (2 * C + 2 * G * N + H + D)
         Q = min(cfg.chunk_size, max(context.length, 1))
         is_chunked = cfg.implementation != "reference"

@@ -112,9 +112,7 @@ class SideBySide(nnx.Module):
             states.append(new)
         return sum(outputs[1:], outputs[0]), None if state is None else tuple(states)
 
-    def init_state(
-        self, batch_size: int, max_length: int, dtype: jnp.dtype
-    ) -> tuple[PyTree, ...]:
+    def init_state(self, batch_size: int, max_length: int, dtype: jnp.dtype) -> tuple[PyTree, ...]:
         """Returns the empty state of each mixer."""
         return tuple(mixer.init_state(batch_size, max_length, dtype) for mixer in self.mixers)
 

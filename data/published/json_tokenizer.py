@@ -57,9 +57,9 @@ class JsonTokenizer:
             unknown=_unknown_token(parsed["model"]),
             template=self.template,
         )
-        found = special_ids.find_special_ids(vocabulary, files)
-        self.specials, self.framing = found.specials, found.framing
-        self.notes += found.notes
+        declared_ids = special_ids.find_special_ids(vocabulary, files)
+        self.specials, self.framing = declared_ids.specials, declared_ids.framing
+        self.notes += declared_ids.notes
         self.has_model_files = files.is_model
         unused = {i for token, i in ids.items() if UNUSED_TOKEN.fullmatch(token)}
         holes = {*range(self.vocab_size)} - {*ids.values()}
@@ -196,7 +196,7 @@ def _within_embedding(
     if type(limit) is not int:
         return definition, ()
     try:
-        kept, dropped = special_ids.without_excess(json.loads(definition), limit)
+        trimmed, dropped = special_ids.without_excess(json.loads(definition), limit)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(f"{name} is not a tokenizer.json: {error}; download it again") from error
     if not dropped:
@@ -205,7 +205,7 @@ def _within_embedding(
         f"the embedding has {limit} rows, so the added tokens {', '.join(dropped[:5])} of "
         "tokenizer.json, which have ids beyond it, are left out"
     )
-    return json.dumps(kept, ensure_ascii=False).encode(), (note,)
+    return json.dumps(trimmed, ensure_ascii=False).encode(), (note,)
 
 
 def _unknown_token(model: JsonObject) -> str:

@@ -65,7 +65,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class SpecialIds:
+class FoundIds:
     """The special ids and the framing of a tokenizer, and what a reader should know of them."""
 
     specials: Specials
@@ -73,7 +73,7 @@ class SpecialIds:
     notes: tuple[str, ...]
 
 
-def find_special_ids(vocabulary: Vocabulary, files: ModelFiles) -> SpecialIds:
+def find_special_ids(vocabulary: Vocabulary, files: ModelFiles) -> FoundIds:
     """Returns special ids and framing by the rules of this file."""
     notes = list[str]()
     single = {role: _find_role(role, vocabulary, files, notes) for role in ROLES}
@@ -92,7 +92,7 @@ def find_special_ids(vocabulary: Vocabulary, files: ModelFiles) -> SpecialIds:
         decoder_start=start,
     )
     framing = _framing(vocabulary, files, specials, is_given, notes)
-    return SpecialIds(specials, framing, tuple(notes))
+    return FoundIds(specials, framing, tuple(notes))
 
 
 def parse_template(processor: object) -> tuple[Ids, Ids] | None:
@@ -116,9 +116,9 @@ def _parse_template(processor: object) -> tuple[Ids, Ids] | None:
     kind = processor["type"]
     if kind == "Sequence":
         parts = [_parse_template(part) for part in processor["processors"]]
-        found = [part for part in parts if part is not None]
-        before = tuple(i for part in reversed(found) for i in part[0])
-        return (before, tuple(i for part in found for i in part[1])) if found else None
+        templates = [part for part in parts if part is not None]
+        before = tuple(i for part in reversed(templates) for i in part[0])
+        return (before, tuple(i for part in templates for i in part[1])) if templates else None
     if kind in ("BertProcessing", "RobertaProcessing"):
         return (int(processor["cls"][1]),), (int(processor["sep"][1]),)
     if kind != "TemplateProcessing":
@@ -152,8 +152,8 @@ def _find_role(role: str, vocabulary: Vocabulary, files: ModelFiles, notes: list
         return _with_note(name, token, vocabulary, files, notes)
     for content in (files.config, files.generation):
         if f"{name}_id" in content:
-            found = as_ids(content[f"{name}_id"])
-            return found[0] if found else -1
+            ids = as_ids(content[f"{name}_id"])
+            return ids[0] if ids else -1
     kind = str(files.config.get("model_type", ""))
     return vocabulary.ids.get(CLASS_DEFAULTS.get(kind, {}).get(role, ""), -1)
 
@@ -190,8 +190,8 @@ def _decoder_start(
 ) -> tuple[int, bool]:
     """Returns the first input of a decoder, and whether the tokenizer is an encoder-decoder's."""
     for content in (files.config, files.generation):
-        if found := as_ids(content.get("decoder_start_token_id")):
-            return found[0], True
+        if start_ids := as_ids(content.get("decoder_start_token_id")):
+            return start_ids[0], True
     is_seq2seq = files.config.get("is_encoder_decoder") is True
     is_seq2seq |= files.config.get("model_type") in ("t5", "switch_transformers")
     if single["bos"] < 0 and (is_seq2seq or has_sentinels):
@@ -209,12 +209,12 @@ def _framing(
     base = default_framing(specials.bos, specials.eos, specials.pad)
     prefix = base.document_prefix if specials.bos >= 0 or is_seq2seq else base.document_suffix
     before, after = _text_frame(vocabulary, files, specials, notes)
-    own = not files.is_model and vocabulary.template is None
+    is_alone = not files.is_model and vocabulary.template is None
     return Framing(
         document_prefix=prefix,
         document_suffix=base.document_suffix,
-        text_prefix=prefix if own else before,
-        text_suffix=base.document_suffix if own else after,
+        text_prefix=prefix if is_alone else before,
+        text_suffix=base.document_suffix if is_alone else after,
         empty_context=base.empty_context,
         stop_ids=_stop_ids(files, specials),
         window=files.window(),
@@ -245,16 +245,16 @@ def _text_frame(
 def _stop_ids(files: ModelFiles, specials: Specials) -> Ids:
     """Returns every id that ends a text: those of generation, and the tokenizer's own."""
     declared = files.generation if "eos_token_id" in files.generation else files.config
-    found = {*as_ids(declared.get("eos_token_id")), specials.eos} - {-1}
-    return tuple(sorted(found))
+    stop_ids = {*as_ids(declared.get("eos_token_id")), specials.eos} - {-1}
+    return tuple(sorted(stop_ids))
 
 
 def _numbered(vocabulary: Vocabulary, pattern: str) -> Ids:
     """Returns the ids of the declared tokens of a pattern with 0, 1, 2 ... as far as they go."""
-    found = list[int]()
-    while (token := pattern.format(len(found))) in vocabulary.declared:
-        found.append(vocabulary.ids[token])
-    return tuple(found)
+    numbered = list[int]()
+    while (token := pattern.format(len(numbered))) in vocabulary.declared:
+        numbered.append(vocabulary.ids[token])
+    return tuple(numbered)
 
 
 def as_ids(value: object) -> Ids:
@@ -263,8 +263,8 @@ def as_ids(value: object) -> Ids:
     Raises:
         CheckpointError: if it is something else.
     """
-    given = [] if value is None else [value]
-    values: list[Any] = value if isinstance(value, list) else given
+    single = [] if value is None else [value]
+    values: list[Any] = value if isinstance(value, list) else single
     if not all(type(i) is int and -1 <= i < 1 << 31 for i in values):
         raise CheckpointError(
             f"the id {value!r} of a special token in config.json or generation_config.json is no "
@@ -281,6 +281,6 @@ def without_excess(definition: JsonObject, vocab_size: int) -> tuple[JsonObject,
     """
     added = definition.get("added_tokens") or []
     dropped = [token for token in added if token["id"] >= vocab_size]
-    kept = [token for token in added if token["id"] < vocab_size]
+    remaining = [token for token in added if token["id"] < vocab_size]
     names = tuple(str(token["content"]) for token in dropped)
-    return {**definition, "added_tokens": kept}, names
+    return {**definition, "added_tokens": remaining}, names

@@ -27,6 +27,7 @@ FAMILIES: LazyTable[HfFamily] = LazyTable(
         "mamba": "hub.families.mamba:MAMBA",
         "mamba2": "hub.families.mamba:MAMBA2",
         "bamba": "hub.families.hybrid:BAMBA",
+        "falcon_h1": "hub.families.falcon_h1:FALCON_H1",
         "jamba": "hub.families.hybrid:JAMBA",
         "t5": "hub.families.t5:T5",
         "switch_transformers": "hub.families.t5:SWITCH",

@@ -25,7 +25,9 @@ class BlockSelection(NamedTuple):
         """Returns whether a query sees a key's block; the selections have their heads first."""
         own = self.own[:, :, None] == keys.own[:, None, :]
         index = jnp.maximum(keys.whole, 0)[:, None, None, :]
-        chosen = jnp.take_along_axis(self.selected, index, axis=3) & (keys.whole >= 0)[:, None, None]
+        chosen = (
+            jnp.take_along_axis(self.selected, index, axis=3) & (keys.whole >= 0)[:, None, None]
+        )
         return own[:, None] | chosen
 
 

@@ -93,8 +93,7 @@ def delta_rule(
 
     # Each of a token's steps is a token: the first decays the state, the last reads it.
     k, v, erase, write = (
-        z.reshape(B, T * n, H, z.shape[-1])
-        for z in (k, v, erase.astype(wide), write.astype(wide))
+        z.reshape(B, T * n, H, z.shape[-1]) for z in (k, v, erase.astype(wide), write.astype(wide))
     )
     inputs = place(q, n - 1), k, v, place(g, 0), erase, write, state
     o, state = IMPLEMENTATIONS[name](*inputs, chunk_size)

@@ -16,9 +16,11 @@ last axis C of size K, or of size 1 where a head has one decay.
 """
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ops.context_parallel import context_axis, propagate_state
@@ -84,9 +86,7 @@ def reference(
         S = S * jnp.exp(g)[..., None] + k[..., None] * v[..., None, :]
         return S, jnp.sum(S * q[..., None], axis=-2)
 
-    final_state, o = jax.lax.scan(
-        step, state, tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v, g))
-    )
+    final_state, o = jax.lax.scan(step, state, tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v, g)))
     return jnp.moveaxis(o, 0, 1).astype(v.dtype), final_state
 
 
@@ -151,6 +151,20 @@ def _chunk_scan(
 
     state, o = jax.lax.scan(step, state, to_blocks((q, k, v, g), q.shape[2], chunk_size))
     return from_blocks(o, T), state
+
+
+def lightning_slopes(
+    layer: int, layers: int, heads: int, table: Literal["transnormer", "minimax"]
+) -> Float[np.ndarray, " heads"]:
+    """Returns the constant decay rates of the heads of a layer of lightning attention: g = -slope.
+
+    "transnormer" is the table of TransNormerLLM (arXiv:2307.14995), whose first head never forgets,
+    and "minimax" that of MiniMax-01 (arXiv:2501.08313). Layers count from 0.
+    """
+    j = np.arange(heads)
+    if table == "transnormer":
+        return 8 / heads * (1 - layer / layers) * j
+    return 2.0 ** (-8 * (j + 1) / heads) * (1 - layer / (layers - 1 + 1e-5) + 1e-5)
 
 
 IMPLEMENTATIONS = {"reference": reference, "xla": chunked}

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import defaultdict
 
 from protocol.board.groups import Group
 from protocol.board.study_cost import run_joules
@@ -74,6 +75,24 @@ def origin_sentences(group: Group) -> list[str]:
         if row.is_ranked and not is_declared and seeds and sorted(seeds) != [*range(len(seeds))]:
             names = ", ".join(map(str, sorted(seeds)))
             sentences.append(f"{row.name} has the seeds {names}, which no plan declares.")
+    return sentences
+
+
+def equal_score_sentences(group: Group) -> list[str]:
+    """Returns which seeds of a row have one score to the last digit, as copies of one run have."""
+    sentences = []
+    for row in group.rows:
+        seeds: dict[float, list[int]] = defaultdict(list)
+        for run in row.runs:
+            if run.value is not None and run.seed is not None and not row.exclusions:
+                seeds[run.value].append(run.seed)
+        for value, equal in seeds.items():
+            if len(equal) > 1:
+                names = " and ".join(map(str, sorted(equal)[:3]))
+                sentences.append(
+                    f"{row.name}: the seeds {names} have the same score, {value:.6g}, to the last "
+                    "digit; they may be one run."
+                )
     return sentences
 
 

@@ -119,6 +119,11 @@ COLUMNS: Mapping[str, Column] = {
     "decode_ms_per_token": Column(
         "decode", "Milliseconds per generated token.", lambda x: f"{_format_plain(x)} ms"
     ),
+    "decode_flops": Column(
+        "decode FLOPs",
+        "Model FLOPs of generating one token at the end of a row of the training length.",
+        format_scientific,
+    ),
     "state_bytes": Column(
         "state",
         "Bytes that generation stores for one sequence of the training length, computed from the "
@@ -151,12 +156,12 @@ AXIS_LABELS = {
     "params": "parameters",
     "state_bytes": "bytes of decoding state",
     "wall_clock": "seconds of training",
-    "decode": "milliseconds of decoding a token",
+    "decode": "FLOPs of generating a token",
 }
 # Axes whose column has another name.
 AXIS_COLUMN_ALIASES = {
     **{"wall_clock": "seconds", "time": "seconds"},
-    "decode": "decode_ms_per_token",
+    "decode": "decode_flops",
 }
 TIME_COLUMNS = ("seconds", "decode_ms_per_token")  # Columns that are properties of a machine.
 PARETO_COSTS = {"training_flops": "FLOPs", "seconds": "time", "state_bytes": "state"}

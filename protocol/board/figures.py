@@ -39,6 +39,11 @@ METADATA: Mapping[str, Mapping[str, None]] = {"pdf": {"CreationDate": None}, "sv
 
 def write_figures(board: Board, folder: Path) -> list[Path]:
     """Writes each chart of the board to `folder` as PDF and SVG, and returns the paths."""
+    return save_figures(_iter_figures(board), folder)
+
+
+def save_figures(figures: Iterator[tuple[str, Figure]], folder: Path) -> list[Path]:
+    """Writes named figures, in the style of the board, as PDF and SVG; returns the paths."""
     paths = []
     context = matplotlib.rc_context(
         {
@@ -53,7 +58,7 @@ def write_figures(board: Board, folder: Path) -> list[Path]:
     )
     with context, disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in _iter_figures(board):
+        for name, figure in figures:
             for kind, metadata in METADATA.items():
                 path = folder / f"{name}.{kind}"
                 figure.savefig(path, format=kind, metadata=dict(metadata), bbox_inches="tight")

@@ -31,7 +31,6 @@ from protocol.statistics.scaling_law import Point
 from protocol.statistics.surface import SurfaceOptimum, fit_surface
 from protocol.statistics.verdict import MetricSpec, Verdict, compare_candidates
 
-
 KIND_LABELS = {
     "lower": "claimed",
     "higher": "claimed",
@@ -99,15 +98,15 @@ class IsoflopCurve(NamedTuple):
             low, high = (format_si(x) for x in m.size_range)
             ratio = m.tokens / m.params
             texts.append(
-                f"{self.candidate}: its minimum, {format_si(m.params)}, is outside the middle third "
-                f"of its sizes, {low} to {high}, where a parabola is biased; center the sizes on "
-                f"it with tokens_per_param={{{self.candidate!r}: {ratio:.3g}}}"
+                f"{self.candidate}: its minimum, {format_si(m.params)}, is outside the middle "
+                f"third of its sizes, {low} to {high}, where a parabola is biased; center the "
+                f"sizes on it with tokens_per_param={{{self.candidate!r}: {ratio:.3g}}}"
             )
         if m.misfit.is_significant:
             texts.append(
-                f"{self.candidate}: its sizes scatter {math.sqrt(m.misfit.ratio):.2g} times as much "
-                f"about the parabola as seeds explain (F test, p={m.misfit.p:.2g}), because of "
-                "their tuning or because the curve is no parabola"
+                f"{self.candidate}: its sizes scatter {math.sqrt(m.misfit.ratio):.2g} times as "
+                f"much about the parabola as seeds explain (F test, p={m.misfit.p:.2g}), because "
+                "of their tuning or because the curve is no parabola"
             )
         return tuple(texts)
 
@@ -156,12 +155,12 @@ def add_surfaces(curves: Sequence[IsoflopCurve]) -> list[IsoflopCurve]:
         members.setdefault((curve.study.plan, label, curve.candidate), []).append(curve)
     optima: dict[int, IsoflopCurve] = {}
     for siblings in members.values():
-        complete = [curve for curve in siblings if curve.minimum and not curve.problem]
+        complete = [curve for curve in siblings if not curve.problem]
         if not complete:
             continue
         try:
             fit = fit_surface(p for c in complete for row in c.rows for p in _points(row))
-            fitted = [c._replace(optimum=fit.optimum(c.minimum.budget)) for c in complete]
+            fitted = [c._replace(optimum=fit.optimum(c.study.value or 0.0)) for c in complete]
         except DataError as error:
             problem = f"no surface: {error}"
             fitted = [curve._replace(surface_problem=problem) for curve in complete]

@@ -13,6 +13,7 @@ from protocol.board.board import Board, ComparableSet
 from protocol.board.caveats import (
     declaration_sentences,
     energy_sentences,
+    equal_score_sentences,
     margin_sentences,
     origin_sentences,
     tokenizer_sentences,
@@ -340,7 +341,8 @@ def _confidence_sentences(group: Group) -> tuple[str, ...]:
         sentences += [_order_sentence(group), ASSUMPTIONS]
     elif len(group.rows) > 1 and not group.problems and not group.curves:
         sentences.append("Nothing is ranked: a rank needs 3 training runs of each candidate.")
-    sentences += [*margin_sentences(group), *origin_sentences(group), *tokenizer_sentences(group)]
+    sentences += [*margin_sentences(group), *origin_sentences(group)]
+    sentences += [*equal_score_sentences(group), *tokenizer_sentences(group)]
     lost = [(row, sum(r.state in ("failed", "unfinished") for r in row.runs)) for row in ranked]
     sentences += [
         f"{row.name}: {pluralize(n, 'unfinished or failed run')} {'is' if n == 1 else 'are'} "

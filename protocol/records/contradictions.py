@@ -59,13 +59,19 @@ def find_contradictions(records: Sequence[RunRecord]) -> list[Contradiction]:
 
 
 def _shared_checkpoints(records: Sequence[RunRecord]) -> Iterable[Contradiction]:
-    """Yields runs whose last checkpoint has the content of another run's."""
+    """Yields runs whose last checkpoint has the content of another run's.
+
+    If the files show which one is the original, it is spared; times are no evidence, since whoever
+    plants a copy writes them.
+    """
     members: dict[str, list[RunRecord]] = defaultdict(list)
     for record in records:
         if record.evidence.checkpoint_hash:
             members[record.evidence.checkpoint_hash].append(record)
     for group in members.values():
         for record, other in _with_another(group, lambda r: r.run_id):
+            if _is_original(record, group, lambda r: r.run_id):
+                continue
             yield Contradiction(
                 record.folder, f"its last checkpoint is that of {other.folder}, another run"
             )
@@ -82,6 +88,8 @@ def _equal_data(records: Sequence[RunRecord]) -> Iterable[Contradiction]:
         (usual, n_usual), *others = Counter(record.seed for record in group).most_common(2)
         is_tied = bool(others) and others[0][1] == n_usual
         for record, other in _with_another(group, lambda r: r.seed):
+            if _is_original(record, group, lambda r: r.seed):
+                continue
             if is_tied or record.seed != usual:
                 yield Contradiction(
                     record.folder,
@@ -152,6 +160,19 @@ def _tuning_seeds(records: Sequence[RunRecord]) -> Iterable[Contradiction]:
             yield Contradiction(
                 record.folder, f"its seed {record.seed} served to select settings, so it is biased"
             )
+
+
+def _is_original(
+    record: RunRecord, group: Sequence[RunRecord], key: Callable[[RunRecord], object]
+) -> bool:
+    """Returns whether the others of a group contradict their own files, and this run does not.
+
+    A copy under another run_id has a manifest of the run that it was copied from; one under another
+    seed has a log that its checkpoint contradicts.
+    """
+    return not record.evidence.contradictions and all(
+        other.evidence.contradictions for other in group if key(other) != key(record)
+    )
 
 
 def _with_another(

@@ -10,8 +10,9 @@ from protocol.records.safe_read import CheckedFields
 
 # Sections of `model` that a layer reads by naming the part.
 PART_SECTIONS = (
-    *("attention", "local_attention", "mamba1", "mamba2", "gated_deltanet", "lstm"),
-    *("gated_conv", "mlp", "moe"),
+    *("attention", "local_attention", "side_by_side", "mamba1", "mamba2", "gated_deltanet", "lstm"),
+    *("kda", "gdn2", "delta_product", "gla"),
+    *("latent_attention", "gated_conv", "mlp", "moe"),
 )
 ENCODER_SECTIONS = ("encoder", "cross_attention")  # Read where `model.encoder.depth` is not 0.
 COMPUTE_ONLY_SETTINGS = ("scan", "remat")  # They change how a result is computed, not the result.
@@ -52,6 +53,7 @@ def _drop_from_model(model: CheckedFields) -> dict[str, object]:
         layers += [*encoder.texts("first_layers"), *encoder.texts("layers")]
     halves = [half for layer in layers for half in layer.split("+")]
     parts = {part.strip().partition("@")[0] for half in halves for part in half.split("&")}
+    parts |= {"side_by_side"} if any("&" in half for half in halves) else set()
     unread = {name for name in PART_SECTIONS if name not in parts}
     if not has_encoder:
         unread |= {*ENCODER_SECTIONS}

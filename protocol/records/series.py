@@ -28,7 +28,8 @@ COST_COLUMNS = (
     ),
     "tokens",
     *("unique_tokens", "epochs", "seconds", "tokens_per_second", "mfu", "peak_memory"),
-    *("prefill_tokens_per_second", "decode_ms_per_token", "state_bytes", "measured_state_bytes"),
+    *("prefill_tokens_per_second", "decode_ms_per_token", "decode_flops"),
+    *("state_bytes", "measured_state_bytes"),
     *("load_entropy", "dead_experts", "dropped_tokens"),
     *("joules", "estimated_joules", "co2_grams"),
 )
@@ -84,7 +85,8 @@ def read_costs(
     if executed is None and (forward_executed := cost.nonnegative("executed_flops")) is not None:
         executed = 3 * forward_executed
     steps = settings.section("train").nonnegative("steps") or 0
-    columns = {name: cost.nonnegative(name) for name in ("params", "active_params", "state_bytes")}
+    names = ("params", "active_params", "state_bytes", "decode_flops")
+    columns = {name: cost.nonnegative(name) for name in names}
     params, active = columns["params"], columns["active_params"]
     body = cost.nonnegative("non_embedding_params")
     if params is not None and active is not None and body is not None:

@@ -155,9 +155,11 @@ class LossEstimate(Protocol):
     @property
     def loss(self) -> float:
         """The loss."""
+
     @property
     def standard_error(self) -> float:
         """Its standard error."""
+
     @property
     def df(self) -> int:
         """Degrees of freedom of the standard error."""
@@ -254,7 +256,7 @@ def fit_power_law(compute: Sequence[float] | Array, y: Sequence[float] | Array) 
 def bootstrap_interval(
     statistic: Callable[[np.random.Generator], float], n_resamples: int, seed: int
 ) -> Interval:
-    """Returns the 95 % interval of a statistic over resamples; those without a value are left out."""
+    """Returns the 95 % interval of a statistic over resamples, of those that have a value."""
     rng = np.random.default_rng(seed)
     values = np.array([statistic(rng) for _ in range(n_resamples)])
     values = values[np.isfinite(values)]

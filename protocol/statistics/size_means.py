@@ -38,9 +38,13 @@ class SizeMeans(NamedTuple):
     def at(self, budget: float) -> "SizeMeans":
         """Returns the sizes of one budget, with the seeds' scatter of all of them."""
         rows = np.flatnonzero(self.budgets == budget)
-        arrays = (x[rows] for x in self[:5])
-        return SizeMeans(
-            *arrays, self.seed_variance, self.seed_df, tuple(self.runs[i] for i in rows)
+        return self._replace(
+            budgets=self.budgets[rows],
+            params=self.params[rows],
+            tokens=self.tokens[rows],
+            losses=self.losses[rows],
+            n_runs=self.n_runs[rows],
+            runs=tuple(self.runs[i] for i in rows),
         )
 
 

@@ -147,9 +147,9 @@ def fit_surface(
 
 
 class _TokenPath(NamedTuple):
-    """log D of the models of one budget as a parabola in log N, with straight ends."""
+    """log D of the models of one budget as a cubic in log N (of few sizes, a parabola)."""
 
-    coefficients: Float[Array, "3"]
+    coefficients: Float[Array, " c"]
     center: float
     low: float
     high: float
@@ -162,10 +162,13 @@ class _TokenPath(NamedTuple):
                 f"budget {budget:g} has {len({*means.params})} sizes, the optimum of a budget "
                 "needs 3 or more; train more sizes"
             )
-        return cls(np.polyfit(x - x.mean(), d, 2), float(x.mean()), float(x.min()), float(x.max()))
+        degree = 3 if len({*means.params}) > 5 else 2
+        return cls(
+            np.polyfit(x - x.mean(), d, degree), float(x.mean()), float(x.min()), float(x.max())
+        )
 
     def log_tokens(self, x: Array) -> Array:
-        """Returns log D at log N."""
+        """Returns log D at log N, on a straight line beyond the sizes."""
         inside = np.clip(x, self.low, self.high)
         return np.polyval(self.coefficients, inside - self.center) + self.slope(x) * (x - inside)
 

@@ -1,7 +1,8 @@
 """The budget solver: makes candidates equal in one cost by one free setting; reports the others.
 
 - `match_by_size`: same tokens, batch size, sequence length and steps. The size is solved for equal
-  training FLOPs, parameters, active parameters or state (`protocol/study/model_sizing.py`).
+  training FLOPs, parameters, active parameters, state or FLOPs of a generated token
+  (`protocol/study/model_sizing.py`).
 - `match_by_steps`: same size. The steps are solved for equal training FLOPs, tokens or measured
   seconds.
 - `match_isoflop`: several sizes at each of several budgets of training FLOPs, with the steps solved
@@ -19,15 +20,17 @@ from protocol.study.model_sizing import CostFn, ShapeMode, size_model
 from settings.changes import with_changes
 from settings.tree import differences
 from settings.types import did_you_mean
-from training.accounting import executed_flops_per_token, model_cost, run_tokens
+from training.accounting import decode_flops, executed_flops_per_token, model_cost, run_tokens
 from training.settings import Settings
 
 TOLERANCE = 0.01
 MIN_BUDGETS, MIN_SIZES = 3, 6  # Minimal budgets and sizes of an isoFLOP comparison.
 TOKENS_PER_PARAM = 20.0  # Approximate compute-optimal ratio (arXiv:2203.15556).
 
-Axis = Literal["params", "active_params", "training_flops", "tokens", "wall_clock", "state_bytes"]
-SIZE_AXES = ("training_flops", "params", "active_params", "state_bytes")
+Axis = Literal[
+    "params", "active_params", "training_flops", "tokens", "wall_clock", "state_bytes", "decode"
+]
+SIZE_AXES = ("training_flops", "params", "active_params", "state_bytes", "decode")
 STEP_AXES = ("training_flops", "tokens", "wall_clock")
 
 
@@ -40,6 +43,7 @@ class RunCosts(NamedTuple):
     tokens: float  # Tokens of text.
     wall_clock: float  # Seconds of all steps; 0: not measured.
     state_bytes: float  # Bytes that decoding stores for a sequence.
+    decode: float  # FLOPs of generating the last token of a row.
     non_embedding_params: float  # Parameters without embedding and head.
     non_embedding_flops: float  # Training FLOPs without the head.
     executed_flops: float
@@ -70,6 +74,7 @@ def compute_run_costs(settings: Settings, step_seconds: float = 0.0) -> RunCosts
         tokens=train.steps * train.batch_size * rows.text_length * rows.n_texts,
         wall_clock=step_seconds * train.steps,
         state_bytes=cost.state_bytes,
+        decode=decode_flops(settings),
         non_embedding_params=cost.non_embedding_params,
         non_embedding_flops=3 * cost.non_embedding_flops * n_tokens,
         executed_flops=executed_flops_per_token(settings) * n_tokens,

@@ -26,7 +26,7 @@ from arch.mixers.mamba2 import Mamba2, Mamba2Config
 from arch.mixers.rope import RopeConfig, apply_rope, attention_factor, inv_freq, rotate
 from arch.part_cost import CostContext
 from errors import ConfigError
-from ops.recurrent import chunked_recurrence, gated_delta, ssd
+from ops.recurrent import channel_decay, chunked_recurrence, ssd
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,13 @@ def added_up(g):
     return chunked_recurrence.ChunkDecays(within, into, within[..., -1, :], into[..., -1])
 
 
-@pytest.mark.parametrize(("mixer", "op"), [("mamba2", ssd), ("gated_deltanet", gated_delta)])
+CHUNKED = [
+    ("mamba2", ssd),
+    *((name, channel_decay) for name in ("gated_deltanet", "kda", "gdn2", "delta_product", "gla")),
+]
+
+
+@pytest.mark.parametrize(("mixer", "op"), CHUNKED)
 def test_chunked_recurrences_execute_what_they_say(mixer, op, monkeypatch):
     g = -np.exp(np.random.default_rng(0).normal(size=(2, 3, 8))).astype(np.float32)
     decays = jax.jit(lambda g: (chunked_recurrence.chunk_decays(g), added_up(g)))(g)

@@ -8,7 +8,8 @@ import pytest
 import tiny
 
 from eval.generate import GREEDY, DecodingCarry, step_program
-from ops.recurrent.gated_delta import gated_delta
+from ops.recurrent.delta_rule import delta_rule
+from ops.recurrent.gla import gla
 from ops.recurrent.selective_scan import selective_scan
 from ops.recurrent.ssd import ssd
 
@@ -42,7 +43,8 @@ def test_one_token_is_a_step_of_the_recurrence():
     x, v, h = jnp.ones((2, 1, 4, 8)), jnp.ones((2, 1, 4)), jnp.ones((2, 1, 1, 8))
     programs = {
         "ssd": lambda n: ssd(x, v, -jnp.ones(4), h, h, implementation=n),
-        "gated_delta": lambda n: gated_delta(x, x, x, -v, v, implementation=n),
+        "delta_rule": lambda n: delta_rule(x, x, x, -x, x, x, implementation=n),
+        "gla": lambda n: gla(x, x, x, -x, implementation=n),
         "selective_scan": lambda n: selective_scan(
             v, v, -jnp.ones((4, 8)), h[:, :, 0], h[:, :, 0], implementation=n
         ),

@@ -14,6 +14,7 @@ from data.packing import PackedRows
 from data.tokenizers import ByteTokenizer, train_bpe
 from errors import ConfigError
 from eval import again, harness
+from eval.load_run import recorded_settings
 from eval.split_part import (
     BLOCK,
     MIN_WINDOWS,
@@ -31,6 +32,7 @@ from objectives import CausalLM, MaskedLM, Trainable
 from protocol.board.board import make_board
 from protocol.records.run_record import read_run
 from settings.changes import with_changes
+from settings.tree import as_json
 from training import mesh as meshes
 from training.run.folder import RunFolder
 from training.settings import Settings
@@ -185,6 +187,13 @@ def test_a_limit_below_one_window_is_refused():
     with pytest.raises(ConfigError, match="eval.limit is -2"):
         with_changes(Settings(), {"eval.limit": -2})
     with_changes(Settings(), {"eval.limit": 256})
+
+
+def test_a_run_of_a_version_without_limits_is_evaluated_on_whole_splits(ctx):
+    tree = as_json(ctx.settings)
+    assert recorded_settings(tree).eval.limit == 24 * LENGTH
+    del tree["eval"]["limit"]
+    assert recorded_settings(tree).eval.limit == 0
 
 
 def test_a_result_is_complete_for_its_part_alone(ctx, tmp_path):

@@ -115,7 +115,7 @@ def test_an_untied_encoder_decoder_has_its_table_three_times(tmp_path, name, cha
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"head": HeadConfig()}, "head.mlm_transform False, not True"),
+        ({"head": HeadConfig(bias=True)}, "head.mlm_transform False, not True"),
         ({"embed": EmbedConfig(norm=True)}, "embed.token_types 0, not 1 or more"),
     ],
 )

@@ -9,14 +9,24 @@ import pytest
 from golden import golden
 
 from errors import ConfigError
-from ops.recurrent import causal_conv, chunked_recurrence, gated_delta, selective_scan, ssd
+from ops.recurrent import causal_conv, chunked_recurrence, delta_rule, gla, selective_scan, ssd
 
 PS = jax.P
+
+
+def with_beta(q, k, v, g, beta, **options):
+    """Runs the delta rule with one gate; a g for a head is Gated DeltaNet, for a channel KDA."""
+    g, beta = g.reshape(*g.shape[:3], -1), beta[..., None]
+    return delta_rule.delta_rule(q, k, v, g, beta, beta, **options)
+
+
 OPS = {
     "causal_conv": causal_conv.causal_conv,
     "selective_scan": selective_scan.selective_scan,
     "ssd": functools.partial(ssd.ssd, chunk_size=5),
-    "gated_delta": functools.partial(gated_delta.gated_delta, chunk_size=5),
+    "gated_delta": functools.partial(with_beta, chunk_size=5),
+    "kda": functools.partial(with_beta, chunk_size=5),
+    "gla": functools.partial(gla.gla, chunk_size=5),
 }
 TOLERANCE = {"float64": (1e-10, 1e-10), "float32": (2e-5, 1e-4)}  # for values, for gradients
 
@@ -152,7 +162,8 @@ def example(op: str, B: int = 2, T: int = 24, seed: int = 0):
     K, Kv = 3, 5
     q, k = normal(rng, 2, B, T, H, K)
     rows = [q, k / np.linalg.norm(k, axis=-1, keepdims=True), normal(rng, B, T, H, Kv)]
-    rows += [-rng.random((B, T, H)), 2 * rng.random((B, T, H))]
+    rows += [-rng.random((B, T, H) if op == "gated_delta" else (B, T, H, K))]
+    rows += [] if op == "gla" else [2 * rng.random((B, T, H))]
     return rows, [], normal(rng, B, H, K, Kv)
 
 
@@ -171,7 +182,7 @@ def narrow(arrays, dtype=jnp.float32):
 def test_inverse_where_powers_grow(size):
     """With equal keys and sign changes powers of x exceed 1e20, but the inverse stays at 2."""
     x = np.tril(np.full((2, size, size), 2.0), -1)
-    actual = gated_delta.unit_lower_inverse(jnp.asarray(x, jnp.float32))
+    actual = delta_rule.unit_lower_inverse(jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(actual, np.linalg.inv(np.eye(size) + x), rtol=0, atol=1e-6)
 
 
@@ -234,7 +245,7 @@ def test_halves_make_a_whole_and_documents_stand_alone(op):
 def test_no_tokens_leave_the_state(op, name):
     rows, others, state = narrow(example(op, T=0))
     y, after = run(op, rows, others, np.zeros((2, 0), bool), state, name)
-    assert y.shape == rows[2 if op == "gated_delta" else 0].shape
+    assert y.shape == rows[2 if DECAYS.get(op) == 3 else 0].shape
     assert (after == state).all()
 
 
@@ -267,7 +278,7 @@ def delta_by_hand(q, k, v, g, beta, reset, state):
     return o, last
 
 
-@pytest.mark.parametrize("name", gated_delta.IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", delta_rule.IMPLEMENTATIONS)
 @pytest.mark.parametrize("positions", [(), (0, 4, 9, 10, 22)])
 def test_gated_delta_by_hand(name, positions):
     rows, _, state = example("gated_delta")
@@ -295,7 +306,13 @@ def test_gated_delta_by_hand(name, positions):
         )
 
 
-DECAYS = {"selective_scan": 1, "ssd": 1, "gated_delta": 3}  # which row holds dt or g
+DECAYS = {
+    "selective_scan": 1,
+    "ssd": 1,
+    "gated_delta": 3,
+    "kda": 3,
+    "gla": 3,
+}  # which row holds dt or g
 
 
 @pytest.mark.slow
@@ -305,7 +322,7 @@ def test_32k_tokens_stay_finite(op, monkeypatch):  # covers N18
     monkeypatch.setattr(selective_scan, "CHUNK_SIZE", 32)
     rows, others, _ = example(op, B=1, T=32768)
     scale = np.where(np.arange(32768) % 100 == 50, 1e4, 1e-6)
-    rows[DECAYS[op]] = rows[DECAYS[op]] * scale[:, None]
+    rows[DECAYS[op]] = rows[DECAYS[op]] * scale.reshape(-1, *[1] * (rows[DECAYS[op]].ndim - 2))
     rows, others = narrow((rows, others))
     actual = jax.jit(jax.value_and_grad(lambda z: jnp.square(run(op, *z)[0]).mean()))(
         (rows, others)
@@ -372,7 +389,7 @@ def test_what_does_not_fit_is_refused(op):
     with pytest.raises(ConfigError, match="'xal'.*did you mean 'xla'"):
         run(op, rows, others, name="xal")
     with pytest.raises(ValueError, match="fit"):
-        run(op, [x[..., :2] for x in rows], [x[..., :3] for x in others])
+        run(op, [rows[0][..., :2], *rows[1:]], [x[..., :3] for x in others])
     if op == "ssd":
         with pytest.raises(ValueError, match="4 heads do not divide into 3 groups"):
             run(op, [x[:, :, [0, 1, 1]] if i > 1 else x for i, x in enumerate(rows)], others)

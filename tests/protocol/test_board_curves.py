@@ -10,7 +10,11 @@ from scipy import stats
 
 from protocol.board import export, sentences
 from protocol.board.board import make_board
+from protocol.board.isoflop_curves import agree
 from protocol.records.load import load_records
+from protocol.statistics.hypothesis_tests import Difference
+from protocol.statistics.sample import CandidateSample
+from protocol.statistics.verdict import MetricSpec, compare_candidates
 
 LENGTHS = (32, 16, 8, 4, 2, 1)  # In 25,600 tokens: the smallest size sees the most.
 SIZES = tuple(4_000_000 / length for length in LENGTHS)
@@ -27,9 +31,7 @@ def loss(minimum, size, tokens):
     ) - (0.4 + 0.12 / 0.35)
 
 
-def curve(
-    root, name, minimum, rows=range(6), seeds=(0, 1), mixer="", doubling=0, noise=1, **study
-):
+def curve(root, name, minimum, rows=range(6), seeds=(0, 1), mixer="", doubling=0, noise=1, **study):
     """A budget of 4 ^ doubling times the first, at sizes of 2 ^ doubling times the first ones."""
     rng = np.random.default_rng(len(name) + doubling)
     own = noise * 1e-3 * rng.normal(size=6)  # of each size
@@ -73,7 +75,7 @@ def only(root):
 def least(group, name):
     """By numpy: size, loss and the error of that, of a parabola through one point a size."""
     rows = [row for row in group.rows if row.first_run.study.candidate == name]
-    x = np.log([row.costs["active_non_embedding_params"] for row in rows])
+    x = np.log([row.first_run.costs["active_non_embedding_params"] for row in rows])
     y = [np.mean(row.sample.values) for row in rows]
     centre = x.mean()
     (c, b, a), covariance = np.polyfit(x - centre, y, 2, cov=True)
@@ -114,8 +116,10 @@ def test_candidates_are_compared_at_their_minima(tmp_path):
     assert (
         head.verdict == "Candidates are compared at the minima of their curves, not size by size."
     )
-    assert head.comparisons[0].startswith("The curve of mamba2 over 6 sizes has its minimum, 1.90")
-    assert "; the surface through all of its budgets has it, 1.90" in head.comparisons[0]
+    assert head.comparisons[0].startswith(
+        "The curve of mamba2 over 6 sizes has its minimum, 1.8986, at 58"
+    )
+    assert "; the surface through all of its budgets has it, 1.8999, at 60" in head.comparisons[0]
     assert verdict.sentence.replace("+-", "±") in head.comparisons[2]
     assert group.problems == ()
     said = json.loads(json.dumps(export.to_json_tree(found)))["comparable_sets"][0]["groups"][0]
@@ -125,16 +129,43 @@ def test_candidates_are_compared_at_their_minima(tmp_path):
     assert "The curve of mamba2" in export.to_html(found) and "minima" in export.to_markdown(found)
 
 
-def test_a_claim_of_parabolas_alone_is_none(tmp_path):
+def test_sizes_off_the_optimum_are_named_and_give_no_claim(tmp_path):
     """One law; quiet seeds; the sizes of one candidate are three times off the optimum."""
     study(tmp_path, "dense", DENSE, noise=0.01, margin=0.0)
-    study(tmp_path, "mamba2", (2.0, 2.1e6), noise=0.01, margin=0.0)  # the same law on another scale of sizes
+    study(
+        tmp_path, "mamba2", (2.0, 2.1e6), noise=0.01, margin=0.0
+    )  # the same law on another scale of sizes
     for group in groups(tmp_path)[1]:
         (verdict,) = group.verdicts
         assert verdict.kind == "inconclusive"
-        assert "the two fits disagree, by 0.0" in verdict.sentence
         (warning,) = (text for text in group.problems if text.startswith("mamba2: its minimum"))
         assert "outside the middle third" in warning and "tokens_per_param={'mamba2': " in warning
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "kind", "remark"),
+    [
+        (-0.02, -0.021, "lower", "the surfaces differ by -0.021"),
+        (-0.02, 0.001, "inconclusive", "the two fits disagree, by 0.021: the parabolas differ by "),
+        (-0.02, 0.02, "inconclusive", "the two fits disagree, by 0.04: "),
+        (0.001, -0.02, "inconclusive", "(not claimed), the surfaces by -0.02 (claimed)"),
+        (0.001, 0.001, "inconclusive", "the surfaces differ by 0.001"),
+    ],
+)
+def test_a_claim_needs_both_fits(left, right, kind, remark):
+    samples = [CandidateSample("a", (0.0, 1.0, 2.0)), CandidateSample("b", (0.0, 1.0, 2.5))]
+
+    def fit(mean):
+        error, df = np.asarray(0.002), np.asarray(20.0)
+        difference = Difference(np.asarray(mean), error, df, df)
+        (verdict,) = compare_candidates(
+            samples, [("a", "b")], MetricSpec(), differences=[difference]
+        )
+        return verdict
+
+    verdict = agree(fit(left), fit(right))
+    assert verdict.kind == kind and remark in verdict.sentence
+    assert verdict.p == max(fit(left).p, fit(right).p)
 
 
 def test_without_further_budgets_nothing_is_claimed(tmp_path):

@@ -59,3 +59,19 @@ def test_runs_without_energy_have_no_sentence_and_no_column(tmp_path):
     comparable_set, group = group_of(tmp_path)
     assert not any("joules" in key or key == "co2_grams" for key in group.rows[0].costs)
     assert "nergy" not in " ".join(summarize_group(group, comparable_set).costs)
+
+
+def test_rows_are_matched_by_the_flops_of_a_generated_token(tmp_path):
+    study = {"axis": "decode", "value": 2e6}
+    for name, flops in (("dense", 2e6), ("mamba2", 2.01e6), ("moe", 3e6)):
+        board_runs.candidate(
+            *(tmp_path, name, [board_runs.FLOPS / 3e6 + x for x in (0.0, 0.01, 0.02)]),
+            model={"layers": [f"{name}+mlp"]},
+            cost={"decode_flops": flops},
+            study=study,
+        )
+    comparable_set, _ = group_of(tmp_path)
+    rows = {row.name: row for row in comparable_set.rows}
+    assert not rows["dense"].exclusions and not rows["mamba2"].exclusions
+    assert rows["moe"].exclusions == ("its decode is 3.00e6, 1.5 times the declared 2.00e6",)
+    assert rows["dense"].costs["decode_flops"] == 2e6

@@ -71,6 +71,19 @@ def test_all_architectures_meet_the_flops_of_the_coarsest(tiny):
     assert found["hybrid"].cost_ratios["state_bytes"] < 1
 
 
+def test_candidates_meet_the_flops_of_a_generated_token(tiny):
+    """Attention reads its whole context for the last token of a row: 4 D T in place of half."""
+    assert compute_run_costs(tiny["dense"]).decode == dense_flops(128, 5, 384, 2 * 256 - 1)
+    some = {name: tiny[name] for name in ("dense", "hybrid")}
+    found = match_by_size(some, "decode", reference="dense")[1]
+    goal = dense_flops(128, 5, 384, 2 * 256 - 1)
+    assert compute_run_costs(found.settings).decode == pytest.approx(goal, rel=0.01)
+    assert found.changed_settings and found.cost_ratios["training_flops"] > 1.01
+    # A mixer with a state of fixed size costs the same after any context.
+    cost = compute_run_costs(tiny["mamba2"])
+    assert cost.decode == pytest.approx(cost.training_flops / cost.tokens / 3)
+
+
 @pytest.mark.parametrize("axis", ["params", "active_params"])
 def test_parameters_are_an_axis_too(tiny, axis):
     names = ("dense", "deltanet", "lstm", "gated_conv", "hybrid")
@@ -259,7 +272,10 @@ def test_isoflop_runs_spread_around_the_likely_best(tiny):
             "measured seconds per step of moe",
         ),
         (lambda c: match_isoflop(c, [1e15, 2e15]), "2 budgets of 6 sizes"),
-        (lambda c: match_isoflop(c, [1e15, 2e15, 3e15], n_sizes=5), "3 budgets of 5 sizes, must be at least 3 of 6"),
+        (
+            lambda c: match_isoflop(c, [1e15, 2e15, 3e15], n_sizes=5),
+            "3 budgets of 5 sizes, must be at least 3 of 6",
+        ),
         (
             lambda c: match_by_steps(
                 {

@@ -52,7 +52,7 @@ def begun(path, step=0, **changes):
 def foreign_lock(path, **changes):
     """A LOCK as another process wrote it."""
     path.mkdir(exist_ok=True)
-    owner = lock._process_identity() | {"since": "2026-01-01", "token": "theirs"} | changes
+    owner = lock.owner_record("theirs") | {"since": "2026-01-01"} | changes
     (path / "LOCK").write_text(json.dumps(owner))
     return path / "LOCK"
 

@@ -1,0 +1,151 @@
+"""The Gated DeltaNet-2 mixer: a delta rule with gates to erase and to write (arXiv:2605.22791).
+
+Each of H heads has a state [K Kv]. A token decays each channel of the keys by its own rate, removes
+the value at its key as far as the erase gate of each channel says, and writes its own value there
+as far as the write gate of each channel says. With both gates equal it is `kda`.
+"""
+
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from arch.layers.linear import linear
+from arch.layers.norms import rms_norm
+from arch.mixers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
+from arch.mixers.memory_heads import (
+    ConvHeads,
+    LowRank,
+    MemoryState,
+    head_widths,
+    memory_terms,
+    unit_length,
+)
+from arch.part import Memory
+from arch.part_cost import CostContext, PartCost, TermFlops
+from arch.sequence import CAUSAL_ONLY, SequenceInfo, View
+from arch.sharding import P, make_matrix, make_param, make_vector
+from ops.recurrent.delta_rule import delta_rule
+from settings.types import NonNegativeInt, PositiveFloat, PositiveInt, config
+
+
+@config
+class Gdn2Config:
+    """The Gated DeltaNet-2 mixer."""
+
+    scaled_fields: ClassVar[tuple[str, ...]] = ("heads",)
+    knob_fields: ClassVar[tuple[str, ...]] = ()
+
+    heads: PositiveInt = 4  # Number of heads (H).
+    key_dim: NonNegativeInt = 0  # Width of a head's keys (K); 0: D / H.
+    value_dim: NonNegativeInt = 0  # Width of a head's values (Kv); 0: K.
+    gate_rank: NonNegativeInt = 0  # Rank of the maps to decay and output gate; 0: Kv.
+    conv_width: PositiveInt = 4  # Width of the convolutions, in tokens.
+    # Let eigenvalues of the transition lie in [-1, 1] instead of [0, 1].
+    allow_negative_eigenvalues: bool = False
+    chunk_size: PositiveInt = 64  # Tokens per chunk of the chunked algorithm (Q).
+    norm_eps: PositiveFloat = 1e-6  # Number added to the mean square in the output norm.
+    dt: DtConfig = DtConfig()
+    # Implementation of the operation; auto: chosen by platform.
+    implementation: Literal["auto", "reference", "xla"] = "auto"
+
+    def head_shape(self, D: int) -> tuple[int, int, int]:
+        """Returns H, K and Kv in a model of width D.
+
+        Raises:
+            ConfigError: if the heads do not divide the width and `key_dim` is 0.
+        """
+        return head_widths(D, "gdn2", "key_dim", self.heads, self.key_dim, self.value_dim)
+
+
+class Gdn2(nnx.Module):
+    """A mixer (see `arch/part.py`) with a state [K Kv] per head that decays by channel."""
+
+    def __init__(self, D: int, cfg: Gdn2Config, *, key: Array, scale: float = 1.0):
+        H, K, Kv = self.head_shape = cfg.head_shape(D)
+        self.cfg, keys, rank = cfg, jax.random.split(key, 8), cfg.gate_rank or Kv
+        self.qkv = ConvHeads(D, H, (K, K, Kv), cfg.conv_width, key=keys[0])
+        self.decay = LowRank(D, rank, H * K, key=keys[1])
+        self.gate = LowRank(D, rank, H * Kv, key=keys[2], bias=0.0)
+        self.w_erase = make_matrix(keys[3], (D, H * K), P("data", "model"))
+        self.w_write = make_matrix(keys[7], (D, H * Kv), P("data", "model"))
+        self.b_dt = make_dt_bias(keys[4], H * K, cfg.dt)
+        self.log_a = make_param(
+            keys[5], (H,), P("model"), log_a_init(1.0, 16.0), role="vector", decay=False
+        )
+        self.norm = make_vector(Kv, 1.0)
+        self.w_out = make_matrix(keys[6], (H * Kv, D), P("model", "data"), scale)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        seq: SequenceInfo,
+        *,
+        state: MemoryState | None = None,
+        memory: Memory | None = None,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], MemoryState | None]:
+        """Runs the delta rule over each document, from `state` if there is one."""
+        cfg, (H, K, _) = self.cfg, self.head_shape
+        reset = seq.resets(None if state is None else state.last_segment)
+        prev = None if state is None else state.convs
+        (q, k, v), convs = self.qkv(x, reset, prev, cfg.implementation)
+        dt = softplus_dt(self.decay(x), self.b_dt[...])
+        g = -jnp.exp(self.log_a[...])[:, None] * rearrange(dt, "b t (h k) -> b t h k", h=H)
+        erase, write = (
+            rearrange(jax.nn.sigmoid(linear(x, w[...])), "b t (h k) -> b t h k", h=H)
+            for w in (self.w_erase, self.w_write)
+        )
+        erase = 2 * erase if cfg.allow_negative_eigenvalues else erase
+        y, new_state = delta_rule(
+            *(unit_length(q) * K**-0.5, unit_length(k), v, g, erase, write),
+            reset=reset,
+            state=None if state is None else state.state,
+            chunk_size=cfg.chunk_size,
+            implementation=cfg.implementation,
+        )
+        y = rearrange(rms_norm(y, self.norm[...], cfg.norm_eps), "b t h v -> b t (h v)")
+        y = linear(y * jax.nn.sigmoid(self.gate(x)), self.w_out[...])
+        if state is None:
+            return y, None
+        return y, MemoryState(convs, new_state, seq.last_segment(state.last_segment))
+
+    def init_state(self, batch_size: int, max_length: int, dtype: jnp.dtype) -> MemoryState:
+        """Returns an empty state for `batch_size` rows."""
+        state = jnp.zeros((batch_size, *self.head_shape), jnp.promote_types(dtype, jnp.float32))
+        convs = self.qkv.init_state(batch_size, dtype)
+        return MemoryState(convs, state, jnp.zeros((batch_size,), jnp.int32))
+
+    @staticmethod
+    def supported_views(cfg: Gdn2Config) -> dict[View, str]:
+        """Returns the causal views, since it reads rows in one direction."""
+        return CAUSAL_ONLY
+
+    @staticmethod
+    def tp_dims(D: int, cfg: Gdn2Config) -> dict[str, int]:
+        """Returns the dimensions that tensor parallelism splits."""
+        return {"heads": cfg.head_shape(D)[0]}
+
+    @staticmethod
+    def cost(D: int, cfg: Gdn2Config, context: CostContext) -> PartCost:
+        """Returns the cost: model FLOPs are those of decaying, reading and correcting the state."""
+        (H, K, Kv), width = cfg.head_shape(D), cfg.conv_width
+        rank, channels = cfg.gate_rank or Kv, H * (2 * K + Kv)
+        matrices = D * (channels + H * K + H * Kv + 2 * rank) + rank * H * (K + Kv)
+        params = matrices + width * channels + H * Kv + H * K + H + Kv + H * Kv * D
+        conv, out = 2.0 * width * channels, 2.0 * H * Kv * D
+        terms = {
+            "in": TermFlops(2.0 * matrices, 2.0 * matrices),
+            "conv": TermFlops(conv, conv, elementwise=True),
+            "out": TermFlops(out, out),
+        } | memory_terms(
+            *((H, K, Kv), 7.0, context),
+            implementation=cfg.implementation,
+            chunk_size=cfg.chunk_size,
+            by_channel=True,
+        )
+        state = 4 * H * K * Kv + context.itemsize * (width - 1) * channels
+        return PartCost(params, params, terms, state)

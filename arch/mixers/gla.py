@@ -1,0 +1,134 @@
+"""The gated linear attention mixer: a matrix memory whose channels decay (arXiv:2312.06635).
+
+Each of H heads has a state [K Kv]. A token decays each channel of the keys by its own rate and adds
+its value under its key. The decay is a map of low rank.
+"""
+
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from arch.layers.activations import gate
+from arch.layers.linear import linear
+from arch.layers.norms import rms_norm
+from arch.mixers.memory_heads import (
+    LowRank,
+    MemoryState,
+    head_widths,
+    memory_terms,
+)
+from arch.part import Memory
+from arch.part_cost import CostContext, PartCost, TermFlops
+from arch.sequence import CAUSAL_ONLY, SequenceInfo, View
+from arch.sharding import P, make_matrix, make_vector
+from ops.recurrent.gla import gla
+from settings.types import NonNegativeInt, PositiveFloat, PositiveInt, config
+
+
+@config
+class GlaConfig:
+    """The gated linear attention mixer."""
+
+    scaled_fields: ClassVar[tuple[str, ...]] = ("heads",)
+    knob_fields: ClassVar[tuple[str, ...]] = ()
+
+    heads: PositiveInt = 4  # Number of heads (H).
+    key_dim: NonNegativeInt = 0  # Width of a head's keys (K); 0: Kv / 2.
+    value_dim: NonNegativeInt = 0  # Width of a head's values (Kv); 0: D / H.
+    gate_rank: PositiveInt = 16  # Rank of the map to the decay.
+    gate_temperature: PositiveFloat = 16.0  # Number that divides the logarithm of the decay.
+    chunk_size: PositiveInt = 64  # Tokens per chunk of the chunked algorithm (Q).
+    norm_eps: PositiveFloat = 1e-6  # Number added to the mean square in the output norm.
+    # Implementation of the operation; auto: chosen by platform.
+    implementation: Literal["auto", "reference", "xla"] = "auto"
+
+    def head_shape(self, D: int) -> tuple[int, int, int]:
+        """Returns H, K and Kv in a model of width D.
+
+        Raises:
+            ConfigError: if the heads do not divide the width and `value_dim` is 0.
+        """
+        H, Kv, K = head_widths(D, "gla", "value_dim", self.heads, self.value_dim, self.key_dim)
+        return H, K if self.key_dim else max(Kv // 2, 1), Kv
+
+
+class Gla(nnx.Module):
+    """A mixer (see `arch/part.py`) with a state [K Kv] per head that decays by channel."""
+
+    def __init__(self, D: int, cfg: GlaConfig, *, key: Array, scale: float = 1.0):
+        H, K, Kv = self.head_shape = cfg.head_shape(D)
+        self.cfg, keys = cfg, jax.random.split(key, 6)
+        self.w_q = make_matrix(keys[0], (D, H * K), P("data", "model"))
+        self.w_k = make_matrix(keys[1], (D, H * K), P("data", "model"))
+        self.w_v = make_matrix(keys[2], (D, H * Kv), P("data", "model"))
+        self.decay = LowRank(D, cfg.gate_rank, H * K, key=keys[3], bias=0.0)
+        self.w_gate = make_matrix(keys[4], (D, H * Kv), P("data", "model"))
+        self.norm = make_vector(Kv, 1.0)
+        self.w_out = make_matrix(keys[5], (H * Kv, D), P("model", "data"), scale)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        seq: SequenceInfo,
+        *,
+        state: MemoryState | None = None,
+        memory: Memory | None = None,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], MemoryState | None]:
+        """Runs gated linear attention over each document, from `state` if there is one."""
+        cfg, (H, K, _) = self.cfg, self.head_shape
+        reset = seq.resets(None if state is None else state.last_segment)
+        q, k, v, raw = (
+            rearrange(z, "b t (h k) -> b t h k", h=H)
+            for z in (*(linear(x, w[...]) for w in (self.w_q, self.w_k, self.w_v)), self.decay(x))
+        )
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        y, new_state = gla(
+            *(q * K**-0.5, k, v, jax.nn.log_sigmoid(raw.astype(wide)) / cfg.gate_temperature),
+            reset=reset,
+            state=None if state is None else state.state,
+            chunk_size=cfg.chunk_size,
+            implementation=cfg.implementation,
+        )
+        y = rearrange(rms_norm(y, self.norm[...], cfg.norm_eps), "b t h v -> b t (h v)")
+        y = linear(gate(y, linear(x, self.w_gate[...]), "silu"), self.w_out[...])
+        if state is None:
+            return y, None
+        return y, MemoryState((), new_state, seq.last_segment(state.last_segment))
+
+    def init_state(self, batch_size: int, max_length: int, dtype: jnp.dtype) -> MemoryState:
+        """Returns an empty state for `batch_size` rows."""
+        state = jnp.zeros((batch_size, *self.head_shape), jnp.promote_types(dtype, jnp.float32))
+        return MemoryState((), state, jnp.zeros((batch_size,), jnp.int32))
+
+    @staticmethod
+    def supported_views(cfg: GlaConfig) -> dict[View, str]:
+        """Returns the causal views, since it reads rows in one direction."""
+        return CAUSAL_ONLY
+
+    @staticmethod
+    def tp_dims(D: int, cfg: GlaConfig) -> dict[str, int]:
+        """Returns the dimensions that tensor parallelism splits."""
+        return {"heads": cfg.head_shape(D)[0]}
+
+    @staticmethod
+    def cost(D: int, cfg: GlaConfig, context: CostContext) -> PartCost:
+        """Returns the cost: model FLOPs are those of decaying, reading and writing the state."""
+        (H, K, Kv), rank = cfg.head_shape(D), cfg.gate_rank
+        matrices = D * (2 * H * K + 2 * H * Kv + rank) + rank * H * K
+        params, out = matrices + H * K + Kv + H * Kv * D, 2.0 * H * Kv * D
+        terms = {
+            "in": TermFlops(2.0 * matrices, 2.0 * matrices),
+            "out": TermFlops(out, out),
+        } | memory_terms(
+            *((H, K, Kv), 5.0, context),
+            implementation=cfg.implementation,
+            chunk_size=cfg.chunk_size,
+            by_channel=True,
+            solves=False,
+        )
+        return PartCost(params, params, terms, 4 * H * K * Kv)

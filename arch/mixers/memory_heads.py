@@ -1,0 +1,145 @@
+"""What the mixers with a matrix memory share: heads with convolutions, gates, and costs."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from arch.layers.activations import activate
+from arch.layers.linear import linear
+from arch.mixers.short_conv import ShortConv
+from arch.part_cost import CostContext, TermFlops
+from arch.sharding import P, make_matrix, make_vector
+from errors import ConfigError
+from ops.recompute import recompute
+from ops.recurrent.channel_decay import halvings
+
+
+class MemoryState(NamedTuple):
+    """The decoding state of a mixer with a matrix memory."""
+
+    convs: tuple[Array, ...]  # States of the convolutions, [B width-1 ..] each.
+    state: Float[Array, "B H K Kv"]
+    last_segment: Int[Array, " B"]  # Segment of the last token.
+
+
+class ConvHeads(nnx.Module):
+    """Projections to heads, each followed by a short convolution and SiLU."""
+
+    def __init__(self, D: int, H: int, widths: tuple[int, ...], conv_width: int, *, key: Array):
+        keys = jax.random.split(key, 2 * len(widths))
+        self.H = H
+        self.matrices = nnx.List(
+            make_matrix(k, (D, H * width), P("data", "model"))
+            for k, width in zip(keys[::2], widths, strict=True)
+        )
+        self.convs = nnx.List(
+            ShortConv(conv_width, H * width, bias=False, key=k)
+            for k, width in zip(keys[1::2], widths, strict=True)
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        reset: Bool[Array, "B T"],
+        states: tuple[Array, ...] | None,
+        implementation: str,
+    ) -> tuple[list[Float[Array, "B T H width"]], tuple[Array, ...]]:
+        """Returns the heads of each projection, and the new states of the convolutions."""
+        prev = (None,) * len(self.convs) if states is None else states
+        heads, new = [], []
+        for w, conv, state in zip(self.matrices, self.convs, prev, strict=True):
+            y, state = conv(linear(x, w[...]), reset, state, implementation)
+            heads.append(rearrange(activate(y, "silu"), "b t (h k) -> b t h k", h=self.H))
+            new.append(state)
+        return heads, tuple(new)
+
+    def init_state(self, batch_size: int, dtype: jnp.dtype) -> tuple[Array, ...]:
+        """Returns the inputs before the first token: zeros."""
+        return tuple(conv.init_state(batch_size, dtype) for conv in self.convs)
+
+
+class LowRank(nnx.Module):
+    """A linear map through a narrow layer, `y = (x w_down) w_up + bias`."""
+
+    def __init__(self, D: int, rank: int, width: int, *, key: Array, bias: float | None = None):
+        keys = jax.random.split(key)
+        self.w_down = make_matrix(keys[0], (D, rank), P("data", None))
+        self.w_up = make_matrix(keys[1], (rank, width), P(None, "model"))
+        self.bias = None if bias is None else make_vector(width, bias)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T C"]:
+        """Maps each token."""
+        bias = None if self.bias is None else self.bias[...]
+        return linear(linear(x, self.w_down[...]), self.w_up[...], bias)
+
+
+def head_widths(
+    D: int, section: str, setting: str, H: int, first: int, second: int
+) -> tuple[int, int, int]:
+    """Returns H and two widths of a head: a `first` of 0 means D / H, a `second` of 0 the first.
+
+    Raises:
+        ConfigError: if the heads do not divide the width and `first` (named `setting`) is 0.
+    """
+    if not first and D % H:
+        nearest = max(D // H, 1)
+        raise ConfigError(
+            f"model.width {D} is not a multiple of {section}.heads {H}; "
+            f"set {section}.{setting}, nearest valid value: {nearest}"
+        )
+    first = first or D // H
+    return H, first, second or first
+
+
+@recompute
+def unit_length(x: Float[Array, "B T H K"]) -> Float[Array, "B T H K"]:
+    """Computes x / sqrt(|x|^2 + 1e-6)."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    square = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(square + 1e-6)).astype(x.dtype)
+
+
+def memory_terms(
+    shape: tuple[int, int, int],
+    model: float,
+    context: CostContext,
+    *,
+    implementation: str,
+    chunk_size: int,
+    by_channel: bool,
+    steps: int = 1,
+    solves: bool = True,
+) -> dict[str, TermFlops]:
+    """Returns the FLOPs of the recurrence: `model` K Kv in each head, and those of its chunks.
+
+    Args:
+        shape: H, K and Kv.
+        model: model FLOPs for each number of the state.
+        context: the length of the rows.
+        implementation: "reference", or another name for the chunked form.
+        chunk_size: largest number of steps in a chunk.
+        by_channel: whether each channel of a key has its own decay.
+        steps: steps of each token.
+        solves: whether the delta rule erases, so that a triangular system is solved.
+    """
+    H, K, Kv = shape
+    core = model * H * K * Kv
+    if implementation == "reference":
+        return {"core": TermFlops(core, core, elementwise=True)}
+    Q = max(min(chunk_size, steps * context.length), 1)
+    halved = halvings(Q)
+    decayed = (2.0 + 2.0 * solves) * Q * K * (halved if by_channel else 1)
+    sums = 2.0 * Q * K * (halved + 2) * by_channel
+    chunked = steps * H * ((4.0 + 2.0 * solves) * K * Kv + decayed + sums + 2.0 * Q * Kv)
+    terms = {"core": TermFlops(core, chunked, batched=True)}
+    if solves:
+        # The inverse is built from blocks whose size doubles.
+        doublings = max(math.ceil(math.log2(Q)) - 1, 0)
+        solve = steps * H * (2.0 * Q * (K + Kv) + 4.0 * Q**2 * doublings)
+        terms["solve"] = TermFlops(0.0, solve, batched=True)
+    return terms
