@@ -19,12 +19,8 @@ RECORDED_FLAGS = ("config", "workdir", "init_from", "resume")  # that run.json r
 
 def define_flags(values: flags.FlagValues) -> None:
     """Define the flags of this command beside the settings."""
-    flags.DEFINE_string(
-        "workdir",
-        "",
-        "The run folder, a path or a URL; by default runs/<config>-<digest>.",
-        flag_values=values,
-    )
+    text = "The run folder or its URL; by default runs/<config>-<digest>."
+    flags.DEFINE_string("workdir", "", text, flag_values=values)
     flags.DEFINE_string(
         "init_from",
         "",

@@ -12,6 +12,7 @@ from training.settings import defaults
 def get_config(size="tiny"):
     """Returns the settings of the hybrid of KDA and attention of one size."""
     c = defaults()
+    c.model.first_layers = ("kda+mlp",)  # 5 layers, not 4, have as many parameters as others
     c.model.layers = ("kda+mlp",) * 3 + ("attention+mlp",)
     c.model.attention.position_encoding = "none"
     c.model.bidirectional.weights = "shared"  # for bidirectional objectives

@@ -26,7 +26,7 @@ ROOMS: list[tuple[str, str, str]] = [
         "Training",
         "training",
         "runner loop callbacks step gradients optimizer state program mesh settings memory_bank "
-        "metrics accounting hardware compile_cache",
+        "metrics accounting hardware energy compile_cache",
     ),
     (
         "Architectures",
@@ -38,7 +38,7 @@ ROOMS: list[tuple[str, str, str]] = [
         "Mixers",
         "arch/mixers",
         "attention rope kv_cache mamba1 mamba2 gated_deltanet kda gdn2 delta_product gla "
-        "memory_heads lstm gated_conv short_conv "
+        "memory_heads latent_attention lstm gated_conv side_by_side short_conv "
         "dt bidirectional",
     ),
     (
@@ -59,7 +59,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Attention",
         "ops/attention",
-        "attention mask chunked kernels",
+        "attention mask decay moba chunked kernels",
     ),
     (
         "Recurrences",
@@ -175,7 +175,7 @@ ROOMS: list[tuple[str, str, str]] = [
         "Records",
         "protocol/records",
         "load run_record safe_read series seals study_record plan_file scores run_evidence "
-        "contradictions inert_settings external_results duplicates comparability metrics",
+        "run_consistency contradictions inert_settings external_results duplicates comparability metrics",
     ),
     (
         "The board",

@@ -153,11 +153,13 @@ class RaplCounter:
     def read(self) -> float:
         """Returns the joules since the counter was opened; those of a failed read come later."""
         try:
-            now = int(self._file.read_text())
+            reading = int(self._file.read_text())
         except (OSError, ValueError):
             return self._total / 1e6
-        self._total += now - self._last if now >= self._last else now - self._last + self._range
-        self._last = now
+        self._total += (
+            reading - self._last if reading >= self._last else reading - self._last + self._range
+        )
+        self._last = reading
         return self._total / 1e6
 
 

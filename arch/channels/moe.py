@@ -205,7 +205,10 @@ class MoE(nnx.Module):
             routes, capacity, aux = self.route(x, seq, key)
         with jax.named_scope("experts"):
             y = experts(
-                *(x, routes, self._expert_weights(), Hidden(cfg.activation)),
+                x,
+                routes,
+                self._expert_weights(),
+                Hidden(cfg.activation),
                 capacity=capacity,
                 implementation=cfg.implementation,
             )

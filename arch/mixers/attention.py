@@ -1,7 +1,9 @@
 """Multi-head attention with grouped keys, windows and position encodings (arXiv:1706.03762).
 
 Options add a gate on the output (arXiv:2505.06708), sinks (gpt-oss), a forget gate (FoX,
-arXiv:2503.02130) and a selection of blocks of keys (MoBA, arXiv:2502.13189). The projections are three matrices, not one fused matrix, because each can then be sharded over
+arXiv:2503.02130) and a selection of blocks of keys (MoBA, arXiv:2502.13189).
+
+The projections are three matrices, not one fused matrix, because each can then be sharded over
 heads without a copy.
 """
 

@@ -44,8 +44,7 @@ class Gdn2Config:
     value_dim: NonNegativeInt = 0  # Width of a head's values (Kv); 0: K.
     gate_rank: NonNegativeInt = 0  # Rank of the maps to decay and output gate; 0: Kv.
     conv_width: PositiveInt = 4  # Width of the convolutions, in tokens.
-    # Let eigenvalues of the transition lie in [-1, 1] instead of [0, 1].
-    allow_negative_eigenvalues: bool = False
+    allow_negative_eigenvalues: bool = False  # In [-1, 1] instead of [0, 1].
     chunk_size: PositiveInt = 64  # Tokens per chunk of the chunked algorithm (Q).
     norm_eps: PositiveFloat = 1e-6  # Number added to the mean square in the output norm.
     dt: DtConfig = DtConfig()

@@ -1,8 +1,8 @@
 """Attention's decoding state: keys, values and the tokens that they belong to.
 
 A full cache has one slot per token. The cache of a window is a ring of as many slots as the window
-is wide. With a forget gate, a slot also keeps how much its token was forgotten. Each slot records its token's `order`, from which the mask is computed, so the order of the
-slots does not matter.
+is wide. With a forget gate, a slot also keeps how much its token was forgotten. Each slot records
+its token's `order`, from which the mask is computed, so the order of the slots does not matter.
 """
 
 import dataclasses
@@ -118,7 +118,11 @@ class KVCache:
     def _write(
         self, old: tuple[Array, Array, TokenIndex], new: tuple[Array, Array, TokenIndex]
     ) -> tuple["KVCache", TokenIndex]:
-        """Returns the new cache, and its tokens with their log decay before it is moved to now."""
+        """Returns the new cache, and its tokens with their log decay before it is moved to now.
+
+        Raises:
+            ValueError: if the tokens do not fit.
+        """
         T, S = new[0].shape[1], self.k.shape[1]
         if T > S and not self.is_ring:
             raise ValueError(

@@ -81,8 +81,8 @@ class LatentAttentionConfig:
         if not self.nope_dim and D % self.heads:
             below = D // self.heads * self.heads
             raise ConfigError(
-                f"model.width {D} is not a multiple of latent_attention.heads {self.heads}; nearest "
-                f"valid values: {below or self.heads} or {below + self.heads}; or set "
+                f"model.width {D} is not a multiple of latent_attention.heads {self.heads}; "
+                f"nearest valid values: {below or self.heads} or {below + self.heads}; or set "
                 "latent_attention.nope_dim"
             )
         dn = self.nope_dim or D // self.heads

@@ -64,8 +64,8 @@ class Mamba2Config:
         """
         if self.in_scales and len(self.in_scales) != 5:
             raise ConfigError(
-                f"mamba2.in_scales has {len(self.in_scales)} factors, must have 5, of gate, u, b, c "
-                "and dt; give (1.0,) * 5"
+                f"mamba2.in_scales has {len(self.in_scales)} factors, must have 5, of gate, u, b, "
+                "c and dt; give (1.0,) * 5"
             )
 
     def sizes(self, D: int) -> tuple[int, int, int, int]:

@@ -94,6 +94,8 @@ class SideBySide(nnx.Module):
         count, cfg = len(self.mixers), self.parts.cfg
         if state is not None:
             _check_capacities(state)
+        if self.supported_views(self.parts).get("prefix") == "causal":
+            seq = dataclasses.replace(seq, is_prefix=None)
         outputs, states = [], []
         for i, (mixer, part_state, k, a, b) in enumerate(
             zip(

@@ -38,6 +38,6 @@ def study():
         comparisons=(("mamba2", "dense"),),
         margin=0.02,  # Bits per byte.
         match_by="isoflop",
-        budgets=(5e11, 1e12, 2e12),
+        budgets=(3e11, 6e11, 1.2e12),
         seeds=(0, 1),
     )

@@ -5,6 +5,7 @@ inputs and outputs of both mixers, of the parts of Mamba-2's input projection, a
 """
 
 import dataclasses
+from typing import Literal
 
 from arch import ModelConfig
 from arch.channels.mlp import MlpConfig
@@ -83,7 +84,8 @@ def _read_mamba(hf: HfConfig, eps: float) -> Mamba2Config:
     P = hf.get_size("mamba_d_head", width // hf["mamba_n_heads"])
     if hf["mamba_n_heads"] * P != width:
         raise hf.unsupported_error("mamba_d_ssm", f"must be mamba_n_heads * mamba_d_head, {P}")
-    norm = "after_gate" if not hf.get("mamba_norm_before_gate", True) else "before_gate"
+    is_first = hf.get("mamba_norm_before_gate", True)
+    norm: Literal["before_gate", "after_gate"] = "before_gate" if is_first else "after_gate"
     return Mamba2Config(
         expand=hf.get("mamba_expand", 2),
         inner_width=width,
@@ -121,7 +123,7 @@ def write(config: ModelConfig) -> JsonObject:
         **rotary.to_hf(a.rope, K),
         **dt_limits_to_hf(m),
         "attention_bias": a.bias_qkv,
-        "key_multiplier": (a.scale or K**-0.5) * K**0.5,
+        "key_multiplier": round((a.scale or K**-0.5) * K**0.5, 12),
         "attention_in_multiplier": a_in,
         "attention_out_multiplier": a_out,
         "ssm_in_multiplier": m_in,

@@ -115,7 +115,7 @@ class AttentionSpec:
             bias = jnp.broadcast_to(bias, (bias.shape[0], math.prod(H), T, S))
             scores = scores + bias.reshape(-1, *H, T, S)
         if queries.log_decay is not None and keys.log_decay is not None:
-            a, b = (x.log_decay.astype(scores.dtype) for x in (queries, keys))
+            a, b = (x.astype(scores.dtype) for x in (queries.log_decay, keys.log_decay))
             decay = a[:, :, :, None] - b[:, :, None]
             scores = scores + jnp.sum(decay, axis=-1).reshape(B, *H, T, S)
         visible = self.visible(queries, keys).reshape(B, *[1] * len(H), T, S)

@@ -87,7 +87,7 @@ def delta_rule(
     )
     g, n = log_decay_with_resets(g.astype(wide), reset), steps[0] if steps else 1
 
-    def place(z: Array, step: int) -> Array:
+    def in_step(z: Array, step: int) -> Array:
         z = jnp.pad(z[:, :, None], [(0, 0), (0, 0), (step, n - 1 - step), (0, 0), (0, 0)])
         return z.reshape(B, T * n, H, z.shape[-1])
 
@@ -95,7 +95,7 @@ def delta_rule(
     k, v, erase, write = (
         z.reshape(B, T * n, H, z.shape[-1]) for z in (k, v, erase.astype(wide), write.astype(wide))
     )
-    inputs = place(q, n - 1), k, v, place(g, 0), erase, write, state
+    inputs = in_step(q, n - 1), k, v, in_step(g, 0), erase, write, state
     o, state = IMPLEMENTATIONS[name](*inputs, chunk_size)
     return o[:, n - 1 :: n], state
 

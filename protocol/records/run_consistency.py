@@ -111,12 +111,12 @@ def _log_problems(
     if not trained:
         return
     kinds = [event.text("event") for event in events]
-    steps, every = train.count("steps") or 0, log.count("every") or 0
-    n_expected = -(-steps // every) if every else 0
+    steps, interval = train.count("steps") or 0, log.count("every") or 0
+    n_expected = -(-steps // interval) if interval else 0
     # Rows are damaged in an accident, and another interval is set, with an event.
     is_regular = not {"file_damaged", "settings_changed", "rollback"} & {*kinds}
     if is_regular and len(trained) < n_expected:
-        yield f"its log has {len(trained)} rows of training, but every {every} steps are a row"
+        yield f"its log has {len(trained)} rows of training, but every {interval} steps are a row"
     tokens_per_step = (train.nonnegative("batch_size") or 0) * (train.nonnegative("seq_len") or 0)
     if settings.text("objective") in FIXED_LENGTH_OBJECTIVES and tokens_per_step:
         for row in trained[:-1]:
@@ -132,13 +132,13 @@ def _log_problems(
     if events and n_starts and attempts > 1 and "resume" not in kinds and n_starts < 2:
         yield f"its log has rows of attempt {attempts}, but its events have no resume"
     for earlier, later in zip(trained, trained[1:], strict=False):
-        times = earlier.nonnegative("seconds"), later.nonnegative("seconds")
-        if earlier.count("attempt") != later.count("attempt") or None in times:
+        start, end = earlier.nonnegative("seconds"), later.nonnegative("seconds")
+        if earlier.count("attempt") != later.count("attempt") or start is None or end is None:
             continue
-        if times[1] < times[0]:
+        if end < start:
             yield (
-                f"its log has step {later.count('step')} at {times[1]:g} s, before step "
-                f"{earlier.count('step')} at {times[0]:g} s"
+                f"its log has step {later.count('step')} at {end:g} s, before step "
+                f"{earlier.count('step')} at {start:g} s"
             )
             break
 

@@ -171,8 +171,8 @@ def test_a_published_reader_gives_the_same_greedy_tokens(bpe, tmp_path):
     }
     settings = trained()
     use = run.text_use(settings, bpe, is_causal=True)
-    keys = run.make_extra_config(settings, bpe, use)
     for name, config in kinds.items():
+        keys = run.make_extra_config(dataclasses.replace(settings, model=config), bpe, use)
         hub.save(
             *(tiny.model(config), config, tmp_path / name),
             tokenizer=bpe,

@@ -166,8 +166,6 @@ def test_the_cache_of_latents_has_its_declared_bytes_and_absorbed_steps_are_the_
 
 
 def test_settings_of_latents_that_do_not_fit_are_refused():
-    from errors import ConfigError
-
     for changes, words in (
         ({"kv_rank": 17}, "kv_rank 17 is above model.width 16.*16"),
         ({"query_rank": 40}, "query_rank 40 is above model.width 16"),

@@ -14,6 +14,8 @@ from ops.recurrent.gla import gla, lightning_slopes
 
 FILES = ("gla", "gdn2", "kda", "gated_delta_product")
 CASES = {file: {case[0]: case[2] for case in golden(file)} for file in FILES}
+# The cases that float32 computes, and the reference in the slow suite.
+NARROW = ("packed_with_state", "strong_decay", "slow_decay", "n3_minus1_to_1_packed_with_state")
 RUNS = [  # The default suite compares the reference with `xla` alone.
     pytest.param(file, name, dtype, marks=[] if name == "xla" else pytest.mark.slow)
     for file in FILES
@@ -46,7 +48,8 @@ def golden_results(file: str, name: str, dtype: str) -> dict[str, tuple]:
         return out, pull(cots)[0]
 
     with jax.enable_x64(dtype == "float64"):
-        cases = CASES[file]
+        exact = dtype == "float64" and name == "xla"
+        cases = {c: t for c, t in CASES[file].items() if exact or c in NARROW}
         return jax.device_get(jax.jit(lambda: {c: run_case(cases[c]) for c in cases})())
 
 
