@@ -1,8 +1,9 @@
 """The activation functions, by the names that settings use."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-class Hidden(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Hidden:
     """The hidden layer `hidden(h, gate)` of an MLP: act(h), or h act(gate) if it has a gate."""
 
     activation: Activation

@@ -1,8 +1,7 @@
 """The Gated DeltaProduct mixer: several steps of the delta rule for each token (arXiv:2502.10297).
 
 Each of H heads has a state [K Kv]. A token decays the state once, and then removes and writes a
-value at each of its n keys. The product of n Householder matrices can rotate a state, which one
-cannot. With one step it is Gated DeltaNet.
+value at each of its n keys. With one step it is Gated DeltaNet.
 """
 
 from typing import ClassVar, Literal

@@ -144,8 +144,8 @@ class KVCache:
         k, v, tokens = jax.tree.map(write, old, new)
         forgotten = None
         if tokens.log_decay is not None and new[2].log_decay is not None:
-            now = new[2].log_decay[:, -1:] if T else 0.0
-            forgotten = jnp.sum(now - tokens.log_decay, axis=-1)
+            last = new[2].log_decay[:, -1:] if T else 0.0
+            forgotten = jnp.sum(last - tokens.log_decay, axis=-1)
         bare = tokens._replace(log_decay=None)
         num_tokens = self.num_tokens + jnp.sum(new[2].segment_ids != 0, axis=1, dtype=jnp.int32)
         start = self.next_slot + T, num_tokens

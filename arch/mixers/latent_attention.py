@@ -129,8 +129,8 @@ class LatentAttention(nnx.Module):
             is_plain = state.is_empty
             queries, keys = (state.with_cached_offset(index) for index in (queries, keys))
             cached = jnp.concatenate([latent, k_rope], axis=-1)[:, :, None]
-            both, _, keys, state = state.append(cached, cached[..., :0], keys)
-            latent, k_rope = both[:, :, 0, :r], both[:, :, 0, r:]
+            stored, _, keys, state = state.append(cached, cached[..., :0], keys)
+            latent, k_rope = stored[:, :, 0, :r], stored[:, :, 0, r:]
         latent, k_rope = latent.astype(x.dtype), k_rope.astype(x.dtype)
         w_v_up = self.w_v_up[...].astype(x.dtype)
         if is_plain:

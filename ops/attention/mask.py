@@ -17,18 +17,20 @@ from jaxtyping import Array, Bool, Float, Int
 class BlockSelection(NamedTuple):
     """The blocks of keys that each query sees besides its own block (arXiv:2502.13189)."""
 
-    own: Int[Array, "B T"]  # first token of the token's block, as an order
-    whole: Int[Array, "B T"]  # number of the token's block among the whole blocks of its row, or -1
+    block_start: Int[Array, "B T"]  # first token of the token's block, as an order
+    # Number of the token's block among the whole blocks of its row, or -1.
+    block_number: Int[Array, "B T"]
     selected: Bool[Array, "B T H N"]  # whether the query sees the whole block with this number
 
     def visible(self, keys: "BlockSelection") -> Bool[Array, "B H T S"]:
         """Returns whether a query sees a key's block; the selections have their heads first."""
-        own = self.own[:, :, None] == keys.own[:, None, :]
-        index = jnp.maximum(keys.whole, 0)[:, None, None, :]
+        same_block = self.block_start[:, :, None] == keys.block_start[:, None, :]
+        index = jnp.maximum(keys.block_number, 0)[:, None, None, :]
         chosen = (
-            jnp.take_along_axis(self.selected, index, axis=3) & (keys.whole >= 0)[:, None, None]
+            jnp.take_along_axis(self.selected, index, axis=3)
+            & (keys.block_number >= 0)[:, None, None]
         )
-        return own[:, None] | chosen
+        return same_block[:, None] | chosen
 
 
 class TokenIndex(NamedTuple):

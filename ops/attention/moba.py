@@ -36,7 +36,7 @@ def select_blocks(
     (B, T, H, K), (S, G) = q.shape, k.shape[1:3]
     wide, N = jnp.promote_types(q.dtype, jnp.float32), num_whole_blocks(S, block_size)
     starts = _document_starts(keys)
-    own = _block_starts(keys.order, starts, block_size)
+    key_blocks = _block_starts(keys.order, starts, block_size)
     if aligned:
         query_starts = _document_starts(queries)
     else:
@@ -44,18 +44,18 @@ def select_blocks(
         query_starts = jnp.max(jnp.where(same, starts[:, None], 0), axis=2)
     query_own = _block_starts(queries.order, query_starts, block_size)
     # A block is whole if its last token is there; whole blocks are numbered along the row.
-    is_last = (keys.segment_ids != 0) & (keys.order == own + block_size - 1)
+    is_last = (keys.segment_ids != 0) & (keys.order == key_blocks + block_size - 1)
     ends = jnp.sort(jnp.where(is_last, jnp.arange(S), S), axis=1)[:, :N]
     ends = jnp.pad(ends, [(0, 0), (0, N - ends.shape[1])], constant_values=S)
     block_own, block_segment = (
         jnp.where(ends < S, jnp.take_along_axis(x, jnp.minimum(ends, S - 1), axis=1), -1)
-        for x in (own, keys.segment_ids)
+        for x in (key_blocks, keys.segment_ids)
     )
     number = jnp.minimum(jnp.cumsum(is_last, axis=1) - is_last, N - 1)
-    is_whole = jnp.take_along_axis(block_own, number, axis=1) == own
-    whole = jnp.where(is_whole & (keys.segment_ids != 0), number, -1)
+    is_whole = jnp.take_along_axis(block_own, number, axis=1) == key_blocks
+    block_number = jnp.where(is_whole & (keys.segment_ids != 0), number, -1)
     sums = jax.vmap(lambda k, n: jax.ops.segment_sum(k, n, N))(
-        k.astype(wide), jnp.where(whole < 0, N, whole)
+        k.astype(wide), jnp.where(block_number < 0, N, block_number)
     )
     scores = jnp.einsum("btgrk,bngk->btgrn", q.reshape(B, T, G, H // G, K).astype(wide), sums)
     earlier = block_own[:, None] < query_own[:, :, None]
@@ -67,7 +67,9 @@ def select_blocks(
     )
     return (
         queries._replace(blocks=BlockSelection(query_own, query_own, selected)),
-        keys._replace(blocks=BlockSelection(own, whole, jnp.zeros((B, S, 0, 0), bool))),
+        keys._replace(
+            blocks=BlockSelection(key_blocks, block_number, jnp.zeros((B, S, 0, 0), bool))
+        ),
     )
 
 

@@ -12,6 +12,7 @@ from golden import golden
 from arch import SequenceInfo
 from arch.mixers.latent_attention import LatentAttentionConfig, absorbed_form, plain_form
 from arch.mixers.rope import RopeConfig
+from arch.mixers.side_by_side import SideBySideConfig
 from errors import ConfigError
 from ops.attention import chunked as attention_chunked
 from ops.attention.attention import TokenIndex, attention
@@ -177,3 +178,6 @@ def test_settings_of_latents_that_do_not_fit_are_refused():
         LatentAttentionConfig(rope_dim=3, rope=RopeConfig())
     with pytest.raises(ConfigError, match="block_size 4.*window 3"):
         tiny.attention(block_size=4, window=3)
+    with pytest.raises(ConfigError, match="out_scales has 3 factors, attention&lstm has 2"):
+        sums = SideBySideConfig(out_scales=(1.0, 2.0, 3.0))
+        tiny.config("attention&lstm", side_by_side=sums)
