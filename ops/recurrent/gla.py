@@ -139,7 +139,7 @@ def _chunk_scan(
         (scores,), decays = decayed_products((q,), k, g, dot)
         new = dot("bmhjk,bmhjv->bmhkv", k * decays.out_of, v)
 
-        def chunk_step(S: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
+        def chunk_step(S: Array, chunk: tuple[Array, ...]) -> tuple[Array, Array]:
             across, new = chunk
             return across * S + new, S
 
