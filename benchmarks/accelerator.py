@@ -17,7 +17,6 @@ next call goes on with what is missing. On a CPU use --tiny, which runs all stag
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -54,12 +53,11 @@ def run_stage(name: str, args: argparse.Namespace, seconds: float) -> str:
     command = [sys.executable, "-P", str(ROOT / "benchmarks" / "accelerator_stages.py"), name]
     command += [f"--out={args.out / name}.json"] + ["--tiny"] * args.tiny
     command += [f"--seconds={seconds:.0f}"]
-    environment = dict(os.environ)
     if name == "rivals":
-        environment["JAX_PLATFORMS"] = "cpu"  # torch gets the memory of the device
+        command = ["env", "JAX_PLATFORMS=cpu", *command]  # torch gets the memory of the device
     start = time.monotonic()
     try:
-        code = subprocess.run(command, timeout=seconds + 15, env=environment).returncode
+        code = subprocess.run(command, timeout=seconds + 15).returncode
         status = "complete" if code == 0 else f"ended with code {code}"
     except subprocess.TimeoutExpired:
         status = "ran out of time"

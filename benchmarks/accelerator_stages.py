@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import importlib
 import importlib.metadata
 import inspect
 import json
@@ -21,6 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import benchmarks.ops as cases
+from benchmarks import accelerator_rivals
 from benchmarks.accelerator import read_record
 from objectives import DummyTokenizer
 from settings.changes import with_changes
@@ -140,13 +140,13 @@ def difference(case: cases.BenchmarkCase, dtype: str) -> dict[str, Any]:
         def call(*arrays: jax.Array) -> jax.Array:
             return case.fn(*arrays, implementation)
 
-        def both(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+        def with_gradients(*arrays: jax.Array) -> tuple[jax.Array, ...]:
             out, pull = jax.vjp(call, *arrays)
             grad = jnp.sin(jnp.arange(out.size)).astype(out.dtype).reshape(out.shape)
             return out, *pull(grad)
 
         with jax.default_matmul_precision("highest"):
-            return [np.asarray(x, np.float64) for x in jax.jit(both)(*arrays)]
+            return [np.asarray(x, np.float64) for x in jax.jit(with_gradients)(*arrays)]
 
     exact = outputs("reference", tuple(x.astype(jnp.float32) for x in arrays))
     differences = [
@@ -170,64 +170,6 @@ def time_op(case: cases.BenchmarkCase) -> dict[str, Any]:
     forward, backward = cases.compile_case(case, None, arrays)
     cases.run_interleaved([forward, backward], REPEATS)
     return {"forward": forward.median, "backward": backward.median}
-
-
-def rivals(sizes: Sizes) -> Iterator[Case]:
-    """Yields the times of torch's attention and of flash-linear-attention's recurrences."""
-    B, T, H = sizes.rows, sizes.row, sizes.heads
-    yield f"torch SDPA B={B} T={T} H={H} K=64", lambda: rival_attention(B, T, H)
-    for name in ("gated_delta_rule", "kda", "simple_gla"):
-        label = f"fla chunk_{name} B={B} T={T} H={H} K=64"
-        yield label, functools.partial(rival_recurrence, name, B, T, H)
-
-
-def rival_attention(B: int, T: int, H: int) -> dict[str, Any]:
-    """Returns the seconds of torch's causal attention."""
-    torch = importlib.import_module("torch")
-    attend = torch.nn.functional.scaled_dot_product_attention
-    q, k, v = (torch_array(torch, B, H, T, 64) for _ in range(3))
-    return time_torch(torch, lambda: attend(q, k, v, is_causal=True))
-
-
-def rival_recurrence(name: str, B: int, T: int, H: int) -> dict[str, Any]:
-    """Returns the seconds of a chunked recurrence of flash-linear-attention."""
-    torch = importlib.import_module("torch")
-    call = getattr(importlib.import_module(f"fla.ops.{name}"), f"chunk_{name}")
-    q, k, v = (torch_array(torch, B, T, H, 64) for _ in range(3))
-    k = torch.nn.functional.normalize(k, dim=-1).detach().requires_grad_()
-    gate = torch_array(torch, B, T, H, *((64,) if name == "kda" else ()))
-    options: dict[str, Any] = {"g": torch.nn.functional.logsigmoid(gate.float())}
-    if name != "simple_gla":
-        options["beta"] = torch_array(torch, B, T, H).sigmoid()
-    options = {key: x.detach().requires_grad_() for key, x in options.items()}
-    return time_torch(torch, lambda: call(q, k, v, **options)[0])
-
-
-def torch_array(torch: Any, *shape: int) -> Any:
-    """Returns random bfloat16 numbers on torch's device, with a gradient."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.randn(*shape, device=device, dtype=torch.bfloat16, requires_grad=True)
-
-
-def time_torch(torch: Any, call: Callable[[], Any]) -> dict[str, Any]:
-    """Returns the median seconds of a call of torch, and with its backward pass."""
-
-    def synchronize() -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
-    times: dict[str, list[float]] = {"forward": [], "backward": []}
-    for repeat in range(REPEATS + 2):
-        for kind, seconds in times.items():
-            synchronize()
-            start = time.perf_counter()
-            out = call()
-            if kind == "backward":
-                out.float().sum().backward()
-            synchronize()
-            if repeat > 1:
-                seconds.append(time.perf_counter() - start)
-    return {kind: statistics.median(seconds) for kind, seconds in times.items()}
 
 
 MODELS = {  # width, depth, layers, largest batch
@@ -388,6 +330,11 @@ def time_best(call: Callable[[], Any]) -> float:
     return min(times)
 
 
+def rivals(sizes: Sizes) -> Iterator[Case]:
+    """Yields the times of torch's attention and of flash-linear-attention's recurrences."""
+    yield from accelerator_rivals.rival_cases(sizes.rows, sizes.row, sizes.heads)
+
+
 STAGES = (facts, errors, ops, rivals, train, lanes, crossover)
 
 
@@ -400,10 +347,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
+    sizes = TINY if args.tiny else FULL
     if jax.devices()[0].platform == "cpu" and not args.tiny and args.stage != "rivals":
         sys.exit("no accelerator is attached; add --tiny to try the script on the CPU")
     record, deadline = read_record(args.out), time.monotonic() + args.seconds
-    for name, measure in stages[args.stage](TINY if args.tiny else FULL):
+    for name, measure in stages[args.stage](sizes):
         if name in record and "error" not in record[name]:
             continue
         if time.monotonic() > deadline:

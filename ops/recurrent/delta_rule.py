@@ -64,8 +64,7 @@ def delta_rule(
 
     The caller normalizes keys to length 1 and scales queries. g <= 0 is the log of the decay,
     `erase` lies in [0, 2]. `reset` is True at the first token of a document, which starts from a
-    state of 0. `chunk_size` is the largest number of steps in a chunk; None takes the platform's
-    default.
+    state of 0. `chunk_size` is the largest number of steps in a chunk; None: the platform's.
 
     Raises:
         ValueError: if shapes do not fit.

@@ -132,10 +132,14 @@ def read_run(path: Path, folder: str, plans: Plans | None = None) -> RunRecord:
     evidence = read_evidence(
         *(run, settings, metrics, results, manifest), is_finished=state == "finished"
     )
-    problems = find_inconsistencies(
-        *(run, status, metrics, events, results), is_finished=state == "finished"
+    plan, contradictions = plan_problems(study, settings, plans or {})
+    contradictions = (
+        *evidence.contradictions,
+        *find_inconsistencies(
+            *(run, status, metrics, events, results), is_finished=state == "finished"
+        ),
+        *contradictions,
     )
-    plan, plan_contradictions = plan_problems(study, settings, plans or {})
     return RunRecord(
         folder=folder,
         run_id=_require_text(run.text("run_id"), "run.json run_id"),
@@ -169,9 +173,7 @@ def read_run(path: Path, folder: str, plans: Plans | None = None) -> RunRecord:
         content_hash=files.digest,
         created=run.text("created", 40),
         plan=plan,
-        evidence=evidence._replace(
-            contradictions=(*evidence.contradictions, *problems, *plan_contradictions)
-        ),
+        evidence=evidence._replace(contradictions=contradictions),
     )
 
 

@@ -182,6 +182,20 @@ def test_the_store_has_a_whole_state_whenever_uploads_stop(url, monkeypatch, n_u
         assert remote.read(f"checkpoints/{step}/state/leaf").decode() == sealed
 
 
+def test_run_json_is_in_the_store_before_any_checkpoint(url, monkeypatch):
+    order, upload = [], RemoteFolder.upload
+    with open_run(scratch.local_path(url), RECORD) as run:
+        monkeypatch.setattr(
+            RemoteFolder, "upload", lambda self, *a: (order.append(a[1]), upload(self, *a))
+        )
+        write_checkpoint(run, 1)
+        (run.path / "checkpoints/OWNER.json").write_text("{}")
+        run.mirror.upload()
+        assert not order  # without run.json, another machine would take them for another run's
+        run.record_start(0)
+    assert order[0] == "run.json" and "checkpoints/1/state/leaf" in order
+
+
 def test_a_log_is_numbered_parts_and_is_written_anew_when_it_changes(url, monkeypatch):
     monkeypatch.setattr(mirror, "MAX_PARTS", 3)
     with open_run(scratch.local_path(url), RECORD) as run:

@@ -231,11 +231,11 @@ def crossover(config: ModelConfig, speed: ChipSpeed) -> tuple[str, int] | None:
     try:
         other = with_changes(config, {"layers": layers, "first_layers": ()})
         for length in LENGTHS:
-            here, there = (
+            seconds, other_seconds = (
                 product_seconds(compute_cost(c, length), speed, config.dtype)
                 for c in (config, other)
             )
-            if (there < here) == has_attention_only:
+            if (other_seconds < seconds) == has_attention_only:
                 return name, length
     except ConfigError:
         return None

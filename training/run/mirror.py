@@ -2,9 +2,9 @@
 
 The object store has the same files as a run folder, with two differences: logs are numbered parts
 (`metrics.parts/GENERATION-OFFSET`), because objects cannot grow, and LOCK is a folder. Objects that
-others seal come first: of a checkpoint, all files before MANIFEST.json; of the run, status.json
-last. A checkpoint is deleted in the opposite order. What a kill leaves is therefore a whole older
-state, and objects that no reader takes for a checkpoint.
+others seal come first, after run.json: of a checkpoint, all files before MANIFEST.json; of the run,
+status.json last. A checkpoint is deleted in the opposite order. What a kill leaves is therefore a
+whole older state, and objects that no reader takes for a checkpoint.
 
 The scratch folder of the last owner is the newest state, so that a run that was killed continues in
 it. Any other scratch folder is replaced by what the store has.
@@ -30,7 +30,7 @@ from training.run.remote_lock import RemoteLock
 LOGGER = logging.getLogger("isoflop")
 LOGS = ("metrics", "events")
 MANIFEST = "MANIFEST.json"
-STATUS = "status.json"
+RECORD, STATUS = "run.json", "status.json"
 TOKEN_FILE = ".owner"  # the token of the lock under which this scratch folder was written
 SYNC_SECONDS = 30.0  # seconds between two uploads, unless a checkpoint asks for one
 MAX_PARTS = 1000  # parts of a log after which it is written anew as one part
@@ -105,8 +105,13 @@ class RunMirror:
     def _upload(self) -> None:
         self.lock.check_now()
         paths = {path.relative_to(self.path).as_posix(): path for path in self._files()}
+        if RECORD not in paths:  # it says which run the other files belong to
+            return
         status = (self.path / STATUS).read_bytes() if STATUS in paths else None
         checkpoints = self._local_checkpoints()
+        for name in sorted(paths, key=lambda name: (name != RECORD, name)):
+            if name != STATUS:
+                self._upload_file(name, paths[name])
         for log in self._logs.values():
             log.upload()
         for step, manifest in checkpoints.items():
@@ -115,13 +120,14 @@ class RunMirror:
                 self._upload_checkpoint(step, manifest)
         for step in [step for step in self._manifests if step not in checkpoints]:
             self._delete_checkpoint(step)
-        for name, path in sorted(paths.items()):
-            version = (path.stat().st_size, path.stat().st_mtime_ns)
-            if name != STATUS and self._versions.get(name) != version:
-                self.remote.upload(path, name)
-                self._versions[name] = version
         if status is not None:
             self.remote.write(STATUS, status)
+
+    def _upload_file(self, name: str, path: Path) -> None:
+        version = (path.stat().st_size, path.stat().st_mtime_ns)
+        if self._versions.get(name) != version:
+            self.remote.upload(path, name)
+            self._versions[name] = version
 
     def _files(self) -> list[Path]:
         """Returns the files besides logs and checkpoints; those that a kill left are omitted."""
