@@ -34,6 +34,10 @@ class RunEvidence(NamedTuple):
     packages: str = ""  # Versions of the packages that compute.
     lossy_tokenizer: str = ""  # What a lossy tokenizer means; blank if it is lossless.
 
+    def with_contradictions(self, *contradictions: str) -> "RunEvidence":
+        """Returns this evidence with further contradictions."""
+        return self._replace(contradictions=(*self.contradictions, *contradictions))
+
 
 def read_evidence(
     run: CheckedFields,

@@ -112,9 +112,7 @@ def read_run(path: Path, folder: str, plans: Plans | None = None) -> RunRecord:
         DataError: if a file of it is missing, damaged, or of another format.
     """
     files = _HashedFiles(path)
-    run = parse_object(_require_file(files.read("run.json"), "run.json"), "run.json")
-    if run.count("format") != FORMAT:
-        raise DataError(f"run.json has format {run.count('format')}, this board reads {FORMAT}")
+    run = _read_run_json(files)
     status = parse_object(files.read("status.json") or b"{}", "status.json")
     metrics = series.increasing_steps(files.read("metrics.jsonl") or b"")
     events = parse_jsonl(files.read("events.jsonl") or b"", "events.jsonl")
@@ -132,14 +130,11 @@ def read_run(path: Path, folder: str, plans: Plans | None = None) -> RunRecord:
     evidence = read_evidence(
         *(run, settings, metrics, results, manifest), is_finished=state == "finished"
     )
-    plan, contradictions = plan_problems(study, settings, plans or {})
-    contradictions = (
-        *evidence.contradictions,
-        *find_inconsistencies(
-            *(run, status, metrics, events, results), is_finished=state == "finished"
-        ),
-        *contradictions,
+    inconsistencies = find_inconsistencies(
+        *(run, status, metrics, events, results), is_finished=state == "finished"
     )
+    plan, plan_contradictions = plan_problems(study, settings, plans or {})
+    run_tokens = _run_tokens(run, objective)
     return RunRecord(
         folder=folder,
         run_id=_require_text(run.text("run_id"), "run.json run_id"),
@@ -155,9 +150,7 @@ def read_run(path: Path, folder: str, plans: Plans | None = None) -> RunRecord:
         value=scores[metric][0] if state == "finished" and metric in scores else None,
         scores=scores if state == "finished" else {},
         parts=parts,
-        costs=series.read_costs(
-            *(run.section("cost"), settings, _run_tokens(run, objective), metrics, scores)
-        ),
+        costs=series.read_costs(run.section("cost"), settings, run_tokens, metrics, scores),
         exclusions=_exclusions(settings, events, state, study.axis),
         notes=_notes(events),
         steps=steps,
@@ -173,7 +166,7 @@ def read_run(path: Path, folder: str, plans: Plans | None = None) -> RunRecord:
         content_hash=files.digest,
         created=run.text("created", 40),
         plan=plan,
-        evidence=evidence._replace(contradictions=contradictions),
+        evidence=evidence.with_contradictions(*inconsistencies, *plan_contradictions),
     )
 
 
@@ -198,6 +191,13 @@ class _HashedFiles:
             self._hash.update(f"{'/'.join(parts)} {digest}\n".encode())
             self.content["/".join(parts)] = data
         return data
+
+
+def _read_run_json(files: _HashedFiles) -> CheckedFields:
+    run = parse_object(_require_file(files.read("run.json"), "run.json"), "run.json")
+    if run.count("format") != FORMAT:
+        raise DataError(f"run.json has format {run.count('format')}, this board reads {FORMAT}")
+    return run
 
 
 def _require_file(data: bytes | None, name: str) -> bytes:
