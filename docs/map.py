@@ -31,8 +31,13 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Architectures",
         "arch",
-        "model part config pattern stack block sequence sharding part_cost cost scaling "
+        "model part config pattern stack block sequence sharding part_cost scaling "
         "weighted_sum layer_outputs",
+    ),
+    (
+        "Cost",
+        "arch/cost",
+        "totals",
     ),
     (
         "Mixers",
@@ -85,7 +90,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Data",
         "data",
-        "sources input_files text_files splits tokenizers build_store store packing loader "
+        "sources input_files text_files splits tokenizers framing build_store store packing loader "
         "split_overlap round_trip text_pairs text_rows loss_weights arrow_files hf_datasets fetch "
         "progress",
     ),
@@ -93,6 +98,11 @@ ROOMS: list[tuple[str, str, str]] = [
         "Chats",
         "data/chats",
         "templates program marked_text",
+    ),
+    (
+        "Files of published models",
+        "data/published",
+        "model_files special_ids json_tokenizer hub_files",
     ),
     (
         "Preparing text",
@@ -104,13 +114,13 @@ ROOMS: list[tuple[str, str, str]] = [
         "Settings",
         "settings",
         "types changes tree cli flag_values flag_parser command run_json descriptions renames "
-        "lazy json_types",
+        "lazy json_types json_files",
     ),
     (
         "The run folder",
         "training/run",
-        "folder open_folder mirror remote_lock metrics_file seal atomic_io lock resume_check provenance log console trackers "
-        "tracker_worker cli_errors",
+        "folder open_folder metrics_file seal atomic_io lock mirror remote_lock resume_check "
+        "provenance log console trackers tracker_worker cli_errors",
     ),
     (
         "Checkpoints",
@@ -130,8 +140,8 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Evaluation",
         "eval",
-        "task harness split_part load_run progress again generate text_generation prompts likelihood "
-        "features framing length_buckets",
+        "task harness split_part load_run progress again generate text_generation prompts "
+        "likelihood features framing length_buckets",
     ),
     (
         "Evaluation tasks",
@@ -175,7 +185,8 @@ ROOMS: list[tuple[str, str, str]] = [
         "Records",
         "protocol/records",
         "load run_record safe_read series seals study_record plan_file scores run_evidence "
-        "run_consistency contradictions inert_settings external_results duplicates comparability metrics",
+        "run_consistency contradictions inert_settings external_results duplicates comparability "
+        "metrics",
     ),
     (
         "The board",
@@ -186,9 +197,9 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Published families",
         "hub",
-        "run checkpoint hf_config family tensor_transforms name_binding safetensors_io "
-        "rotary layer_types config_equivalence reference_outputs vocabulary model_card "
-        "download",
+        "run checkpoint hf_config config_limits harmless_keys family tensor_transforms "
+        "name_binding safetensors_io rotary layer_types config_equivalence reference_outputs "
+        "vocabulary model_card download",
     ),
 ]
 

@@ -222,16 +222,16 @@ def _run_record(
     program: TrainProgram, data: Data, flags: JsonObject, study: JsonObject
 ) -> JsonObject:
     cost = accounting.model_cost(program.settings)
+    meter = EnergyMeter.of_machine(program.mesh.devices.flatten().tolist())
     record = provenance.make_run_record(
         settings=as_json(program.settings),
         fingerprints={"data": data.fingerprint, "tokenizer": data.tokenizer.fingerprint},
         cost=accounting.cost_record(cost, program.settings),
         mesh=dict(program.mesh.shape),
         flags=flags,
+        data={"decodes_back": data.decodes_back},
+        energy=meter.description if meter else "unknown: the power of a device is not known",
     )
-    record["data"] = {"decodes_back": data.decodes_back}
-    meter = EnergyMeter.of_machine(program.mesh.devices.flatten().tolist())
-    record["energy"] = meter.description if meter else "unknown: the power of a device is not known"
     return record | ({"study": study} if study else {})
 
 

@@ -59,9 +59,14 @@ def make_run_record(
     cost: Mapping[str, object],
     mesh: Mapping[str, int],
     flags: Mapping[str, object],
+    data: Mapping[str, object] | None = None,
+    energy: str = "",
     command: Sequence[str] | None = None,
 ) -> JsonObject:
-    """Returns the content of run.json for a new run; `fingerprints` are of data and tokenizer."""
+    """Returns the content of run.json for a new run.
+
+    `fingerprints` are of data and tokenizer; `energy` says how the energy of training is known.
+    """
     devices = jax.devices()
     record = {
         "format": RUN_FORMAT,
@@ -71,6 +76,7 @@ def make_run_record(
         "flags": flags,
         "settings": settings,
         "fingerprints": fingerprints,
+        "data": data or {},
         "cost": cost,
         "code": code_version(),
         "packages": package_versions(),
@@ -84,6 +90,7 @@ def make_run_record(
         },
         "mesh": mesh,
         "environment": environment_variables(),
+        "energy": energy,
     }
     return redact(to_json_value(record))
 

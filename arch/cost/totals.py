@@ -1,0 +1,239 @@
+"""The cost of a model: parameters, model and executed FLOPs per token, and state bytes.
+
+Every part computes its own cost (`arch/part_cost.py`). This module adds the costs up.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from arch.block import Block
+from arch.config import CHANNELS, ModelConfig, mixer_class
+from arch.layers.embedding import Embedding, OutputHead
+from arch.layers.norms import Norm
+from arch.layers.pooler import Pooler
+from arch.layers.positions import RelativePositionBias
+from arch.mixers.attention import Attention
+from arch.mixers.bidirectional import Bidirectional
+from arch.part_cost import CostContext, PartCost, TermFlops
+from arch.pattern import LayerLayout
+from arch.sequence import View
+
+OBJECTIVE = "objective"  # The part of the objective's weights (see `add_objective_cost`).
+NON_BLOCK_PARTS = ("embedding", "head", OBJECTIVE)  # Parts that non-embedding totals exclude.
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """The cost of one token in the forward pass.
+
+    The keys of `terms` are `part.term`; the layers with the same part are added up.
+    """
+
+    params: int
+    active_params: int
+    model_flops: float
+    executed_flops: float
+    terms: dict[str, TermFlops]
+    parts: dict[str, int]  # Parameters by part.
+    recomputed_flops: float  # Executed FLOPs that the backward pass repeats (`model.remat`).
+    state_bytes: int  # Bytes of the decoding state of one row of `length` tokens.
+
+    @property
+    def non_embedding_params(self) -> int:
+        """The parameters, of which those of embedding, head and objective are excluded."""
+        return self.params - sum(self.parts.get(name, 0) for name in NON_BLOCK_PARTS)
+
+    @property
+    def active_non_embedding_params(self) -> int:
+        """The non-embedding parameters that one token uses."""
+        return self.active_params - (self.params - self.non_embedding_params)
+
+    @property
+    def non_embedding_flops(self) -> float:
+        """The model FLOPs, of which those of the head and the objective are excluded."""
+        objective_flops = sum(
+            flops.model for name, flops in self.terms.items() if _part_of_term(name) == OBJECTIVE
+        )
+        return self.model_flops - self.head_flops - objective_flops
+
+    @property
+    def head_flops(self) -> float:
+        """The model FLOPs that the logits need."""
+        return self.terms["head.logits"].model
+
+    @property
+    def training_flops(self) -> float:
+        """The model FLOPs that the forward and backward passes need."""
+        return 3 * self.model_flops
+
+
+def compute_cost(
+    config: ModelConfig,
+    length: int,
+    *,
+    view: View = "causal",
+    source_length: int = 0,
+    logit_fraction: float = 1.0,
+) -> Cost:
+    """Computes the cost per token of a model on rows of `length` tokens.
+
+    Args:
+        config: the model; `vocab_size` must be set.
+        length: tokens per row; for an encoder-decoder, per row of the decoder.
+        view: the view of the rows.
+        source_length: prefix tokens under the view "prefix", or tokens of the encoder.
+        logit_fraction: the share of the tokens for which logits are computed.
+    """
+    itemsize = jnp.dtype(config.dtype).itemsize
+    has_encoder = config.encoder.depth > 0
+    context = CostContext(length, view, source_length, itemsize)
+    part_costs = _layer_costs(config, config.layer_layout(), context, has_encoder)
+    D, V = config.width, config.padded_vocab_size
+    embedding = Embedding.params(V, D, config.embed, config.positions, config.norm)
+    norms = _norm_params(config, config.layer_layout(), has_encoder)
+    heads = config.num_relative_heads()
+    relative = RelativePositionBias.params(heads, config.positions) if heads else 0
+    if has_encoder:
+        part_costs += _encoder_costs(config, length, source_length, itemsize)
+        norms += _norm_params(config, config.encoder_layout(), False)
+        relative *= 2
+    head = OutputHead.params(V, D, config.head, config.embed, config.norm)
+    pooler = Pooler.params(D, config.pooler)  # No objective runs it, so it has no FLOPs.
+    terms = _sum_terms(part_costs)
+    model, executed = (
+        OutputHead.flops(n, D, config.head, config.embed) for n in (config.vocab_size, V)
+    )
+    terms["head.logits"] = TermFlops(logit_fraction * model, logit_fraction * executed)
+    if config.embed.factorized_width:
+        embedded_tokens = 1 + source_length / length if has_encoder and length else 1.0
+        flops = 2.0 * D * config.embed.factorized_width * embedded_tokens
+        terms["embedding.projection"] = TermFlops(flops, flops)
+    parts = {"embedding": embedding}
+    for name, part_cost in part_costs:
+        parts[name] = parts.get(name, 0) + part_cost.params
+    parts |= {"norms": norms, "head": head} | ({"relative": relative} if relative else {})
+    parts |= {"pooler": pooler} if pooler else {}
+    shared = embedding + norms + head + relative + pooler
+    return Cost(
+        params=sum(parts.values()),
+        active_params=shared + sum(part_cost.active_params for _, part_cost in part_costs),
+        model_flops=sum(flops.model for flops in terms.values()),
+        executed_flops=sum(flops.executed for flops in terms.values()),
+        terms=terms,
+        parts=parts,
+        recomputed_flops=_recomputed_flops(config, terms),
+        state_bytes=sum(part_cost.state_bytes for _, part_cost in part_costs),
+    )
+
+
+def add_objective_cost(cost: Cost, objective_cost: PartCost) -> Cost:
+    """Returns `cost` with the cost per token of the objective's own weights added."""
+    terms = {f"{OBJECTIVE}.{name}": flops for name, flops in objective_cost.terms.items()}
+    return dataclasses.replace(
+        cost,
+        params=cost.params + objective_cost.params,
+        active_params=cost.active_params + objective_cost.active_params,
+        model_flops=cost.model_flops + sum(flops.model for flops in terms.values()),
+        executed_flops=cost.executed_flops + sum(flops.executed for flops in terms.values()),
+        terms=cost.terms | terms,
+        parts=cost.parts | ({OBJECTIVE: objective_cost.params} if objective_cost.params else {}),
+    )
+
+
+def mean_cost(costs: Sequence[Cost], shares: Sequence[float]) -> Cost:
+    """Returns the mean cost per token of one model under several objectives.
+
+    FLOPs are averaged with the weights `shares`. The model's parameters count once; the parameters
+    of the objectives are added up.
+    """
+    pairs = list(zip(costs, shares, strict=True))
+
+    def term(name: str) -> TermFlops:
+        flops = (cost.terms[name].times(share) for cost, share in pairs if name in cost.terms)
+        return functools.reduce(TermFlops.plus, flops)
+
+    objective_params = sum(cost.parts.get(OBJECTIVE, 0) for cost in costs)
+    extra_params = objective_params - costs[0].parts.get(OBJECTIVE, 0)
+    return dataclasses.replace(
+        costs[0],
+        params=costs[0].params + extra_params,
+        active_params=costs[0].active_params + extra_params,
+        parts=costs[0].parts | ({OBJECTIVE: objective_params} if objective_params else {}),
+        recomputed_flops=sum(share * cost.recomputed_flops for cost, share in pairs),
+        model_flops=sum(share * cost.model_flops for cost, share in pairs),
+        executed_flops=sum(share * cost.executed_flops for cost, share in pairs),
+        terms={name: term(name) for cost in costs for name in cost.terms},
+    )
+
+
+def _layer_costs(
+    config: ModelConfig, layout: LayerLayout, context: CostContext, has_cross_attention: bool
+) -> list[tuple[str, PartCost]]:
+    """Returns the cost of each use of a part in a stack, with the part's name."""
+    costs, D = [], config.width
+    for layer in layout.layer_specs():
+        mixer_config, mixer = config.part_config(*layer[:2]), mixer_class(layer.mixer)
+        mixer_cost = mixer.cost(D, mixer_config, context)
+        is_one_way = "bidirectional" not in mixer.supported_views(mixer_config)
+        if is_one_way and config.bidirectional.weights != "none":
+            mixer_cost = Bidirectional.cost(mixer_cost, D, config.bidirectional, context)
+        costs.append((layer.mixer, mixer_cost))
+        channel_config = config.part_config(*layer[2:])
+        costs.append((layer.channel, CHANNELS[layer.channel].cost(D, channel_config, context)))
+        if has_cross_attention:
+            costs.append(
+                ("cross_attention", Attention.cross_cost(D, config.cross_attention, context))
+            )
+    return costs
+
+
+def _encoder_costs(
+    config: ModelConfig, length: int, source_length: int, itemsize: int
+) -> list[tuple[str, PartCost]]:
+    """Returns the encoder's costs per token of the decoder, of which a row has `length`."""
+    share = source_length / length if length else 0.0
+    costs = []
+    context = CostContext(source_length, "bidirectional", 0, itemsize)
+    for name, cost in _layer_costs(config, config.encoder_layout(), context, False):
+        terms = {term: flops.times(share) for term, flops in cost.terms.items()}
+        costs.append((f"encoder.{name}", PartCost(cost.params, cost.active_params, terms)))
+    return costs
+
+
+def _norm_params(config: ModelConfig, layout: LayerLayout, has_cross_attention: bool) -> int:
+    params = sum(
+        Block.params(config.width, config.block, config.norm, layer.channel, has_cross_attention)
+        for layer in layout.layer_specs()
+    )
+    params -= config.block.skip_first_norm * Norm.params(config.width, config.norm)
+    return params + config.final_norm * Norm.params(config.width, config.norm)
+
+
+def _sum_terms(part_costs: list[tuple[str, PartCost]]) -> dict[str, TermFlops]:
+    terms: dict[str, TermFlops] = {}
+    for name, part_cost in part_costs:
+        for term, flops in part_cost.terms.items():
+            key = f"{name}.{term}"
+            terms[key] = terms[key].plus(flops) if key in terms else flops
+    return terms
+
+
+def _recomputed_flops(config: ModelConfig, terms: dict[str, TermFlops]) -> float:
+    """Returns the executed FLOPs of the blocks that the backward pass repeats.
+
+    With "full" these are all of them, otherwise those that are not a product with a weight. They
+    include the last product of a block, whose result the backward pass does not need, although a
+    compiler may omit it.
+    """
+    if config.remat == "none":
+        return 0.0
+    blocks = [flops for name, flops in terms.items() if _part_of_term(name) not in NON_BLOCK_PARTS]
+    repeated = [f for f in blocks if config.remat == "full" or f.elementwise or f.batched]
+    return sum(flops.executed for flops in repeated)
+
+
+def _part_of_term(term: str) -> str:
+    return term.partition(".")[0]
