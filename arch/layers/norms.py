@@ -73,7 +73,7 @@ def gated_rms_norm(
     scale: Float[Array, " C"],
     eps: float,
     groups: int,
-    norm_first: bool = False,
+    norm_first: bool,
 ) -> Float[Array, "... C"]:
     """Computes RMSNorm of x silu(gate) in `groups` groups of channels (arXiv:2405.21060).
 

@@ -237,12 +237,18 @@ def name_map(config: ModelConfig) -> tuple[TensorMap, ...]:
 
 DEEPSEEK_V2 = HfFamily(
     *("deepseek_v2", "DeepseekV2ForCausalLM", read_v2, write_v2, name_map),
+    hf_defaults={"n_shared_experts": 2, "q_lora_rank": 1536},
     prefix="model.",
     tied_tensors=TIED_EMBEDDING,
 )
 DEEPSEEK_V3 = HfFamily(
     *("deepseek_v3", "DeepseekV3ForCausalLM", read_v3, write_v3, name_map),
-    hf_defaults={"first_k_dense_replace": 3, "routed_scaling_factor": 2.5, "n_shared_experts": 1},
+    hf_defaults={
+        "first_k_dense_replace": 3,
+        "routed_scaling_factor": 2.5,
+        "n_shared_experts": 1,
+        "q_lora_rank": 1536,
+    },
     prefix="model.",
     # The weights of layer 61 predict the token after the next one.
     ignored_tensors=(r".*rotary_emb\.inv_freq", r"model\.layers\.61\..*"),

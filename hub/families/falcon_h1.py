@@ -100,7 +100,7 @@ def _read_mamba(hf: HfConfig, eps: float) -> Mamba2Config:
         dt_limit_min=low,
         dt_limit_max=high,
         norm_eps=eps,
-        norm=norm if hf.get("mamba_rms_norm", True) else "none",
+        norm=norm if hf.get("mamba_rms_norm", False) else "none",
         in_scales=tuple(hf.get("ssm_multipliers", (1.0,) * 5)),
     )
 

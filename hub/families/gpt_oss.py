@@ -97,7 +97,12 @@ def name_map(config: ModelConfig) -> tuple[TensorMap, ...]:
 
 GPT_OSS = HfFamily(
     *("gpt_oss", "GptOssForCausalLM", read, write, name_map),
-    hf_defaults={"num_key_value_heads": 8, "head_dim": 64, "rms_norm_eps": 1e-5},
+    hf_defaults={
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 150000.0,
+    },
     prefix="model.",
     tied_tensors=TIED_EMBEDDING,
 )

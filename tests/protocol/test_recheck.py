@@ -73,7 +73,8 @@ def test_the_tables_of_inert_settings_are_those_of_the_code():
     from arch.config import CHANNELS, MIXERS, ModelConfig
     from training.settings import Settings
 
-    sections = {name for name in (*MIXERS, *CHANNELS) if hasattr(ModelConfig(), name)}
+    names = (*MIXERS, *CHANNELS, "side_by_side")
+    sections = {name for name in names if hasattr(ModelConfig(), name)}
     assert sections == {*PART_SECTIONS}
     optimizer = Settings().optimizer
     assert all(hasattr(optimizer, name) for name in OPTIMIZER_READERS)

@@ -31,7 +31,7 @@ def meter():
     made = StepMetrics.__new__(StepMetrics)
     made._batches, made._device = types.SimpleNamespace(**counts), device
     made._flops_per_token, made._tokens_per_step, made._peak_flops = 1.0, 2, None
-    made._bits_per_byte = 1.0
+    made._bits_per_byte, made._energy = 1.0, None
     made._pending, made._totals, made._num_steps = [], {}, 0
     made._start, made._paused, made._waited = 0.0, 0.0, 0.0
     del mesh, settings
