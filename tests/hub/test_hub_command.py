@@ -34,6 +34,19 @@ def test_a_folder_is_staged_whole_or_not_at_all(tmp_path):
                 write(path)
 
 
+def test_the_stage_of_a_killed_process_is_deleted_and_that_of_a_live_one_is_not(tmp_path):
+    dead = tmp_path / ".stage.dead"
+    dead.mkdir()
+    (dead / "half").write_text("x")
+    with staged_folder(tmp_path) as first:
+        assert not dead.exists()
+        (first / "a").write_text("1")
+        with staged_folder(tmp_path) as second:
+            (second / "b").write_text("2")
+        assert (first / "a").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
 def test_an_export_that_fails_leaves_no_part_of_it(tmp_path, monkeypatch):
     model, config, _ = hub.load(goldens.FOLDER / "llama3")
     write_file = safetensors_io._write_file

@@ -6,6 +6,7 @@ which `from_json_number` converts back. Links inside a run folder are never foll
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import math
@@ -32,6 +33,7 @@ RESERVED_NAMES = {
     "nul",
     *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10)),
 }
+STAGE_PREFIX = ".stage."  # of the folder whose files appear together
 GLOB_CHARACTERS = "*?[]\\"
 NONFINITE_STRINGS = ("NaN", "Infinity", "-Infinity")
 MAX_JSON_BYTES = 64 * 2**20  # maximum size of a JSON file
@@ -287,20 +289,40 @@ def check_writable(folder: Path) -> None:
 def staged_folder(target: Path) -> Generator[Path, None, None]:
     """Yields an empty folder whose files move to the folder `target` when the body ends.
 
-    If the body fails, its files are deleted, and `target` is as it was before, or empty.
+    If the body fails, its files are deleted, and `target` is as it was before, or empty. A process
+    that was killed leaves its folder, which the next call for `target` deletes.
 
     Raises:
         OSError: as a DiskError, if the files cannot be written or moved.
     """
-    stage = target / f".stage.{os.getpid()}.tmp"
     with disk_errors(target):
-        stage.mkdir(parents=True)
+        target.mkdir(parents=True, exist_ok=True)
+        for path in target.glob(f"{STAGE_PREFIX}*"):
+            with contextlib.suppress(OSError), _locked_folder(path):  # locked: its owner is alive
+                shutil.rmtree(path, ignore_errors=True)
+        stage = Path(tempfile.mkdtemp(prefix=STAGE_PREFIX, dir=target))
         try:
-            yield stage
-            for path in sorted(stage.iterdir()):
-                os.replace(path, target / path.name)
+            with _locked_folder(stage):
+                yield stage
+                for path in sorted(stage.iterdir()):
+                    os.replace(path, target / path.name)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked_folder(path: Path) -> Generator[None, None, None]:
+    """Holds the lock of a folder, which ends with its process.
+
+    Raises:
+        BlockingIOError: if a process that is alive holds it.
+    """
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(folder)
 
 
 def sync_folder(path: Path) -> None:
