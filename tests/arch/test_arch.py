@@ -435,7 +435,8 @@ def stretched(options, style):
 def _gated(case, options, t):
     if options.get("norm_before_gate"):
         return {}
-    return {"y": gated_rms_norm(*(t["x"], t["z"], t["w"]), options["eps"], options["groups"], False)}
+    inputs = t["x"], t["z"], t["w"]
+    return {"y": gated_rms_norm(*inputs, options["eps"], options["groups"], False)}
 
 
 CHECKS = {"norms": _norm, "activations": _activation, "rope": _rope, "gated_rmsnorm": _gated}

@@ -177,7 +177,9 @@ def test_missing_specials_are_minus_one_and_refused_by_need(tmp_path):
     assert tokenizer.vocab_size == 7  # ids may have gaps
     assert tokenizer.specials == Specials(-1, -1, -1, -1, -1, -1, (), (), unk=0)
     assert tokenizer.non_text_ids.tolist() == [0, 1, 2, 3, 4, 5]  # "a" is the unknown token
-    with pytest.raises(DataError, match=r"needs the token 'mask'.*mask_token in tokenizer_config.json.*<\|mask\|>"):
+    with pytest.raises(
+        DataError, match=r"needs the token 'mask'.*mask_token in tokenizer_config.json.*<\|mask\|>"
+    ):
         tokenizer.specials.require("mask", needed_by="masked_lm")
 
 
