@@ -16,7 +16,7 @@ PS = jax.P
 
 def with_beta(q, k, v, g, beta, **options):
     """Runs the delta rule with one gate; a g for a head is Gated DeltaNet, for a channel KDA."""
-    g, beta = g.reshape(*g.shape[:3], -1), beta[..., None]
+    g, beta = g if g.ndim == 4 else g[..., None], beta[..., None]
     return delta_rule.delta_rule(q, k, v, g, beta, beta, **options)
 
 
