@@ -15,7 +15,7 @@ from arch.layers.norms import NormConfig
 from arch.layers.pooler import PoolerConfig
 from arch.layers.positions import PositionsConfig
 from arch.mixers.attention import Attention, AttentionConfig
-from arch.mixers.bidirectional import BidirectionalConfig
+from arch.mixers.bidirectional import BidirectionalConfig, mixer_views
 from arch.mixers.delta_product import DeltaProduct, DeltaProductConfig
 from arch.mixers.gated_conv import GatedConv, GatedConvConfig
 from arch.mixers.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
@@ -165,7 +165,7 @@ class ModelConfig:
             names = tuple(name.split("&"))
             configs = tuple(self.part_config(*pair) for pair in split_mixers(name, variant))
             classes = tuple(MIXERS[mixer] for mixer in names)
-            return SideBySideParts(names, classes, configs, self.side_by_side)
+            return SideBySideParts(names, classes, configs, self.side_by_side, self.bidirectional)
         sections = {field.name for field in dataclasses.fields(self)}
         base = getattr(self, name) if name in sections else None
         if not variant:
@@ -199,11 +199,10 @@ class ModelConfig:
 
     def layer_supported_views(self, layer: LayerSpec) -> dict[View, str]:
         """Returns the views that one layer supports, with "full" or "causal" for each."""
-        mixer = mixer_class(layer.mixer).supported_views(self.part_config(*layer[:2]))
-        if "bidirectional" not in mixer and self.bidirectional.weights != "none":
-            mixer = {**mixer, "bidirectional": "full"}
+        mixer_config = self.part_config(*layer[:2])
         return intersect_views(
-            mixer, CHANNELS[layer.channel].supported_views(self.part_config(*layer[2:]))
+            mixer_views(mixer_class(layer.mixer), mixer_config, self.bidirectional),
+            CHANNELS[layer.channel].supported_views(self.part_config(*layer[2:])),
         )
 
     def aux_losses(self) -> dict[str, float]:

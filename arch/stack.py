@@ -18,9 +18,9 @@ from arch.layers.dropout import maybe_split_key
 from arch.layers.norms import Norm
 from arch.layers.positions import RelativePositionBias
 from arch.mixers.attention import Attention
-from arch.mixers.bidirectional import Bidirectional
+from arch.mixers.bidirectional import make_mixer
 from arch.mixers.kv_cache import KVCache
-from arch.part import Memory, Mixer
+from arch.part import Memory
 from arch.pattern import LayerLayout, LayerSpec
 from arch.sequence import SequenceInfo
 from arch.sharding import stack_modules
@@ -254,16 +254,11 @@ def _make_block(
     D, keys = config.width, jax.random.split(key, 3)
     scale = (2 * depth) ** -0.5  # Keeps the size of the residual stream (GPT-2, section 2.3).
     mixer_config = config.part_config(layer.mixer, layer.mixer_variant)
-    class_ = mixer_class(layer.mixer)
-    mixer: Mixer | Bidirectional
-    if config.bidirectional.weights == "none" or "bidirectional" in class_.supported_views(
-        mixer_config
-    ):
-        mixer = class_(D, mixer_config, key=keys[0], scale=scale)
-    else:
-        mixer = Bidirectional(
-            class_, D, mixer_config, config.bidirectional, key=keys[0], scale=scale
-        )
+    mixer = make_mixer(
+        *(mixer_class(layer.mixer), D, mixer_config, config.bidirectional),
+        key=keys[0],
+        scale=scale,
+    )
     channel_config = config.part_config(layer.channel, layer.channel_variant)
     return Block(
         *(D, config.block, config.norm, mixer),

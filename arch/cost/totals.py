@@ -16,7 +16,7 @@ from arch.layers.norms import Norm
 from arch.layers.pooler import Pooler
 from arch.layers.positions import RelativePositionBias
 from arch.mixers.attention import Attention
-from arch.mixers.bidirectional import Bidirectional
+from arch.mixers.bidirectional import mixer_cost
 from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.pattern import LayerLayout
 from arch.sequence import View
@@ -175,12 +175,9 @@ def _layer_costs(
     """Returns the cost of each use of a part in a stack, with the part's name."""
     costs, D = [], config.width
     for layer in layout.layer_specs():
-        mixer_config, mixer = config.part_config(*layer[:2]), mixer_class(layer.mixer)
-        mixer_cost = mixer.cost(D, mixer_config, context)
-        is_one_way = "bidirectional" not in mixer.supported_views(mixer_config)
-        if is_one_way and config.bidirectional.weights != "none":
-            mixer_cost = Bidirectional.cost(mixer_cost, D, config.bidirectional, context)
-        costs.append((layer.mixer, mixer_cost))
+        mixer, mixer_config = mixer_class(layer.mixer), config.part_config(*layer[:2])
+        cost = mixer_cost(mixer, D, mixer_config, config.bidirectional, context)
+        costs.append((layer.mixer, cost))
         channel_config = config.part_config(*layer[2:])
         costs.append((layer.channel, CHANNELS[layer.channel].cost(D, channel_config, context)))
         if has_cross_attention:

@@ -16,7 +16,7 @@ from arch.layers.dropout import maybe_split_key
 from arch.layers.linear import linear
 from arch.part import Memory, Mixer
 from arch.part_cost import CostContext, PartCost, TermFlops
-from arch.sequence import SequenceInfo
+from arch.sequence import SequenceInfo, View
 from arch.sharding import P, make_matrix
 from settings.types import config
 
@@ -103,3 +103,48 @@ class Bidirectional(nnx.Module):
         if is_gated:
             terms["gate"] = TermFlops(2.0 * gate, 2.0 * gate)
         return PartCost(params, active, terms, one_way_cost.state_bytes)
+
+
+def make_mixer(
+    mixer_class: type[Mixer],
+    D: int,
+    mixer_config: object,
+    cfg: BidirectionalConfig,
+    *,
+    key: Array,
+    scale: float = 1.0,
+) -> "Mixer | Bidirectional":
+    """Returns a mixer, which runs in both directions if it reads one and `cfg` asks for it."""
+    if _needs_second_direction(mixer_class, mixer_config, cfg):
+        return Bidirectional(mixer_class, D, mixer_config, cfg, key=key, scale=scale)
+    return mixer_class(D, mixer_config, key=key, scale=scale)
+
+
+def mixer_views(
+    mixer_class: type[Mixer], mixer_config: object, cfg: BidirectionalConfig
+) -> dict[View, str]:
+    """Returns the views of what `make_mixer` makes, with "full" or "causal" for each."""
+    views = mixer_class.supported_views(mixer_config)
+    is_added = _needs_second_direction(mixer_class, mixer_config, cfg)
+    return {**views, "bidirectional": "full"} if is_added else views
+
+
+def mixer_cost(
+    mixer_class: type[Mixer],
+    D: int,
+    mixer_config: object,
+    cfg: BidirectionalConfig,
+    context: CostContext,
+) -> PartCost:
+    """Returns the cost of what `make_mixer` makes."""
+    cost = mixer_class.cost(D, mixer_config, context)
+    if _needs_second_direction(mixer_class, mixer_config, cfg):
+        return Bidirectional.cost(cost, D, cfg, context)
+    return cost
+
+
+def _needs_second_direction(
+    mixer_class: type[Mixer], mixer_config: object, cfg: BidirectionalConfig
+) -> bool:
+    views = mixer_class.supported_views(mixer_config)
+    return cfg.weights != "none" and "bidirectional" not in views

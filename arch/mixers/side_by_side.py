@@ -14,6 +14,12 @@ from jaxtyping import Array, Float, PyTree
 
 from arch.layers.dropout import maybe_split_key
 from arch.layers.norms import rms_norm
+from arch.mixers.bidirectional import (
+    BidirectionalConfig,
+    make_mixer,
+    mixer_cost,
+    mixer_views,
+)
 from arch.mixers.kv_cache import KVCache
 from arch.part import Memory, Mixer
 from arch.part_cost import CostContext, PartCost, TermFlops
@@ -47,6 +53,7 @@ class SideBySideParts:
     classes: tuple[type[Mixer], ...]
     configs: tuple[object, ...]
     cfg: SideBySideConfig
+    bidirectional: BidirectionalConfig  # The second direction of those that read only one.
 
     def __post_init__(self) -> None:
         """Checks the factors.
@@ -75,7 +82,7 @@ class SideBySide(nnx.Module):
         keys = jax.random.split(key, len(cfg.names))
         self.parts = cfg
         self.mixers = nnx.List(
-            mixer(D, part, key=k, scale=scale)
+            make_mixer(mixer, D, part, cfg.bidirectional, key=k, scale=scale)
             for mixer, part, k in zip(cfg.classes, cfg.configs, keys, strict=True)
         )
         if cfg.cfg.merge == "norm_mean":
@@ -123,7 +130,7 @@ class SideBySide(nnx.Module):
         """Returns the views that all mixers support."""
         views = ALL_VIEWS
         for mixer, part in zip(cfg.classes, cfg.configs, strict=True):
-            views = intersect_views(views, mixer.supported_views(part))
+            views = intersect_views(views, mixer_views(mixer, part, cfg.bidirectional))
         return views
 
     @staticmethod
@@ -143,7 +150,7 @@ class SideBySide(nnx.Module):
         for i, (name, mixer, part) in enumerate(
             zip(cfg.names, cfg.classes, cfg.configs, strict=True)
         ):
-            cost = mixer.cost(D, part, context)
+            cost = mixer_cost(mixer, D, part, cfg.bidirectional, context)
             params, active = params + cost.params, active + cost.active_params
             state_bytes += cost.state_bytes
             name = name if cfg.names.count(name) == 1 else f"{name}{i}"
