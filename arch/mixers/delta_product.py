@@ -9,23 +9,21 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from arch.layers.activations import gate
 from arch.layers.linear import linear
-from arch.layers.norms import rms_norm
 from arch.mixers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
 from arch.mixers.memory_heads import (
     ConvHeads,
+    MatrixMemory,
     MemoryState,
     head_widths,
+    memory_cost,
     memory_terms,
     unit_length,
 )
-from arch.part import Memory
-from arch.part_cost import CostContext, PartCost, TermFlops
-from arch.sequence import CAUSAL_ONLY, SequenceInfo, View
+from arch.part_cost import CostContext, PartCost
 from arch.sharding import P, make_matrix, make_param, make_vector
 from ops.recurrent.delta_rule import delta_rule
 from settings.types import NonNegativeInt, PositiveFloat, PositiveInt, config
@@ -59,7 +57,7 @@ class DeltaProductConfig:
         return head_widths(D, "delta_product", "key_dim", self.heads, self.key_dim, self.value_dim)
 
 
-class DeltaProduct(nnx.Module):
+class DeltaProduct(MatrixMemory[DeltaProductConfig]):
     """A mixer (see `arch/part.py`) with a state [K Kv] per head and several steps a token."""
 
     def __init__(self, D: int, cfg: DeltaProductConfig, *, key: Array, scale: float = 1.0):
@@ -76,18 +74,11 @@ class DeltaProduct(nnx.Module):
         self.norm = make_vector(Kv, 1.0)
         self.w_out = make_matrix(keys[6], (H * Kv, D), P("model", "data"), scale)
 
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        seq: SequenceInfo,
-        *,
-        state: MemoryState | None = None,
-        memory: Memory | None = None,
-        key: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], MemoryState | None]:
-        """Runs the delta rule over each document, from `state` if there is one."""
+    def update(
+        self, x: Float[Array, "B T D"], reset: Bool[Array, "B T"], state: MemoryState | None
+    ) -> tuple[Float[Array, "B T H Kv"], tuple[Array, ...], Float[Array, "B H K Kv"]]:
+        """Runs the recurrence over each document, from `state` if there is one."""
         cfg, K, n = self.cfg, self.head_shape[1], self.cfg.householder_steps
-        reset = seq.resets(None if state is None else state.last_segment)
         prev = None if state is None else state.convs
         (q, k, v), convs = self.qkv(x, reset, prev, cfg.implementation)
         g = -jnp.exp(self.log_a[...]) * softplus_dt(linear(x, self.w_dt[...]), self.b_dt[...])
@@ -104,47 +95,35 @@ class DeltaProduct(nnx.Module):
             chunk_size=cfg.chunk_size,
             implementation=cfg.implementation,
         )
-        y = rearrange(rms_norm(y, self.norm[...], cfg.norm_eps), "b t h v -> b t (h v)")
-        y = linear(gate(y, linear(x, self.w_gate[...]), "silu"), self.w_out[...])
-        if state is None:
-            return y, None
-        return y, MemoryState(convs, new_state, seq.last_segment(state.last_segment))
+        return y, convs, new_state
 
-    def init_state(self, batch_size: int, max_length: int, dtype: jnp.dtype) -> MemoryState:
-        """Returns an empty state for `batch_size` rows."""
-        state = jnp.zeros((batch_size, *self.head_shape), jnp.promote_types(dtype, jnp.float32))
-        convs = self.qkv.init_state(batch_size, dtype)
-        return MemoryState(convs, state, jnp.zeros((batch_size,), jnp.int32))
+    def gate_output(
+        self, y: Float[Array, "B T C"], x: Float[Array, "B T D"]
+    ) -> Float[Array, "B T C"]:
+        """Returns the normed outputs times a gate for each channel."""
+        return gate(y, linear(x, self.w_gate[...]), "silu")
 
-    @staticmethod
-    def supported_views(cfg: DeltaProductConfig) -> dict[View, str]:
-        """Returns the causal views, since it reads rows in one direction."""
-        return CAUSAL_ONLY
-
-    @staticmethod
-    def tp_dims(D: int, cfg: DeltaProductConfig) -> dict[str, int]:
-        """Returns the dimensions that tensor parallelism splits."""
-        return {"heads": cfg.head_shape(D)[0]}
+    def init_convs(self, batch_size: int, dtype: jnp.dtype) -> tuple[Array, ...]:
+        """Returns the inputs of the convolutions before the first token: zeros."""
+        return self.qkv.init_state(batch_size, dtype)
 
     @staticmethod
     def cost(D: int, cfg: DeltaProductConfig, context: CostContext) -> PartCost:
         """Returns the cost: model FLOPs are those of decaying, reading and correcting the state."""
-        (H, K, Kv), width = cfg.head_shape(D), cfg.conv_width
+        shape = H, K, Kv = cfg.head_shape(D)
         n = cfg.householder_steps
         channels = H * (K + n * (K + Kv))
-        matrices = D * (channels + H * Kv + H + H * n)
-        params = matrices + width * channels + 2 * H + Kv + H * Kv * D
-        conv, out = 2.0 * width * channels, 2.0 * H * Kv * D
-        terms = {
-            "in": TermFlops(2.0 * matrices, 2.0 * matrices),
-            "conv": TermFlops(conv, conv, elementwise=True),
-            "out": TermFlops(out, out),
-        } | memory_terms(
-            *((H, K, Kv), 4.0 * n + 3.0, context),
+        terms = memory_terms(
+            *(shape, 4.0 * n + 3.0, context),
             implementation=cfg.implementation,
             chunk_size=cfg.chunk_size,
             by_channel=False,
             steps=n,
         )
-        state = 4 * H * K * Kv + context.itemsize * (width - 1) * channels
-        return PartCost(params, params, terms, state)
+        return memory_cost(
+            *(D, shape, context),
+            matrices=D * (channels + H * Kv + H + H * n),
+            vectors=2 * H + Kv,
+            terms=terms,
+            convs=(channels, cfg.conv_width),
+        )

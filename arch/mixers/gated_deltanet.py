@@ -5,24 +5,26 @@ writes its own value there. With `allow_negative_eigenvalues` the eigenvalues of
 reach down to -1 (arXiv:2411.12537), which state tracking needs.
 """
 
-import math
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from arch.layers.activations import activate, gate
 from arch.layers.linear import linear
-from arch.layers.norms import rms_norm
 from arch.mixers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
-from arch.mixers.memory_heads import unit_length
+from arch.mixers.memory_heads import (
+    MatrixMemory,
+    MemoryState,
+    memory_cost,
+    memory_terms,
+    unit_length,
+)
 from arch.mixers.short_conv import ShortConv
-from arch.part import Memory
-from arch.part_cost import CostContext, PartCost, TermFlops
-from arch.sequence import CAUSAL_ONLY, SequenceInfo, View
+from arch.part_cost import CostContext, PartCost
 from arch.sharding import P, make_matrix, make_param, make_vector
 from errors import ConfigError
 from ops.recurrent.delta_rule import delta_rule
@@ -65,15 +67,7 @@ class GatedDeltaNetConfig:
         return H, K, self.value_dim or 2 * K
 
 
-class GatedDeltaNetState(NamedTuple):
-    """The decoding state of a Gated DeltaNet mixer."""
-
-    convs: tuple[Array, Array, Array]  # States of the convolutions of q, k, v: [B width-1 ..].
-    state: Float[Array, "B H K Kv"]
-    last_segment: Int[Array, " B"]  # Segment of the last token.
-
-
-class GatedDeltaNet(nnx.Module):
+class GatedDeltaNet(MatrixMemory[GatedDeltaNetConfig]):
     """A mixer (see `arch/part.py`) with a state [K Kv] per head, updated by the delta rule."""
 
     def __init__(self, D: int, cfg: GatedDeltaNetConfig, *, key: Array, scale: float = 1.0):
@@ -96,18 +90,11 @@ class GatedDeltaNet(nnx.Module):
         self.norm = make_vector(Kv, 1.0)
         self.w_out = make_matrix(keys[11], (H * Kv, D), P("model", "data"), scale)
 
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        seq: SequenceInfo,
-        *,
-        state: GatedDeltaNetState | None = None,
-        memory: Memory | None = None,
-        key: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], GatedDeltaNetState | None]:
-        """Runs the gated delta rule over each document, from `state` if there is one."""
+    def update(
+        self, x: Float[Array, "B T D"], reset: Bool[Array, "B T"], state: MemoryState | None
+    ) -> tuple[Float[Array, "B T H Kv"], tuple[Array, ...], Float[Array, "B H K Kv"]]:
+        """Runs the recurrence over each document, from `state` if there is one."""
         cfg, (H, K, _) = self.cfg, self.head_shape
-        reset = seq.resets(None if state is None else state.last_segment)
         prev_convs = (None,) * 3 if state is None else state.convs
         heads, convs = [], []
         matrices = self.w_q, self.w_k, self.w_v
@@ -126,29 +113,17 @@ class GatedDeltaNet(nnx.Module):
             chunk_size=cfg.chunk_size,
             implementation=cfg.implementation,
         )
-        y = rearrange(rms_norm(y, self.norm[...], cfg.norm_eps), "b t h v -> b t (h v)")
-        y = linear(gate(y, linear(x, self.w_gate[...]), "silu"), self.w_out[...])
-        if state is None:
-            return y, None
-        return y, GatedDeltaNetState(
-            (convs[0], convs[1], convs[2]), new_state, seq.last_segment(state.last_segment)
-        )
+        return y, tuple(convs), new_state
 
-    def init_state(self, batch_size: int, max_length: int, dtype: jnp.dtype) -> GatedDeltaNetState:
-        """Returns an empty state for `batch_size` rows."""
-        q, k, v = (conv.init_state(batch_size, dtype) for conv in self.convs)
-        state = jnp.zeros((batch_size, *self.head_shape), jnp.promote_types(dtype, jnp.float32))
-        return GatedDeltaNetState((q, k, v), state, jnp.zeros((batch_size,), jnp.int32))
+    def gate_output(
+        self, y: Float[Array, "B T C"], x: Float[Array, "B T D"]
+    ) -> Float[Array, "B T C"]:
+        """Returns the normed outputs times a gate for each channel."""
+        return gate(y, linear(x, self.w_gate[...]), "silu")
 
-    @staticmethod
-    def supported_views(cfg: GatedDeltaNetConfig) -> dict[View, str]:
-        """Returns the causal views, since it reads rows in one direction."""
-        return CAUSAL_ONLY
-
-    @staticmethod
-    def tp_dims(D: int, cfg: GatedDeltaNetConfig) -> dict[str, int]:
-        """Returns the dimensions that tensor parallelism splits."""
-        return {"heads": cfg.head_shape(D)[0]}
+    def init_convs(self, batch_size: int, dtype: jnp.dtype) -> tuple[Array, ...]:
+        """Returns the inputs of the convolutions before the first token: zeros."""
+        return tuple(conv.init_state(batch_size, dtype) for conv in self.convs)
 
     @staticmethod
     def cost(D: int, cfg: GatedDeltaNetConfig, context: CostContext) -> PartCost:
@@ -156,25 +131,18 @@ class GatedDeltaNet(nnx.Module):
 
         Executed FLOPs are those of the chunked algorithm, or of the recurrence for `reference`.
         """
-        (H, K, Kv), width = cfg.head_shape(D), cfg.conv_width
-        in_proj, conv_channels = D * (2 * H * K + 2 * H * Kv + 2 * H), H * (2 * K + Kv)
-        conv = 2.0 * width * conv_channels
-        params = in_proj + width * conv_channels + 2 * H + Kv + H * Kv * D
-        core = 8.0 * H * K * Kv
-        terms = {
-            "in": TermFlops(2.0 * in_proj, 2.0 * in_proj),
-            "conv": TermFlops(conv, conv, elementwise=True),
-            "out": TermFlops(2.0 * H * Kv * D, 2.0 * H * Kv * D),
-        }
-        if cfg.implementation == "reference":
-            terms["core"] = TermFlops(core, core, elementwise=True)
-        else:
-            Q = min(cfg.chunk_size, max(context.length, 1))
-            chunked = H * (6.0 * K * Kv + 4.0 * Q * K + 2.0 * Q * Kv)
-            terms["core"] = TermFlops(core, chunked, batched=True)
-            # The inverse is built from blocks whose size doubles.
-            doublings = max(math.ceil(math.log2(Q)) - 1, 0)
-            solve = H * (2.0 * Q * (K + Kv) + 4.0 * Q**2 * doublings)
-            terms["solve"] = TermFlops(0.0, solve, batched=True)
-        state = 4 * H * K * Kv + context.itemsize * (width - 1) * conv_channels
-        return PartCost(params, params, terms, state)
+        shape = H, K, Kv = cfg.head_shape(D)
+        channels = H * (2 * K + Kv)
+        terms = memory_terms(
+            *(shape, 8.0, context),
+            implementation=cfg.implementation,
+            chunk_size=cfg.chunk_size,
+            by_channel=False,
+        )
+        return memory_cost(
+            *(D, shape, context),
+            matrices=D * (channels + H * Kv + 2 * H),
+            vectors=2 * H + Kv,
+            terms=terms,
+            convs=(channels, cfg.conv_width),
+        )

@@ -9,21 +9,19 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from arch.layers.activations import gate
 from arch.layers.linear import linear
-from arch.layers.norms import rms_norm
 from arch.mixers.memory_heads import (
     LowRank,
+    MatrixMemory,
     MemoryState,
     head_widths,
+    memory_cost,
     memory_terms,
 )
-from arch.part import Memory
-from arch.part_cost import CostContext, PartCost, TermFlops
-from arch.sequence import CAUSAL_ONLY, SequenceInfo, View
+from arch.part_cost import CostContext, PartCost
 from arch.sharding import P, make_matrix, make_vector
 from ops.recurrent.gla import gla
 from settings.types import NonNegativeInt, PositiveFloat, PositiveInt, config
@@ -56,7 +54,7 @@ class GlaConfig:
         return H, K if self.key_dim else max(Kv // 2, 1), Kv
 
 
-class Gla(nnx.Module):
+class Gla(MatrixMemory[GlaConfig]):
     """A mixer (see `arch/part.py`) with a state [K Kv] per head that decays by channel."""
 
     def __init__(self, D: int, cfg: GlaConfig, *, key: Array, scale: float = 1.0):
@@ -70,18 +68,11 @@ class Gla(nnx.Module):
         self.norm = make_vector(Kv, 1.0)
         self.w_out = make_matrix(keys[5], (H * Kv, D), P("model", "data"), scale)
 
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        seq: SequenceInfo,
-        *,
-        state: MemoryState | None = None,
-        memory: Memory | None = None,
-        key: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], MemoryState | None]:
-        """Runs gated linear attention over each document, from `state` if there is one."""
+    def update(
+        self, x: Float[Array, "B T D"], reset: Bool[Array, "B T"], state: MemoryState | None
+    ) -> tuple[Float[Array, "B T H Kv"], tuple[Array, ...], Float[Array, "B H K Kv"]]:
+        """Runs the recurrence over each document, from `state` if there is one."""
         cfg, (H, K, _) = self.cfg, self.head_shape
-        reset = seq.resets(None if state is None else state.last_segment)
         q, k, v, raw = (
             rearrange(z, "b t (h k) -> b t h k", h=H)
             for z in (*(linear(x, w[...]) for w in (self.w_q, self.w_k, self.w_v)), self.decay(x))
@@ -94,41 +85,28 @@ class Gla(nnx.Module):
             chunk_size=cfg.chunk_size,
             implementation=cfg.implementation,
         )
-        y = rearrange(rms_norm(y, self.norm[...], cfg.norm_eps), "b t h v -> b t (h v)")
-        y = linear(gate(y, linear(x, self.w_gate[...]), "silu"), self.w_out[...])
-        if state is None:
-            return y, None
-        return y, MemoryState((), new_state, seq.last_segment(state.last_segment))
+        return y, (), new_state
 
-    def init_state(self, batch_size: int, max_length: int, dtype: jnp.dtype) -> MemoryState:
-        """Returns an empty state for `batch_size` rows."""
-        state = jnp.zeros((batch_size, *self.head_shape), jnp.promote_types(dtype, jnp.float32))
-        return MemoryState((), state, jnp.zeros((batch_size,), jnp.int32))
-
-    @staticmethod
-    def supported_views(cfg: GlaConfig) -> dict[View, str]:
-        """Returns the causal views, since it reads rows in one direction."""
-        return CAUSAL_ONLY
-
-    @staticmethod
-    def tp_dims(D: int, cfg: GlaConfig) -> dict[str, int]:
-        """Returns the dimensions that tensor parallelism splits."""
-        return {"heads": cfg.head_shape(D)[0]}
+    def gate_output(
+        self, y: Float[Array, "B T C"], x: Float[Array, "B T D"]
+    ) -> Float[Array, "B T C"]:
+        """Returns the normed outputs times a gate for each channel."""
+        return gate(y, linear(x, self.w_gate[...]), "silu")
 
     @staticmethod
     def cost(D: int, cfg: GlaConfig, context: CostContext) -> PartCost:
         """Returns the cost: model FLOPs are those of decaying, reading and writing the state."""
-        (H, K, Kv), rank = cfg.head_shape(D), cfg.gate_rank
-        matrices = D * (2 * H * K + 2 * H * Kv + rank) + rank * H * K
-        params, out = matrices + H * K + Kv + H * Kv * D, 2.0 * H * Kv * D
-        terms = {
-            "in": TermFlops(2.0 * matrices, 2.0 * matrices),
-            "out": TermFlops(out, out),
-        } | memory_terms(
-            *((H, K, Kv), 5.0, context),
+        shape = H, K, Kv = cfg.head_shape(D)
+        terms = memory_terms(
+            *(shape, 5.0, context),
             implementation=cfg.implementation,
             chunk_size=cfg.chunk_size,
             by_channel=True,
             solves=False,
         )
-        return PartCost(params, params, terms, 4 * H * K * Kv)
+        return memory_cost(
+            *(D, shape, context),
+            matrices=D * (2 * H * (K + Kv) + cfg.gate_rank) + cfg.gate_rank * H * K,
+            vectors=H * K + Kv,
+            terms=terms,
+        )

@@ -1,7 +1,7 @@
 """What the mixers with a matrix memory share: heads with convolutions, gates, and costs."""
 
 import math
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,29 @@ from jaxtyping import Array, Bool, Float, Int
 
 from arch.layers.activations import activate
 from arch.layers.linear import linear
+from arch.layers.norms import rms_norm
 from arch.mixers.short_conv import ShortConv
-from arch.part_cost import CostContext, TermFlops
+from arch.part import Memory
+from arch.part_cost import CostContext, PartCost, TermFlops
+from arch.sequence import CAUSAL_ONLY, SequenceInfo, View
 from arch.sharding import P, make_matrix, make_vector
 from errors import ConfigError
 from ops.recompute import recompute
 from ops.recurrent.channel_decay import halvings
+
+
+class MemoryConfig(Protocol):
+    """What the base of mixers with a matrix memory reads of their settings."""
+
+    @property
+    def norm_eps(self) -> float:
+        """The number added to the mean square in the output norm."""
+
+    def head_shape(self, D: int) -> tuple[int, int, int]:
+        """Returns H, K and Kv in a model of width D."""
+
+
+C = TypeVar("C", bound=MemoryConfig)
 
 
 class MemoryState(NamedTuple):
@@ -25,6 +42,77 @@ class MemoryState(NamedTuple):
     convs: tuple[Array, ...]  # States of the convolutions, [B width-1 ..] each.
     state: Float[Array, "B H K Kv"]
     last_segment: Int[Array, " B"]  # Segment of the last token.
+
+
+class MatrixMemory(nnx.Module, Generic[C]):
+    """The base of mixers with a state [K Kv] per head, which the outputs read.
+
+    A subclass has the parameters `norm` [Kv] and `w_out` [H Kv, D], and defines `update` and
+    `gate_output`, and `init_convs` if it has convolutions.
+    """
+
+    cfg: C
+    head_shape: tuple[int, int, int]  # H, K and Kv.
+    norm: nnx.Param
+    w_out: nnx.Param
+
+    def update(
+        self, x: Float[Array, "B T D"], reset: Bool[Array, "B T"], state: MemoryState | None
+    ) -> tuple[Float[Array, "B T H Kv"], tuple[Array, ...], Float[Array, "B H K Kv"]]:
+        """Returns what each token reads, the new states of the convolutions, and of the memory.
+
+        Raises:
+            NotImplementedError: always; a subclass defines it.
+        """
+        raise NotImplementedError
+
+    def gate_output(
+        self, y: Float[Array, "B T C"], x: Float[Array, "B T D"]
+    ) -> Float[Array, "B T C"]:
+        """Returns the normed outputs of all heads times a gate that x decides.
+
+        Raises:
+            NotImplementedError: always; a subclass defines it.
+        """
+        raise NotImplementedError
+
+    def init_convs(self, batch_size: int, dtype: jnp.dtype) -> tuple[Array, ...]:
+        """Returns the states of the convolutions before the first token."""
+        return ()
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        seq: SequenceInfo,
+        *,
+        state: MemoryState | None = None,
+        memory: Memory | None = None,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], MemoryState | None]:
+        """Updates and reads the memory in each document, from `state` if there is one."""
+        reset = seq.resets(None if state is None else state.last_segment)
+        y, convs, new_state = self.update(x, reset, state)
+        y = rearrange(rms_norm(y, self.norm[...], self.cfg.norm_eps), "b t h v -> b t (h v)")
+        y = linear(self.gate_output(y, x), self.w_out[...])
+        if state is None:
+            return y, None
+        return y, MemoryState(convs, new_state, seq.last_segment(state.last_segment))
+
+    def init_state(self, batch_size: int, max_length: int, dtype: jnp.dtype) -> MemoryState:
+        """Returns an empty state for `batch_size` rows."""
+        state = jnp.zeros((batch_size, *self.head_shape), jnp.promote_types(dtype, jnp.float32))
+        convs = self.init_convs(batch_size, dtype)
+        return MemoryState(convs, state, jnp.zeros((batch_size,), jnp.int32))
+
+    @staticmethod
+    def supported_views(cfg: C) -> dict[View, str]:
+        """Returns the causal views, since it reads rows in one direction."""
+        return CAUSAL_ONLY
+
+    @staticmethod
+    def tp_dims(D: int, cfg: C) -> dict[str, int]:
+        """Returns the dimensions that tensor parallelism splits."""
+        return {"heads": cfg.head_shape(D)[0]}
 
 
 class ConvHeads(nnx.Module):
@@ -102,6 +190,38 @@ def unit_length(x: Float[Array, "B T H K"]) -> Float[Array, "B T H K"]:
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     square = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
     return (wide * jax.lax.rsqrt(square + 1e-6)).astype(x.dtype)
+
+
+def memory_cost(
+    D: int,
+    shape: tuple[int, int, int],
+    context: CostContext,
+    *,
+    matrices: int,
+    vectors: int,
+    terms: dict[str, TermFlops],
+    convs: tuple[int, int] = (0, 0),
+) -> PartCost:
+    """Returns the cost of a mixer with a matrix memory, which every token uses completely.
+
+    Args:
+        D: width of the model.
+        shape: H, K and Kv.
+        context: the conditions of use.
+        matrices: parameters that multiply the input, without the convolutions.
+        vectors: all other parameters but those of convolutions and `w_out`.
+        terms: the FLOPs of the recurrence (see `memory_terms`).
+        convs: channels and width of the convolutions.
+    """
+    (H, K, Kv), (channels, width) = shape, convs
+    out, conv = H * Kv * D, width * channels
+    parts = {"in": TermFlops(2.0 * matrices, 2.0 * matrices)}
+    if channels:
+        parts["conv"] = TermFlops(2.0 * conv, 2.0 * conv, elementwise=True)
+    parts["out"] = TermFlops(2.0 * out, 2.0 * out)
+    params = matrices + conv + vectors + out
+    state = 4 * H * K * Kv + context.itemsize * max(width - 1, 0) * channels
+    return PartCost(params, params, parts | terms, state)
 
 
 def memory_terms(
