@@ -62,7 +62,6 @@ def test_an_option_that_is_not_implemented_is_refused_by_its_name(folder, change
 def test_a_family_has_the_name_of_the_table():
     assert all(family.model_type == name for name, family in FAMILIES.items())
     assert "llama" in FAMILIES and "alpaca" not in FAMILIES
-    assert len(FAMILIES) == len({*FAMILIES}) >= 32
 
 
 @pytest.mark.parametrize("family", FAMILIES)

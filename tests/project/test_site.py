@@ -27,6 +27,12 @@ def reference():
     return load("reference")
 
 
+def test_the_page_of_mixers_is_that_of_the_code():
+    assert (ROOT / "docs/mixers.md").read_text("utf-8") == load("mixers").render(), (
+        "run docs/mixers.py"
+    )
+
+
 def test_the_map_has_a_line_for_every_file():
     code_map = load("map")
     assert code_map.unlisted() == []
