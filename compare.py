@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import flags
 from rich.console import Console
@@ -18,11 +19,15 @@ from errors import ConfigError
 from protocol.study import (
     plan,
     plan_record,
+    prior_results,
     run_study,
     step_timing,
     study,
     time_estimate,
 )
+from protocol.study.cells import CellKey
+from protocol.study.declaration import PlannedRun, TuningChoice
+from protocol.study.study_plan import StudyPlan
 from settings.cli import parse_args
 from storage import scratch
 from training.run.atomic_io import validate_run_path
@@ -80,17 +85,10 @@ def run(argv: Sequence[str]) -> None:
         return step_timing.measure_step_seconds(candidates, folder, console.print)
 
     matched = study.make_plan(spec, settings, data.tokenizer.vocab_size, measure_seconds)
-    prior = study.load_prior_results(spec.results_dir, matched.plan)
+    prior = prior_results.load_prior_results(spec.results_dir, matched.plan)
     matched = matched._replace(plan=replace(matched.plan, noise_floors=prior.noise_floors))
-    choices = prior.tuning_choices or run_study.default_choices(matched.plan)
-    recorded, recorded_choices = matched.plan, choices
-    if args.stage == "tune":
-        runs, recorded_choices = plan.sweep_runs(matched.plan), {}
-    elif args.stage == "noise_floor":
-        recorded = run_study.make_noise_plan(spec, matched.plan)
-        runs = run_study.noise_runs(spec, matched.plan, choices)
-    else:
-        runs = plan.reported_runs(matched.plan, choices, prior.sweep_hash)
+    stage = _select_stage(args.stage, spec, matched.plan, prior)
+    recorded, runs = stage.plan, stage.runs
 
     seconds = time_estimate.read_cell_seconds(runs, folder)
     matmul_flops = time_estimate.measure_matmul_flops(settings.model.dtype)
@@ -105,7 +103,7 @@ def run(argv: Sequence[str]) -> None:
         )
     if args.dry_run:
         return
-    for line in plan_record.write_plan(folder, recorded, recorded_choices, prior.sweep_hash):
+    for line in plan_record.write_plan(folder, recorded, stage.choices, prior.sweep_hash):
         console.print(line, markup=False)
 
     if args.stage == "tune":
@@ -121,6 +119,28 @@ def run(argv: Sequence[str]) -> None:
     elif args.run_index < 0:
         leaderboard.show([folder], folder / "board")
         scratch.upload_tree(folder / "board")
+
+
+class StagePlan(NamedTuple):
+    """What one stage trains, and what plan.json records of it."""
+
+    plan: StudyPlan
+    choices: Mapping[CellKey, TuningChoice]
+    runs: list[PlannedRun]
+
+
+def _select_stage(
+    stage: str, spec: study.Study, full_plan: StudyPlan, prior: prior_results.PriorResults
+) -> StagePlan:
+    """Returns the part of a plan that --stage names."""
+    choices = prior.tuning_choices or run_study.default_choices(full_plan)
+    if stage == "tune":
+        return StagePlan(full_plan, {}, plan.sweep_runs(full_plan))
+    if stage == "noise_floor":
+        noise_plan = run_study.make_noise_plan(spec, full_plan)
+        return StagePlan(noise_plan, choices, run_study.noise_runs(spec, full_plan, choices))
+    runs = plan.reported_runs(full_plan, choices, prior.sweep_hash)
+    return StagePlan(full_plan, choices, runs)
 
 
 if __name__ == "__main__":

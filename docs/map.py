@@ -167,8 +167,8 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Studies",
         "protocol/study",
-        "study declaration study_plan plan plan_record cells budget model_sizing tuning "
-        "run_study recheck step_timing time_estimate",
+        "study declaration prior_results study_plan plan plan_record cells budget model_sizing "
+        "tuning run_study recheck step_timing time_estimate",
     ),
     (
         "Statistics",

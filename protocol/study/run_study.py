@@ -14,7 +14,8 @@ from protocol.records.study_record import TUNING
 from protocol.study.cells import CellKey
 from protocol.study.declaration import PlannedRun, TuningChoice
 from protocol.study.plan import reported_runs, sweep_runs, trial_runs
-from protocol.study.study import Study, dump_record
+from protocol.study.prior_results import dump_record
+from protocol.study.study import Study
 from protocol.study.study_plan import StudyPlan, axis_value
 from protocol.study.time_estimate import read_train_joules, read_train_seconds
 from protocol.study.tuning import SweepCurve, extend_grids, make_sweep_curve, select_trial
@@ -262,6 +263,6 @@ def select_run(runs: Sequence[PlannedRun], index: int) -> list[PlannedRun]:
 
 
 def write_record(record: Mapping[str, object], path: Path) -> None:
-    """Writes a record that `protocol.study.study.load_prior_results` reads."""
+    """Writes a record that `prior_results.load_prior_results` reads."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(dump_record(record), "utf-8")

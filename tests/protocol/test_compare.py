@@ -18,6 +18,7 @@ from protocol.statistics.scaling_law import Point
 from protocol.study import budget, plan_record, run_study, step_timing, study
 from protocol.study import plan as plans
 from protocol.study.cells import CellKey
+from protocol.study.prior_results import load_prior_results
 from protocol.study.study import Study
 from training.run.atomic_io import write_json
 from training.settings import EvalConfig, Settings, TrainConfig
@@ -121,7 +122,7 @@ def test_tuning_chooses_on_valid_and_is_taken_for_these_settings_alone(made, tra
     assert {s.seed for _, s, _ in trained.calls} == {1000}
     assert [cell["learning_rate"] for cell in tree["cells"]] == pytest.approx([6e-3] * 3)
     run_study.write_record(tree, tmp_path / "sweep.json")
-    known = study.load_prior_results(str(tmp_path), made.plan)
+    known = load_prior_results(str(tmp_path), made.plan)
     assert {key.candidate for key in known.tuning_choices} == set(STUDY.candidates)
     assert known.sources[0].startswith(f"learning rates from {tmp_path}/sweep.json (sha256 ")
     other = study.make_plan(
@@ -129,18 +130,18 @@ def test_tuning_chooses_on_valid_and_is_taken_for_these_settings_alone(made, tra
         dataclasses.replace(SHARED, train=TrainConfig(steps=11, batch_size=2, seq_len=32)),
         VOCAB,
     )
-    assert not study.load_prior_results(str(tmp_path), other.plan).tuning_choices
+    assert not load_prior_results(str(tmp_path), other.plan).tuning_choices
     remat = dataclasses.replace(SHARED, model=dataclasses.replace(SHARED.model, remat="full"))
     how = study.make_plan(STUDY, remat, VOCAB)  # another way to compute the same
-    assert study.load_prior_results(str(tmp_path), how.plan).tuning_choices == known.tuning_choices
+    assert load_prior_results(str(tmp_path), how.plan).tuning_choices == known.tuning_choices
     for cell in tree["cells"]:
         del cell["settings"]["optimizer"]["spike_sigma"]  # as if it had been added since
     run_study.write_record(tree, tmp_path / "sweep.json")
-    assert study.load_prior_results(str(tmp_path), made.plan).tuning_choices == known.tuning_choices
+    assert load_prior_results(str(tmp_path), made.plan).tuning_choices == known.tuning_choices
     for cell in tree["cells"]:
         cell["settings"]["optimizer"]["momentun"] = 1  # as if it had been removed
     run_study.write_record(tree, tmp_path / "sweep.json")
-    assert not study.load_prior_results(str(tmp_path), made.plan).tuning_choices
+    assert not load_prior_results(str(tmp_path), made.plan).tuning_choices
 
 
 def test_an_optimum_at_the_edge_extends_all_grids(made, trained, tmp_path):
@@ -162,7 +163,7 @@ def test_each_candidate_has_a_noise_floor_of_its_own(made, trained, tmp_path):
     results = run_study.run_all(runs, tmp_path / "runs", silent, STUDY.metric)
     record = run_study.noise_record(results, made.plan)
     run_study.write_record(record, tmp_path / "noise.json")
-    floors = study.load_prior_results(str(tmp_path), made.plan).noise_floors
+    floors = load_prior_results(str(tmp_path), made.plan).noise_floors
     assert floors.keys() == STUDY.candidates.keys()
     assert floors["dense"].n_runs == 8
     assert floors["dense"].sigma == pytest.approx(0.01 * math.sqrt(6))  # of eight seeds one apart
@@ -172,7 +173,7 @@ def test_each_candidate_has_a_noise_floor_of_its_own(made, trained, tmp_path):
     assert noisy > 1.5 * dataclasses.replace(made.plan, noise_floors=quiet).detectable_difference
     old = {"metric": record["metric"]} | record["floors"][0]  # as records had one floor
     run_study.write_record(old, tmp_path / "noise.json")
-    found = study.load_prior_results(str(tmp_path), made.plan).noise_floors
+    found = load_prior_results(str(tmp_path), made.plan).noise_floors
     assert found == {"dense": floors["dense"]}
 
 
@@ -245,7 +246,7 @@ def test_an_isoflop_study_is_tuned_and_conducted(curves, trained, tmp_path):
     run_study.write_record(
         run_study.run_tuning(curves.plan, tmp_path, silent), tmp_path / "sweep.json"
     )
-    known = study.load_prior_results(str(tmp_path), curves.plan)
+    known = load_prior_results(str(tmp_path), curves.plan)
     assert len(known.tuning_choices) == 36 and {
         p.learning_rate for p in known.tuning_choices.values()
     } == {6e-3}
@@ -310,21 +311,21 @@ def test_records_of_another_metric_or_rate_are_not_taken(made, trained, tmp_path
     run_study.write_record(
         run_study.run_tuning(made.plan, tmp_path / "runs", silent), tmp_path / "sweep.json"
     )
-    known = study.load_prior_results(str(tmp_path), made.plan)
+    known = load_prior_results(str(tmp_path), made.plan)
     trained.scores = lambda settings: 2.0 + 0.01 * settings.seed
     runs = run_study.noise_runs(STUDY, made.plan, known.tuning_choices)
     results = run_study.run_all(runs, tmp_path / "noise", silent, STUDY.metric)
     run_study.write_record(run_study.noise_record(results, made.plan), tmp_path / "noise.json")
-    assert study.load_prior_results(str(tmp_path), made.plan).noise_floors["dense"].n_runs == 8
+    assert load_prior_results(str(tmp_path), made.plan).noise_floors["dense"].n_runs == 8
 
     nats = dataclasses.replace(STUDY, metric="test/nats_per_token", unit="nats")
-    found = study.load_prior_results(str(tmp_path), study.make_plan(nats, SHARED, VOCAB).plan)
+    found = load_prior_results(str(tmp_path), study.make_plan(nats, SHARED, VOCAB).plan)
     assert not found.noise_floors and found.tuning_choices == known.tuning_choices
     assert found.sources[1].endswith(
         " has the metric test/bits_per_byte, not test/nats_per_token: not used"
     )
     chosen = dataclasses.replace(STUDY, tuning_metric="valid/nats_per_token")
-    found = study.load_prior_results(str(tmp_path), study.make_plan(chosen, SHARED, VOCAB).plan)
+    found = load_prior_results(str(tmp_path), study.make_plan(chosen, SHARED, VOCAB).plan)
     assert not found.tuning_choices and "not valid/nats_per_token: not used" in found.sources[0]
     assert not found.noise_floors  # untuned, runs would have another rate than its
     assert found.sources[1].endswith(" has the learning rate 0.006, not 0.003: not used")
@@ -361,7 +362,7 @@ def test_what_is_missing_is_told(made, tmp_path):
         run_study.read_score(tmp_path, 3, "test/x")
     (tmp_path / "sweep.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(DataError, match="is not a record of format 2"):
-        study.load_prior_results(str(tmp_path), made.plan)
+        load_prior_results(str(tmp_path), made.plan)
     with pytest.raises(ConfigError, match="give --config=FILE of a study"):
         compare.run([])
 
@@ -402,7 +403,7 @@ def test_a_sweep_that_was_edited_is_refused(made, trained, tmp_path):
     tree["cells"][0]["learning_rate"] = 0.0005
     run_study.write_record(tree, tmp_path / "sweep.json")
     with pytest.raises(DataError, match=r"was edited: of dense/.* rate 0.0005 is not"):
-        study.load_prior_results(str(tmp_path), made.plan)
+        load_prior_results(str(tmp_path), made.plan)
 
 
 def test_seconds_are_measured_once_and_matched_by_steps(trained, tmp_path, monkeypatch):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from data.tokenizers import SPECIAL_TOKENS
-from protocol.study.study import load_prior_results, load_study, make_plan
+from protocol.study.prior_results import load_prior_results
+from protocol.study.study import load_study, make_plan
 from settings.cli import load_config
 from settings.tree import freeze
 from training.settings import Settings

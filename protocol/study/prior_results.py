@@ -1,0 +1,141 @@
+"""What earlier runs of a study recorded: its tuning sweep and its noise floor, as files.
+
+`compare.py --stage=tune` writes sweep.json and `--stage=noise_floor` writes noise.json to the
+folder `results_dir` of the study. A plan uses what was recorded for its own settings.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from errors import DataError
+from protocol.records.plan_file import find_choice_problem
+from protocol.records.safe_read import CheckedFields
+from protocol.statistics.power import NoiseFloor, estimate_noise_floor
+from protocol.study.cells import Cell, CellKey
+from protocol.study.declaration import TuningChoice
+from protocol.study.study_plan import StudyPlan
+from protocol.study.tuning import NO_TRIAL, TuningTrial
+from settings.json_types import JsonObject
+from training.run.atomic_io import read_json
+
+FORMAT = 2  # Format of recorded sweeps and noise floors.
+UNUSED_SWEEP = " has no learning rate for these settings: not used"
+
+
+class PriorResults(NamedTuple):
+    """What earlier runs of a study measured, with the files that record it."""
+
+    tuning_choices: dict[CellKey, TuningChoice]
+    noise_floors: dict[str, NoiseFloor]  # By candidate.
+    sweep_hash: str  # SHA-256 of the sweep that the choices come from; blank: none.
+    # What was read, as "learning rates from results/x/sweep.json (sha256 ...)", or why it was not.
+    sources: tuple[str, ...]
+
+
+def load_prior_results(folder: str, plan: StudyPlan) -> PriorResults:
+    """Returns the learning rates and the noise floor that `folder` records for the plan.
+
+    A cell whose settings have changed since the record is ignored, and so are a record of another
+    metric, and a noise floor at another learning rate than will be reported.
+    """
+    root, choices, sources = Path(folder), dict[CellKey, TuningChoice](), list[str]()
+    sweep, noise, sweep_hash = root / "sweep.json", root / "noise.json", ""
+    if (tree := _read_record(sweep)) is not None:
+        mismatch = _metric_mismatch(tree, plan.tuning.metric if plan.tuning else None)
+        choices = {} if mismatch else _read_choices(tree, plan, sweep)
+        sweep_hash = _hash_file(sweep) if choices else ""
+        label = "learning rates from " if choices else ""
+        sources.append(label + cite_file(sweep) + (mismatch or UNUSED_SWEEP * (not choices)))
+    floors: dict[str, NoiseFloor] = {}
+    if (tree := _read_record(noise)) is not None:
+        floors, mismatch = _read_floors(tree, plan, choices, str(noise))
+        if floors or mismatch:
+            sources.append("noise floor from " * bool(floors) + cite_file(noise) + mismatch)
+    return PriorResults(choices, floors, sweep_hash, tuple(sources))
+
+
+def _read_floors(
+    tree: JsonObject, plan: StudyPlan, choices: Mapping[CellKey, TuningChoice], source: str
+) -> tuple[dict[str, NoiseFloor], str]:
+    """Returns the recorded noise floors of the plan's candidates, and why one is not used."""
+    floors: dict[str, NoiseFloor] = {}
+    problem = _metric_mismatch(tree, plan.declaration.metric)
+    for record in tree.get("floors", [tree]):  # An earlier record has one floor at its top.
+        cells = [cell for cell in plan.cells if cell.matches_settings(record["settings"])]
+        rates = [
+            choices[c.key].learning_rate if c.key in choices else _learning_rate(c) for c in cells
+        ]
+        if not cells:
+            continue
+        if record.get("learning_rate", rates[0]) not in rates:
+            problem = problem or (
+                f" has the learning rate {record['learning_rate']:g}, not {rates[0]:g}: not used"
+            )
+        elif not _metric_mismatch(tree, plan.declaration.metric):
+            floor = estimate_noise_floor(tuple(record["values"]), source, record["training_flops"])
+            floors |= {cell.candidate: floor for cell in cells}
+    has_cells = floors or any(
+        cell.matches_settings(record["settings"])
+        for record in tree.get("floors", [tree])
+        for cell in plan.cells
+    )
+    return floors, problem if has_cells else ""
+
+
+def _read_choices(tree: JsonObject, plan: StudyPlan, path: Path) -> dict[CellKey, TuningChoice]:
+    """Returns the recorded choices for the cells of a plan.
+
+    Raises:
+        DataError: if a rate is not the optimum of its own curve: the record was edited.
+    """
+    by_key, choices = {cell.key: cell for cell in plan.cells}, dict[CellKey, TuningChoice]()
+    for record in tree["cells"]:
+        key = CellKey(record["candidate"], record["objective"], record["size"])
+        if key in by_key and by_key[key].matches_settings(record["settings"]):
+            name, rate, curve = record["trial_name"], record["learning_rate"], record["curve"]
+            fields = CheckedFields(curve, f"{path} curve")
+            if problem := find_choice_problem(fields, rate, plan.declaration.better):
+                raise DataError(
+                    f"{path} was edited: of {'/'.join(key)}, {problem}; tune again "
+                    "(--stage=tune), or restore the file"
+                )
+            trial = TuningTrial(name, record["overrides"]) if name else NO_TRIAL
+            costs = record.get("costs", {})
+            choices[key] = TuningChoice(rate, record["n_trials"], trial, curve, costs)
+    return choices
+
+
+def _metric_mismatch(tree: JsonObject, metric: str | None) -> str:
+    """Returns what to print of a record of another metric; blank if it has this metric."""
+    recorded = tree.get("metric")
+    return "" if recorded == metric else f" has the metric {recorded}, not {metric}: not used"
+
+
+def _learning_rate(cell: Cell) -> float:
+    return cell.settings.optimizer.learning_rate
+
+
+def cite_file(path: Path) -> str:
+    """Returns the name of a file with the beginning of its SHA-256."""
+    return f"{path} (sha256 {_hash_file(path)[:12]})"
+
+
+def _hash_file(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _read_record(path: Path) -> JsonObject | None:
+    if not path.is_file():
+        return None
+    tree = read_json(path)
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+        raise DataError(f"{path} is not a record of format {FORMAT}; record it again, or remove it")
+    return tree
+
+
+def dump_record(record: Mapping[str, object]) -> str:
+    """Returns a record as JSON with its format."""
+    return json.dumps({"format": FORMAT} | dict(record), indent=1, sort_keys=True) + "\n"
