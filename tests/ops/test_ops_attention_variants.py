@@ -24,7 +24,11 @@ GOLDENS = {
     (op, case): (options, tensors) for op in OPERATIONS for case, options, tensors in golden(op)
 }
 # In "chunks" a chunk has 8 queries, so that a row has several.
-VARIANTS = (("reference", "float64"), ("chunks", "float64"), ("xla", "float32"))
+VARIANTS = (
+    ("chunks", "float64"),
+    pytest.param("reference", "float64", marks=pytest.mark.slow),
+    pytest.param("xla", "float32", marks=pytest.mark.slow),
+)
 
 
 def index_of(tensors, length: int, start: int = 0) -> TokenIndex:
