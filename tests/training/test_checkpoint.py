@@ -537,6 +537,13 @@ def test_the_newest_good_ones_are_kept(run):
     assert folders(run) == ["10", "3"]
 
 
+def test_a_resume_deletes_what_a_kill_before_the_deletion_left(run):
+    saved(run, 1, 2, 3, keep=5)
+    with checkpoints(run, keep=2) as store:
+        assert store.find_resume_step() == 3
+    assert folders(run) == ["2", "3"]
+
+
 def test_nothing_is_deleted_before_the_new_one_is_verified(run, monkeypatch):  # covers K14
     saved(run, 1, keep=1)
     forget = manifest.drop_page_cache

@@ -196,6 +196,8 @@ class CheckpointManager:
                 f"step {search.step}"
             )
             self._run.log_event("checkpoint_fallback", {"step": search.step, "message": message})
+        if search.step is not None and not search.nonfinite:
+            self.store.prune(search.step, self._cfg.keep)  # a kill may have come before it
         return search.step
 
     def restore(self, step: int, abstract: T) -> T:
