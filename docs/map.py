@@ -69,7 +69,8 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Recurrences",
         "ops/recurrent",
-        "selective_scan ssd gla delta_rule channel_decay chunked_recurrence causal_conv lstm",
+        "selective_scan selective_scan_loop selective_scan_kernel selective_scan_mosaic ssd gla "
+        "delta_rule delta_chunks channel_decay chunked_recurrence causal_conv lstm",
     ),
     (
         "Experts",

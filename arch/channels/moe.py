@@ -81,7 +81,7 @@ class MoeConfig:
     # Update size of the selection bias that evens the load without a loss; 0: no such bias.
     bias_update_rate: NonNegativeFloat = 0.0
     # Implementation of the experts; auto: chosen by platform, mesh and capacity.
-    implementation: Literal["auto", "reference", "blocks", "gather", "ragged"] = "auto"
+    implementation: Literal["auto", "reference", "blocks", "grouped", "gather", "ragged"] = "auto"
 
     def check(self) -> None:
         """Checks the numbers of experts and groups.
