@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from data.framing import Reading
 from data.tokenizers import Tokenizer
 from errors import DataError
-from eval.framing import Reading, reading
+from eval.framing import reading
 from eval.length_buckets import RowArrays, bucketed_batches
 from eval.task import EvalContext
 from objectives import Objective, Trainable

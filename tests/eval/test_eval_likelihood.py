@@ -11,7 +11,7 @@ from oracle import VOCAB, eval_context, nats, oracle, successor
 
 from arch import SequenceInfo
 from arch.config import EncoderConfig
-from eval.framing import Reading
+from data.framing import Reading
 from eval.length_buckets import bucketed_batches
 from eval.likelihood import _encode_pair, compute_likelihoods
 
