@@ -26,7 +26,7 @@ ROOMS: list[tuple[str, str, str]] = [
         "Training",
         "training",
         "runner loop callbacks step gradients optimizer state program mesh settings memory_bank "
-        "metrics accounting hardware energy compile_cache",
+        "text_reading metrics accounting hardware energy compile_cache",
     ),
     (
         "Architectures",

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from arch import Model, SequenceInfo
 from arch.layer_outputs import layer_outputs
 from arch.sequence import View
-from eval.framing import Reading
+from data.framing import Reading
 from eval.length_buckets import bucketed_batches
 from eval.task import EvalContext
 from objectives import Trainable
