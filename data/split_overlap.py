@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import UInt8, UInt64
 
 from data.store import hash_json, read_index
+from data.text_files import LONG_TEXT_BYTES
 from errors import DataError
 from formatting import format_percent
 
@@ -61,7 +62,12 @@ class SplitOverlap:
 
     def add(self, split: str, texts: Iterable[str], *, with_ngrams: bool = True) -> None:
         """Adds the text of documents; those of less than 13 words are too short to compare."""
-        for text in texts:
+        pieces = (
+            text[i : i + LONG_TEXT_BYTES]  # An array has a number for each byte.
+            for text in texts
+            for i in range(0, len(text), LONG_TEXT_BYTES)
+        )
+        for text in pieces:
             raw = text.lower().encode(errors="surrogatepass")
             words = hash_byte_words(np.frombuffer(raw, np.uint8))
             if len(words) < NGRAM_WORDS:
@@ -121,8 +127,12 @@ class _HashSet:
 
     def read(self) -> Hashes:
         if self._parts:
-            hashes = np.sort(np.concatenate(self._parts))  # Far faster than np.unique.
-            self._parts = [hashes[np.diff(hashes, prepend=~hashes[:1]) != 0]]
+            hashes = np.concatenate(self._parts)
+            self._parts = []  # They must not be in memory twice.
+            hashes.sort()  # Far faster than np.unique.
+            is_first = np.ones(len(hashes), bool)
+            np.not_equal(hashes[1:], hashes[:-1], out=is_first[1:])
+            self._parts = [hashes[is_first]]
             self._pending, self._sorted = 0, len(self._parts[0])
         return self._parts[0] if self._parts else np.zeros(0, np.uint64)
 
