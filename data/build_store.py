@@ -42,7 +42,7 @@ SPLITS = ("train", "valid", "test")
 BLOCK_CHARACTERS = 4 << 20  # Number of characters that are encoded at a time.
 PROBE_CHARACTERS = 1 << 12  # Part of a text that is searched for tokens at a time.
 PIECES_PER_BATCH = 4  # Number of pieces of a long text that are encoded at a time.
-BUILD_VERSION = 2  # Rises if stores of older versions lack a measurement in their index.
+BUILD_VERSION = 3  # Rises if stores of older versions lack a measurement in their index.
 DONE_FILE = "COMPLETE.json"  # of a remote store; the last object that is written
 LOG = logging.getLogger(__name__)
 
@@ -168,12 +168,13 @@ def _observe(read: ReadDocuments, overlap: SplitOverlap) -> ReadDocuments:
 
     def read_observed(stats: ReadStats, has_tokens: HasTokens = contains_text) -> DocumentStream:
         for split, document in read(stats, has_tokens):
-            is_pair = isinstance(document, tuple)
             if isinstance(document, LongText):
                 overlap.add(split, document.pieces())
+            elif isinstance(document, tuple):
+                overlap.add_pair(split, document)
             else:
-                texts = [part.text for part in _weighted_parts(document) if part.weight]
-                overlap.add(split, texts, with_ngrams=not is_pair)
+                parts = _weighted_parts(document)
+                overlap.add(split, [part.text for part in parts if part.weight])
             yield split, document
 
     return read_observed
