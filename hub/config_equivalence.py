@@ -11,6 +11,7 @@ from arch import ModelConfig
 from arch.channels.mlp import MlpConfig
 from arch.channels.moe import MoeConfig
 from arch.mixers.attention import AttentionConfig
+from arch.mixers.gated_deltanet import GatedDeltaNetConfig
 from arch.mixers.mamba1 import Mamba1Config
 from arch.mixers.mamba2 import Mamba2Config
 from arch.mixers.rope import RopeConfig
@@ -131,6 +132,9 @@ def _canonical_part(part: Any, D: int) -> Any:
     if isinstance(part, MoeConfig) and part.shared_experts:
         width = part.shared_experts_config(D).inner_dim(D)
         return dataclasses.replace(part, shared_experts=1, shared_width=width)
+    if isinstance(part, GatedDeltaNetConfig):
+        H, K, Kv = part.head_shape(D)
+        return dataclasses.replace(part, key_heads=part.key_heads or H, key_dim=K, value_dim=Kv)
     if isinstance(part, Mamba2Config):
         C = part.sizes(D)[0]
         eps = part.norm_eps if part.norm != "none" else Mamba2Config().norm_eps
