@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any
 
 from arch import ModelConfig
+from arch.block import BlockConfig
 from arch.channels.mlp import MlpConfig
 from arch.channels.moe import MoeConfig
 from arch.mixers.attention import AttentionConfig
@@ -45,7 +46,6 @@ def canonical_config(config: ModelConfig) -> dict[str, object]:
         "final_norm": config.final_norm,
         **_flatten("embed", config.embed),
         **_flatten("norm", config.norm),
-        **_flatten("block", config.block),
         **_flatten("head", config.head),
         **_flatten("pooler", config.pooler),
     }
@@ -65,8 +65,6 @@ def canonical_config(config: ModelConfig) -> dict[str, object]:
         settings |= _canonical_layers("encoder.layer", config, config.encoder_layout())
         cross_attention = _canonical_part(config.cross_attention, config.width)
         settings |= _flatten("cross_attention", cross_attention)
-    if config.block.wiring != "parallel":
-        settings.pop("block.norms")
     if not config.head.mlm_transform:
         settings.pop("head.mlm_transform_activation")
         settings.pop("head.mlm_transform_bias")
@@ -89,6 +87,9 @@ _LEARNED_POSITION_FIELDS = ("learned", "max_length", "offset")
 def _canonical_layers(name: str, config: ModelConfig, layout: LayerLayout) -> dict[str, object]:
     settings: dict[str, object] = {f"{name}s": len(layout.layer_specs())}
     for i, spec in enumerate(layout.layer_specs()):
+        block = config.block_config(spec)
+        norms = block.norms if block.wiring == "parallel" else BlockConfig().norms
+        settings |= _flatten(f"{name}{i}.block", dataclasses.replace(block, norms=norms))
         if "&" in spec.mixer:
             settings |= _flatten(f"{name}{i}.side_by_side", config.side_by_side)
         for part_name, variant in spec.parts():

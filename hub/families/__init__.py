@@ -41,6 +41,7 @@ FAMILIES: LazyTable[HfFamily] = LazyTable(
         "deepseek_v3": "hub.families.deepseek:DEEPSEEK_V3",
         "olmo2": "hub.families.olmo:OLMO2",
         "olmo3": "hub.families.olmo:OLMO3",
+        "olmo_hybrid": "hub.families.hybrids.olmo_hybrid:OLMO_HYBRID",
         "modernbert": "hub.families.modernbert:MODERNBERT",
     }
 )

@@ -262,6 +262,7 @@ MIXTRAL = HfFamily(
 OLMOE = HfFamily(
     *("olmoe", "OlmoeForCausalLM", read_olmoe, write_olmoe, name_map_qwen),
     hf_defaults={"rms_norm_eps": 1e-5},
+    hf_ids={"eos_token_id": 50279},
     prefix="model.",
     tied_tensors=TIED_EMBEDDING,
 )

@@ -61,35 +61,56 @@ def read(hf: HfConfig) -> ModelConfig:
             qk_norm_unit_offset=True,
             output_gate="channel",
         ),
-        gated_deltanet=GatedDeltaNetConfig(
-            heads=hf["linear_num_value_heads"],
-            key_heads=hf["linear_num_key_heads"],
-            key_dim=hf["linear_key_head_dim"],
-            value_dim=hf["linear_value_head_dim"],
-            conv_width=hf["linear_conv_kernel_dim"],
-            norm_eps=eps,
-        ),
+        gated_deltanet=read_deltanet(hf, eps),
         moe=with_shared_expert(hf, moe),
     )
 
 
-def write(config: ModelConfig) -> JsonObject:
-    """Returns the keys of config.json for Qwen3-Next."""
-    a, m = part_or_default(config, "attention"), part_or_default(config, "gated_deltanet")
-    (H, K, Kv), head_dim = m.head_shape(config.width), a.head_shape(config.width)[2]
+def read_deltanet(hf: HfConfig, norm_eps: float) -> GatedDeltaNetConfig:
+    """Reads Gated DeltaNet, without what only OLMo Hybrid has.
+
+    Without numbers of heads there are as many as in attention, whose width the values double and
+    the keys have for three quarters.
+    """
+    H = hf.get("linear_num_value_heads", hf["num_attention_heads"])
+    G = hf.get("linear_num_key_heads", hf["num_attention_heads"])
+    K = hf.get("linear_key_head_dim", int(0.75 * hf["hidden_size"] / G))
+    hf.require_value("hidden_act", "silu", "swish")  # The convolutions have it too.
+    return GatedDeltaNetConfig(
+        heads=H,
+        key_heads=G,
+        key_dim=K,
+        value_dim=hf.get("linear_value_head_dim", 2 * K),
+        conv_width=hf.get("linear_conv_kernel_dim", 4),
+        norm_eps=norm_eps,
+    )
+
+
+def deltanet_to_hf(m: GatedDeltaNetConfig, D: int) -> JsonObject:
+    """Returns the keys of `read_deltanet`."""
+    H, K, Kv = m.head_shape(D)
     return {
-        **base_to_hf(config, a),
-        **rotary.to_hf(a.rope, head_dim, rotary_fraction=ROTARY_FRACTION),
-        **qwen_channels_to_hf(config),
-        **shared_expert_to_hf(part_or_default(config, "moe"), config.width),
-        "head_dim": head_dim,
-        "attention_bias": False,
-        "layer_types": layer_types.write(config, MIXERS),
         "linear_num_key_heads": m.key_heads or H,
         "linear_num_value_heads": H,
         "linear_key_head_dim": K,
         "linear_value_head_dim": Kv,
         "linear_conv_kernel_dim": m.conv_width,
+    }
+
+
+def write(config: ModelConfig) -> JsonObject:
+    """Returns the keys of config.json for Qwen3-Next."""
+    a, m = part_or_default(config, "attention"), part_or_default(config, "gated_deltanet")
+    head_dim = a.head_shape(config.width)[2]
+    return {
+        **base_to_hf(config, a),
+        **rotary.to_hf(a.rope, head_dim, rotary_fraction=ROTARY_FRACTION),
+        **qwen_channels_to_hf(config),
+        **shared_expert_to_hf(part_or_default(config, "moe"), config.width),
+        **deltanet_to_hf(m, config.width),
+        "head_dim": head_dim,
+        "attention_bias": False,
+        "layer_types": layer_types.write(config, MIXERS),
     }
 
 
@@ -136,7 +157,6 @@ QWEN3_NEXT = HfFamily(
         "linear_num_key_heads": 16,
         "linear_key_head_dim": 128,
         "linear_value_head_dim": 128,
-        "linear_conv_kernel_dim": 4,
         "norm_topk_prob": True,
     },
     prefix="model.",
