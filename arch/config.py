@@ -113,13 +113,13 @@ class ModelConfig:
     moe: MoeConfig = MoeConfig()
     variants: Mapping[str, Mapping] = dataclasses.field(
         default_factory=dict
-    )  # Named variants of a part: the settings that differ.
+    )  # Named variants of a part: the settings that differ; those of its layer under "block".
 
     def check(self) -> None:
         """Checks that all parts fit the model.
 
         Raises:
-            ConfigError: if a part, the dtype, the encoder or `skip_first_norm` does not fit.
+            ConfigError: if a part, a block, the dtype or the encoder does not fit.
         """
         self.tp_dims()
         self.aux_losses()
@@ -131,7 +131,8 @@ class ModelConfig:
             )
         if self.encoder.depth:
             self._check_encoder()
-        if self.block.skip_first_norm and (self.block.wiring != "pre" or not self.first_layers):
+        blocks = [self.block_config(layer) for layer in self.layer_layout().layer_specs()]
+        if self.block.skip_first_norm and (blocks[0].wiring != "pre" or not self.first_layers):
             raise ConfigError(
                 "model.block.skip_first_norm needs block.wiring 'pre' and the first block in "
                 "model.first_layers, as ('attention+mlp',)"
@@ -173,7 +174,34 @@ class ModelConfig:
         if variant not in self.variants:
             hint = did_you_mean(variant, self.variants)
             raise ConfigError(f"model.layers has {name}@{variant}; model.variants: {hint}")
-        return with_changes(base, self.variants[variant], f"model.variants.{variant}")
+        changes = {k: v for k, v in self.variants[variant].items() if k != "block"}
+        return with_changes(base, changes, f"model.variants.{variant}") if changes else base
+
+    def block_config(self, layer: LayerSpec) -> BlockConfig:
+        """Returns the residual connections and norms of a layer.
+
+        They are those of `block`, with the changes under "block" in the variants of its parts.
+
+        Raises:
+            ConfigError: if two variants differ, or state something else than wiring and norms.
+        """
+        blocks = {}
+        for _, variant in layer.parts():
+            changes = self.variants.get(variant, {}).get("block", {})
+            path = f"model.variants.{variant}.block"
+            if not isinstance(changes, Mapping) or not {*changes} <= {"wiring", "norms"}:
+                raise ConfigError(
+                    f"{path} is {changes!r}, must have only wiring and norms; set other settings "
+                    "of all blocks in model.block"
+                )
+            if changes:
+                blocks[variant] = with_changes(self.block, changes, path)
+        if len({*blocks.values()}) > 1:
+            raise ConfigError(
+                f"model.variants {' and '.join(blocks)} of one layer differ in block; state it in "
+                "one of them"
+            )
+        return next(iter(blocks.values()), self.block)
 
     def tp_dims(self) -> dict[str, int]:
         """Returns the sizes that tensor and expert parallelism split, by setting."""
@@ -283,7 +311,7 @@ class ModelConfig:
         return make_layout(parse(first, "first_layers"), parse(layers, "layers"), depth, section)
 
     def _check_encoder(self) -> None:
-        if self.block.wiring == "parallel":
+        if any(self.block_config(layer).wiring == "parallel" for layer in self.layer_specs()):
             raise ConfigError(
                 "model.block.wiring 'parallel' does not support cross-attention; use 'pre'"
             )

@@ -8,9 +8,11 @@ import dataclasses
 from typing import Any
 
 from arch import ModelConfig
+from arch.block import BlockConfig
 from arch.channels.mlp import MlpConfig
 from arch.channels.moe import MoeConfig
 from arch.mixers.attention import AttentionConfig
+from arch.mixers.gated_deltanet import GatedDeltaNetConfig
 from arch.mixers.mamba1 import Mamba1Config
 from arch.mixers.mamba2 import Mamba2Config
 from arch.mixers.rope import RopeConfig
@@ -44,7 +46,6 @@ def canonical_config(config: ModelConfig) -> dict[str, object]:
         "final_norm": config.final_norm,
         **_flatten("embed", config.embed),
         **_flatten("norm", config.norm),
-        **_flatten("block", config.block),
         **_flatten("head", config.head),
         **_flatten("pooler", config.pooler),
     }
@@ -64,8 +65,6 @@ def canonical_config(config: ModelConfig) -> dict[str, object]:
         settings |= _canonical_layers("encoder.layer", config, config.encoder_layout())
         cross_attention = _canonical_part(config.cross_attention, config.width)
         settings |= _flatten("cross_attention", cross_attention)
-    if config.block.wiring != "parallel":
-        settings.pop("block.norms")
     if not config.head.mlm_transform:
         settings.pop("head.mlm_transform_activation")
         settings.pop("head.mlm_transform_bias")
@@ -88,6 +87,9 @@ _LEARNED_POSITION_FIELDS = ("learned", "max_length", "offset")
 def _canonical_layers(name: str, config: ModelConfig, layout: LayerLayout) -> dict[str, object]:
     settings: dict[str, object] = {f"{name}s": len(layout.layer_specs())}
     for i, spec in enumerate(layout.layer_specs()):
+        block = config.block_config(spec)
+        norms = block.norms if block.wiring == "parallel" else BlockConfig().norms
+        settings |= _flatten(f"{name}{i}.block", dataclasses.replace(block, norms=norms))
         if "&" in spec.mixer:
             settings |= _flatten(f"{name}{i}.side_by_side", config.side_by_side)
         for part_name, variant in spec.parts():
@@ -131,6 +133,9 @@ def _canonical_part(part: Any, D: int) -> Any:
     if isinstance(part, MoeConfig) and part.shared_experts:
         width = part.shared_experts_config(D).inner_dim(D)
         return dataclasses.replace(part, shared_experts=1, shared_width=width)
+    if isinstance(part, GatedDeltaNetConfig):
+        H, K, Kv = part.head_shape(D)
+        return dataclasses.replace(part, key_heads=part.key_heads or H, key_dim=K, value_dim=Kv)
     if isinstance(part, Mamba2Config):
         C = part.sizes(D)[0]
         eps = part.norm_eps if part.norm != "none" else Mamba2Config().norm_eps

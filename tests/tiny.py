@@ -116,6 +116,11 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
             )
         }
         | BIDIRECTIONAL,
+        "shared keys": {
+            "gated_deltanet": GatedDeltaNetConfig(
+                heads=4, key_heads=2, key_dim=3, value_dim=2, chunk_size=4
+            )
+        },
     },
     "lstm": {"default": BIDIRECTIONAL},
     "gated_conv": {"default": {"gated_conv": GatedConvConfig(conv_bias=True)} | BIDIRECTIONAL},

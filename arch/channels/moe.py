@@ -34,6 +34,7 @@ from settings.types import (
     PositiveFloat,
     PositiveInt,
     Probability,
+    check_divides,
     config,
 )
 
@@ -94,12 +95,7 @@ class MoeConfig:
             raise ConfigError(
                 f"moe.top_k {self.top_k} is above moe.num_experts {E}; nearest valid value: {E}"
             )
-        if E % self.n_groups:
-            divisors = [str(g) for g in range(1, E + 1) if E % g == 0]
-            raise ConfigError(
-                f"moe.n_groups {self.n_groups} does not divide moe.num_experts {E}; "
-                f"choose one of {', '.join(divisors)}"
-            )
+        check_divides("moe.n_groups", self.n_groups, "moe.num_experts", E)
         if self.top_groups > self.n_groups:
             raise ConfigError(
                 f"moe.top_groups {self.top_groups} is above moe.n_groups {self.n_groups}; "

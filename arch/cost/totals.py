@@ -202,7 +202,10 @@ def _encoder_costs(
 
 def _norm_params(config: ModelConfig, layout: LayerLayout, has_cross_attention: bool) -> int:
     params = sum(
-        Block.params(config.width, config.block, config.norm, layer.channel, has_cross_attention)
+        Block.params(
+            *(config.width, config.block_config(layer), config.norm, layer.channel),
+            has_cross_attention,
+        )
         for layer in layout.layer_specs()
     )
     params -= config.block.skip_first_norm * Norm.params(config.width, config.norm)

@@ -30,7 +30,14 @@ from errors import ConfigError
 from ops.attention.attention import BiasFn, TokenIndex, attention
 from ops.attention.decay import cumulative_log_decay
 from ops.attention.moba import num_whole_blocks, select_blocks
-from settings.types import NonNegativeFloat, NonNegativeInt, PositiveInt, Probability, config
+from settings.types import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Probability,
+    check_divides,
+    config,
+)
 
 AttentionState = KVCache | CrossAttentionCache
 
@@ -85,12 +92,8 @@ class AttentionConfig:
                 f"attention.block_size {self.block_size} selects among all earlier blocks, it "
                 f"excludes attention.window {self.window}; set one of them to 0"
             )
-        if self.kv_heads and self.heads % self.kv_heads:
-            divisors = [str(g) for g in range(1, self.heads + 1) if self.heads % g == 0]
-            raise ConfigError(
-                f"attention.kv_heads {self.kv_heads} does not divide attention.heads "
-                f"{self.heads}; choose one of {', '.join(divisors)}"
-            )
+        if self.kv_heads:
+            check_divides("attention.kv_heads", self.kv_heads, "attention.heads", self.heads)
 
     @property
     def scaled_fields(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from arch.layers.norms import NormConfig
 from arch.mixers.mamba2 import Mamba2Config
 from arch.mixers.side_by_side import SideBySideConfig
 from hub import rotary
-from hub.families.hybrid import NORM_MAP
+from hub.families.hybrids.bamba import NORM_MAP
 from hub.families.llama import (
     ATTENTION_MAP,
     EMBEDDING_MAP,
