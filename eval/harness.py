@@ -95,7 +95,7 @@ def narrow_to_objective(ctx: EvalContext, objective: str) -> EvalContext:
     parts = mixture_parts(ctx.objective)
     part = next((p for p in parts if objective_kind(p.objective) == objective), parts[0])
     row_spec = part.objective.row_spec(ctx.settings.model, ctx.settings.train.seq_len)
-    data = ctx.data.select(row_spec.row_kind == "text_pairs")
+    data = ctx.data.select(row_spec.store_kind)
     return ctx._replace(
         trainable=part.select_trainable(ctx.trainable), objective=part.objective, data=data
     )

@@ -29,6 +29,7 @@ RowFn = Callable[[list[np.ndarray], int, np.random.Generator], dict[str, np.ndar
 # packed: documents one after another. slices: one stretch of one document. text_pairs: the texts of
 # a text pair, as data/text_pairs.py reads them.
 RowKind = Literal["packed", "slices", "text_pairs"]
+StoreKind = Literal["documents", "text_pairs"]  # As `open_data` opens them.
 
 
 class RowSpec(NamedTuple):
@@ -48,6 +49,15 @@ class RowSpec(NamedTuple):
     needs_logits: bool = True  # Whether the objective computes logits with the model's head.
     extra_cost: PartCost | None = None  # Cost per token of the objective's own parameters.
     hint: str = ""  # A further way out, for the error of a model that cannot take the view.
+    source_hint: str = ""  # A further way out, for the error of data without such a store.
+
+    @property
+    def store_kind(self) -> StoreKind:
+        """The kind of token store that the rows are read from."""
+        # mypy narrows a literal by equality alone.
+        if self.row_kind == "packed" or self.row_kind == "slices":
+            return "documents"
+        return self.row_kind
 
     def tokens_per_row(self, seq_len: int) -> int:
         """Returns the number of tokens of a row that the model reads."""

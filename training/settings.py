@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from arch import CHANNELS, ModelConfig
 from arch.sequence import View
-from data import TEXT_PAIR_SOURCES, DataConfig
+from data import SOURCES_OF_KIND, DataConfig, StoreKind
 from errors import ConfigError
 from objectives import (
     OBJECTIVES,
@@ -168,10 +168,11 @@ class Settings:
         return self.get_objective().row_spec(self.model, self.train.seq_len)
 
     @property
-    def store_kinds(self) -> tuple[bool, ...]:
-        """The kinds of token store that the objective reads: False documents, True text pairs."""
+    def store_kinds(self) -> tuple[StoreKind, ...]:
+        """The kinds of token store that the objective reads, documents first."""
         specs = [p.objective.row_spec(self.model, self.train.seq_len) for p in self.mixture_parts()]
-        return tuple(sorted({spec.row_kind == "text_pairs" for spec in specs}))
+        needed = {spec.store_kind for spec in specs}
+        return tuple(kind for kind in SOURCES_OF_KIND if kind in needed)
 
     def _check_limit(self, spec: RowSpec) -> None:
         if spec.row_kind == "packed" and 0 < self.eval.limit < spec.text_length:
@@ -182,18 +183,17 @@ class Settings:
             )
 
     def _check_source(self, name: str, spec: RowSpec) -> None:
-        reads_pairs = spec.row_kind == "text_pairs"
-        if self.data.has_weights and not reads_pairs and not spec.allows_weights:
+        kind = spec.store_kind
+        if self.data.has_weights and kind == "documents" and not spec.allows_weights:
             raise ConfigError(
                 f"objective {name} rearranges text, so that data.chat_template and "
                 "data.weight_field cannot weight it; leave them empty, or use causal_lm or "
                 "masked_lm"
             )
-        if reads_pairs and self.data.kind not in TEXT_PAIR_SOURCES:
+        if self.data.kind not in (sources := SOURCES_OF_KIND[kind]):
             raise ConfigError(
-                f"objective {name} reads text pairs, which data.source {self.data.kind!r} does "
-                f"not have; use {' or '.join(TEXT_PAIR_SOURCES)}, or "
-                "contrastive.positives=dropout with model.block.dropout=0.1"
+                f"objective {name} reads {kind.replace('_', ' ')}, which data.source "
+                f"{self.data.kind!r} does not have; use {' or '.join(sources)}{spec.source_hint}"
             )
 
     def _check_view(self, name: str, view: View, objective_hint: str) -> None:
