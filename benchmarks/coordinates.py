@@ -1,8 +1,8 @@
 """Checks coordinates of all mixers: `python benchmarks/coordinates.py --out=FILE [--only=A,B]`.
 
 Each mixer of `configs/scale/width.py`, with one layer, is checked under muP at the widths 32 to
-512, and under the standard parametrization at three of them. A mixer that the file has already is not
-measured again.
+512, and under the standard parametrization at three of them. A mixer that the file has already is
+not measured again.
 """
 
 import argparse
