@@ -77,6 +77,10 @@ class ModelConfig:
     # Pattern of mixer+channel blocks, repeated over the depth.
     layers: tuple[str, ...] = ("attention+mlp",)
     first_layers: tuple[str, ...] = ()  # Blocks before the pattern.
+    # Scales and rates as they are set, or muP: those set are for base_width, and other widths get
+    # theirs by the roles of the parameters (arXiv:2203.03466).
+    parametrization: Literal["standard", "mup"] = "standard"
+    base_width: PositiveInt = 256  # Width at which muP equals the standard parametrization.
     vocab_size: NonNegativeInt = 0  # Number of token ids; 0: the tokenizer's.
     vocab_multiple: PositiveInt = 128  # Pad the rows of the token table to a multiple of this.
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # Dtype of the computation.
@@ -137,6 +141,26 @@ class ModelConfig:
                 "model.block.skip_first_norm needs block.wiring 'pre' and the first block in "
                 "model.first_layers, as ('attention+mlp',)"
             )
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor of the logits, under muP over the growth of the table's rows.
+
+        That is arXiv:2203.03466, table 8, for tied and untied tables. A factorized table does not
+        grow with the width.
+        """
+        grows = self.parametrization == "mup" and not self.embed.factorized_width
+        return self.head.scale * (self.base_width / self.width if grows else 1.0)
+
+    def as_standard(self) -> "ModelConfig":
+        """Returns the model of the standard parametrization that computes the same function."""
+        default = type(self)()
+        return dataclasses.replace(
+            self,
+            parametrization="standard",
+            base_width=default.base_width,
+            head=dataclasses.replace(self.head, scale=self.logit_scale),
+        )
 
     def layer_layout(self) -> LayerLayout:
         """Returns the layout of the decoder, which is the only stack without an encoder."""

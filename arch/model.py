@@ -122,7 +122,8 @@ class Model(nnx.Module):
         cfg = self.config.head
         table = self.embed.table if cfg.tied else self.head.table
         bias = self.head.bias[...] if cfg.bias else None
-        return HeadWeights(table[...], bias, self.config.vocab_size, cfg.scale, cfg.logit_softcap)
+        scale = self.config.logit_scale
+        return HeadWeights(table[...], bias, self.config.vocab_size, scale, cfg.logit_softcap)
 
     def init_state(self, batch_size: int, max_length: int, *, source_length: int = 0) -> StackState:
         """Returns an empty state for decoding.

@@ -26,13 +26,13 @@ ROOMS: list[tuple[str, str, str]] = [
         "Training",
         "training",
         "runner loop callbacks step gradients optimizer state program mesh settings memory_bank "
-        "text_reading metrics accounting hardware energy compile_cache",
+        "text_reading metrics accounting hardware energy compile_cache mup short_run",
     ),
     (
         "Architectures",
         "arch",
         "model part config pattern stack block sequence sharding part_cost scaling "
-        "weighted_sum layer_outputs",
+        "weighted_sum layer_outputs taps",
     ),
     (
         "Cost",
@@ -181,6 +181,11 @@ ROOMS: list[tuple[str, str, str]] = [
         "Fits",
         "protocol/fit",
         "points report figures",
+    ),
+    (
+        "Coordinate checks",
+        "protocol/coordinates",
+        "measure figures",
     ),
     (
         "Records",

@@ -167,6 +167,7 @@ def find_export_family(
             f"family {family_name!r} is not known; {did_you_mean(family_name, FAMILIES)}"
         )
     closest: tuple[int, str] | None = None
+    config = config.as_standard()
     abstract = jax.eval_shape(lambda: Model(config, key=jax.random.key(0)))
     for family in [FAMILIES[family_name]] if family_name else FAMILIES.values():
         try:

@@ -40,6 +40,7 @@ CANONICAL_PART = {"local_attention": "attention"}  # both names stand for one cl
 
 def canonical_config(config: ModelConfig) -> dict[str, object]:
     """Returns the settings that decide the function of a model, as plain values by name."""
+    config = config.as_standard()
     settings: dict[str, object] = {
         "width": config.width,
         "vocab_size": config.vocab_size,
@@ -124,10 +125,8 @@ def _canonical_part(part: Any, D: int) -> Any:
         else:
             rope = _active_rope_fields(dataclasses.replace(rope, rotary_dim=rope.rotary_dim or K))
         eps = part.qk_norm_eps if part.qk_norm != "none" else default.qk_norm_eps
-        scale = part.scale or K**-0.5
-        return dataclasses.replace(
-            part, kv_heads=G, head_dim=K, rope=rope, qk_norm_eps=eps, scale=scale
-        )
+        part = dataclasses.replace(part, scale=part.score_scale(K), base_head_dim=0)
+        return dataclasses.replace(part, kv_heads=G, head_dim=K, rope=rope, qk_norm_eps=eps)
     if isinstance(part, (MlpConfig, MoeConfig)):
         part = dataclasses.replace(part, width=part.inner_dim(D))
     if isinstance(part, MoeConfig) and part.shared_experts:

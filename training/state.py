@@ -15,10 +15,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree, UInt32
 
 from arch import Model, ModelConfig
+from arch.scaling import with_width
 from arch.sharding import divisible_spec
 from objectives import Objective, Trainable
 from settings.json_types import JsonObject
 from training import mesh as meshes
+from training import mup
 from training.checkpoint.param_names import named_leaves
 from training.optimizer import (
     Hyperparameters,
@@ -105,10 +107,24 @@ def make_model_optimizer(
     objective: Objective,
     hyperparameters: Hyperparameters | None = None,
 ) -> optax.GradientTransformation:
-    """Returns the optimizer for a model, built from shapes alone; see `make_optimizer`."""
+    """Returns the optimizer for a model, built from shapes alone; see `make_optimizer`.
+
+    Raises:
+        ConfigError: if a part or the optimizer has no rule under muP.
+    """
     trainable = jax.eval_shape(lambda: init_trainable(model, objective, 0))
     decay_mask, roles, rates = (param_metadata(trainable, k) for k in ("decay", "role", "rate"))
-    return make_optimizer(cfg, steps, decay_mask, roles, rates, hyperparameters)
+    tx = make_optimizer(cfg, steps, decay_mask, roles, rates, hyperparameters)
+    if model.parametrization == "standard":
+        return tx
+    wide_model = with_width(model, model.width * mup.WIDTH_RATIO)
+    wide = named_leaves(jax.eval_shape(lambda: init_trainable(wide_model, objective, 0)))
+    growths = {
+        name: mup.axis_growth(leaf.shape, wide[name].shape, roles[name])
+        for name, leaf in named_leaves(trainable).items()
+    }
+    factors = mup.rate_factors(cfg.name, model.width / model.base_width, growths, roles)
+    return mup.scale_directions(tx, factors)
 
 
 def state_shardings(mesh: Mesh, state: TrainState) -> PyTree:

@@ -60,6 +60,8 @@ class AttentionConfig:
     # Compute ALiBi in bfloat16 and multiply it by the scale of the scores (Falcon-RW).
     alibi_rounded: bool = False
     scale: NonNegativeFloat = 0.0  # Factor of the scores; 0: K^-1/2.
+    # Head width k at which that factor is K^-1/2; elsewhere it is k^1/2 / K (muP); 0: K itself.
+    base_head_dim: NonNegativeInt = 0
     softcap: NonNegativeFloat = 0.0  # Bound c of the scores, c tanh(score / c); 0: off.
     # RMSNorm of queries and keys: none, within each head, or over all heads.
     qk_norm: Literal["none", "head", "full"] = "none"
@@ -99,6 +101,10 @@ class AttentionConfig:
     def scaled_fields(self) -> tuple[str, ...]:
         """The fields that are proportional to the model's width; a single kv_head is not."""
         return ("heads", "kv_heads") if self.kv_heads > 1 else ("heads",)
+
+    def score_scale(self, K: int) -> float:
+        """Returns the factor of the scores; with a `base_head_dim` it is a constant over K."""
+        return self.scale or (self.base_head_dim**0.5 / K if self.base_head_dim else K**-0.5)
 
     def head_shape(self, D: int) -> tuple[int, int, int]:
         """Returns H, G and K in a model of width D.
@@ -237,7 +243,7 @@ class Attention(nnx.Module):
             *(q, k, v, queries, keys),
             causal=causal,
             window=window,
-            scale=cfg.scale or q.shape[-1] ** -0.5,
+            scale=cfg.score_scale(q.shape[-1]),
             softcap=cfg.softcap,
             bias=bias,
             aligned=aligned,
@@ -279,7 +285,7 @@ class Attention(nnx.Module):
     def _position_bias(self, seq: SequenceInfo, dtype: jnp.dtype) -> BiasFn | None:
         if self.cfg.position_encoding == "alibi":
             if self.cfg.alibi_rounded:
-                scale = self.cfg.scale or self.head_shape[2] ** -0.5
+                scale = self.cfg.score_scale(self.head_shape[2])
                 return functools.partial(
                     alibi_bias_bfloat16, heads=self.head_shape[0], scale=scale, dtype=dtype
                 )
