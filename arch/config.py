@@ -12,6 +12,7 @@ from arch.channels.moe import MoE, MoeConfig
 from arch.channels.no_channel import NoChannel
 from arch.layers.embedding import EmbedConfig, HeadConfig
 from arch.layers.norms import NormConfig
+from arch.layers.patches import VisionConfig
 from arch.layers.pooler import PoolerConfig
 from arch.layers.positions import PositionsConfig
 from arch.mixers.attention import Attention, AttentionConfig
@@ -90,6 +91,7 @@ class ModelConfig:
     scan: bool = True  # Scan over the repeats; False unrolls four layers at a time.
     final_norm: bool = True  # Apply a norm after the last block.
     encoder: EncoderConfig = EncoderConfig()
+    vision: VisionConfig = VisionConfig()
     embed: EmbedConfig = EmbedConfig()
     positions: PositionsConfig = PositionsConfig()
     norm: NormConfig = NormConfig()
@@ -135,6 +137,8 @@ class ModelConfig:
             )
         if self.encoder.depth:
             self._check_encoder()
+        if self.vision.depth:
+            self._check_vision()
         blocks = [self.block_config(layer) for layer in self.layer_layout().layer_specs()]
         if self.block.skip_first_norm and (blocks[0].wiring != "pre" or not self.first_layers):
             raise ConfigError(
@@ -170,6 +174,25 @@ class ModelConfig:
         """Returns the layout of the encoder."""
         cfg = self.encoder
         return self._make_layout(cfg.first_layers, cfg.layers, cfg.depth, "model.encoder")
+
+    def vision_stack(self) -> "ModelConfig":
+        """Returns the settings of the vision stack, as of a model that is this stack alone."""
+        cfg = self.vision
+        base = dataclasses.replace(
+            self,
+            width=cfg.width or self.width,
+            depth=cfg.depth,
+            layers=cfg.layers,
+            first_layers=cfg.first_layers,
+            final_norm=cfg.final_norm,
+            encoder=EncoderConfig(),
+            vision=VisionConfig(),
+            block=dataclasses.replace(self.block, skip_first_norm=False),
+            attention=dataclasses.replace(self.attention, position_encoding="none"),
+            local_attention=dataclasses.replace(self.local_attention, position_encoding="none"),
+            latent_attention=dataclasses.replace(self.latent_attention, position_encoding="none"),
+        )
+        return with_changes(base, cfg.parts, "model.vision.parts")
 
     def layer_specs(self) -> set[LayerSpec]:
         """Returns the distinct blocks of both stacks."""
@@ -240,6 +263,9 @@ class ModelConfig:
         if self.encoder.depth:
             part_dims = Attention.tp_dims(self.width, self.cross_attention)
             dims |= {f"cross_attention.{key}": size for key, size in part_dims.items()}
+        if self.vision.depth:
+            tower_dims = self.vision_stack().tp_dims()
+            dims |= {f"vision.{key}": size for key, size in tower_dims.items()}
         return dims
 
     def supported_views(self) -> dict[View, str]:
@@ -264,8 +290,12 @@ class ModelConfig:
             ConfigError: if two variants of a channel give a term different coefficients.
         """
         losses: dict[str, float] = {}
-        for layer in sorted(self.layer_specs()):
-            channel_losses = CHANNELS[layer.channel].aux_losses(self.part_config(*layer[2:]))
+        channels = [
+            CHANNELS[layer.channel].aux_losses(self.part_config(*layer[2:]))
+            for layer in sorted(self.layer_specs())
+        ]
+        channels += [self.vision_stack().aux_losses()] if self.vision.depth else []
+        for channel_losses in channels:
             for name, coefficient in channel_losses.items():
                 if losses.setdefault(name, coefficient) != coefficient:
                     raise ConfigError(
@@ -280,6 +310,8 @@ class ModelConfig:
         Raises:
             ConfigError: if it is, and layers with experts differ in this or in their number.
         """
+        if self.vision.depth and self.vision_stack().balances_batch():
+            return True
         parts = [self.part_config(*layer[2:]) for layer in sorted(self.layer_specs())]
         moes = [part for part in parts if isinstance(part, MoeConfig)]
         if not any(moe.balances_batch for moe in moes):
@@ -333,6 +365,20 @@ class ModelConfig:
             return [parse_layer(text, f"{section}.{key}", MIXERS, CHANNELS) for text in texts]
 
         return make_layout(parse(first, "first_layers"), parse(layers, "layers"), depth, section)
+
+    def _check_vision(self) -> None:
+        if self.encoder.depth:
+            raise ConfigError(
+                "model.vision.depth and model.encoder.depth are both set, but images enter a model "
+                "of one text stack; set one to 0"
+            )
+        tower = self.vision_stack()
+        for layer in tower.layer_layout().layer_specs():
+            if "bidirectional" not in tower.layer_supported_views(layer):
+                raise ConfigError(
+                    f"model.vision is bidirectional, which {layer.mixer}+{layer.channel} does not "
+                    "support; set model.bidirectional.weights=shared, or use another part"
+                )
 
     def _check_encoder(self) -> None:
         if any(self.block_config(layer).wiring == "parallel" for layer in self.layer_specs()):

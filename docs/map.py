@@ -31,7 +31,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Architectures",
         "arch",
-        "model part config pattern stack block sequence sharding part_cost scaling "
+        "model part config pattern stack vision block sequence sharding part_cost scaling "
         "weighted_sum layer_outputs taps",
     ),
     (
@@ -54,7 +54,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Shared layers",
         "arch/layers",
-        "embedding norms activations positions linear dropout pooler",
+        "embedding patches joint_embedding norms activations positions linear dropout pooler",
     ),
     (
         "Operations",
