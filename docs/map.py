@@ -148,12 +148,17 @@ ROOMS: list[tuple[str, str, str]] = [
         "Evaluation tasks",
         "eval/tasks",
         "bits_per_byte masked denoised retrieval loss_by_position multiple_choice probe "
-        "similarity inference sample baselines",
+        "similarity finetune inference sample baselines",
     ),
     (
         "Baselines",
         "eval/baselines",
         "ngrams seen_text bag_of_words logistic labelled_passages",
+    ),
+    (
+        "Fine-tuning",
+        "eval/finetuning",
+        "datasets labelled_files rows output_layer recipe measures",
     ),
     (
         "Adapters",

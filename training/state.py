@@ -80,7 +80,17 @@ def init_state(
     banks: Mapping[str, PyTree] = types.MappingProxyType({}),
 ) -> TrainState:
     """Returns the state before the first step, with random parameters."""
-    trainable = init_trainable(model, objective, seed)
+    return start_state(init_trainable(model, objective, seed), tx, spike_window, seed, banks)
+
+
+def start_state(
+    trainable: Trainable,
+    tx: optax.GradientTransformation,
+    spike_window: int,
+    seed: ArrayLike,
+    banks: Mapping[str, PyTree] = types.MappingProxyType({}),
+) -> TrainState:
+    """Returns the state before the first step from these parameters."""
     zero = jnp.zeros((), jnp.int32)
     loss_window = jnp.zeros((max(spike_window, 1),), jnp.float32)
     guard = UpdateGuard(jnp.zeros((), bool), zero, zero, loss_window, zero)
