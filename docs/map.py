@@ -64,7 +64,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Attention",
         "ops/attention",
-        "attention mask decay moba chunked kernels",
+        "attention mask decay moba chunked ring kernels",
     ),
     (
         "Recurrences",
