@@ -31,6 +31,7 @@ def get_config():
     c = dense.get_config("tiny")
     c.data.source, c.data.path, c.data.chat_template = "jsonl", "chats.jsonl", "vicuna"
     c.data.valid_share = c.data.test_share = 0.05
+    c.data.max_shared = 0.02  # verses repeat each other
     c.train.steps, c.optimizer.warmup = 100, 0.1
     c.optimizer.learning_rate = 1e-3  # a quarter of the learning rate of pre-training
     return c

@@ -12,7 +12,10 @@ from data.text_rows import cut_sentence, make_row_source
 from data.tokenizers import ByteTokenizer
 from errors import ConfigError, DataError
 from objectives import Preference, Trainable
+from protocol.study.budget import match_by_steps
+from settings.changes import with_changes
 from settings.tree import freeze
+from training.accounting import executed_flops_per_token, model_cost, run_tokens
 from training.gradients import compute_gradients
 from training.settings import Settings, resolve
 
@@ -178,7 +181,6 @@ def test_the_number_of_pairs_is_that_of_the_data():
 
 def test_the_reference_is_paid_for_once():
     """A third of a training token for each token of the pairs, however long the run is."""
-    from training.accounting import executed_flops_per_token, model_cost, run_tokens
 
     def settings(steps, pairs):
         tree = {"objective": "preference", "preference": {"pairs": pairs}}
@@ -193,3 +195,14 @@ def test_the_reference_is_paid_for_once():
         spent = executed_flops_per_token(paid) * run_tokens(paid)
         more = spent - executed_flops_per_token(free) * run_tokens(free)
         assert more == pytest.approx(300 * 2 * 32 * forward)
+
+
+def test_steps_are_matched_although_the_reference_has_a_fixed_cost():
+    """The reference reads as many tokens as 200 steps train, and costs as much as 67."""
+    tree = {"objective": "preference", "preference": {"pairs": (1600, 1, 1)}}
+    train = {"steps": 90, "batch_size": 8, "seq_len": 32}
+    small = freeze(Settings, tree | {"train": train, "model": {"vocab_size": 40}})
+    large = with_changes(small, {"model.width": 2 * small.model.width})
+    runs = match_by_steps({"small": small, "large": large}, reference="large")
+    assert runs[1].settings.train.steps == 90 and runs[0].settings.train.steps > 300
+    assert runs[0].cost_ratios["training_flops"] == pytest.approx(1, abs=0.01)
