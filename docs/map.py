@@ -80,7 +80,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Objectives",
         "objectives",
-        "types causal_lm masked_lm denoising contrastive infonce pooling mining mixture "
+        "types causal_lm masked_lm denoising contrastive preference infonce pooling mining mixture "
         "token_loss token_sets",
     ),
     (
@@ -98,7 +98,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Chats",
         "data/chats",
-        "templates program marked_text",
+        "templates preferences program marked_text",
     ),
     (
         "Files of published models",
@@ -147,7 +147,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Evaluation tasks",
         "eval/tasks",
-        "bits_per_byte masked denoised retrieval loss_by_position multiple_choice probe "
+        "bits_per_byte masked denoised retrieval preference loss_by_position multiple_choice probe "
         "similarity finetune inference sample baselines",
     ),
     (
