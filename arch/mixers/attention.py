@@ -194,10 +194,7 @@ class Attention(nnx.Module):
             seq = dataclasses.replace(seq, is_prefix=None)
         k, v = self._keys_values(x)
         if self.cfg.position_encoding == "rope":
-            q, k = (
-                apply_rope(q, seq.positions, self.cfg.rope),
-                apply_rope(k, seq.positions, self.cfg.rope),
-            )
+            q, k = (apply_rope(y, seq.positions, self.cfg.rope) for y in (q, k))
         queries, keys, aligned = seq.query_index(), seq.key_index(), True
         if self.cfg.forget_gate:
             decay = self._log_decay(x, seq)
@@ -362,10 +359,8 @@ class Attention(nnx.Module):
         The keys and values of the `source_length` encoded tokens are shared by `length` tokens.
         """
         H, G, K = cfg.head_shape(D)
-        params, share = (
-            _num_params(D, cfg),
-            context.source_length / context.length if context.length else 0.0,
-        )
+        params = _num_params(D, cfg)
+        share = context.source_length / context.length if context.length else 0.0
         queries, keys = 4.0 * D * H * K + 2.0 * D * _gates_width(cfg, H, K), 4.0 * D * G * K * share
         core = 4.0 * H * K * context.source_length
         return PartCost(

@@ -32,7 +32,7 @@ def shipped() -> list[str]:
     files = [
         p
         for p in files
-        if p.parent.name not in ("compare", "reproduce", "families") and p.stem != "grid"
+        if p.parent.name not in ("compare", "reproduce", "families", "recent") and p.stem != "grid"
     ]
     names = [str(path.relative_to(ROOT)) for path in files]
     return [
