@@ -186,7 +186,7 @@ def _observe(read: ReadDocuments, overlap: SplitOverlap) -> ReadDocuments:
             elif isinstance(document, tuple):
                 overlap.add_pair(split, document)
             elif isinstance(document, PreferenceRecord):  # Many replies are stock phrases.
-                overlap.add(split, [document.prompt.text], with_ngrams=False)
+                overlap.add_pair(split, [document.prompt.text])
             else:
                 parts = _weighted_parts(document)
                 overlap.add(split, [part.text for part in parts if part.weight])
