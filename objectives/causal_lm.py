@@ -3,8 +3,11 @@
 A document `bos t1 .. tn eos` gives the inputs `bos t1 .. tn` and the targets `t1 .. tn eos`: every
 token of the text and its end are predicted once. If the end of a row cuts a document, the rest of
 the document continues in the next row, without the earlier tokens as context.
+
+With `fim_rate` some stretches of documents are rows of fill-in-the-middle in training.
 """
 
+import dataclasses
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
@@ -13,11 +16,12 @@ from jaxtyping import Array
 
 from arch import ModelConfig, SequenceInfo
 from arch.weighted_sum import AuxMetrics, WeightedSum
+from objectives.fill_in_the_middle import fill_in_the_middle
 from objectives.token_loss import masked_sum, score_tokens
 from objectives.token_sets import TokenizerLike, require_single_stack
 from objectives.types import LossTerm, Metrics, RowFn, RowSpec, Trainable, aux_loss_terms
 from ops.cross_entropy import CrossEntropy
-from settings.types import NonNegativeFloat, config
+from settings.types import Fraction, NonNegativeFloat, config
 
 
 class TokenScores(NamedTuple):
@@ -33,6 +37,9 @@ class CausalLM:
 
     # Coefficient of mean(logsumexp(logits)^2) in the loss (PaLM, arXiv:2204.02311).
     z_loss: NonNegativeFloat = 0.0
+    # Share of the stretches of documents whose middle follows their end (arXiv:2207.14255).
+    fim_rate: Fraction = 0.0
+    fim_spm_rate: Fraction = 0.5  # Share of them with the suffix before the prefix.
 
     sums_over_rows: ClassVar[bool] = True
     memory_bank: ClassVar[None] = None
@@ -40,15 +47,28 @@ class CausalLM:
     def row_spec(self, model: ModelConfig, seq_len: int) -> RowSpec:
         """Returns the spec of packed rows of `seq_len` positions, read with the causal view."""
         require_single_stack("causal_lm", model.encoder.depth)
-        return RowSpec(text_length=seq_len, overlap=1, view="causal", allows_weights=True)
+        return RowSpec(
+            text_length=seq_len, overlap=1, view="causal", allows_weights=not self.fim_rate
+        )
 
     def for_eval(self) -> "CausalLM":
-        """Returns the objective itself."""
-        return self
+        """Returns the objective on texts in their own order."""
+        return dataclasses.replace(self, fim_rate=0.0)
 
     def make_row_fn(self, model: ModelConfig, seq_len: int, tokenizer: TokenizerLike) -> RowFn:
-        """Returns `make_row`."""
-        return self.make_row
+        """Returns `make_row`, on rearranged slices if `fim_rate` is not 0."""
+        if not self.fim_rate:
+            return self.make_row
+        tokenizer.specials.require("sentinels", "eos", needed_by="causal_lm.fim_rate")
+
+        def make_fim_row(
+            slices: list[np.ndarray], length: int, rng: np.random.Generator
+        ) -> dict[str, np.ndarray]:
+            rates = self.fim_rate, self.fim_spm_rate
+            changed = [fill_in_the_middle(x, tokenizer, *rates, rng) for x in slices]
+            return self.make_row(changed, length, rng)
+
+        return make_fim_row
 
     def make_row(
         self, slices: list[np.ndarray], length: int, rng: np.random.Generator
