@@ -7,6 +7,7 @@ from typing import Literal
 import jax
 
 from arch.block import BlockConfig
+from arch.canon import inner_widths, point_widths
 from arch.channels.mlp import Mlp, MlpConfig
 from arch.channels.moe import MoE, MoeConfig
 from arch.channels.no_channel import NoChannel
@@ -15,7 +16,7 @@ from arch.layers.norms import NormConfig
 from arch.layers.pooler import PoolerConfig
 from arch.layers.positions import PositionsConfig
 from arch.mixers.attention import Attention, AttentionConfig
-from arch.mixers.bidirectional import BidirectionalConfig, mixer_views
+from arch.mixers.bidirectional import BidirectionalConfig, mixer_inner_widths, mixer_views
 from arch.mixers.delta_product import DeltaProduct, DeltaProductConfig
 from arch.mixers.gated_conv import GatedConv, GatedConvConfig
 from arch.mixers.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
@@ -125,6 +126,7 @@ class ModelConfig:
         self.aux_losses()
         self.balances_batch()
         self.num_relative_heads()
+        self._check_canon()
         if self.dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise ConfigError(
                 "model.dtype is 'float64', which needs jax_enable_x64; set it, or use 'float32'"
@@ -205,6 +207,17 @@ class ModelConfig:
             CHANNELS[layer.channel].supported_views(self.part_config(*layer[2:])),
         )
 
+    def canon_points(self, layer: LayerSpec) -> dict[str, tuple[int, ...]]:
+        """Returns the widths that Canon layers convolve at each of their points in one layer."""
+        channel, cfg = CHANNELS[layer.channel], self.part_config(*layer[2:])
+        mixer = mixer_class(layer.mixer), self.width, self.part_config(*layer[:2])
+        return point_widths(
+            *(self.block.canon, self.width),
+            mixer=mixer_inner_widths(*mixer, self.bidirectional),
+            channel=inner_widths(channel, self.width, cfg),
+            has_channel=layer.channel != "none",
+        )
+
     def aux_losses(self) -> dict[str, float]:
         """Returns the coefficient of each loss term that channels report.
 
@@ -281,6 +294,14 @@ class ModelConfig:
             return [parse_layer(text, f"{section}.{key}", MIXERS, CHANNELS) for text in texts]
 
         return make_layout(parse(first, "first_layers"), parse(layers, "layers"), depth, section)
+
+    def _check_canon(self) -> None:
+        points = {point for layer in self.layer_specs() for point in self.canon_points(layer)}
+        if missing := "".join(point for point in self.block.canon if point not in points):
+            raise ConfigError(
+                f"model.block.canon {self.block.canon!r} has {missing}, which no layer has: B is "
+                "inside attention, C before a channel, D inside mlp; leave it out"
+            )
 
     def _check_encoder(self) -> None:
         if self.block.wiring == "parallel":

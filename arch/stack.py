@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from arch.block import Block, BlockState
+from arch.canon import make_canon_layers
 from arch.config import CHANNELS, ModelConfig, mixer_class
 from arch.layers.dropout import maybe_split_key
 from arch.layers.norms import Norm
@@ -260,6 +261,9 @@ def _make_block(
         scale=scale,
     )
     channel_config = config.part_config(layer.channel, layer.channel_variant)
+    canon = make_canon_layers(
+        config.canon_points(layer), config.block.canon_width, key=jax.random.fold_in(key, 3)
+    )
     return Block(
         *(D, config.block, config.norm, mixer),
         CHANNELS[layer.channel](D, channel_config, key=keys[1], scale=scale),
@@ -267,6 +271,7 @@ def _make_block(
         if has_cross_attention
         else None,
         skip_norm,
+        canon,
     )
 
 

@@ -32,7 +32,7 @@ ROOMS: list[tuple[str, str, str]] = [
         "Architectures",
         "arch",
         "model part config pattern stack block sequence sharding part_cost scaling "
-        "weighted_sum layer_outputs",
+        "weighted_sum layer_outputs canon",
     ),
     (
         "Cost",
@@ -42,9 +42,9 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Mixers",
         "arch/mixers",
-        "attention rope kv_cache mamba1 mamba2 gated_deltanet kda gdn2 delta_product gla "
-        "memory_heads latent_attention lstm gated_conv side_by_side short_conv "
-        "dt bidirectional",
+        "attention attention_config rope kv_cache mamba1 mamba2 gated_deltanet kda gdn2 "
+        "delta_product gla memory_heads latent_attention lstm gated_conv side_by_side dt "
+        "bidirectional",
     ),
     (
         "Channels",
@@ -54,7 +54,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Shared layers",
         "arch/layers",
-        "embedding norms activations positions linear dropout pooler",
+        "embedding norms activations positions linear dropout pooler short_conv",
     ),
     (
         "Operations",

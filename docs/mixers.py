@@ -42,11 +42,20 @@ Tests check each equality (`tests/ops/test_ops_memory.py`), to 1e-12 in float64.
 | `gla` | g = -slope, by `lightning_slopes` | lightning attention |
 | `gla` | g = 0 | linear attention without a normalizer |
 """
+WIRING = """
+## What stands around mixers
+
+These settings change any pattern; their parameters, FLOPs and decoding state are billed.
+
+| setting | effect | source |
+|---|---|---|
+| `model.block.canon=ABCD` | Canon layers, h + conv(h) over `canon_width` tokens: at the input of the mixer (A), on queries, keys and values (B), at the input of the channel (C), on the hidden layer of an MLP and its gate (D) | arXiv:2512.17351 |
+"""  # noqa: E501
 
 
 def render() -> str:
     """Returns the page as Markdown."""
-    return HEAD + "".join(_row(name) for name in MIXERS) + EQUALITIES
+    return HEAD + "".join(_row(name) for name in MIXERS) + EQUALITIES + WIRING
 
 
 def _row(name: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from arch import CHANNELS, MIXERS, Model, ModelConfig, SequenceInfo
+from arch.block import BlockConfig
 from arch.channels.moe import MoeConfig
 from arch.layers.positions import PositionsConfig
 from arch.mixers.attention import AttentionConfig
@@ -62,6 +63,8 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "gate of a head in a forgetful window": attention(
             output_gate="head", forget_gate=True, window=3, position_encoding="none"
         ),
+        "canon": attention(kv_heads=2, bias_qkv=True, qk_norm="head")
+        | {"block": BlockConfig(canon="ABCD", canon_width=3)},
         "selected blocks": attention(kv_heads=1, block_size=2, top_blocks=2),
         "relative": attention(position_encoding="relative")
         | {"positions": PositionsConfig(num_buckets=8, max_distance=8)},
@@ -87,6 +90,10 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "default": {},
         "normed": BIDIRECTIONAL
         | {"side_by_side": SideBySideConfig("norm_mean", out_scales=(0.7, 1.3))},
+        "canon": {
+            "block": BlockConfig(wiring="parallel", norms=1, canon="BD"),
+            "side_by_side": SideBySideConfig(in_scales=(0.7, 1.3)),
+        },
     },
     "mamba1": {
         "default": {},

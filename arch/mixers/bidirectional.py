@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
+from arch.canon import inner_widths
 from arch.layers.dropout import maybe_split_key
 from arch.layers.linear import linear
 from arch.part import Memory, Mixer
@@ -127,6 +128,17 @@ def mixer_views(
     views = mixer_class.supported_views(mixer_config)
     is_added = _needs_second_direction(mixer_class, mixer_config, cfg)
     return {**views, "bidirectional": "full"} if is_added else views
+
+
+def mixer_inner_widths(
+    mixer_class: type[Mixer], D: int, mixer_config: object, cfg: BidirectionalConfig
+) -> tuple[int, ...]:
+    """Returns the widths inside what `make_mixer` makes, at the point of its Canon layer.
+
+    A mixer that runs in both directions has none.
+    """
+    is_wrapped = _needs_second_direction(mixer_class, mixer_config, cfg)
+    return () if is_wrapped else inner_widths(mixer_class, D, mixer_config)
 
 
 def mixer_cost(

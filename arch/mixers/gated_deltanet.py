@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from arch.layers.activations import activate, gate
 from arch.layers.linear import linear
+from arch.layers.short_conv import ShortConv
 from arch.mixers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
 from arch.mixers.memory_heads import (
     MatrixMemory,
@@ -23,7 +24,6 @@ from arch.mixers.memory_heads import (
     memory_terms,
     unit_length,
 )
-from arch.mixers.short_conv import ShortConv
 from arch.part_cost import CostContext, PartCost
 from arch.sharding import P, make_matrix, make_param, make_vector
 from errors import ConfigError

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from arch.layers.activations import activate
 from arch.layers.linear import linear
 from arch.layers.norms import rms_norm
-from arch.mixers.short_conv import ShortConv
+from arch.layers.short_conv import ShortConv
 from arch.part import Memory
 from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.sequence import CAUSAL_ONLY, SequenceInfo, View
