@@ -34,6 +34,7 @@ from arch.canon import (
 from arch.channels.no_channel import NoChannel
 from arch.layers.dropout import dropout, maybe_split_key
 from arch.layers.norms import Norm, NormConfig
+from arch.links import Links, call_mixer
 from arch.mixers.attention import Attention, AttentionState
 from arch.mixers.bidirectional import Bidirectional
 from arch.part import Channel, Memory, Mixer
@@ -84,8 +85,17 @@ class BlockState(NamedTuple):
     canon: CanonState | None = None
 
 
+class BlockOutput(NamedTuple):
+    """What a block returns."""
+
+    x: Float[Array, "B T D"]  # The residual stream.
+    aux: AuxMetrics  # The report of the channel.
+    state: BlockState | None  # None outside decoding.
+    links: Links | None  # None if no mixer of the stack is linked.
+
+
 class Block(nnx.Module):
-    """A module `block(x, seq) -> (x, aux, state)` that adds its branches to the residual stream."""
+    """A module `block(x, seq) -> BlockOutput` that adds its branches to the residual stream."""
 
     def __init__(
         self,
@@ -122,15 +132,17 @@ class Block(nnx.Module):
         x: Float[Array, "B T D"],
         seq: SequenceInfo,
         *,
+        links: Links | None = None,
         state: BlockState | None = None,
         memory: Memory | None = None,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], AuxMetrics, BlockState | None]:
+    ) -> BlockOutput:
         """Runs the block.
 
         Args:
             x: the residual stream.
             seq: the structure of the rows.
+            links: what the layers of the stack tell each other; None for a block by itself.
             state: the decoding state; None outside decoding.
             memory: an encoder's output and its structure, for cross-attention; a state keeps its
                 keys and values, so later calls with that state need no memory.
@@ -140,13 +152,15 @@ class Block(nnx.Module):
         prev = BlockState(None) if state is None else state
         convs = CanonCall(self.canon, seq, prev.canon)
 
-        def mix(x: Array) -> tuple[Array, PyTree]:
+        def mix(x: Array) -> tuple[Array, tuple[Links | None, PyTree]]:
             (x,) = convs("A", (x,))
-            if "B" not in self.canon:
-                return self.mixer(x, seq, state=prev.mixer, key=keys[0])
-            assert isinstance(self.mixer, TwoStageMixer)
-            inner = convs("B", self.mixer.project(x))
-            return self.mixer.finish(inner, x, seq, state=prev.mixer, key=keys[0])
+            if "B" in self.canon:
+                assert isinstance(self.mixer, TwoStageMixer)
+                inner = convs("B", self.mixer.project(x))
+                y, *extra = self.mixer.finish(inner, x, seq, links, state=prev.mixer, key=keys[0])
+            else:
+                y, *extra = call_mixer(self.mixer, x, seq, links, state=prev.mixer, key=keys[0])
+            return y, (extra[0], extra[1])
 
         def attend(x: Array) -> tuple[Array, AttentionState | None]:
             return self.cross(x, seq, state=prev.cross, memory=memory, key=keys[1])
@@ -162,7 +176,7 @@ class Block(nnx.Module):
         cross_state = None
         if self.cfg.wiring == "parallel":
             normed = self.norm_mixer(x)
-            y, mixer_state = mix(normed)
+            y, mixed = mix(normed)
             if not self.is_mixer_only:
                 normed = normed if self.norm_channel is None else self.norm_channel(x)
                 z, aux = feed_forward(normed)
@@ -170,17 +184,18 @@ class Block(nnx.Module):
             x = x + dropout(y, self.cfg.dropout, keys[3])
         else:
             branch = self._residual_branch
-            x, mixer_state = branch(x, mix, self.norm_mixer, self.norm_post_mixer, keys[3])
+            x, mixed = branch(x, mix, self.norm_mixer, self.norm_post_mixer, keys[3])
             if self.cross is not None:
                 norms = self.norm_cross, self.norm_post_cross
                 x, cross_state = branch(x, attend, *norms, keys[4])
             if not self.is_mixer_only:
                 norms = self.norm_channel, self.norm_post_channel
                 x, aux = branch(x, feed_forward, *norms, keys[5])
+        links, mixer_state = mixed
         new_state = None
         if state is not None:
             new_state = BlockState(mixer_state, cross_state, convs.next_state())
-        return constrain(x), aux, new_state
+        return BlockOutput(constrain(x), aux, new_state, links)
 
     def init_state(
         self, batch_size: int, max_length: int, source_length: int, dtype: jnp.dtype

@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from arch.layers.short_conv import ShortConv
+from arch.links import LinkedOutput, Links
 from arch.part import Memory
 from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.sequence import SequenceInfo
@@ -48,12 +49,13 @@ class TwoStageMixer(TwoStagePart, Protocol):
         inner: Inner,
         x: Float[Array, "B T D"],
         seq: SequenceInfo,
+        links: Links | None,
         *,
         state: PyTree | None = None,
         memory: Memory | None = None,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], PyTree | None]:
-        """Computes the rest of the mixer (see `Mixer` in `arch/part.py`)."""
+    ) -> LinkedOutput:
+        """Computes the rest of the mixer (see `LinkedMixer` in `arch/links.py`)."""
 
 
 @runtime_checkable

@@ -313,6 +313,11 @@ class ModelConfig:
                 "model.cross_attention must have position_encoding 'none' and window 0, because "
                 "source and target have different positions"
             )
+        if self.cross_attention.value_residual:
+            raise ConfigError(
+                "model.cross_attention.value_residual is True, but values are those of the "
+                "encoder in all layers; set it to False"
+            )
         for layer in self.encoder_layout().layer_specs():
             if "bidirectional" not in self.layer_supported_views(layer):
                 raise ConfigError(

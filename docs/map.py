@@ -32,7 +32,7 @@ ROOMS: list[tuple[str, str, str]] = [
         "Architectures",
         "arch",
         "model part config pattern stack block sequence sharding part_cost scaling "
-        "weighted_sum layer_outputs canon",
+        "weighted_sum layer_outputs canon links",
     ),
     (
         "Cost",

@@ -63,6 +63,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "gate of a head in a forgetful window": attention(
             output_gate="head", forget_gate=True, window=3, position_encoding="none"
         ),
+        "value residual": attention(kv_heads=2, value_residual=True),
         "canon": attention(kv_heads=2, bias_qkv=True, qk_norm="head")
         | {"block": BlockConfig(canon="ABCD", canon_width=3)},
         "selected blocks": attention(kv_heads=1, block_size=2, top_blocks=2),
@@ -90,7 +91,8 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "default": {},
         "normed": BIDIRECTIONAL
         | {"side_by_side": SideBySideConfig("norm_mean", out_scales=(0.7, 1.3))},
-        "canon": {
+        "canon and value residual": attention(value_residual=True)
+        | {
             "block": BlockConfig(wiring="parallel", norms=1, canon="BD"),
             "side_by_side": SideBySideConfig(in_scales=(0.7, 1.3)),
         },

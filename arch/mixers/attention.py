@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from arch.layers.linear import linear
 from arch.layers.norms import rms_norm
 from arch.layers.positions import alibi_bias, alibi_bias_bfloat16
+from arch.links import Links, LinkSpec
 from arch.mixers.attention_config import AttentionConfig, attention_cost, gate_width
 from arch.mixers.kv_cache import CrossAttentionCache, KVCache
 from arch.mixers.rope import apply_rope
@@ -71,6 +72,8 @@ class Attention(nnx.Module):
         if cfg.forget_gate:
             self.w_forget = make_matrix(extra_keys[1], (D, H), P("data", "model"))
             self.b_forget = make_vector(H, 0.0)
+        if cfg.value_residual:
+            self.mix_values = make_vector(2, 0.5)
         if cfg.sinks:
             init = nnx.initializers.normal(0.02)
             self.sinks = make_param(
@@ -88,13 +91,35 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], AttentionState | None]:
         """Attends to the visible tokens, or to the encoder's output if `is_cross`."""
         if not self.is_cross:
-            return self.finish(self.project(x), x, seq, state=state, memory=memory, key=key)
+            y, _, state = self.call_linked(x, seq, None, state=state, memory=memory, key=key)
+            return y, state
         assert not isinstance(state, KVCache)
         q = self._query_heads(self._project_queries(x))
         k, v, keys, state = self._encoder_keys_values(memory, state)
         index = seq.query_index()
         y = self._attend(x, q, k, v, index, keys, key, causal=False, aligned=False)
         return y, state
+
+    def links(self) -> LinkSpec | None:
+        """Returns the values that the first layer of this head shape hands on."""
+        return (
+            LinkSpec({self._values_name(): self.head_shape[1:]})
+            if self.cfg.value_residual
+            else None
+        )
+
+    def call_linked(
+        self,
+        x: Float[Array, "B T D"],
+        seq: SequenceInfo,
+        links: Links | None,
+        *,
+        state: AttentionState | None = None,
+        memory: Memory | None = None,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Links | None, AttentionState | None]:
+        """Attends to the visible tokens, with the values of the first layer in the links."""
+        return self.finish(self.project(x), x, seq, links, state=state, memory=memory, key=key)
 
     @staticmethod
     def inner_widths(D: int, cfg: AttentionConfig) -> tuple[int, ...]:
@@ -111,13 +136,16 @@ class Attention(nnx.Module):
         inner: tuple[Float[Array, "B T width"], ...],
         x: Float[Array, "B T D"],
         seq: SequenceInfo,
+        links: Links | None,
         *,
         state: AttentionState | None = None,
         memory: Memory | None = None,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], AttentionState | None]:
+    ) -> tuple[Float[Array, "B T D"], Links | None, AttentionState | None]:
         """Attends to the visible tokens with these queries, keys and values."""
         q, (k, v) = self._query_heads(inner[0]), self._key_value_heads(*inner[1:])
+        if self.cfg.value_residual and links is not None:
+            v, links = self._add_first_values(v, links)
         if "full" not in self.supported_views(self.cfg).get("prefix", ""):
             seq = dataclasses.replace(seq, is_prefix=None)
         if self.cfg.position_encoding == "rope":
@@ -144,7 +172,7 @@ class Attention(nnx.Module):
             bias=bias,
             window=window,
         )
-        return y, state
+        return y, links, state
 
     def init_state(self, batch_size: int, max_length: int, dtype: jnp.dtype) -> AttentionState:
         """Returns an empty cache for `batch_size` rows of at most `max_length` tokens.
@@ -255,6 +283,17 @@ class Attention(nnx.Module):
             k, v = (jnp.clip(y, -cfg.qkv_clip, cfg.qkv_clip) for y in (k, v))
         k, v = (rearrange(y, "b s (g k) -> b s g k", g=G) for y in (k, v))
         return self._norm(k, self.norm_k[...]) if cfg.qk_norm == "head" else k, v
+
+    def _values_name(self) -> str:
+        """Returns the name under which layers of the same head shape share their first values."""
+        return "values {}x{}".format(*self.head_shape[1:])
+
+    def _add_first_values(self, v: Array, links: Links) -> tuple[Float[Array, "B T G K"], Links]:
+        """Mixes the values of the first layer into those of a later one (arXiv:2410.17897)."""
+        name, (first, later) = self._values_name(), self.mix_values[...].astype(v.dtype)
+        is_first = links.is_first(name)
+        links = links.hand_on(name, jnp.where(is_first, v, links.values[name]))
+        return jnp.where(is_first, v, first * links.values[name] + later * v), links
 
     def _norm(self, x: Array, scale: Array) -> Array:
         """Applies RMSNorm to queries or keys."""

@@ -39,6 +39,8 @@ class AttentionConfig:
     sinks: bool = False  # Give each head's softmax one learned score that has no value.
     # Lower scores by the log of a learned gate of each token between key and query (FoX).
     forget_gate: bool = False
+    # Mix the values of the first such layer into those of later ones, by two learned weights.
+    value_residual: bool = False
     block_size: NonNegativeInt = 0  # Tokens of a block that queries select (MoBA); 0: no blocks.
     top_blocks: PositiveInt = 3  # Number of blocks that a query sees, its own included.
     qkv_clip: NonNegativeFloat = 0.0  # Clip queries, keys and values to +- this value; 0: off.
@@ -141,6 +143,7 @@ def cross_attention_cost(D: int, cfg: AttentionConfig, context: CostContext) -> 
 def _num_params(D: int, cfg: AttentionConfig) -> int:
     H, G, K = cfg.head_shape(D)
     vectors = cfg.bias_qkv * (H + 2 * G) * K + cfg.bias_out * D + H * (cfg.forget_gate + cfg.sinks)
+    vectors += 2 * cfg.value_residual
     norms = {"none": 0, "head": 2 * K, "full": (H + G) * K}[cfg.qk_norm]
     return D * (2 * (H + G) * K + _gates_width(cfg, H, K)) + vectors + norms
 

@@ -15,6 +15,15 @@ from jaxtyping import Array, Float, PyTree
 from arch.canon import Inner, TwoStageMixer
 from arch.layers.dropout import maybe_split_key
 from arch.layers.norms import rms_norm
+from arch.links import (
+    Links,
+    LinkSpec,
+    call_mixer,
+    join_links,
+    links_within,
+    merge_links,
+    mixer_links,
+)
 from arch.mixers.bidirectional import (
     BidirectionalConfig,
     make_mixer,
@@ -100,7 +109,26 @@ class SideBySide(nnx.Module):
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[PyTree, ...] | None]:
         """Runs every mixer on `x` and merges the outputs; a state has one entry per mixer."""
-        return self.finish(self.project(x), x, seq, state=state, memory=memory, key=key)
+        y, _, state = self.call_linked(x, seq, None, state=state, memory=memory, key=key)
+        return y, state
+
+    def links(self) -> LinkSpec | None:
+        """Returns what the mixers exchange, under their number in the layer."""
+        specs = {f"{i}.": mixer_links(mixer) for i, mixer in enumerate(self.mixers)}
+        return join_links(specs)
+
+    def call_linked(
+        self,
+        x: Float[Array, "B T D"],
+        seq: SequenceInfo,
+        links: Links | None,
+        *,
+        state: tuple[PyTree, ...] | None = None,
+        memory: Memory | None = None,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Links | None, tuple[PyTree, ...] | None]:
+        """Runs every mixer with its links and merges the outputs."""
+        return self.finish(self.project(x), x, seq, links, state=state, memory=memory, key=key)
 
     @staticmethod
     def inner_widths(D: int, cfg: SideBySideParts) -> tuple[int, ...]:
@@ -120,11 +148,12 @@ class SideBySide(nnx.Module):
         inner: Inner,
         x: Float[Array, "B T D"],
         seq: SequenceInfo,
+        links: Links | None,
         *,
         state: tuple[PyTree, ...] | None = None,
         memory: Memory | None = None,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], tuple[PyTree, ...] | None]:
+    ) -> tuple[Float[Array, "B T D"], Links | None, tuple[PyTree, ...] | None]:
         """Runs every mixer from what `project` returned, and merges the outputs."""
         count, cfg = len(self.mixers), self.parts.cfg
         if state is not None:
@@ -144,17 +173,27 @@ class SideBySide(nnx.Module):
             )
         ):
             scaled = x if a == 1 else a * x
+            prefix = f"{i}."
             if isinstance(mixer, TwoStageMixer):
-                n = len(widths)
-                first, inner = inner[:n], inner[n:]
-                y, new = mixer.finish(first, scaled, seq, state=part_state, memory=memory, key=k)
+                first, inner = inner[: len(widths)], inner[len(widths) :]
+                linked = links_within(links, prefix)
+                y, linked, new = mixer.finish(
+                    first, scaled, seq, linked, state=part_state, memory=memory, key=k
+                )
+                links = merge_links(links, prefix, linked)
             else:
-                y, new = mixer(scaled, seq, state=part_state, memory=memory, key=k)
+                y, links, new = call_mixer(
+                    *(mixer, scaled, seq, links),
+                    prefix=prefix,
+                    state=part_state,
+                    memory=memory,
+                    key=k,
+                )
             if cfg.merge == "norm_mean":
                 y = rms_norm(y, self.norms[i][...], cfg.norm_eps) / count
             outputs.append(y if b == 1 else b * y)
             states.append(new)
-        return sum(outputs[1:], outputs[0]), None if state is None else tuple(states)
+        return sum(outputs[1:], outputs[0]), links, None if state is None else tuple(states)
 
     def init_state(self, batch_size: int, max_length: int, dtype: jnp.dtype) -> tuple[PyTree, ...]:
         """Returns the empty state of each mixer."""
