@@ -79,8 +79,8 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Objectives",
         "objectives",
-        "types causal_lm masked_lm denoising contrastive infonce pooling mining mixture "
-        "token_loss token_sets",
+        "types causal_lm multi_token masked_lm denoising contrastive infonce pooling mining "
+        "mixture token_loss token_sets",
     ),
     (
         "Object stores",

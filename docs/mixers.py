@@ -51,6 +51,7 @@ These settings change any pattern; their parameters, FLOPs and decoding state ar
 |---|---|---|
 | `model.block.canon=ABCD` | Canon layers, h + conv(h) over `canon_width` tokens: at the input of the mixer (A), on queries, keys and values (B), at the input of the channel (C), on the hidden layer of an MLP and its gate (D) | arXiv:2512.17351 |
 | `model.attention.value_residual=true` | values become a v1 + b v with learned a and b, where v1 are the values of the first such layer with the same heads (a = b = 1/2 at first) | arXiv:2410.17897 |
+| `causal_lm.mtp_depth=1` | a module predicts the token after the next one from the hidden vectors and the next token's embedding; evaluation and decoding do not run it | arXiv:2412.19437 |
 """  # noqa: E501
 
 
