@@ -22,8 +22,10 @@ from arch.mixers.gated_conv import GatedConv, GatedConvConfig
 from arch.mixers.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
 from arch.mixers.gdn2 import Gdn2, Gdn2Config
 from arch.mixers.gla import Gla, GlaConfig
+from arch.mixers.hgrn2 import Hgrn2, Hgrn2Config
 from arch.mixers.kda import Kda, KdaConfig
 from arch.mixers.latent_attention import LatentAttention, LatentAttentionConfig
+from arch.mixers.lightning import Lightning, LightningConfig
 from arch.mixers.lstm import Lstm, LstmConfig
 from arch.mixers.mamba1 import Mamba1, Mamba1Config
 from arch.mixers.mamba2 import Mamba2, Mamba2Config
@@ -48,6 +50,8 @@ MIXERS: dict[str, type[Mixer]] = {
     "gdn2": Gdn2,
     "delta_product": DeltaProduct,
     "gla": Gla,
+    "hgrn2": Hgrn2,
+    "lightning": Lightning,
     "lstm": Lstm,
     "gated_conv": GatedConv,
 }
@@ -106,6 +110,8 @@ class ModelConfig:
     gdn2: Gdn2Config = Gdn2Config()
     delta_product: DeltaProductConfig = DeltaProductConfig()
     gla: GlaConfig = GlaConfig()
+    hgrn2: Hgrn2Config = Hgrn2Config()
+    lightning: LightningConfig = LightningConfig()
     lstm: LstmConfig = LstmConfig()
     gated_conv: GatedConvConfig = GatedConvConfig()
     # Mixers side by side in one layer, as attention&mamba2+mlp.

@@ -43,8 +43,8 @@ ROOMS: list[tuple[str, str, str]] = [
         "Mixers",
         "arch/mixers",
         "attention attention_config rope kv_cache mamba1 mamba2 gated_deltanet kda gdn2 "
-        "delta_product gla memory_heads latent_attention lstm gated_conv side_by_side dt "
-        "bidirectional",
+        "delta_product gla hgrn2 lightning memory_heads latent_attention lstm gated_conv "
+        "side_by_side bidirectional",
     ),
     (
         "Channels",
@@ -54,7 +54,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Shared layers",
         "arch/layers",
-        "embedding norms activations positions linear dropout pooler short_conv",
+        "embedding norms activations positions linear dropout pooler short_conv dt",
     ),
     (
         "Operations",

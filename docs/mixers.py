@@ -29,7 +29,8 @@ causal mixer in both directions. `python docs/mixers.py` writes this page.
 EQUALITIES = """
 ## What equals what
 
-Tests check each equality (`tests/ops/test_ops_memory.py`), to 1e-12 in float64.
+Tests check each equality (`tests/ops/test_ops_memory.py`), to 1e-12 in float64. The mixer
+`gated_deltanet` with `decay=false` and `output_gate=false` is DeltaNet.
 
 | operation | setting | equals |
 |---|---|---|
@@ -38,8 +39,8 @@ Tests check each equality (`tests/ops/test_ops_memory.py`), to 1e-12 in float64.
 | `delta_rule` | the same, and `g` = 0 | DeltaNet |
 | `delta_rule` | `erase` = 0, `write` = 1 | gated linear attention |
 | `delta_rule` | keys of one step, or further steps with gates of 0 | the rule without steps |
-| `gla` | k = 1 - exp(g) | HGRN-2 |
-| `gla` | g = -slope, by `lightning_slopes` | lightning attention |
+| `gla` | k = 1 - exp(g) | HGRN-2 (`hgrn2`) |
+| `gla` | g = -slope, by `lightning_slopes` | lightning attention (`lightning`) |
 | `gla` | g = 0 | linear attention without a normalizer |
 """
 WIRING = """

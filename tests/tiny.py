@@ -21,8 +21,10 @@ from arch.mixers.gated_conv import GatedConvConfig
 from arch.mixers.gated_deltanet import GatedDeltaNetConfig
 from arch.mixers.gdn2 import Gdn2Config
 from arch.mixers.gla import GlaConfig
+from arch.mixers.hgrn2 import Hgrn2Config
 from arch.mixers.kda import KdaConfig
 from arch.mixers.latent_attention import LatentAttentionConfig
+from arch.mixers.lightning import LightningConfig
 from arch.mixers.mamba1 import Mamba1Config
 from arch.mixers.mamba2 import Mamba2Config
 from arch.mixers.rope import RopeConfig
@@ -46,6 +48,8 @@ SMALL: dict[str, Any] = {
     "gdn2": Gdn2Config(heads=2, chunk_size=4),
     "delta_product": DeltaProductConfig(heads=2, chunk_size=4),
     "gla": GlaConfig(heads=2, chunk_size=4, gate_rank=3),
+    "hgrn2": Hgrn2Config(heads=2, chunk_size=4),
+    "lightning": LightningConfig(heads=2, chunk_size=4),
     "moe": MoeConfig(num_experts=4, width=8),
 }
 BIDIRECTIONAL = {"bidirectional": BidirectionalConfig(weights="shared")}
@@ -125,6 +129,23 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
             )
         }
         | BIDIRECTIONAL,
+        "DeltaNet": {
+            "gated_deltanet": GatedDeltaNetConfig(
+                heads=2, decay=False, output_gate=False, chunk_size=4
+            )
+        },
+    },
+    "hgrn2": {
+        "default": {},
+        "bidirectional": {
+            "hgrn2": Hgrn2Config(heads=2, key_dim=3, value_dim=5, chunk_size=4),
+            "bidirectional": BidirectionalConfig(weights="separate", merge="gate"),
+        },
+    },
+    "lightning": {
+        "default": {},
+        "bidirectional": BIDIRECTIONAL
+        | {"lightning": LightningConfig(heads=2, head_dim=3, slopes="transnormer", chunk_size=4)},
     },
     "lstm": {"default": BIDIRECTIONAL},
     "gated_conv": {"default": {"gated_conv": GatedConvConfig(conv_bias=True)} | BIDIRECTIONAL},

@@ -2,7 +2,8 @@
 
 Each of H heads has a state [K Kv]. A token decays the state, removes the value at its key, and
 writes its own value there. With `allow_negative_eigenvalues` the eigenvalues of the transition
-reach down to -1 (arXiv:2411.12537), which state tracking needs.
+reach down to -1 (arXiv:2411.12537), which state tracking needs. Without `decay` and `output_gate`
+it is DeltaNet (arXiv:2406.06484).
 """
 
 from typing import ClassVar, Literal
@@ -14,9 +15,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from arch.layers.activations import activate, gate
+from arch.layers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
 from arch.layers.linear import linear
 from arch.layers.short_conv import ShortConv
-from arch.mixers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
+from arch.links import Links
 from arch.mixers.memory_heads import (
     MatrixMemory,
     MemoryState,
@@ -42,6 +44,8 @@ class GatedDeltaNetConfig:
     key_dim: NonNegativeInt = 0  # Width of a head's keys (K); 0: 3/4 D / H.
     value_dim: NonNegativeInt = 0  # Width of a head's values (Kv); 0: 2 K.
     conv_width: PositiveInt = 4  # Width of the convolutions, in tokens.
+    decay: bool = True  # Decay the state by a factor that each token decides (DeltaNet: no).
+    output_gate: bool = True  # Multiply the normed outputs by a gate (DeltaNet: no).
     # Let eigenvalues of the transition lie in [-1, 1] instead of [0, 1].
     allow_negative_eigenvalues: bool = False
     chunk_size: PositiveInt = 64  # Tokens per chunk of the chunked algorithm (Q).
@@ -76,22 +80,28 @@ class GatedDeltaNet(MatrixMemory[GatedDeltaNetConfig]):
         self.w_q = make_matrix(keys[0], (D, H * K), P("data", "model"))
         self.w_k = make_matrix(keys[1], (D, H * K), P("data", "model"))
         self.w_v = make_matrix(keys[2], (D, H * Kv), P("data", "model"))
-        self.w_gate = make_matrix(keys[3], (D, H * Kv), P("data", "model"))
+        if cfg.output_gate:
+            self.w_gate = make_matrix(keys[3], (D, H * Kv), P("data", "model"))
         self.w_beta = make_matrix(keys[4], (D, H), P("data", "model"))
-        self.w_dt = make_matrix(keys[5], (D, H), P("data", "model"))
         self.convs = nnx.List(
             ShortConv(cfg.conv_width, H * width, bias=False, key=k)
             for width, k in zip((K, K, Kv), keys[6:9], strict=True)
         )
-        self.b_dt = make_dt_bias(keys[9], H, cfg.dt)
-        self.log_a = make_param(
-            keys[10], (H,), P("model"), log_a_init(1e-3, 16.0), role="vector", decay=False
-        )
+        if cfg.decay:
+            self.w_dt = make_matrix(keys[5], (D, H), P("data", "model"))
+            self.b_dt = make_dt_bias(keys[9], H, cfg.dt)
+            self.log_a = make_param(
+                keys[10], (H,), P("model"), log_a_init(1e-3, 16.0), role="vector", decay=False
+            )
         self.norm = make_vector(Kv, 1.0)
         self.w_out = make_matrix(keys[11], (H * Kv, D), P("model", "data"), scale)
 
     def update(
-        self, x: Float[Array, "B T D"], reset: Bool[Array, "B T"], state: MemoryState | None
+        self,
+        x: Float[Array, "B T D"],
+        reset: Bool[Array, "B T"],
+        state: MemoryState | None,
+        links: Links | None,
     ) -> tuple[Float[Array, "B T H Kv"], tuple[Array, ...], Float[Array, "B H K Kv"]]:
         """Runs the recurrence over each document, from `state` if there is one."""
         cfg, (H, K, _) = self.cfg, self.head_shape
@@ -103,11 +113,12 @@ class GatedDeltaNet(MatrixMemory[GatedDeltaNetConfig]):
             heads.append(rearrange(activate(y, "silu"), "b t (h k) -> b t h k", h=H))
             convs.append(conv_state)
         q, k, v = heads
-        decay = -jnp.exp(self.log_a[...]) * softplus_dt(linear(x, self.w_dt[...]), self.b_dt[...])
-        beta = jax.nn.sigmoid(linear(x, self.w_beta[...]).astype(decay.dtype))
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        beta = jax.nn.sigmoid(linear(x, self.w_beta[...]).astype(wide))
         beta = ((2 * beta) if cfg.allow_negative_eigenvalues else beta)[..., None]
+        g = self._log_decay(x)[..., None] if cfg.decay else jnp.zeros_like(beta)
         y, new_state = delta_rule(
-            *(unit_length(q) * K**-0.5, unit_length(k), v, decay[..., None], beta, beta),
+            *(unit_length(q) * K**-0.5, unit_length(k), v, g, beta, beta),
             reset=reset,
             state=None if state is None else state.state,
             chunk_size=cfg.chunk_size,
@@ -118,8 +129,12 @@ class GatedDeltaNet(MatrixMemory[GatedDeltaNetConfig]):
     def gate_output(
         self, y: Float[Array, "B T C"], x: Float[Array, "B T D"]
     ) -> Float[Array, "B T C"]:
-        """Returns the normed outputs times a gate for each channel."""
-        return gate(y, linear(x, self.w_gate[...]), "silu")
+        """Returns the normed outputs times a gate for each channel, if there is one."""
+        return gate(y, linear(x, self.w_gate[...]), "silu") if self.cfg.output_gate else y
+
+    def _log_decay(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H"]:
+        dt = softplus_dt(linear(x, self.w_dt[...]), self.b_dt[...])
+        return -jnp.exp(self.log_a[...]) * dt
 
     def init_convs(self, batch_size: int, dtype: jnp.dtype) -> tuple[Array, ...]:
         """Returns the inputs of the convolutions before the first token: zeros."""
@@ -134,15 +149,15 @@ class GatedDeltaNet(MatrixMemory[GatedDeltaNetConfig]):
         shape = H, K, Kv = cfg.head_shape(D)
         channels = H * (2 * K + Kv)
         terms = memory_terms(
-            *(shape, 8.0, context),
+            *(shape, 6.0 + cfg.decay, context),
             implementation=cfg.implementation,
             chunk_size=cfg.chunk_size,
             by_channel=False,
         )
         return memory_cost(
             *(D, shape, context),
-            matrices=D * (channels + H * Kv + 2 * H),
-            vectors=2 * H + Kv,
+            matrices=D * (channels + cfg.output_gate * H * Kv + (1 + cfg.decay) * H),
+            vectors=2 * H * cfg.decay + Kv,
             terms=terms,
             convs=(channels, cfg.conv_width),
         )
