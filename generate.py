@@ -22,7 +22,6 @@ from data.chats.templates import (
     find_template,
 )
 from errors import ConfigError, DataError
-from eval.framing import imported_reading
 from eval.generate import Sampling, check_positions
 from eval.harness import narrow_to_objective
 from eval.load_run import load_run
@@ -44,6 +43,7 @@ from settings.types import NonNegativeInt, Range, config
 from training import mesh as meshes
 from training.run.cli_errors import run_command
 from training.run.console import LOGGER, Console
+from training.text_reading import imported_reading
 
 DEFAULT_NEW_TOKENS = 256  # Fewer if they would not fit a row of training.
 DEFAULT_BATCH_SIZE = 32  # Prompts of a model of the hub that are continued at once.

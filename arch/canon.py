@@ -9,7 +9,7 @@ channel (MLP: the hidden layer and its gate, before the activation). A part with
 a `TwoStagePart`; in other parts B and D do nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -23,6 +23,7 @@ from arch.part import Memory
 from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.sequence import SequenceInfo
 from arch.weighted_sum import AuxMetrics
+from errors import ConfigError
 
 POINTS = "ABCD"
 Inner = tuple[Float[Array, "B T width"], ...]  # What a part convolves inside.
@@ -170,6 +171,19 @@ def point_widths(
     """
     widths = {"A": (D,), "B": mixer, "C": (D,) * has_channel, "D": channel}
     return {point: widths[point] for point in POINTS if point in canon and widths[point]}
+
+
+def check_points(canon: str, points: Set[str]) -> None:
+    """Checks that each point in the setting `canon` is one of the `points` that layers have.
+
+    Raises:
+        ConfigError: if one is not.
+    """
+    if missing := "".join(point for point in canon if point not in points):
+        raise ConfigError(
+            f"model.block.canon {canon!r} has {missing}, which no layer has: B is inside "
+            "attention, C before a channel, D inside mlp; leave it out"
+        )
 
 
 def canon_cost(

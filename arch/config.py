@@ -7,15 +7,17 @@ from typing import Literal
 import jax
 
 from arch.block import BlockConfig
-from arch.canon import inner_widths, point_widths
+from arch.canon import check_points, inner_widths, point_widths
 from arch.channels.mlp import Mlp, MlpConfig
-from arch.channels.moe import MoE, MoeConfig
+from arch.channels.moe import MoE, MoeConfig, balances_batch
 from arch.channels.no_channel import NoChannel
 from arch.layers.embedding import EmbedConfig, HeadConfig
 from arch.layers.norms import NormConfig
+from arch.layers.patches import VisionConfig
 from arch.layers.pooler import PoolerConfig
 from arch.layers.positions import PositionsConfig
 from arch.mixers.attention import Attention, AttentionConfig
+from arch.mixers.attention_config import relative_heads
 from arch.mixers.bidirectional import BidirectionalConfig, mixer_inner_widths, mixer_views
 from arch.mixers.delta_product import DeltaProduct, DeltaProductConfig
 from arch.mixers.gated_conv import GatedConv, GatedConvConfig
@@ -82,6 +84,10 @@ class ModelConfig:
     # Pattern of mixer+channel blocks, repeated over the depth.
     layers: tuple[str, ...] = ("attention+mlp",)
     first_layers: tuple[str, ...] = ()  # Blocks before the pattern.
+    # Scales and rates as they are set, or muP: those set are for base_width, and other widths get
+    # theirs by the roles of the parameters (arXiv:2203.03466).
+    parametrization: Literal["standard", "mup"] = "standard"
+    base_width: PositiveInt = 256  # Width at which muP equals the standard parametrization.
     vocab_size: NonNegativeInt = 0  # Number of token ids; 0: the tokenizer's.
     vocab_multiple: PositiveInt = 128  # Pad the rows of the token table to a multiple of this.
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # Dtype of the computation.
@@ -91,6 +97,7 @@ class ModelConfig:
     scan: bool = True  # Scan over the repeats; False unrolls four layers at a time.
     final_norm: bool = True  # Apply a norm after the last block.
     encoder: EncoderConfig = EncoderConfig()
+    vision: VisionConfig = VisionConfig()
     embed: EmbedConfig = EmbedConfig()
     positions: PositionsConfig = PositionsConfig()
     norm: NormConfig = NormConfig()
@@ -120,30 +127,54 @@ class ModelConfig:
     moe: MoeConfig = MoeConfig()
     variants: Mapping[str, Mapping] = dataclasses.field(
         default_factory=dict
-    )  # Named variants of a part: the settings that differ.
+    )  # Named variants of a part: the settings that differ; those of its layer under "block".
 
     def check(self) -> None:
         """Checks that all parts fit the model.
 
         Raises:
-            ConfigError: if a part, the dtype, the encoder or `skip_first_norm` does not fit.
+            ConfigError: if a part, a block, the dtype or the encoder does not fit.
         """
         self.tp_dims()
         self.aux_losses()
         self.balances_batch()
         self.num_relative_heads()
-        self._check_canon()
+        points = {point for layer in self.layer_specs() for point in self.canon_points(layer)}
+        check_points(self.block.canon, points)
         if self.dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise ConfigError(
                 "model.dtype is 'float64', which needs jax_enable_x64; set it, or use 'float32'"
             )
         if self.encoder.depth:
             self._check_encoder()
-        if self.block.skip_first_norm and (self.block.wiring != "pre" or not self.first_layers):
+        if self.vision.depth:
+            self._check_vision()
+        blocks = [self.block_config(layer) for layer in self.layer_layout().layer_specs()]
+        if self.block.skip_first_norm and (blocks[0].wiring != "pre" or not self.first_layers):
             raise ConfigError(
                 "model.block.skip_first_norm needs block.wiring 'pre' and the first block in "
                 "model.first_layers, as ('attention+mlp',)"
             )
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor of the logits, under muP over the growth of the table's rows.
+
+        That is arXiv:2203.03466, table 8, for tied and untied tables. A factorized table does not
+        grow with the width.
+        """
+        grows = self.parametrization == "mup" and not self.embed.factorized_width
+        return self.head.scale * (self.base_width / self.width if grows else 1.0)
+
+    def as_standard(self) -> "ModelConfig":
+        """Returns the model of the standard parametrization that computes the same function."""
+        default = type(self)()
+        return dataclasses.replace(
+            self,
+            parametrization="standard",
+            base_width=default.base_width,
+            head=dataclasses.replace(self.head, scale=self.logit_scale),
+        )
 
     def layer_layout(self) -> LayerLayout:
         """Returns the layout of the decoder, which is the only stack without an encoder."""
@@ -153,6 +184,25 @@ class ModelConfig:
         """Returns the layout of the encoder."""
         cfg = self.encoder
         return self._make_layout(cfg.first_layers, cfg.layers, cfg.depth, "model.encoder")
+
+    def vision_stack(self) -> "ModelConfig":
+        """Returns the settings of the vision stack, as of a model that is this stack alone."""
+        cfg = self.vision
+        base = dataclasses.replace(
+            self,
+            width=cfg.width or self.width,
+            depth=cfg.depth,
+            layers=cfg.layers,
+            first_layers=cfg.first_layers,
+            final_norm=cfg.final_norm,
+            encoder=EncoderConfig(),
+            vision=VisionConfig(),
+            block=dataclasses.replace(self.block, skip_first_norm=False),
+            attention=dataclasses.replace(self.attention, position_encoding="none"),
+            local_attention=dataclasses.replace(self.local_attention, position_encoding="none"),
+            latent_attention=dataclasses.replace(self.latent_attention, position_encoding="none"),
+        )
+        return with_changes(base, cfg.parts, "model.vision.parts")
 
     def layer_specs(self) -> set[LayerSpec]:
         """Returns the distinct blocks of both stacks."""
@@ -181,7 +231,34 @@ class ModelConfig:
         if variant not in self.variants:
             hint = did_you_mean(variant, self.variants)
             raise ConfigError(f"model.layers has {name}@{variant}; model.variants: {hint}")
-        return with_changes(base, self.variants[variant], f"model.variants.{variant}")
+        changes = {k: v for k, v in self.variants[variant].items() if k != "block"}
+        return with_changes(base, changes, f"model.variants.{variant}") if changes else base
+
+    def block_config(self, layer: LayerSpec) -> BlockConfig:
+        """Returns the residual connections and norms of a layer.
+
+        They are those of `block`, with the changes under "block" in the variants of its parts.
+
+        Raises:
+            ConfigError: if two variants differ, or state something else than wiring and norms.
+        """
+        blocks = {}
+        for _, variant in layer.parts():
+            changes = self.variants.get(variant, {}).get("block", {})
+            path = f"model.variants.{variant}.block"
+            if not isinstance(changes, Mapping) or not {*changes} <= {"wiring", "norms"}:
+                raise ConfigError(
+                    f"{path} is {changes!r}, must have only wiring and norms; set other settings "
+                    "of all blocks in model.block"
+                )
+            if changes:
+                blocks[variant] = with_changes(self.block, changes, path)
+        if len({*blocks.values()}) > 1:
+            raise ConfigError(
+                f"model.variants {' and '.join(blocks)} of one layer differ in block; state it in "
+                "one of them"
+            )
+        return next(iter(blocks.values()), self.block)
 
     def tp_dims(self) -> dict[str, int]:
         """Returns the sizes that tensor and expert parallelism split, by setting."""
@@ -196,6 +273,9 @@ class ModelConfig:
         if self.encoder.depth:
             part_dims = Attention.tp_dims(self.width, self.cross_attention)
             dims |= {f"cross_attention.{key}": size for key, size in part_dims.items()}
+        if self.vision.depth:
+            tower_dims = self.vision_stack().tp_dims()
+            dims |= {f"vision.{key}": size for key, size in tower_dims.items()}
         return dims
 
     def supported_views(self) -> dict[View, str]:
@@ -231,8 +311,12 @@ class ModelConfig:
             ConfigError: if two variants of a channel give a term different coefficients.
         """
         losses: dict[str, float] = {}
-        for layer in sorted(self.layer_specs()):
-            channel_losses = CHANNELS[layer.channel].aux_losses(self.part_config(*layer[2:]))
+        channels = [
+            CHANNELS[layer.channel].aux_losses(self.part_config(*layer[2:]))
+            for layer in sorted(self.layer_specs())
+        ]
+        channels += [self.vision_stack().aux_losses()] if self.vision.depth else []
+        for channel_losses in channels:
             for name, coefficient in channel_losses.items():
                 if losses.setdefault(name, coefficient) != coefficient:
                     raise ConfigError(
@@ -247,16 +331,10 @@ class ModelConfig:
         Raises:
             ConfigError: if it is, and layers with experts differ in this or in their number.
         """
-        parts = [self.part_config(*layer[2:]) for layer in sorted(self.layer_specs())]
-        moes = [part for part in parts if isinstance(part, MoeConfig)]
-        if not any(moe.balances_batch for moe in moes):
-            return False
-        if len({(moe.balances_batch, moe.num_experts) for moe in moes}) > 1:
-            raise ConfigError(
-                "model.moe.balance_over 'batch' needs an equal balance_over, routing, num_experts "
-                "and balance_loss in all variants of moe; use balance_over 'microbatch'"
-            )
-        return True
+        if self.vision.depth and self.vision_stack().balances_batch():
+            return True
+        layers = sorted(self.layer_specs())
+        return balances_batch(self.part_config(*layer[2:]) for layer in layers)
 
     def num_relative_heads(self) -> int:
         """Returns the number of heads of the relative position table; 0: no layer uses it.
@@ -265,20 +343,7 @@ class ModelConfig:
             ConfigError: if attentions that share the table differ in their number of heads.
         """
         pairs = [pair for layer in sorted(self.layer_specs()) for pair in layer.mixers()]
-        parts = [self.part_config(*pair) for pair in pairs]
-        heads = sorted(
-            {
-                part.heads
-                for part in parts
-                if isinstance(part, AttentionConfig) and part.position_encoding == "relative"
-            }
-        )
-        if len(heads) > 1:
-            raise ConfigError(
-                f"attentions with position_encoding 'relative' share a table, their heads are "
-                f"{heads}, must be equal; nearest valid value: {heads[-1]}"
-            )
-        return heads[0] if heads else 0
+        return relative_heads(self.part_config(*pair) for pair in pairs)
 
     @property
     def padded_vocab_size(self) -> int:
@@ -301,28 +366,30 @@ class ModelConfig:
 
         return make_layout(parse(first, "first_layers"), parse(layers, "layers"), depth, section)
 
-    def _check_canon(self) -> None:
-        points = {point for layer in self.layer_specs() for point in self.canon_points(layer)}
-        if missing := "".join(point for point in self.block.canon if point not in points):
+    def _check_vision(self) -> None:
+        if self.encoder.depth:
             raise ConfigError(
-                f"model.block.canon {self.block.canon!r} has {missing}, which no layer has: B is "
-                "inside attention, C before a channel, D inside mlp; leave it out"
+                "model.vision.depth and model.encoder.depth are both set, but images enter a model "
+                "of one text stack; set one to 0"
             )
+        tower = self.vision_stack()
+        for layer in tower.layer_layout().layer_specs():
+            if "bidirectional" not in tower.layer_supported_views(layer):
+                raise ConfigError(
+                    f"model.vision is bidirectional, which {layer.mixer}+{layer.channel} does not "
+                    "support; set model.bidirectional.weights=shared, or use another part"
+                )
 
     def _check_encoder(self) -> None:
-        if self.block.wiring == "parallel":
+        if any(self.block_config(layer).wiring == "parallel" for layer in self.layer_specs()):
             raise ConfigError(
                 "model.block.wiring 'parallel' does not support cross-attention; use 'pre'"
             )
-        if self.cross_attention.position_encoding != "none" or self.cross_attention.window:
+        cross = self.cross_attention
+        if cross.position_encoding != "none" or cross.window or cross.value_residual:
             raise ConfigError(
-                "model.cross_attention must have position_encoding 'none' and window 0, because "
-                "source and target have different positions"
-            )
-        if self.cross_attention.value_residual:
-            raise ConfigError(
-                "model.cross_attention.value_residual is True, but values are those of the "
-                "encoder in all layers; set it to False"
+                "model.cross_attention must have position_encoding 'none', window 0 and "
+                "value_residual False, because source and target have different positions"
             )
         for layer in self.encoder_layout().layer_specs():
             if "bidirectional" not in self.layer_supported_views(layer):

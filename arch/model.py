@@ -15,17 +15,21 @@ the leading axis to the state.
 Losses, data and devices are not part of the backbone.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from arch.config import ModelConfig
 from arch.layers.dropout import maybe_split_key
 from arch.layers.embedding import Embedding, HeadWeights, OutputHead
+from arch.layers.joint_embedding import JointEmbedding
 from arch.layers.pooler import Pooler
 from arch.sequence import SequenceInfo
 from arch.stack import Stack, StackState
+from arch.vision import VisionTower, insert_images
 from arch.weighted_sum import AuxMetrics
 
 
@@ -47,6 +51,12 @@ class Model(nnx.Module):
         has_pooler = config.pooler.kind != "none"
         pooler_key = jax.random.fold_in(key, 4)
         self.pooler = Pooler(D, config.pooler, key=pooler_key) if has_pooler else None
+        vision, vision_key = config.vision, jax.random.fold_in(key, 5)
+        self.vision = VisionTower(config, key=vision_key) if vision.depth else None
+        has_joint = vision.depth > 0 and vision.embed_dim > 0
+        widths = vision.width or D, D, vision.embed_dim
+        joint_key = jax.random.fold_in(key, 6)
+        self.joint = JointEmbedding(*widths, key=joint_key) if has_joint else None
         if config.dtype == "float64":
             _to_float64(self)
 
@@ -63,7 +73,7 @@ class Model(nnx.Module):
 
         Args:
             tokens: token ids; for an encoder-decoder, those of the decoder.
-            seq: the structure of the rows.
+            seq: the structure of the rows, and their images.
             state: a decoding state from `init_state` or an earlier call; None outside decoding.
             source: token ids and structure of the encoder's rows. An encoder-decoder needs it,
                 except with a state from a call that had it.
@@ -71,10 +81,12 @@ class Model(nnx.Module):
 
         Returns:
             The hidden vectors, the channels' reports with one entry per layer ([layers] by name,
-            the encoder's under "encoder/"), and the new state (None without a state).
+            the encoder's under "encoder/", the vision stack's under "vision/"), and the new state
+            (None without a state).
 
         Raises:
-            ValueError: if a source is missing, or given without an encoder.
+            ValueError: if a source is missing, or given without an encoder, or if the model has no
+                projector for images.
         """
         keys, aux, memory = maybe_split_key(key, 4), AuxMetrics(), None
         if self.encoder is None and source is not None:
@@ -87,6 +99,9 @@ class Model(nnx.Module):
             memory = encoded, source[1]
         with jax.named_scope("embed"):
             x = self.embed(tokens, seq, jnp.dtype(self.config.dtype), keys[1])
+        if seq.images is not None:
+            x, vision_aux = self._insert_images(x, tokens, seq.images, keys[3])
+            aux, seq = aux | vision_aux, dataclasses.replace(seq, images=None)
         x, stack_aux, new_state = self.stack(x, seq, state=state, memory=memory, key=keys[2])
         return x, aux | stack_aux, new_state
 
@@ -99,6 +114,19 @@ class Model(nnx.Module):
             x = self.embed(tokens, seq, jnp.dtype(self.config.dtype), keys[0])
             x, aux, _ = self.encoder(x, seq, key=keys[1])
         return x, aux
+
+    def _insert_images(
+        self,
+        x: Float[Array, "B T D"],
+        tokens: Int[Array, "B T"],
+        images: Num[Array, "B height width channels"],
+        key: Array | None,
+    ) -> tuple[Float[Array, "B T D"], AuxMetrics]:
+        if self.vision is None or not self.config.vision.n_prefix_tokens:
+            raise ValueError("images enter a text stack by model.vision.projector; set it")
+        vectors, aux = self.vision(images, key=key)
+        patches = self.vision.project(vectors)
+        return insert_images(x, tokens, self.config.vision.token_id, patches), aux
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Computes the logits in at least float32.
@@ -122,7 +150,8 @@ class Model(nnx.Module):
         cfg = self.config.head
         table = self.embed.table if cfg.tied else self.head.table
         bias = self.head.bias[...] if cfg.bias else None
-        return HeadWeights(table[...], bias, self.config.vocab_size, cfg.scale, cfg.logit_softcap)
+        scale = self.config.logit_scale
+        return HeadWeights(table[...], bias, self.config.vocab_size, scale, cfg.logit_softcap)
 
     def init_state(self, batch_size: int, max_length: int, *, source_length: int = 0) -> StackState:
         """Returns an empty state for decoding.

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from arch.config import CHANNELS, ModelConfig
 from errors import ConfigError
+from settings.changes import with_changes
 
 
 @runtime_checkable
@@ -77,6 +78,32 @@ def size_settings(model: ModelConfig) -> list[SizeSetting]:
                 is_channel=name in CHANNELS,
             )
     return list(settings.values())
+
+
+def with_width(model: ModelConfig, width: int) -> ModelConfig:
+    """Returns the model at another width, with the declared sizes of its parts in proportion.
+
+    Raises:
+        ConfigError: if a part does not declare its sizes, or one would not be a whole number.
+    """
+    require_declarations(model)
+    changes = {
+        setting.key: whole_size(setting.value * width / model.width, setting.key)
+        for setting in size_settings(model)
+        if setting.is_scaled
+    }
+    return with_changes(model, {"width": width} | changes, "model")
+
+
+def whole_size(size: float, key: str) -> int:
+    """Returns a size that follows the width of the model.
+
+    Raises:
+        ConfigError: if it is not a whole number.
+    """
+    if size != round(size):
+        raise ConfigError(f"model.{key} would be {size:g}; choose another width")
+    return round(size)
 
 
 def require_declarations(model: ModelConfig) -> None:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Num
 
 from ops.attention.attention import BiasFn, TokenIndex
 
@@ -38,6 +38,7 @@ def intersect_views(a: Mapping[View, str], b: Mapping[View, str]) -> dict[View, 
         "attn_bias",
         "token_type_ids",
         "key_mask",
+        "images",
     ],
     meta_fields=["causal"],
 )
@@ -49,7 +50,8 @@ class SequenceInfo:
     fast path. `attn_bias` is a function `(queries, keys) -> bias` that all attentions of a stack
     share (T5's table). `token_type_ids` index a table of token types; None means that all are 0.
     `key_mask` marks the tokens that attention may see; None marks all. A token outside `key_mask`
-    still sees others, as padding does in published encoders.
+    still sees others, as padding does in published encoders. `images` has one image for each row,
+    whose patches the model puts in the place of the tokens `vision.token_id`; None: no images.
     """
 
     positions: Int[Array, "B T"]
@@ -59,6 +61,7 @@ class SequenceInfo:
     attn_bias: BiasFn | None = None
     token_type_ids: Int[Array, "B T"] | None = None
     key_mask: Bool[Array, "B T"] | None = None
+    images: Num[Array, "B height width channels"] | None = None
 
     @classmethod
     def unpacked(
@@ -78,7 +81,13 @@ class SequenceInfo:
         """Returns the structure of a training batch; `key_prefix="source_"` is the encoder's."""
         prefix = batch["is_prefix"] if view == "prefix" else None
         positions, segments = batch[f"{key_prefix}positions"], batch[f"{key_prefix}segment_ids"]
-        return cls(positions, segments, prefix, causal=view != "bidirectional")
+        return cls(
+            positions,
+            segments,
+            prefix,
+            causal=view != "bidirectional",
+            images=batch.get("images"),
+        )
 
     def query_index(self) -> TokenIndex:
         """Returns the tokens as attention's queries; `order` counts tokens without padding."""

@@ -21,7 +21,10 @@ TOKEN_SPEC = P(BATCH_AXES, "context")  # Layout of arrays [B T ...].
 
 Initializer = Callable[..., Array]
 Module = TypeVar("Module", bound=nnx.Module)
-ParamRole = Literal["matrix", "table", "vector", "balance_bias"]
+# What a parameter does, for optimizers and muP: a matrix [.. in out] maps vectors, a query [in] is
+# multiplied with them to one number, the rows of a table are looked up or move along the tokens, a
+# vector scales or shifts, and a balance_bias selects experts.
+ParamRole = Literal["matrix", "query", "table", "vector", "balance_bias"]
 
 
 def make_param(
@@ -37,8 +40,8 @@ def make_param(
     """Makes a float32 parameter whose metadata holds its layout and the optimizer's hints.
 
     The value is not placed on devices, so construction can stay abstract. Optimizers read `role`
-    (only a "matrix" [.. in out] may be orthogonalized), `decay` (whether weight decay applies) and,
-    for a "balance_bias", the step size `rate`.
+    (only a "matrix" [.. in out] may be orthogonalized, and `training/mup.py` scales rates by it),
+    `decay` (whether weight decay applies) and, for a "balance_bias", the step size `rate`.
     """
     value = init(key, shape, jnp.float32)
     return nnx.Param(
@@ -56,10 +59,12 @@ def make_matrix(key: Array, shape: tuple[int, ...], spec: P, scale: float = 1.0)
     return make_param(key, shape, spec, nnx.initializers.truncated_normal(stddev), role="matrix")
 
 
-def make_vector(width: int, value: float, *, decay: bool = False) -> nnx.Param:
+def make_vector(
+    width: int, value: float, *, role: ParamRole = "vector", decay: bool = False
+) -> nnx.Param:
     """Makes a scale or bias [width] that is replicated and, by default, not decayed."""
     init = nnx.initializers.constant(value)
-    return make_param(jax.random.key(0), (width,), P(None), init, role="vector", decay=decay)
+    return make_param(jax.random.key(0), (width,), P(None), init, role=role, decay=decay)
 
 
 def divisible_spec(spec: P, shape: tuple[int, ...], axis_sizes: Mapping[str, int]) -> P:

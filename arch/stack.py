@@ -291,7 +291,7 @@ def _make_block(
         config.canon_points(layer), config.block.canon_width, key=jax.random.fold_in(key, 3)
     )
     return Block(
-        *(D, config.block, config.norm, mixer),
+        *(D, config.block_config(layer), config.norm, mixer),
         CHANNELS[layer.channel](D, channel_config, key=keys[1], scale=scale),
         Attention(D, config.cross_attention, key=keys[2], scale=scale, is_cross=True)
         if has_cross_attention

@@ -106,7 +106,7 @@ def experts_case(
         return linear(jax.nn.silu(linear(x, w_in)), w_out)
 
     name = f"experts B={B} T={T} D={D} F={F} E={E} K={K} capacity={capacity}"
-    implementations = ("gather",) if capacity else ("reference", "blocks", "ragged")
+    implementations = ("gather",) if capacity else ("reference", "blocks", "grouped", "ragged")
     routed = BenchmarkCase("", call, ((B, T, D), (B, T, E), (E, D, F), (E, F, D)), implementations)
     return BenchmarkCase(
         name, dense, ((B, T, D), (D, K * F), (K * F, D)), ("dense mlp",), (routed,)

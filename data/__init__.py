@@ -15,15 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import errors  # noqa: F401  first, since it names the systems that the project runs on
-from data.build_store import SPLITS, ensure_built
+from data.build_store import SOURCES_OF_KIND, SPLITS, ensure_built
 from data.sources import SOURCES, DataConfig
+from data.splits import StoreKind
 from data.store import TokenStore, fingerprint, read_index
-from data.text_pairs import TEXT_PAIR_SOURCES
 from data.tokenizers import Tokenizer, open_tokenizer
 from errors import ConfigError, DataError
 from settings.json_types import JsonObject
 
-__all__ = ["TEXT_PAIR_SOURCES", "SOURCES", "SPLITS", "Data", "DataConfig", "open_data"]
+__all__ = [
+    "SOURCES",
+    "SOURCES_OF_KIND",
+    "SPLITS",
+    "Data",
+    "DataConfig",
+    "StoreKind",
+    "open_data",
+]
 
 
 @dataclass(frozen=True)
@@ -33,8 +41,9 @@ class Data:
     folder: Path
     tokenizer: Tokenizer
     verify: bool
-    # The text pairs of the same source, if a mixture reads documents and text pairs.
-    text_pairs: "Data | None" = None
+    kind: StoreKind = "documents"
+    # Stores of other kinds of the same source, if the parts of a mixture read several kinds.
+    others: tuple["Data", ...] = ()
 
     @functools.cached_property
     def train(self) -> TokenStore:
@@ -58,7 +67,7 @@ class Data:
         Equal fingerprints mean equal tokens in equal order.
         """
         parts = [fingerprint(self._index(split)) for split in SPLITS]
-        parts += [self.text_pairs.fingerprint] if self.text_pairs else []
+        parts += [other.fingerprint for other in self.others]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     @property
@@ -78,9 +87,9 @@ class Data:
             **{split: {n: index[n] for n in counts} for split, index in indices.items()},
         }
 
-    def select(self, text_pairs: bool) -> "Data":
-        """Returns the text pairs if `text_pairs` is True and they exist, else the documents."""
-        return self.text_pairs if text_pairs and self.text_pairs else self
+    def select(self, kind: StoreKind) -> "Data":
+        """Returns the stores of a kind if they are open, else those that were opened first."""
+        return next((other for other in self.others if other.kind == kind), self)
 
     def _index(self, split: str) -> JsonObject:
         with self._fix_hint():
@@ -105,28 +114,31 @@ class Data:
             raise DataError(f"{error} (delete {self.folder} and run again)") from error
 
 
-def open_data(config: DataConfig, text_pairs: tuple[bool, ...] = (False,)) -> Data:
+def open_data(config: DataConfig, kinds: tuple[StoreKind, ...] = ("documents",)) -> Data:
     """Opens the tokenizer and the stores of `config`, from the cache or newly built.
 
     Args:
         config: The settings of the data.
-        text_pairs: Kinds of stores to open. False is a store of documents, True of text pairs. With
-            both, the second is the attribute `text_pairs` of the first.
+        kinds: Kinds of stores to open. The stores after the first are the attribute `others` of it.
 
     Raises:
-        ConfigError: if documents and text pairs would get different vocabularies.
+        ConfigError: if two kinds would get different vocabularies.
     """
-    data, *further = [_open_one(config, is_pairs) for is_pairs in text_pairs]
-    for stores in further:
-        if stores.tokenizer.fingerprint != data.tokenizer.fingerprint:
+    data, *others = [_open_one(config, kind) for kind in kinds]
+    for other in others:
+        if other.tokenizer.fingerprint != data.tokenizer.fingerprint:
             raise ConfigError(
-                f"data.tokenizer {config.tokenizer!r} learns one vocabulary from the documents and "
-                "another from the text pairs of this source; use bytes or a tokenizer.json"
+                f"data.tokenizer {config.tokenizer!r} learns one vocabulary from the "
+                f"{_in_words(data.kind)} and another from the {_in_words(other.kind)} of this "
+                "source; use bytes or a tokenizer.json"
             )
-        data = dataclasses.replace(data, text_pairs=stores)
-    return data
+    return dataclasses.replace(data, others=tuple(others))
 
 
-def _open_one(config: DataConfig, text_pairs: bool) -> Data:
-    folder = ensure_built(config, text_pairs=text_pairs)
-    return Data(folder, open_tokenizer(str(folder)), config.verify)
+def _open_one(config: DataConfig, kind: StoreKind) -> Data:
+    folder = ensure_built(config, kind)
+    return Data(folder, open_tokenizer(str(folder)), config.verify, kind)
+
+
+def _in_words(kind: StoreKind) -> str:
+    return kind.replace("_", " ")

@@ -16,7 +16,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -29,7 +29,14 @@ from data.progress import progress
 from data.round_trip import RoundTrip
 from data.sources import SOURCES, DataConfig, ReadDocuments, TextSource
 from data.split_overlap import SplitOverlap, check_overlap
-from data.splits import Document, DocumentStream, HasTokens, contains_text, split_key
+from data.splits import (
+    Document,
+    DocumentStream,
+    HasTokens,
+    StoreKind,
+    contains_text,
+    split_key,
+)
 from data.store import FORMAT, TokenStoreWriter
 from data.text_files import LongText
 from data.text_pairs import TEXT_PAIR_SOURCES
@@ -42,18 +49,23 @@ SPLITS = ("train", "valid", "test")
 BLOCK_CHARACTERS = 4 << 20  # Number of characters that are encoded at a time.
 PROBE_CHARACTERS = 1 << 12  # Part of a text that is searched for tokens at a time.
 PIECES_PER_BATCH = 4  # Number of pieces of a long text that are encoded at a time.
-BUILD_VERSION = 2  # Rises if stores of older versions lack a measurement in their index.
+BUILD_VERSION = 3  # Rises if stores of older versions lack a measurement in their index.
 DONE_FILE = "COMPLETE.json"  # of a remote store; the last object that is written
 LOG = logging.getLogger(__name__)
+# The sources that have documents of a kind. To add a kind, write its sources and add them here.
+SOURCES_OF_KIND: Mapping[StoreKind, Mapping[str, Callable[[DataConfig], TextSource]]] = {
+    "documents": SOURCES,
+    "text_pairs": TEXT_PAIR_SOURCES,
+}
 
 
-def ensure_built(cfg: DataConfig, *, text_pairs: bool = False) -> Path:
+def ensure_built(cfg: DataConfig, kind: StoreKind = "documents") -> Path:
     """Returns the folder with the three stores and their tokenizer; builds it if it is missing.
 
     Raises:
         DataError: if splits share text (`data.max_shared`).
     """
-    source = _make_source(cfg, text_pairs)
+    source = SOURCES_OF_KIND[kind][cfg.kind](cfg)
     is_remote = is_url(cfg.cache)
     local = scratch.local_path(cfg.cache) if is_remote else expand_user(cfg.cache, "data.cache")
     folder = local / _cache_key(source, cfg.tokenizer)
@@ -62,7 +74,7 @@ def ensure_built(cfg: DataConfig, *, text_pairs: bool = False) -> Path:
             local.mkdir(parents=True, exist_ok=True)
             with _build_lock(folder):
                 if not folder.exists() and not (is_remote and _download(folder)):
-                    _build(cfg, source, folder, text_pairs)
+                    _build(cfg, source, folder, kind)
                     if is_remote:
                         scratch.upload_tree(folder)
                         RemoteFolder(scratch.url_of(folder)).write(DONE_FILE, b"{}")
@@ -82,10 +94,6 @@ def _download(folder: Path) -> bool:
     return True
 
 
-def _make_source(cfg: DataConfig, text_pairs: bool) -> TextSource:
-    return TEXT_PAIR_SOURCES[cfg.kind](cfg) if text_pairs else SOURCES[cfg.kind](cfg)
-
-
 def _cache_key(source: TextSource, tokenizer: str) -> str:
     """Returns a hash of the stores' inputs; source and size determine a BPE vocabulary."""
     identity = tokenizer if bpe_size(tokenizer) else open_tokenizer(tokenizer).identity
@@ -93,7 +101,7 @@ def _cache_key(source: TextSource, tokenizer: str) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _build(cfg: DataConfig, source: TextSource, folder: Path, text_pairs: bool) -> None:
+def _build(cfg: DataConfig, source: TextSource, folder: Path, kind: StoreKind) -> None:
     """Builds beside `folder`, then renames; keeps the folder of another process that was faster.
 
     Raises:
@@ -109,9 +117,9 @@ def _build(cfg: DataConfig, source: TextSource, folder: Path, text_pairs: bool) 
         tokenizer.save(partial)
         overlap = SplitOverlap()
         observed = dataclasses.replace(source, read=_observe(source.read, overlap))
-        _write_stores(cfg, observed, tokenizer, partial, text_pairs)
+        _write_stores(cfg, observed, tokenizer, partial, kind)
         overlap.write(partial)
-        if _make_source(cfg, text_pairs).identity != source.identity:
+        if SOURCES_OF_KIND[kind][cfg.kind](cfg).identity != source.identity:
             raise DataError(f"{cfg.path} changed while it was read; run again")
         for path in partial.rglob("*.*"):
             with path.open("rb") as file:
@@ -168,25 +176,27 @@ def _observe(read: ReadDocuments, overlap: SplitOverlap) -> ReadDocuments:
 
     def read_observed(stats: ReadStats, has_tokens: HasTokens = contains_text) -> DocumentStream:
         for split, document in read(stats, has_tokens):
-            is_pair = isinstance(document, tuple)
             if isinstance(document, LongText):
                 overlap.add(split, document.pieces())
+            elif isinstance(document, tuple):
+                overlap.add_pair(split, document)
             else:
-                texts = [part.text for part in _weighted_parts(document) if part.weight]
-                overlap.add(split, texts, with_ngrams=not is_pair)
+                parts = _weighted_parts(document)
+                overlap.add(split, [part.text for part in parts if part.weight])
             yield split, document
 
     return read_observed
 
 
 def _write_stores(
-    cfg: DataConfig, source: TextSource, tokenizer: Tokenizer, partial: Path, text_pairs: bool
+    cfg: DataConfig, source: TextSource, tokenizer: Tokenizer, partial: Path, kind: StoreKind
 ) -> None:
     stats = ReadStats()
-    has_weights = cfg.has_weights and not text_pairs
+    has_records = kind != "documents"
+    has_weights = cfg.has_weights and not has_records
     writers = {
         split: TokenStoreWriter(
-            partial / split, tokenizer, has_records=text_pairs, has_weights=has_weights
+            partial / split, tokenizer, has_records=has_records, has_weights=has_weights
         )
         for split in SPLITS
     }

@@ -6,6 +6,9 @@ prompt, before a text without a context, and after a whole text that is embedded
 
 import dataclasses
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from errors import DataError
 from settings.json_types import JsonObject
@@ -68,6 +71,22 @@ class Framing:
     stop_ids: Ids = ()  # Each of these ids ends a continuation.
     window: int = 0  # Positions of the model by its own files; 0: unknown.
     chat_template: str = ""  # The program in Jinja of the model's files; "" if there is none.
+
+
+class Reading(NamedTuple):
+    """How a model reads texts."""
+
+    window: int  # Number of tokens of a row; 0: unknown.
+    prefix: Ids  # Ids before a context, a prompt or a text to embed.
+    empty_context: Ids  # Ids before a text without a context.
+    suffix: Ids  # Ids after a whole text to embed.
+    stop_ids: Ids  # Each of these ids ends a continuation.
+
+    def frame(self, ids: np.ndarray) -> np.ndarray:
+        """Returns a context or prompt behind the prefix, which is not repeated."""
+        if tuple(ids[: len(self.prefix)].tolist()) == self.prefix:
+            return ids.astype(np.int32)
+        return np.concatenate([self.prefix, ids]).astype(np.int32)
 
 
 def default_framing(bos: int, eos: int, pad: int) -> Framing:

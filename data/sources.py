@@ -191,8 +191,8 @@ def _text(cfg: DataConfig) -> TextSource:
 
 
 def _jsonl(cfg: DataConfig) -> TextSource:
-    def read_texts(path: Path, policy: text_files.ErrorPolicy) -> Iterator[str]:
-        return (line.text for line in text_files.iter_json_texts(path, cfg.text_field, policy))
+    def read_texts(path: Path, policy: text_files.ErrorPolicy) -> Iterator[Document]:
+        return text_files.iter_json_documents(path, cfg.text_field, policy)
 
     def read_weighted(path: Path, policy: text_files.ErrorPolicy) -> Iterator[WeightedDocument]:
         for line in text_files.iter_json_texts(path, cfg.text_field, policy):

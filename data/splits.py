@@ -13,11 +13,14 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from data.loss_weights import WeightedDocument
 from data.text_files import LINE_BREAK, LONG_TEXT_BYTES, LongText
 from formatting import format_percent
 
+# What the documents of a store are: texts, or records of several texts (`data/text_pairs.py`).
+StoreKind = Literal["documents", "text_pairs"]
 # A text, or the texts of a text pair.
 Document = str | LongText | WeightedDocument | tuple[str, ...]
 DocumentStream = Iterator[tuple[str, Document]]  # (split, document)

@@ -26,13 +26,13 @@ ROOMS: list[tuple[str, str, str]] = [
         "Training",
         "training",
         "runner loop callbacks step gradients optimizer state program mesh settings memory_bank "
-        "metrics accounting hardware energy compile_cache",
+        "text_reading metrics accounting hardware energy compile_cache mup short_run",
     ),
     (
         "Architectures",
         "arch",
-        "model part config pattern stack block sequence sharding part_cost scaling "
-        "weighted_sum layer_outputs canon links",
+        "model part config pattern stack vision block sequence sharding part_cost scaling "
+        "weighted_sum layer_outputs canon links taps",
     ),
     (
         "Cost",
@@ -54,7 +54,8 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Shared layers",
         "arch/layers",
-        "embedding norms activations positions linear dropout pooler short_conv dt",
+        "embedding patches joint_embedding norms activations positions linear dropout pooler "
+        "short_conv dt",
     ),
     (
         "Operations",
@@ -69,7 +70,8 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Recurrences",
         "ops/recurrent",
-        "selective_scan ssd gla delta_rule channel_decay chunked_recurrence causal_conv lstm",
+        "selective_scan selective_scan_loop selective_scan_kernel selective_scan_mosaic ssd gla "
+        "delta_rule delta_chunks channel_decay chunked_recurrence causal_conv lstm",
     ),
     (
         "Experts",
@@ -147,12 +149,17 @@ ROOMS: list[tuple[str, str, str]] = [
         "Evaluation tasks",
         "eval/tasks",
         "bits_per_byte masked denoised retrieval loss_by_position multiple_choice probe "
-        "similarity inference sample baselines",
+        "similarity finetune inference sample baselines",
     ),
     (
         "Baselines",
         "eval/baselines",
         "ngrams seen_text bag_of_words logistic labelled_passages",
+    ),
+    (
+        "Fine-tuning",
+        "eval/finetuning",
+        "datasets labelled_files rows output_layer recipe measures",
     ),
     (
         "Adapters",
@@ -180,6 +187,11 @@ ROOMS: list[tuple[str, str, str]] = [
         "Fits",
         "protocol/fit",
         "points report figures",
+    ),
+    (
+        "Coordinate checks",
+        "protocol/coordinates",
+        "measure figures",
     ),
     (
         "Records",

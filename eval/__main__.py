@@ -2,7 +2,7 @@
 
 The scores of a task are printed, and written to eval/STEP/TASK.json in the run folder, as soon as
 the task ends. A task is not run again if its result exists in the current version of the task, of
-the same part of each split.
+the same part of each split and with the same settings of the task.
 `--again` evaluates in any case, and compares with the recorded scores instead of writing them.
 Progress goes to stderr.
 """
@@ -16,10 +16,19 @@ from eval import again, harness
 from eval.load_run import load_run
 from eval.task import TaskEntry
 from settings.changes import with_changes
-from settings.flag_parser import count_parser, make_parser, name_list
+from settings.flag_parser import (
+    add_change_flags,
+    changes_from_flags,
+    count_parser,
+    make_parser,
+    name_list,
+)
 from settings.json_types import JsonObject
 from training.run.cli_errors import run_command
 from training.run.console import Console
+from training.settings import FinetuneConfig
+
+FINETUNE = "config.eval.finetune"  # The section whose settings are flags, as those of train.py.
 
 
 def run(argv: Sequence[str]) -> None:
@@ -29,9 +38,11 @@ def run(argv: Sequence[str]) -> None:
     console.open()
     try:
         ctx, folder, step = load_run(args.run, args.step)
+        changes = changes_from_flags(args, FINETUNE)
         if args.limit is not None:
-            changed = with_changes(ctx.settings, {"eval.limit": args.limit})
-            ctx = ctx._replace(settings=changed)
+            changes["config.eval.limit"] = args.limit
+        by_key = {key.removeprefix("config."): value for key, value in changes.items()}
+        ctx = ctx._replace(settings=with_changes(ctx.settings, by_key))
         names = harness.resolve_tasks(ctx.settings, args.tasks)
         if not args.again:
             harness.evaluate(ctx, names, folder, step, on_task_end=print_scores)
@@ -75,6 +86,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="evaluate although results exist, print both values, and exit with 65 if they differ",
     )
+    add_change_flags(parser, FinetuneConfig, FINETUNE)
     parser.add_argument("--debug", action="store_true", help="print tracebacks of errors")
     return parser.parse_args(argv)
 

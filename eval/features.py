@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from arch import Model, SequenceInfo
 from arch.layer_outputs import layer_outputs
 from arch.sequence import View
-from eval.framing import Reading
+from data.framing import Reading
 from eval.length_buckets import bucketed_batches
 from eval.task import EvalContext
 from objectives import Trainable
@@ -76,16 +76,26 @@ def with_random_init(ctx: EvalContext, seed: int = 0) -> EvalContext:
         return ctx._replace(trainable=jax.jit(init, out_shardings=shardings)())
 
 
-@functools.partial(jax.jit, static_argnames="view")
-def _layer_sums(model: Model, batch: dict[str, Array], view: View) -> Float[Array, "B L D"]:
-    is_text = batch["segment_ids"] != 0
+def text_structure(model: Model, batch: dict[str, Array], view: View) -> SequenceInfo:
+    """Returns the structure of rows of one text each, as the view of an objective reads them.
+
+    An encoder reads in both directions. Under the view "prefix" the whole text is the prefix. Token
+    types are those of the batch, if it has any.
+    """
     is_bidirectional = view == "bidirectional" or model.encoder is not None
-    seq = SequenceInfo(
+    is_prefix = view == "prefix" and not is_bidirectional
+    return SequenceInfo(
         batch["positions"],
         batch["segment_ids"],
-        is_text if view == "prefix" and not is_bidirectional else None,
+        batch["segment_ids"] != 0 if is_prefix else None,
         causal=not is_bidirectional,
+        token_type_ids=batch.get("token_type_ids"),
     )
+
+
+@functools.partial(jax.jit, static_argnames="view")
+def _layer_sums(model: Model, batch: dict[str, Array], view: View) -> Float[Array, "B L D"]:
+    is_text, seq = batch["segment_ids"] != 0, text_structure(model, batch, view)
 
     def sum_tokens(x: Array) -> Array:
         dtype = jnp.promote_types(x.dtype, jnp.float32)

@@ -17,6 +17,7 @@ from eval.task import EvalContext, Score, ScoreValues, Task, TaskEntry
 from objectives import OBJECTIVES, Objective, Trainable, mixture_parts
 from settings.changes import with_changes
 from settings.json_types import JsonObject
+from settings.tree import as_json
 from settings.types import did_you_mean
 from training.distributed.multihost import run_on_main_process
 from training.loop import Evaluator, TrainJob
@@ -35,6 +36,9 @@ TASKS: dict[str, TaskEntry] = {
     "inference": TaskEntry("causal_lm", "eval.tasks.inference:Inference", is_limited=False),
     "sample": TaskEntry("causal_lm", "eval.tasks.sample:TextSample", is_limited=False),
     "probe": TaskEntry("", "eval.tasks.probe:LinearProbe", is_limited=False),
+    "finetune": TaskEntry(
+        "", "eval.tasks.finetune:FineTuning", is_limited=False, section="finetune"
+    ),
     "similarity": TaskEntry("", "eval.tasks.similarity:Similarity", is_limited=False),
     **{
         name: TaskEntry(
@@ -95,7 +99,7 @@ def narrow_to_objective(ctx: EvalContext, objective: str) -> EvalContext:
     parts = mixture_parts(ctx.objective)
     part = next((p for p in parts if objective_kind(p.objective) == objective), parts[0])
     row_spec = part.objective.row_spec(ctx.settings.model, ctx.settings.train.seq_len)
-    data = ctx.data.select(row_spec.row_kind == "text_pairs")
+    data = ctx.data.select(row_spec.store_kind)
     return ctx._replace(
         trainable=part.select_trainable(ctx.trainable), objective=part.objective, data=data
     )
@@ -119,8 +123,8 @@ def evaluate(
     for number, name in enumerate(task_names, 1):
         task = TASKS[name](splits=splits)
         record = run_on_main_process(lambda name=name: run.read_eval(step, name))  # type: ignore[misc]
-        labels = part_labels(name, ctx)
-        if record is None or not _is_complete(record, task.version, splits, labels):
+        labels, section = part_labels(name, ctx), read_section(name, ctx)
+        if record is None or not _is_complete(record, task.version, splits, labels, section):
             LOGGER.info("evaluating %s (task %d of %d)", name, number, len(task_names))
             run_on_main_process(lambda: run.check_eval_writable(step))
             record = _run_task(name, task, ctx, step)
@@ -147,6 +151,12 @@ def part_labels(name: str, ctx: EvalContext) -> dict[str, str]:
     return {key: label for key, label in parts.items() if label}
 
 
+def read_section(name: str, ctx: EvalContext) -> JsonObject:
+    """Returns the section of `eval` that a task reads, {} if it reads none."""
+    section = TASKS[name].section
+    return as_json(vars(ctx.settings.eval)[section]) if section else {}
+
+
 def with_recorded_limit(settings: Settings, scores: Sequence[JsonObject]) -> Settings:
     """Returns settings that evaluate whole splits again where the recorded scores are of such."""
     if any(str(score["name"]).endswith(f"/{SCORE_NAME}") for score in scores):
@@ -155,15 +165,21 @@ def with_recorded_limit(settings: Settings, scores: Sequence[JsonObject]) -> Set
 
 
 def _is_complete(
-    record: JsonObject, version: int, splits: tuple[str, ...], labels: dict[str, str]
+    record: JsonObject,
+    version: int,
+    splits: tuple[str, ...],
+    labels: dict[str, str],
+    section: JsonObject,
 ) -> bool:
-    """Whether a recorded result is valid, of this version, and covers these parts of splits."""
+    """Whether a recorded result is valid, of this version, these settings and parts of splits."""
     scores, recorded_splits = record.get("scores"), record.get("splits")
     if not isinstance(scores, list) or not isinstance(recorded_splits, list):
         return False
     is_valid = all(isinstance(s, dict) and {"name", "value"} <= s.keys() for s in scores)
     has_splits = {*splits} <= {*map(str, recorded_splits)}
     if not is_valid or record.get("version") != version or not has_splits:
+        return False
+    if record.get("settings", {}) != section:
         return False
     names = {f"{split}/{SCORE_NAME}" for split in splits}
     return labels == {s["name"]: s["value"] for s in scores if s["name"] in names}
@@ -176,12 +192,18 @@ def _run_task(name: str, task: Task, ctx: EvalContext, step: int) -> JsonObject:
     labels = part_labels(name, ctx) if scores else {}
     scores += [Score(key, label)._asdict() for key, label in labels.items()]
     seconds = time.perf_counter() - start
-    return {"task": name, "version": task.version, "step": step, "seconds": seconds} | {
-        "length": ctx.settings.train.seq_len,
-        "data": ctx.data.fingerprint,
-        "splits": list(ctx.settings.eval.splits),
-        "scores": scores,
-    }
+    section = read_section(name, ctx)
+    record = {"settings": section} if section else {}
+    return (
+        record
+        | {"task": name, "version": task.version, "step": step, "seconds": seconds}
+        | {
+            "length": ctx.settings.train.seq_len,
+            "data": ctx.data.fingerprint,
+            "splits": list(ctx.settings.eval.splits),
+            "scores": scores,
+        }
+    )
 
 
 def make_evaluators(job: TrainJob) -> tuple[Evaluator, Evaluator]:

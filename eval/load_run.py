@@ -14,9 +14,11 @@ from training import mesh as meshes
 from training.checkpoint import restore
 from training.program import make_program
 from training.run.atomic_io import read_json
+from training.run.console import LOGGER
 from training.run.folder import RunFolder
 from training.run.resume_check import check_record
 from training.settings import Settings, resolve
+from training.text_reading import FRAMING_LABELS, run_framing
 
 
 def load_run(path: Path, step: int | None = None) -> tuple[EvalContext, RunFolder, int]:
@@ -39,6 +41,7 @@ def load_run(path: Path, step: int | None = None) -> tuple[EvalContext, RunFolde
     settings = recorded_settings(record["settings"])
     data = open_data(settings.data, settings.store_kinds)
     settings = resolve(settings, data.tokenizer.vocab_size)
+    _warn_of_another_frame(path, record, run_framing(settings, data.tokenizer))
     mesh = meshes.make_mesh(meshes.MeshConfig())
     # The batch size of the run may not divide over the devices of this machine.
     divisor = mesh.size * settings.train.grad_accum_steps
@@ -51,6 +54,16 @@ def load_run(path: Path, step: int | None = None) -> tuple[EvalContext, RunFolde
     abstract = program.abstract_state.trainable
     trainable = restore.restore_subset(root, step, abstract, "trainable")
     return EvalContext(trainable, mesh, settings, program.objective, data), RunFolder(path), step
+
+
+def _warn_of_another_frame(path: Path, record: JsonObject, framing: dict[str, str]) -> None:
+    """Says where the files of the tokenizer frame texts in another way than run.json records."""
+    recorded = record.get("data", {}).get("framing") or {}
+    for name in sorted(n for n in recorded if recorded[n] != framing.get(n)):
+        LOGGER.warning(
+            "%s/run.json records %s: %s; the tokenizer's files now say %s, which is followed",
+            *(path, FRAMING_LABELS.get(name, name), recorded[name], framing.get(name, "nothing")),
+        )
 
 
 def recorded_settings(tree: JsonObject) -> Settings:

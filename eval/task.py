@@ -49,6 +49,8 @@ class TaskEntry(NamedTuple):
     arguments: tuple[str, ...] = ()  # Arguments of the class, before `splits`.
     is_logged: bool = True  # Whether a run logs and prints the scores that it ends with.
     is_limited: bool = True  # Whether eval.limit selects the part of a split that it reads.
+    # Section of `eval` that the task reads; with other values it is evaluated again.
+    section: str = ""
 
     def __call__(self, splits: tuple[str, ...] = ("test",)) -> Task:
         """Returns a task that reads these splits of the data."""

@@ -14,10 +14,11 @@ from jax.sharding import Mesh
 
 from arch import Model
 from data.chats.marked_text import encode_parts
+from data.framing import Reading
 from data.loss_weights import WeightedPart
 from data.tokenizers import Tokenizer
 from errors import ConfigError
-from eval.framing import Reading, reading
+from eval.framing import reading
 from eval.generate import GREEDY, Sampling, generate, stream
 from eval.task import EvalContext
 from objectives import CausalLM

@@ -94,7 +94,7 @@ def save(
         raise ConfigError(
             f"{folder} holds weights already ({weight_files[0]}); give another folder"
         )
-    keys = hf_family.export_defaults(config) | extra_config | hf_keys | {"torch_dtype": dtype}
+    keys = hf_family.default_keys(config) | extra_config | hf_keys | {"torch_dtype": dtype}
     keys |= {"architectures": [hf_family.architecture_of(config)]}
     keys = rotary.with_both_generations(keys | {"model_type": hf_family.model_type})
     use = text_use

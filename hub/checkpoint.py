@@ -36,6 +36,7 @@ from settings.json_types import JsonObject
 from settings.types import did_you_mean
 from training import mesh as meshes
 from training.checkpoint.param_names import named_leaves
+from training.text_reading import unused_rows
 
 LOG = logging.getLogger(__name__)
 VIEW_OF_TASK: dict[str, View] = {
@@ -166,6 +167,7 @@ def find_export_family(
             f"family {family_name!r} is not known; {did_you_mean(family_name, FAMILIES)}"
         )
     closest: tuple[int, str] | None = None
+    config = config.as_standard()
     abstract = jax.eval_shape(lambda: Model(config, key=jax.random.key(0)))
     for family in [FAMILIES[family_name]] if family_name else FAMILIES.values():
         try:
@@ -219,7 +221,8 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
             f"{folder / TOKENIZER} has the id {largest}, the model {config.vocab_size} ids: the "
             "tokenizer belongs to another model; replace or remove this tokenizer.json"
         )
-    for note in tokenizer.notes:
+    unused = unused_rows(tokenizer, config.vocab_size)
+    for note in (*tokenizer.notes, *([unused] if unused else [])):
         LOG.warning("%s: %s", folder, note)
     return tokenizer
 

@@ -8,9 +8,11 @@ import dataclasses
 from typing import Any
 
 from arch import ModelConfig
+from arch.block import BlockConfig
 from arch.channels.mlp import MlpConfig
 from arch.channels.moe import MoeConfig
 from arch.mixers.attention import AttentionConfig
+from arch.mixers.gated_deltanet import GatedDeltaNetConfig
 from arch.mixers.mamba1 import Mamba1Config
 from arch.mixers.mamba2 import Mamba2Config
 from arch.mixers.rope import RopeConfig
@@ -38,13 +40,13 @@ CANONICAL_PART = {"local_attention": "attention"}  # both names stand for one cl
 
 def canonical_config(config: ModelConfig) -> dict[str, object]:
     """Returns the settings that decide the function of a model, as plain values by name."""
+    config = config.as_standard()
     settings: dict[str, object] = {
         "width": config.width,
         "vocab_size": config.vocab_size,
         "final_norm": config.final_norm,
         **_flatten("embed", config.embed),
         **_flatten("norm", config.norm),
-        **_flatten("block", config.block),
         **_flatten("head", config.head),
         **_flatten("pooler", config.pooler),
     }
@@ -64,8 +66,6 @@ def canonical_config(config: ModelConfig) -> dict[str, object]:
         settings |= _canonical_layers("encoder.layer", config, config.encoder_layout())
         cross_attention = _canonical_part(config.cross_attention, config.width)
         settings |= _flatten("cross_attention", cross_attention)
-    if config.block.wiring != "parallel":
-        settings.pop("block.norms")
     if not config.head.mlm_transform:
         settings.pop("head.mlm_transform_activation")
         settings.pop("head.mlm_transform_bias")
@@ -88,6 +88,9 @@ _LEARNED_POSITION_FIELDS = ("learned", "max_length", "offset")
 def _canonical_layers(name: str, config: ModelConfig, layout: LayerLayout) -> dict[str, object]:
     settings: dict[str, object] = {f"{name}s": len(layout.layer_specs())}
     for i, spec in enumerate(layout.layer_specs()):
+        block = config.block_config(spec)
+        norms = block.norms if block.wiring == "parallel" else BlockConfig().norms
+        settings |= _flatten(f"{name}{i}.block", dataclasses.replace(block, norms=norms))
         if "&" in spec.mixer:
             settings |= _flatten(f"{name}{i}.side_by_side", config.side_by_side)
         for part_name, variant in spec.parts():
@@ -122,15 +125,16 @@ def _canonical_part(part: Any, D: int) -> Any:
         else:
             rope = _active_rope_fields(dataclasses.replace(rope, rotary_dim=rope.rotary_dim or K))
         eps = part.qk_norm_eps if part.qk_norm != "none" else default.qk_norm_eps
-        scale = part.scale or K**-0.5
-        return dataclasses.replace(
-            part, kv_heads=G, head_dim=K, rope=rope, qk_norm_eps=eps, scale=scale
-        )
+        part = dataclasses.replace(part, scale=part.score_scale(K), base_head_dim=0)
+        return dataclasses.replace(part, kv_heads=G, head_dim=K, rope=rope, qk_norm_eps=eps)
     if isinstance(part, (MlpConfig, MoeConfig)):
         part = dataclasses.replace(part, width=part.inner_dim(D))
     if isinstance(part, MoeConfig) and part.shared_experts:
         width = part.shared_experts_config(D).inner_dim(D)
         return dataclasses.replace(part, shared_experts=1, shared_width=width)
+    if isinstance(part, GatedDeltaNetConfig):
+        H, K, Kv = part.head_shape(D)
+        return dataclasses.replace(part, key_heads=part.key_heads or H, key_dim=K, value_dim=Kv)
     if isinstance(part, Mamba2Config):
         C = part.sizes(D)[0]
         eps = part.norm_eps if part.norm != "none" else Mamba2Config().norm_eps

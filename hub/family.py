@@ -51,6 +51,8 @@ class HfFamily:
     # Pairs (duplicate, original) of names that version 5 of the reference stores twice and version
     # 4 once: both are written; the original is read, or the duplicate if the original is missing.
     duplicated_tensors: Callable[[ModelConfig], tuple[tuple[str, str], ...]] = _no_duplicates
+    # Ids that missing keys mean to the reference; an export has null where they have no embedding.
+    hf_ids: Mapping[str, int] = dataclasses.field(default_factory=dict, hash=False)
     # Keys of config.json for an export, unless the run has other values for them.
     export_defaults: Callable[[ModelConfig], JsonObject] = _no_defaults
     # Class of a model without parts that `architecture` always has; "" for a complete model.
@@ -66,6 +68,13 @@ class HfFamily:
     def architecture_of(self, config: ModelConfig) -> str:
         """Returns the class of transformers that reads an export of this model."""
         return self.smaller_architecture(config) or self.architecture
+
+    def default_keys(self, config: ModelConfig) -> JsonObject:
+        """Returns keys of config.json for an export, unless the run has other values."""
+        unknown = {
+            name: None for name, number in self.hf_ids.items() if number >= config.vocab_size
+        }
+        return unknown | self.export_defaults(config)
 
     def is_bare(self, config: ModelConfig) -> bool:
         """Returns whether a model is an encoder without the head of its family."""

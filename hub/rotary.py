@@ -63,6 +63,13 @@ def from_hf(
     return from_rope_parameters(hf, rope_parameters, int(head_dim * fraction), head_dim, style)
 
 
+def has_positions(hf: HfConfig) -> bool:
+    """Returns whether `rope_theta` has a number; null means attention without positions."""
+    parameters: JsonObject = hf.get("rope_parameters", {})
+    theta = parameters.get("rope_theta", hf.get("rope_theta", 0.0))
+    return theta is not None and theta > 0
+
+
 def from_rope_parameters(
     hf: HfConfig,
     rope_parameters: JsonObject,
@@ -149,6 +156,11 @@ def to_hf(cfg: RopeConfig, head_dim: int, *, rotary_fraction: float = 0.0) -> Js
     elif cfg.scaling != "linear":
         scaling["original_max_position_embeddings"] = cfg.original_length
     return keys | {"rope_scaling": scaling}
+
+
+def no_positions_to_hf() -> JsonObject:
+    """Returns the keys of attention without positions, for families that `has_positions` reads."""
+    return {"rope_theta": None, "rope_scaling": None}
 
 
 def yarn_score_growth(hf: HfConfig) -> float:

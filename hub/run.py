@@ -163,7 +163,7 @@ def export_run(run: Path, target: Path, family: str = "", dtype: str = "float32"
         for part in settings.mixture_parts()
     ]
     views = sorted({row_spec.view for row_spec in row_specs})
-    tokenizer = open_data(settings.data).tokenizer
+    tokenizer = open_data(settings.data, settings.store_kinds).tokenizer
     # A model that cannot be exported is refused before its parameters are read.
     hf_family, _ = checkpoint.find_export_family(
         settings.model, family, views, tokenizer.specials.pad

@@ -14,6 +14,7 @@ from data.published.model_files import TOKENIZER_CONFIG
 from data.tokenizers import TOKENIZER_FILE, JsonTokenizer, Tokenizer
 from settings.json_files import read_json_object
 from settings.json_types import JsonObject
+from training.text_reading import FRAMING_LABELS, framing_record, imported_reading
 
 FINGERPRINT_KEY = "isoflop_tokenizer"  # the tokenizer of the run, whose file had another frame
 
@@ -31,20 +32,9 @@ def describe(tokenizer: Tokenizer | None) -> list[str]:
     """Returns lines that say how texts are framed, and what ends them."""
     if tokenizer is None:
         return ["there is no tokenizer.json: the run reads bytes"]
-    framing = tokenizer.framing
-
-    def name(ids: Ids) -> str:
-        tokens = (repr(tokenizer.decode_marked([i])) for i in ids)
-        return ", ".join(f"{t} ({i})" for t, i in zip(tokens, ids, strict=True)) or "nothing"
-
-    lines = [
-        f"before a context or a prompt: {name(framing.text_prefix)}; "
-        f"before a text without context: {name(framing.empty_context)}",
-        f"around a document: {name(framing.document_prefix)} and {name(framing.document_suffix)}",
-        f"a text ends with: {name(framing.stop_ids)}",
-        f"window: {framing.window or 'not stated'} tokens",
-    ]
-    return [*lines, "chat template: that of the model's files"] if framing.chat_template else lines
+    reads = imported_reading(tokenizer.framing, 0)
+    rows = framing_record(tokenizer, reads, tokenizer.vocab_size)
+    return [f"{FRAMING_LABELS[name]}: {text}" for name, text in rows.items()]
 
 
 def published_use(tokenizer: Tokenizer, is_causal: bool) -> TextUse:

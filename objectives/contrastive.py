@@ -123,6 +123,7 @@ class Contrastive:
                 learn_temperature=self.learn_temperature,
             ),
             hint=hint,
+            source_hint=", or contrastive.positives=dropout with model.block.dropout=0.1",
         )
 
     def for_eval(self) -> "Contrastive":

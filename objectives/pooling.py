@@ -32,7 +32,7 @@ class ContrastiveHead(nnx.Module):
         init = nnx.initializers.constant(log_temperature or 0.0)
         scalar = make_param(keys[0], (), P(), init, role="vector", decay=False)
         self.log_temperature = None if log_temperature is None else scalar
-        self.query = make_vector(D, 0.0) if pooling == "attention" else None
+        self.query = make_vector(D, 0.0, role="query") if pooling == "attention" else None
         inner = D if projection == "mlp" else Z
         self.w_in = (
             make_matrix(keys[1], (D, inner), P("data", "model")) if projection != "none" else None

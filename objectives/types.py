@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from arch import Model, ModelConfig
 from arch.part_cost import PartCost
 from arch.sequence import View
+from arch.vision import IMAGE_PREFIX
 from arch.weighted_sum import AuxMetrics, WeightedSum
 from objectives.token_sets import TokenizerLike
 
@@ -29,6 +30,7 @@ RowFn = Callable[[list[np.ndarray], int, np.random.Generator], dict[str, np.ndar
 # packed: documents one after another. slices: one stretch of one document. text_pairs: the texts of
 # a text pair, as data/text_pairs.py reads them.
 RowKind = Literal["packed", "slices", "text_pairs"]
+StoreKind = Literal["documents", "text_pairs"]  # As `open_data` opens them.
 
 
 class RowSpec(NamedTuple):
@@ -48,6 +50,15 @@ class RowSpec(NamedTuple):
     needs_logits: bool = True  # Whether the objective computes logits with the model's head.
     extra_cost: PartCost | None = None  # Cost per token of the objective's own parameters.
     hint: str = ""  # A further way out, for the error of a model that cannot take the view.
+    source_hint: str = ""  # A further way out, for the error of data without such a store.
+
+    @property
+    def store_kind(self) -> StoreKind:
+        """The kind of token store that the rows are read from."""
+        # mypy narrows a literal by equality alone.
+        if self.row_kind == "packed" or self.row_kind == "slices":
+            return "documents"
+        return self.row_kind
 
     def tokens_per_row(self, seq_len: int) -> int:
         """Returns the number of tokens of a row that the model reads."""
@@ -176,12 +187,13 @@ def aux_loss_terms(
     """Returns the channels' auxiliary outputs as loss terms and metrics.
 
     `aux` has an array [layers] for each name. A term is the sum over layers of means over tokens.
-    For the encoder's channels the mean is over the tokens of the source.
+    For the encoder's channels the mean is over the tokens of the source, for those of the vision
+    stack over images.
     """
     coefficients = trainable.model.config.aux_losses()
     terms, metrics = dict[str, LossTerm](), Metrics()
     for name, amount in aux.items():
-        base_name = name.removeprefix(ENCODER_PREFIX)
+        base_name = name.removeprefix(ENCODER_PREFIX).removeprefix(IMAGE_PREFIX)
         if base_name in coefficients:
             weight = _token_weight(name, batch)
             terms[name] = LossTerm(jnp.sum(amount.sum), weight, coefficients[base_name])
@@ -207,4 +219,6 @@ def all_term_weights(objective: Objective, batch: Batch, names: list[str]) -> di
 def _token_weight(name: str, batch: Batch) -> Float[Array, ""]:
     if name.startswith(ENCODER_PREFIX):
         return jnp.sum(batch["source_segment_ids"] != 0, dtype=jnp.float32)
+    if name.startswith(IMAGE_PREFIX):
+        return jnp.asarray(len(batch["images"]), jnp.float32)
     return count_tokens(batch)

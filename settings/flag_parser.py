@@ -80,6 +80,28 @@ def add_config_flags(parser: argparse.ArgumentParser, cls: type) -> None:
         )
 
 
+def add_change_flags(parser: argparse.ArgumentParser, cls: type, prefix: str) -> None:
+    """Adds a flag `--PREFIX.NAME` for each field of a section of settings, which changes it."""
+    meanings, hints = field_descriptions(cls), field_types(cls)
+    for field in config_fields(cls):
+        flag = f"--{prefix}.{field.name}"
+        parser.add_argument(
+            flag,
+            type=SettingParser(hints[field.name], flag).parse,
+            metavar=format_type(hints[field.name]).split()[0].upper(),
+            help=meanings[field.name].replace("%", "%%"),
+        )
+
+
+def changes_from_flags(args: argparse.Namespace, prefix: str) -> dict[str, object]:
+    """Returns the values of the flags of `add_change_flags` that were given, by full key."""
+    return {
+        key: value
+        for key, value in vars(args).items()
+        if key.startswith(f"{prefix}.") and value is not None
+    }
+
+
 def config_from_flags(cls: type[T], args: argparse.Namespace) -> T:
     """Returns the config whose fields are flags of `add_config_flags`."""
     return cls(**{field.name: vars(args)[field.name] for field in config_fields(cls)})

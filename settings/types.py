@@ -146,6 +146,26 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(choices)}"
 
 
+def check_divides(key: str, value: int, total_key: str, total: int) -> None:
+    """Checks that a number divides another one.
+
+    Args:
+        key: the setting with the divisor.
+        value: the divisor.
+        total_key: the setting with the number that is divided.
+        total: this number.
+
+    Raises:
+        ConfigError: if it does not; the message has all divisors.
+    """
+    if total % value:
+        divisors = [str(n) for n in range(1, total + 1) if total % n == 0]
+        raise ConfigError(
+            f"{key} {value} does not divide {total_key} {total}; choose one of "
+            f"{', '.join(divisors)}"
+        )
+
+
 def validate(value: Any, hint: TypeHint, key: str) -> Any:
     """Returns `value` converted to the annotation `hint`; an int is accepted as a float.
 

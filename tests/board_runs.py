@@ -67,7 +67,10 @@ def run_json(name: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
         **({"energy": changes["energy"]} if "energy" in changes else {}),
         "packages": {"jax": "0.10.2", "numpy": "2.3.0"},
         "study": {"candidate": name, **STUDY, **changes.get("study", {})},
-        "data": {"decodes_back": changes.get("decodes_back", {})},
+        "data": {
+            "decodes_back": changes.get("decodes_back", {}),
+            "framing": changes.get("framing", {}),
+        },
     }
 
 

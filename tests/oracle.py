@@ -88,7 +88,7 @@ class Bytes:
 
     tokenizer = ByteTokenizer()
 
-    def select(self, text_pairs: bool) -> "Bytes":
+    def select(self, kind: str) -> "Bytes":
         return self
 
 

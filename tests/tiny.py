@@ -129,6 +129,11 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
             )
         }
         | BIDIRECTIONAL,
+        "shared keys": {
+            "gated_deltanet": GatedDeltaNetConfig(
+                heads=4, key_heads=2, key_dim=3, value_dim=2, chunk_size=4
+            )
+        },
         "DeltaNet": {
             "gated_deltanet": GatedDeltaNetConfig(
                 heads=2, decay=False, output_gate=False, chunk_size=4

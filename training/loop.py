@@ -181,7 +181,7 @@ def part_batches(settings: Settings, part: MixturePart, data: Data, mesh: Mesh) 
     """Returns the batches of one part of a mixture, or of the one objective."""
     train, seed, objective = settings.train, settings.seed, part.objective
     spec = objective.row_spec(settings.model, train.seq_len)
-    rows = make_row_source(data.select(spec.row_kind == "text_pairs").train, spec, seed)
+    rows = make_row_source(data.select(spec.store_kind).train, spec, seed)
     make_row = objective.make_row_fn(settings.model, train.seq_len, data.tokenizer)
     rank, world = meshes.process_shard(mesh, train.batch_size)
     return Batches(rows, train.batch_size, make_row, seed, rank=rank, world_size=world)

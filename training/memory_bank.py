@@ -92,7 +92,7 @@ def _bank_rows(
     """The arrays [n_rows ...] of the training rows that the seed selects, with padding behind."""
     train, seed = settings.train, settings.seed
     spec = part.objective.row_spec(settings.model, train.seq_len)
-    source = make_row_source(data.select(spec.row_kind == "text_pairs").train, spec)
+    source = make_row_source(data.select(spec.store_kind).train, spec)
     make_row = part.objective.make_row_fn(settings.model, train.seq_len, data.tokenizer)
     order = permutation(seed, 0, BANK_RNG, source.epoch_length // source.row_length)
     indices = order[:n_rows].tolist()

@@ -36,6 +36,7 @@ from training.run.log import LogConfig, MetricsLogger
 from training.run.open_folder import open_as_worker, open_run
 from training.run.resume_check import check_record
 from training.settings import Settings, resolve
+from training.text_reading import run_framing
 
 # Settings that may change between attempts at the same run.
 MAY_CHANGE_ON_RESUME = (
@@ -80,6 +81,7 @@ def dry_run(settings: Settings, origins: dict[str, str]) -> None:
     data, program = prepare(settings)
     estimate = memory_estimate.estimate(program)
     tables = report.dry_run_tables(program, origins, estimate)
+    tables.append(report.framing_table(run_framing(program.settings, data.tokenizer)))
     if settings.data.chat_template:
         tables.append(report.chat_table(settings.data.chat_template, data.tokenizer))
     report.print_tables(tables)
@@ -229,7 +231,10 @@ def _run_record(
         cost=accounting.cost_record(cost, program.settings),
         mesh=dict(program.mesh.shape),
         flags=flags,
-        data={"decodes_back": data.decodes_back},
+        data={
+            "decodes_back": data.decodes_back,
+            "framing": run_framing(program.settings, data.tokenizer),
+        },
         energy=meter.description if meter else "unknown: the power of a device is not known",
     )
     return record | ({"study": study} if study else {})

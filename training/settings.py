@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from arch import CHANNELS, ModelConfig
 from arch.sequence import View
-from data import TEXT_PAIR_SOURCES, DataConfig
+from data import SOURCES_OF_KIND, DataConfig, StoreKind
 from errors import ConfigError
 from objectives import (
     OBJECTIVES,
@@ -25,9 +25,13 @@ from objectives import (
 from settings.tree import to_config_dict
 from settings.types import (
     MAX_INT32,
+    Fraction,
+    NonNegativeFloat,
     NonNegativeInt,
     OneOf,
+    PositiveFloat,
     PositiveInt,
+    Probability,
     Range,
     config,
     did_you_mean,
@@ -56,6 +60,39 @@ class TrainConfig:
 AUTOMATIC_LIMIT = -1  # The value of eval.limit that follows from the tokens of training.
 
 
+CorpusLabel = Literal["source", "genre", "era", "book", "year", "verses"]
+
+
+@config
+class FinetuneConfig:
+    """The evaluation task `finetune`: training with one added output layer (arXiv:1810.04805)."""
+
+    # Labels of the embedded corpus that are learned: source, genre, era and book of a passage, year
+    # of an address, verses (whether two texts translate one verse).
+    labels: tuple[CorpusLabel, ...] = ("genre",)
+    # Data sets of labelled examples, separated by commas: files (.tsv, .txt, .csv, .jsonl), or
+    # folders whose file names contain train, dev or valid, and test.
+    path: str = ""
+    # Fields with the text or the two texts of an example; (): the first known names (docs).
+    text_fields: tuple[str, ...] = ()
+    label_field: str = ""  # Field with the label; "": the first known name (docs).
+    # What is predicted; auto: token labels if a label is a list, numbers if one has decimals.
+    problem: Literal["auto", "classes", "regression", "tokens"] = "auto"
+    # Vector of a text; auto: the pooler of the model, else the mean, or the last if causal.
+    pooling: Literal["auto", "pooler", "first", "mean", "last"] = "auto"
+    trained: Literal["all", "layer"] = "all"  # Train all parameters, or the output layer alone.
+    epochs: PositiveInt = 3  # Passes over the training examples.
+    batch_size: PositiveInt = 16  # Examples per update.
+    # Learning rates, of which the valid part selects one.
+    learning_rates: tuple[PositiveFloat, ...] = (2e-5, 3e-5, 5e-5)
+    seeds: PositiveInt = 3  # Runs with the selected learning rate, whose median is the score.
+    warmup: Fraction = 0.1  # Share of the updates with learning rate warmup; then it falls to 0.
+    weight_decay: NonNegativeFloat = 0.01  # Weight decay of the parameters that decay.
+    dropout: Probability = 0.1  # Dropout of embedding, branches and pooled vector.
+    max_examples: NonNegativeInt = 0  # Maximum number of training examples; 0: all.
+    max_tokens: NonNegativeInt = 0  # Maximum number of tokens of a row; 0: the model's window.
+
+
 @config
 class EvalConfig:
     """The evaluations during a run and at its end."""
@@ -71,6 +108,7 @@ class EvalConfig:
     # Prompt of the text sample; in many vocabularies a space at its end is a token of its own.
     sample_prompt: str = "The"
     sample_tokens: NonNegativeInt = 200  # Number of tokens of the text sample.
+    finetune: FinetuneConfig = FinetuneConfig()
 
 
 @config
@@ -168,10 +206,11 @@ class Settings:
         return self.get_objective().row_spec(self.model, self.train.seq_len)
 
     @property
-    def store_kinds(self) -> tuple[bool, ...]:
-        """The kinds of token store that the objective reads: False documents, True text pairs."""
+    def store_kinds(self) -> tuple[StoreKind, ...]:
+        """The kinds of token store that the objective reads, documents first."""
         specs = [p.objective.row_spec(self.model, self.train.seq_len) for p in self.mixture_parts()]
-        return tuple(sorted({spec.row_kind == "text_pairs" for spec in specs}))
+        needed = {spec.store_kind for spec in specs}
+        return tuple(kind for kind in SOURCES_OF_KIND if kind in needed)
 
     def _check_limit(self, spec: RowSpec) -> None:
         if spec.row_kind == "packed" and 0 < self.eval.limit < spec.text_length:
@@ -182,18 +221,17 @@ class Settings:
             )
 
     def _check_source(self, name: str, spec: RowSpec) -> None:
-        reads_pairs = spec.row_kind == "text_pairs"
-        if self.data.has_weights and not reads_pairs and not spec.allows_weights:
+        kind = spec.store_kind
+        if self.data.has_weights and kind == "documents" and not spec.allows_weights:
             raise ConfigError(
                 f"objective {name} rearranges text, so that data.chat_template and "
                 "data.weight_field cannot weight it; leave them empty, or use causal_lm or "
                 "masked_lm"
             )
-        if reads_pairs and self.data.kind not in TEXT_PAIR_SOURCES:
+        if self.data.kind not in (sources := SOURCES_OF_KIND[kind]):
             raise ConfigError(
-                f"objective {name} reads text pairs, which data.source {self.data.kind!r} does "
-                f"not have; use {' or '.join(TEXT_PAIR_SOURCES)}, or "
-                "contrastive.positives=dropout with model.block.dropout=0.1"
+                f"objective {name} reads {kind.replace('_', ' ')}, which data.source "
+                f"{self.data.kind!r} does not have; use {' or '.join(sources)}{spec.source_hint}"
             )
 
     def _check_view(self, name: str, view: View, objective_hint: str) -> None:

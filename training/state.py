@@ -15,10 +15,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree, UInt32
 
 from arch import Model, ModelConfig
+from arch.scaling import with_width
 from arch.sharding import divisible_spec
 from objectives import Objective, Trainable
 from settings.json_types import JsonObject
 from training import mesh as meshes
+from training import mup
 from training.checkpoint.param_names import named_leaves
 from training.optimizer import (
     Hyperparameters,
@@ -78,7 +80,17 @@ def init_state(
     banks: Mapping[str, PyTree] = types.MappingProxyType({}),
 ) -> TrainState:
     """Returns the state before the first step, with random parameters."""
-    trainable = init_trainable(model, objective, seed)
+    return start_state(init_trainable(model, objective, seed), tx, spike_window, seed, banks)
+
+
+def start_state(
+    trainable: Trainable,
+    tx: optax.GradientTransformation,
+    spike_window: int,
+    seed: ArrayLike,
+    banks: Mapping[str, PyTree] = types.MappingProxyType({}),
+) -> TrainState:
+    """Returns the state before the first step from these parameters."""
     zero = jnp.zeros((), jnp.int32)
     loss_window = jnp.zeros((max(spike_window, 1),), jnp.float32)
     guard = UpdateGuard(jnp.zeros((), bool), zero, zero, loss_window, zero)
@@ -105,10 +117,24 @@ def make_model_optimizer(
     objective: Objective,
     hyperparameters: Hyperparameters | None = None,
 ) -> optax.GradientTransformation:
-    """Returns the optimizer for a model, built from shapes alone; see `make_optimizer`."""
+    """Returns the optimizer for a model, built from shapes alone; see `make_optimizer`.
+
+    Raises:
+        ConfigError: if a part or the optimizer has no rule under muP.
+    """
     trainable = jax.eval_shape(lambda: init_trainable(model, objective, 0))
     decay_mask, roles, rates = (param_metadata(trainable, k) for k in ("decay", "role", "rate"))
-    return make_optimizer(cfg, steps, decay_mask, roles, rates, hyperparameters)
+    tx = make_optimizer(cfg, steps, decay_mask, roles, rates, hyperparameters)
+    if model.parametrization == "standard":
+        return tx
+    wide_model = with_width(model, model.width * mup.WIDTH_RATIO)
+    wide = named_leaves(jax.eval_shape(lambda: init_trainable(wide_model, objective, 0)))
+    growths = {
+        name: mup.axis_growth(leaf.shape, wide[name].shape, roles[name])
+        for name, leaf in named_leaves(trainable).items()
+    }
+    factors = mup.rate_factors(cfg.name, model.width / model.base_width, growths, roles)
+    return mup.scale_directions(tx, factors)
 
 
 def state_shardings(mesh: Mesh, state: TrainState) -> PyTree:

@@ -10,6 +10,7 @@ token's output does not depend on other rows of the batch. Only a fixed `expert_
 which published Switch Transformers run, drops tokens in evaluation too.
 """
 
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import jax
@@ -34,6 +35,7 @@ from settings.types import (
     PositiveFloat,
     PositiveInt,
     Probability,
+    check_divides,
     config,
 )
 
@@ -81,7 +83,7 @@ class MoeConfig:
     # Update size of the selection bias that evens the load without a loss; 0: no such bias.
     bias_update_rate: NonNegativeFloat = 0.0
     # Implementation of the experts; auto: chosen by platform, mesh and capacity.
-    implementation: Literal["auto", "reference", "blocks", "gather", "ragged"] = "auto"
+    implementation: Literal["auto", "reference", "blocks", "grouped", "gather", "ragged"] = "auto"
 
     def check(self) -> None:
         """Checks the numbers of experts and groups.
@@ -94,12 +96,7 @@ class MoeConfig:
             raise ConfigError(
                 f"moe.top_k {self.top_k} is above moe.num_experts {E}; nearest valid value: {E}"
             )
-        if E % self.n_groups:
-            divisors = [str(g) for g in range(1, E + 1) if E % g == 0]
-            raise ConfigError(
-                f"moe.n_groups {self.n_groups} does not divide moe.num_experts {E}; "
-                f"choose one of {', '.join(divisors)}"
-            )
+        check_divides("moe.n_groups", self.n_groups, "moe.num_experts", E)
         if self.top_groups > self.n_groups:
             raise ConfigError(
                 f"moe.top_groups {self.top_groups} is above moe.n_groups {self.n_groups}; "
@@ -346,3 +343,20 @@ def _expert_biases(num_experts: int, width: int, spec: P) -> nnx.Param:
     zeros = nnx.initializers.zeros
     shape = num_experts, width
     return make_param(jax.random.key(0), shape, spec, zeros, role="vector", decay=False)
+
+
+def balances_batch(parts: Iterable[object]) -> bool:
+    """Whether a balance loss of experts is over the whole batch (`moe.balance_over`).
+
+    Raises:
+        ConfigError: if it is, and layers with experts differ in this or in their number.
+    """
+    moes = [part for part in parts if isinstance(part, MoeConfig)]
+    if not any(moe.balances_batch for moe in moes):
+        return False
+    if len({(moe.balances_batch, moe.num_experts) for moe in moes}) > 1:
+        raise ConfigError(
+            "model.moe.balance_over 'batch' needs an equal balance_over, routing, num_experts "
+            "and balance_loss in all variants of moe; use balance_over 'microbatch'"
+        )
+    return True

@@ -13,6 +13,7 @@ from arch.block import Block
 from arch.canon import canon_cost
 from arch.config import CHANNELS, ModelConfig, mixer_class
 from arch.layers.embedding import Embedding, OutputHead
+from arch.layers.joint_embedding import JointEmbedding
 from arch.layers.norms import Norm
 from arch.layers.pooler import Pooler
 from arch.layers.positions import RelativePositionBias
@@ -21,6 +22,7 @@ from arch.mixers.bidirectional import mixer_cost
 from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.pattern import LayerLayout
 from arch.sequence import View
+from arch.vision import vision_costs
 
 OBJECTIVE = "objective"  # The part of the objective's weights (see `add_objective_cost`).
 NON_BLOCK_PARTS = ("embedding", "head", OBJECTIVE)  # Parts that non-embedding totals exclude.
@@ -78,6 +80,8 @@ def compute_cost(
     view: View = "causal",
     source_length: int = 0,
     logit_fraction: float = 1.0,
+    images: float = 0.0,
+    images_as_prefix: bool = True,
 ) -> Cost:
     """Computes the cost per token of a model on rows of `length` tokens.
 
@@ -87,6 +91,8 @@ def compute_cost(
         view: the view of the rows.
         source_length: prefix tokens under the view "prefix", or tokens of the encoder.
         logit_fraction: the share of the tokens for which logits are computed.
+        images: the images that the vision stack reads for each row.
+        images_as_prefix: whether the images enter the text stack, by `vision.projector`.
     """
     itemsize = jnp.dtype(config.dtype).itemsize
     has_encoder = config.encoder.depth > 0
@@ -97,6 +103,9 @@ def compute_cost(
     norms = _norm_params(config, config.layer_layout(), has_encoder)
     heads = config.num_relative_heads()
     relative = RelativePositionBias.params(heads, config.positions) if heads else 0
+    if config.vision.depth:
+        images_per_token = images / length if length else 0.0
+        part_costs += _vision_costs(config, images_per_token, itemsize, images_as_prefix)
     if has_encoder:
         part_costs += _encoder_costs(config, length, source_length, itemsize)
         norms += _norm_params(config, config.encoder_layout(), False)
@@ -116,8 +125,9 @@ def compute_cost(
     for name, part_cost in part_costs:
         parts[name] = parts.get(name, 0) + part_cost.params
     parts |= {"norms": norms, "head": head} | ({"relative": relative} if relative else {})
-    parts |= {"pooler": pooler} if pooler else {}
-    shared = embedding + norms + head + relative + pooler
+    joint = _joint_params(config)
+    parts |= ({"pooler": pooler} if pooler else {}) | ({"joint": joint} if joint else {})
+    shared = embedding + norms + head + relative + pooler + joint
     return Cost(
         params=sum(parts.values()),
         active_params=shared + sum(part_cost.active_params for _, part_cost in part_costs),
@@ -203,9 +213,40 @@ def _encoder_costs(
     return costs
 
 
+def _vision_costs(
+    config: ModelConfig, images_per_token: float, itemsize: int, with_projector: bool
+) -> list[tuple[str, PartCost]]:
+    """Returns the vision stack's costs per token of the text stack."""
+    tower, n_tokens = config.vision_stack(), config.vision.n_tokens
+    context = CostContext(n_tokens, "bidirectional", 0, itemsize)
+    per_image = list(vision_costs(config, with_projector=with_projector).items())
+    for name, cost in _layer_costs(tower, tower.layer_layout(), context, False):
+        terms = {term: flops.times(n_tokens) for term, flops in cost.terms.items()}
+        per_image.append((name, PartCost(cost.params, cost.active_params, terms)))
+    norms = _norm_params(tower, tower.layer_layout(), False)
+    heads = tower.num_relative_heads()
+    norms += RelativePositionBias.params(heads, tower.positions) if heads else 0
+    per_image.append(("norms", PartCost(norms, norms, {})))
+    costs = []
+    for name, cost in per_image:
+        terms = {term: flops.times(images_per_token) for term, flops in cost.terms.items()}
+        costs.append((f"vision.{name}", PartCost(cost.params, cost.active_params, terms)))
+    return costs
+
+
+def _joint_params(config: ModelConfig) -> int:
+    vision = config.vision
+    if not vision.depth or not vision.embed_dim:
+        return 0
+    return JointEmbedding.params(vision.width or config.width, config.width, vision.embed_dim)
+
+
 def _norm_params(config: ModelConfig, layout: LayerLayout, has_cross_attention: bool) -> int:
     params = sum(
-        Block.params(config.width, config.block, config.norm, layer.channel, has_cross_attention)
+        Block.params(
+            *(config.width, config.block_config(layer), config.norm, layer.channel),
+            has_cross_attention,
+        )
         for layer in layout.layer_specs()
     )
     params -= config.block.skip_first_norm * Norm.params(config.width, config.norm)

@@ -198,7 +198,7 @@ class Attention(nnx.Module):
             *(q, k, v, queries, keys),
             causal=causal,
             window=window,
-            scale=cfg.scale or q.shape[-1] ** -0.5,
+            scale=cfg.score_scale(q.shape[-1]),
             softcap=cfg.softcap,
             bias=bias,
             aligned=aligned,
@@ -240,7 +240,7 @@ class Attention(nnx.Module):
     def _position_bias(self, seq: SequenceInfo, dtype: jnp.dtype) -> BiasFn | None:
         if self.cfg.position_encoding == "alibi":
             if self.cfg.alibi_rounded:
-                scale = self.cfg.scale or self.head_shape[2] ** -0.5
+                scale = self.cfg.score_scale(self.head_shape[2])
                 return functools.partial(
                     alibi_bias_bfloat16, heads=self.head_shape[0], scale=scale, dtype=dtype
                 )

@@ -1,12 +1,20 @@
 """The settings of attention and its cost (see `arch/mixers/attention.py`)."""
 
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 from arch.mixers.rope import RopeConfig
 from arch.part_cost import CostContext, PartCost, TermFlops
 from errors import ConfigError
 from ops.attention.moba import num_whole_blocks
-from settings.types import NonNegativeFloat, NonNegativeInt, PositiveInt, Probability, config
+from settings.types import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Probability,
+    check_divides,
+    config,
+)
 
 
 @config
@@ -27,6 +35,8 @@ class AttentionConfig:
     # Compute ALiBi in bfloat16 and multiply it by the scale of the scores (Falcon-RW).
     alibi_rounded: bool = False
     scale: NonNegativeFloat = 0.0  # Factor of the scores; 0: K^-1/2.
+    # Head width k at which that factor is K^-1/2; elsewhere it is k^1/2 / K (muP); 0: K itself.
+    base_head_dim: NonNegativeInt = 0
     softcap: NonNegativeFloat = 0.0  # Bound c of the scores, c tanh(score / c); 0: off.
     # RMSNorm of queries and keys: none, within each head, or over all heads.
     qk_norm: Literal["none", "head", "full"] = "none"
@@ -61,17 +71,17 @@ class AttentionConfig:
                 f"attention.block_size {self.block_size} selects among all earlier blocks, it "
                 f"excludes attention.window {self.window}; set one of them to 0"
             )
-        if self.kv_heads and self.heads % self.kv_heads:
-            divisors = [str(g) for g in range(1, self.heads + 1) if self.heads % g == 0]
-            raise ConfigError(
-                f"attention.kv_heads {self.kv_heads} does not divide attention.heads "
-                f"{self.heads}; choose one of {', '.join(divisors)}"
-            )
+        if self.kv_heads:
+            check_divides("attention.kv_heads", self.kv_heads, "attention.heads", self.heads)
 
     @property
     def scaled_fields(self) -> tuple[str, ...]:
         """The fields that are proportional to the model's width; a single kv_head is not."""
         return ("heads", "kv_heads") if self.kv_heads > 1 else ("heads",)
+
+    def score_scale(self, K: int) -> float:
+        """Returns the factor of the scores; with a `base_head_dim` it is a constant over K."""
+        return self.scale or (self.base_head_dim**0.5 / K if self.base_head_dim else K**-0.5)
 
     def head_shape(self, D: int) -> tuple[int, int, int]:
         """Returns H, G and K in a model of width D.
@@ -94,6 +104,22 @@ class AttentionConfig:
                 f"{K}; nearest valid value: {max(2, min(rotary_dim, K) // 2 * 2)}"
             )
         return self.heads, self.kv_heads or self.heads, K
+
+
+def relative_heads(parts: Iterable[object]) -> int:
+    """Returns the number of heads of the table of relative positions; 0: no part uses it.
+
+    Raises:
+        ConfigError: if attentions that share the table differ in their number of heads.
+    """
+    attentions = (part for part in parts if isinstance(part, AttentionConfig))
+    heads = sorted({part.heads for part in attentions if part.position_encoding == "relative"})
+    if len(heads) > 1:
+        raise ConfigError(
+            f"attentions with position_encoding 'relative' share a table, their heads are "
+            f"{heads}, must be equal; nearest valid value: {heads[-1]}"
+        )
+    return heads[0] if heads else 0
 
 
 def attention_cost(D: int, cfg: AttentionConfig, context: CostContext) -> PartCost:

@@ -2,8 +2,9 @@
 
 Each of H heads has a state [K Kv]. A token decays the state, removes the value at its key, and
 writes its own value there. With `allow_negative_eigenvalues` the eigenvalues of the transition
-reach down to -1 (arXiv:2411.12537), which state tracking needs. Without `decay` and `output_gate`
-it is DeltaNet (arXiv:2406.06484).
+reach down to -1 (arXiv:2411.12537), which state tracking needs. With `key_heads`, several heads
+share one query and one key (Qwen3-Next). Without `decay` and `output_gate` it is DeltaNet
+(arXiv:2406.06484).
 """
 
 from typing import ClassVar, Literal
@@ -30,17 +31,18 @@ from arch.part_cost import CostContext, PartCost
 from arch.sharding import P, make_matrix, make_param, make_vector
 from errors import ConfigError
 from ops.recurrent.delta_rule import delta_rule
-from settings.types import NonNegativeInt, PositiveFloat, PositiveInt, config
+from settings.types import NonNegativeInt, PositiveFloat, PositiveInt, check_divides, config
 
 
 @config
 class GatedDeltaNetConfig:
     """The Gated DeltaNet mixer."""
 
-    scaled_fields: ClassVar[tuple[str, ...]] = ("heads",)
     knob_fields: ClassVar[tuple[str, ...]] = ()
 
     heads: PositiveInt = 4  # Number of heads (H).
+    # Number of heads of queries and keys (G), which divides the heads; 0: as many as heads.
+    key_heads: NonNegativeInt = 0
     key_dim: NonNegativeInt = 0  # Width of a head's keys (K); 0: 3/4 D / H.
     value_dim: NonNegativeInt = 0  # Width of a head's values (Kv); 0: 2 K.
     conv_width: PositiveInt = 4  # Width of the convolutions, in tokens.
@@ -53,6 +55,22 @@ class GatedDeltaNetConfig:
     dt: DtConfig = DtConfig()
     # Implementation of the operation; auto: chosen by platform.
     implementation: Literal["auto", "reference", "xla"] = "auto"
+
+    def check(self) -> None:
+        """Checks the number of heads of keys.
+
+        Raises:
+            ConfigError: if it does not divide the number of heads.
+        """
+        if self.key_heads:
+            check_divides(
+                "gated_deltanet.key_heads", self.key_heads, "gated_deltanet.heads", self.heads
+            )
+
+    @property
+    def scaled_fields(self) -> tuple[str, ...]:
+        """The fields that are proportional to the model's width; a single key head is not."""
+        return ("heads", "key_heads") if self.key_heads > 1 else ("heads",)
 
     def head_shape(self, D: int) -> tuple[int, int, int]:
         """Returns H, K and Kv in a model of width D.
@@ -77,15 +95,16 @@ class GatedDeltaNet(MatrixMemory[GatedDeltaNetConfig]):
     def __init__(self, D: int, cfg: GatedDeltaNetConfig, *, key: Array, scale: float = 1.0):
         H, K, Kv = self.head_shape = cfg.head_shape(D)
         self.cfg, keys = cfg, jax.random.split(key, 12)
-        self.w_q = make_matrix(keys[0], (D, H * K), P("data", "model"))
-        self.w_k = make_matrix(keys[1], (D, H * K), P("data", "model"))
+        G = cfg.key_heads or H
+        self.w_q = make_matrix(keys[0], (D, G * K), P("data", "model"))
+        self.w_k = make_matrix(keys[1], (D, G * K), P("data", "model"))
         self.w_v = make_matrix(keys[2], (D, H * Kv), P("data", "model"))
         if cfg.output_gate:
             self.w_gate = make_matrix(keys[3], (D, H * Kv), P("data", "model"))
         self.w_beta = make_matrix(keys[4], (D, H), P("data", "model"))
         self.convs = nnx.List(
-            ShortConv(cfg.conv_width, H * width, bias=False, key=k)
-            for width, k in zip((K, K, Kv), keys[6:9], strict=True)
+            ShortConv(cfg.conv_width, width, bias=False, key=k)
+            for width, k in zip((G * K, G * K, H * Kv), keys[6:9], strict=True)
         )
         if cfg.decay:
             self.w_dt = make_matrix(keys[5], (D, H), P("data", "model"))
@@ -104,21 +123,23 @@ class GatedDeltaNet(MatrixMemory[GatedDeltaNetConfig]):
         links: Links | None,
     ) -> tuple[Float[Array, "B T H Kv"], tuple[Array, ...], Float[Array, "B H K Kv"]]:
         """Runs the recurrence over each document, from `state` if there is one."""
-        cfg, (H, K, _) = self.cfg, self.head_shape
+        cfg, (H, K, Kv) = self.cfg, self.head_shape
         prev_convs = (None,) * 3 if state is None else state.convs
         heads, convs = [], []
         matrices = self.w_q, self.w_k, self.w_v
-        for w, conv, prev in zip(matrices, self.convs, prev_convs, strict=True):
+        parts = zip(matrices, self.convs, prev_convs, (K, K, Kv), strict=True)
+        for w, conv, prev, width in parts:
             y, conv_state = conv(linear(x, w[...]), reset, prev, cfg.implementation)
-            heads.append(rearrange(activate(y, "silu"), "b t (h k) -> b t h k", h=H))
+            heads.append(rearrange(activate(y, "silu"), "b t (h k) -> b t h k", k=width))
             convs.append(conv_state)
-        q, k, v = heads
+        v, sharing = heads[2], H // (cfg.key_heads or H)
+        q, k = (jnp.repeat(unit_length(y), sharing, axis=2) for y in heads[:2])
         wide = jnp.promote_types(x.dtype, jnp.float32)
         beta = jax.nn.sigmoid(linear(x, self.w_beta[...]).astype(wide))
         beta = ((2 * beta) if cfg.allow_negative_eigenvalues else beta)[..., None]
         g = self._log_decay(x)[..., None] if cfg.decay else jnp.zeros_like(beta)
         y, new_state = delta_rule(
-            *(unit_length(q) * K**-0.5, unit_length(k), v, g, beta, beta),
+            *(q * K**-0.5, k, v, g, beta, beta),
             reset=reset,
             state=None if state is None else state.state,
             chunk_size=cfg.chunk_size,
@@ -141,13 +162,19 @@ class GatedDeltaNet(MatrixMemory[GatedDeltaNetConfig]):
         return tuple(conv.init_state(batch_size, dtype) for conv in self.convs)
 
     @staticmethod
+    def tp_dims(D: int, cfg: GatedDeltaNetConfig) -> dict[str, int]:
+        """Returns the dimensions that tensor parallelism splits."""
+        cfg.head_shape(D)
+        return {"heads": cfg.heads} | ({"key_heads": cfg.key_heads} if cfg.key_heads else {})
+
+    @staticmethod
     def cost(D: int, cfg: GatedDeltaNetConfig, context: CostContext) -> PartCost:
         """Returns the cost: model FLOPs are those of decaying, reading and correcting the state.
 
         Executed FLOPs are those of the chunked algorithm, or of the recurrence for `reference`.
         """
         shape = H, K, Kv = cfg.head_shape(D)
-        channels = H * (2 * K + Kv)
+        channels = 2 * (cfg.key_heads or H) * K + H * Kv
         terms = memory_terms(
             *(shape, 6.0 + cfg.decay, context),
             implementation=cfg.implementation,

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from data.loss_weights import WeightedPart
-from data.tokenizers import Tokenizer
+from data.text_files import LONG_TEXT_BYTES
+from data.tokenizers import Tokenizer, iter_pieces
 
 
 def encode_parts(
@@ -21,13 +22,26 @@ def encode_parts(
     texts: dict[bool, list[str]] = {True: [], False: []}
     for text, is_marked in (piece for part in pieces for piece in part):
         texts[is_marked].append(text)
-    encoders = {True: tokenizer.encode_marked, False: tokenizer.encode}
-    ids = {kind: iter(encoders[kind](texts[kind]) if texts[kind] else ()) for kind in texts}
+    marked = tokenizer.encode_marked(texts[True]) if texts[True] else []
+    ids = {True: iter(marked), False: _encode_plain(tokenizer, texts[False])}
     empty = np.zeros(0, np.int32)
     encoded = iter(
         np.concatenate([empty, *(next(ids[is_marked]) for _, is_marked in part)]) for part in pieces
     )
     return [[next(encoded) for _ in parts] for parts in documents]
+
+
+def _encode_plain(tokenizer: Tokenizer, texts: list[str]) -> Iterator[np.ndarray]:
+    """Yields the ids of every text; a long one is encoded in pieces, which bounds the memory."""
+    is_long = [len(text) > LONG_TEXT_BYTES for text in texts]
+    short_texts = [text for text, long in zip(texts, is_long, strict=True) if not long]
+    short = iter(tokenizer.encode(short_texts) if short_texts else ())
+    for text, long in zip(texts, is_long, strict=True):
+        if long:
+            pieces = iter_pieces([text], tokenizer.find_cut)
+            yield np.concatenate([tokenizer.encode([piece])[0] for piece in pieces])
+        else:
+            yield next(short)
 
 
 def without_frame(tokenizer: Tokenizer, ids: list[np.ndarray]) -> list[np.ndarray]:
@@ -36,10 +50,9 @@ def without_frame(tokenizer: Tokenizer, ids: list[np.ndarray]) -> list[np.ndarra
     Some templates write the frame too: bos before a chat, or eos after a reply.
     """
     prefix, suffix = tokenizer.framing.document_prefix, tokenizer.framing.document_suffix
-    first, last = ids[0].tolist(), ids[-1].tolist()
-    if prefix and tuple(first[: len(prefix)]) == prefix:
+    if prefix and tuple(ids[0][: len(prefix)].tolist()) == prefix:
         ids = [ids[0][len(prefix) :], *ids[1:]]
-    if suffix and tuple(last[-len(suffix) :]) == suffix:
+    if suffix and tuple(ids[-1][-len(suffix) :].tolist()) == suffix:
         ids = [*ids[:-1], ids[-1][: -len(suffix)]]
     return ids
 

@@ -1,4 +1,4 @@
-"""Adapts a causal model to lm-evaluation-harness (extra `lm-eval`).
+"""Adapts a model to lm-evaluation-harness (extra `lm-eval`).
 
     from eval.adapters.lm_harness import make_lm_eval_model
     lm_eval.simple_evaluate(model=make_lm_eval_model(ctx), tasks=["sciq"])
@@ -6,7 +6,8 @@
 `ctx` is `eval.load_run.load_run(folder)[0]`. The result of a request depends on nothing but the
 request (`eval/text_generation.py`). Batches have `eval.batch_size` rows. Window, frame and stop ids
 are those of `eval/framing.py`; special tokens that a text spells become their ids, as in lm-eval's
-own backends. What does not fit the window is cut as lm-eval cuts it, and the log says so.
+own backends. What does not fit the window is cut as lm-eval cuts it, and the log says so. An
+encoder-decoder gives likelihoods, and continues no text.
 """
 
 import importlib
@@ -51,10 +52,11 @@ class LmEvalModel:
 
     def __init__(self, ctx: EvalContext):
         super().__init__()
-        if ctx.settings.objective != "causal_lm":
+        objective, has_encoder = ctx.settings.objective, ctx.settings.model.encoder.depth > 0
+        if objective != "causal_lm" and not (objective == "denoising" and has_encoder):
             raise ConfigError(
-                f"lm-eval requires the likelihood of texts, the run is of objective "
-                f"{ctx.settings.objective}; give a run of causal_lm"
+                f"lm-eval requires the likelihood of texts, the run is of objective {objective}; "
+                "give a run of causal_lm, or an encoder-decoder"
             )
         self.ctx = ctx
         self._template: Template | None = None  # The one that lm-eval asked for by name.

@@ -1,4 +1,4 @@
-"""Provides labelled passages of the embedded held-out corpus for probes: source, genre, era, book.
+"""Provides labelled passages of the embedded held-out corpus: source, genre, era, book, year.
 
 Works are split into passages of equal size, the same for all tokenizers and training lengths. The
 valid and test splits together contain few works. Labels are therefore learned on some blocks of
@@ -61,12 +61,13 @@ def load_passages(splits: tuple[str, ...]) -> list[LabelledPassage]:
 
 
 def work_labels(source: str, work: str) -> dict[str, str]:
-    """Returns the labels of a work by kind; only a Bible has books, only addresses have eras."""
+    """Returns the labels of a work by kind: a Bible has books, an address has an era and a year."""
     labels = {"source": source, "genre": GENRES.get(work, "address")}
     if source == "bible":
         labels["book"] = work
     if source == "sotu":
         year = int(work.split("-")[0])
+        labels["year"] = str(year)
         labels["era"] = next(name for end, name in ERAS if year < end)
     return labels
 

@@ -27,7 +27,7 @@ from hub.families.llama import (
 )
 from hub.family import HfFamily, all_parts, find_part, part_or_default, shortest_period
 from hub.hf_config import HfConfig, activation_name
-from hub.tensor_transforms import TRANSPOSED, TensorMap, linear
+from hub.tensor_transforms import TRANSPOSED, TensorMap, linear, qk_norms
 from settings.json_types import JsonObject
 
 QWEN_MLP = f"{HF_LAYER}mlp"
@@ -48,8 +48,7 @@ MIXTRAL_NAME_MAP = (
     *linear(f"{LAYER}moe.w_router", f"{HF_LAYER}block_sparse_moe.gate"),
     *experts_map(HF_LAYER + "block_sparse_moe.experts.{e}", "w1", "w3", "w2"),
 )
-QWEN_NAME_MAP = (
-    *BASE_MAP,
+QWEN_CHANNEL_MAP = (
     *mlp_map(QWEN_MLP),
     *linear(f"{LAYER}moe.w_router", f"{QWEN_MLP}.gate"),
     *experts_map(QWEN_MLP + ".experts.{e}", "gate_proj", "up_proj", "down_proj"),
@@ -57,9 +56,8 @@ QWEN_NAME_MAP = (
     *linear(f"{LAYER}moe.shared.w_in", f"{QWEN_MLP}.shared_expert.up_proj"),
     *linear(f"{LAYER}moe.shared.w_out", f"{QWEN_MLP}.shared_expert.down_proj"),
     *linear(f"{LAYER}moe.w_shared_gate", f"{QWEN_MLP}.shared_expert_gate"),
-    TensorMap((f"{LAYER}attention.norm_q",), f"{HF_LAYER}self_attn.q_norm.weight"),
-    TensorMap((f"{LAYER}attention.norm_k",), f"{HF_LAYER}self_attn.k_norm.weight"),
 )
+QWEN_NAME_MAP = (*BASE_MAP, *QWEN_CHANNEL_MAP, *qk_norms("attention", "self_attn"))
 
 
 def read_mixtral(hf: HfConfig) -> ModelConfig:
@@ -126,9 +124,7 @@ def read_qwen2(hf: HfConfig) -> ModelConfig:
     has_window = [i % 2 == 0 and i < max_layers for i in range(hf["num_hidden_layers"])]
     attention = dataclasses.replace(read_decoder(hf).attention, bias_qkv=hf.get("qkv_bias", True))
     config = _read_qwen(hf, attention, has_window)
-    width = hf["shared_expert_intermediate_size"]
-    moe = dataclasses.replace(config.moe, shared_experts=1, shared_width=width, shared_gate=True)
-    return dataclasses.replace(config, moe=moe)
+    return dataclasses.replace(config, moe=with_shared_expert(hf, config.moe))
 
 
 def read_qwen3(hf: HfConfig) -> ModelConfig:
@@ -150,9 +146,7 @@ def write_qwen2(config: ModelConfig) -> JsonObject:
     a, m = find_part(config, "attention"), part_or_default(config, "moe")
     return _qwen_to_hf(config) | {
         "qkv_bias": a.bias_qkv,
-        "shared_expert_intermediate_size": m.shared_experts_config(config.width).inner_dim(
-            config.width
-        ),
+        **shared_expert_to_hf(m, config.width),
         "layer_types": layer_types.to_hf(all_parts(config, "attention")),
     }
 
@@ -162,37 +156,24 @@ def write_qwen3(config: ModelConfig) -> JsonObject:
     return _qwen_to_hf(config) | {"attention_bias": find_part(config, "attention").bias_qkv}
 
 
-def _read_qwen(hf: HfConfig, attention: AttentionConfig, has_window: list[bool]) -> ModelConfig:
-    """Reads both Qwens: listed layers are dense, and windows need `use_sliding_window`."""
-    config, use_window = read_decoder(hf), hf.get("use_sliding_window", False)
-    hf.ignore("max_position_embeddings", "router_aux_loss_coef")
+def read_qwen_channels(hf: HfConfig, depth: int) -> tuple[tuple[str, ...], MoeConfig]:
+    """Returns the channel of each layer, of which listed layers are dense, and the experts."""
+    hf.ignore("router_aux_loss_coef")
     step, dense = hf.get("decoder_sparse_step", 1), hf.get("mlp_only_layers", list[int]())
-    is_moe = [i not in dense and (i + 1) % step == 0 for i in range(config.depth)]
-    mixers = layer_types.from_hf(hf, [use_window and windowed for windowed in has_window])
-    window = hf.get("sliding_window", 0)
-    if set(mixers) != {"attention"} and not (use_window and window):
-        raise hf.unsupported_error("layer_types", "set use_sliding_window and sliding_window too")
-    layers = [f"{m}+{'moe' if moe else 'mlp'}" for m, moe in zip(mixers, is_moe, strict=True)]
+    is_moe = [i not in dense and (i + 1) % step == 0 for i in range(depth)]
     count = hf.get_any("num_experts", "num_local_experts")
     moe = _read_moe(hf, count, hf["moe_intermediate_size"])
-    return dataclasses.replace(
-        config,
-        layers=shortest_period(tuple(layers)),
-        attention=attention,
-        local_attention=dataclasses.replace(attention, window=window),
-        moe=dataclasses.replace(moe, normalize_weights=hf.get("norm_topk_prob", False)),
-    )
+    moe = dataclasses.replace(moe, normalize_weights=hf.get("norm_topk_prob", False))
+    return tuple("moe" if has_experts else "mlp" for has_experts in is_moe), moe
 
 
-def _qwen_to_hf(config: ModelConfig) -> JsonObject:
-    parts, m, D = all_parts(config, "attention"), part_or_default(config, "moe"), config.width
-    a, window = parts[0], max(p.window for p in parts)
+def qwen_channels_to_hf(config: ModelConfig) -> JsonObject:
+    """Returns the keys of `read_qwen_channels`, and those of the dense layers."""
+    m, D = part_or_default(config, "moe"), config.width
     specs = config.layer_layout().layer_specs()
     dense = [i for i, spec in enumerate(specs) if spec.channel == "mlp"]
-    mlp = find_part(config, "mlp") if dense else config.mlp
     return {
-        **decoder_to_hf(config, a),
-        "intermediate_size": mlp.inner_dim(D),
+        "intermediate_size": part_or_default(config, "mlp").inner_dim(D),
         "hidden_act": activation_name(m.activation),
         "num_experts": m.num_experts,
         "num_experts_per_tok": m.top_k,
@@ -200,6 +181,44 @@ def _qwen_to_hf(config: ModelConfig) -> JsonObject:
         "norm_topk_prob": m.normalize_weights,
         "mlp_only_layers": dense,
         "decoder_sparse_step": 1,
+    }
+
+
+def with_shared_expert(hf: HfConfig, moe: MoeConfig) -> MoeConfig:
+    """Returns experts beside one that all tokens use, times a gate."""
+    width = hf["shared_expert_intermediate_size"]
+    return dataclasses.replace(moe, shared_experts=1, shared_width=width, shared_gate=True)
+
+
+def shared_expert_to_hf(moe: MoeConfig, D: int) -> JsonObject:
+    """Returns the key of `with_shared_expert`."""
+    return {"shared_expert_intermediate_size": moe.shared_experts_config(D).inner_dim(D)}
+
+
+def _read_qwen(hf: HfConfig, attention: AttentionConfig, has_window: list[bool]) -> ModelConfig:
+    """Reads both Qwens: listed layers are dense, and windows need `use_sliding_window`."""
+    config, use_window = read_decoder(hf), hf.get("use_sliding_window", False)
+    hf.ignore("max_position_embeddings")
+    channels, moe = read_qwen_channels(hf, config.depth)
+    mixers = layer_types.from_hf(hf, [use_window and windowed for windowed in has_window])
+    window = hf.get("sliding_window", 0)
+    if set(mixers) != {"attention"} and not (use_window and window):
+        raise hf.unsupported_error("layer_types", "set use_sliding_window and sliding_window too")
+    return dataclasses.replace(
+        config,
+        layers=shortest_period(tuple(map("+".join, zip(mixers, channels, strict=True)))),
+        attention=attention,
+        local_attention=dataclasses.replace(attention, window=window),
+        moe=moe,
+    )
+
+
+def _qwen_to_hf(config: ModelConfig) -> JsonObject:
+    parts = all_parts(config, "attention")
+    window = max(p.window for p in parts)
+    return {
+        **decoder_to_hf(config, parts[0]),
+        **qwen_channels_to_hf(config),
         "use_sliding_window": window > 0,
         "sliding_window": window or None,
     }
@@ -243,6 +262,7 @@ MIXTRAL = HfFamily(
 OLMOE = HfFamily(
     *("olmoe", "OlmoeForCausalLM", read_olmoe, write_olmoe, name_map_qwen),
     hf_defaults={"rms_norm_eps": 1e-5},
+    hf_ids={"eos_token_id": 50279},
     prefix="model.",
     tied_tensors=TIED_EMBEDDING,
 )

@@ -136,7 +136,7 @@ def _to_hf(config: ModelConfig) -> JsonObject:
     parts = all_parts(config, "attention")
     a, m = find_part(config, "attention"), find_part(config, "mlp")
     K = a.head_shape(config.width)[2]
-    scalar = round((a.scale or K**-0.5) ** -2, 9)
+    scalar = round(a.score_scale(K) ** -2, 9)
     if scalar % 1:
         raise LookupError("query_pre_attn_scalar must be an integer")
     return {

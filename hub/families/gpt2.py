@@ -93,6 +93,7 @@ def name_map(config: ModelConfig) -> tuple[TensorMap, ...]:
 
 GPT2 = HfFamily(
     *("gpt2", "GPT2LMHeadModel", read, write, name_map),
+    hf_ids={"bos_token_id": 50256, "eos_token_id": 50256},
     prefix="transformer.",
     ignored_tensors=(r"transformer\.h\.\d+\.attn\.(masked_)?bias", r"h\.\d+\.attn\.(masked_)?bias"),
     tied_tensors=(("lm_head.weight", "transformer.wte.weight"),),

@@ -190,14 +190,17 @@ def name_map_neox(config: ModelConfig) -> tuple[TensorMap, ...]:
 
 BUFFERS = (r".*\.attn\.(bias|masked_bias|causal_mask)",)
 TIED_EMBEDDING = (("lm_head.weight", "transformer.wte.weight"),)
+END_OF_TEXT = {"bos_token_id": 50256, "eos_token_id": 50256}
 GPTJ = HfFamily(
     *("gptj", "GPTJForCausalLM", read, write, name_map_gptj),
+    hf_ids=END_OF_TEXT,
     prefix="transformer.",
     ignored_tensors=BUFFERS,
     tied_tensors=TIED_EMBEDDING,
 )
 CODEGEN = HfFamily(
     *("codegen", "CodeGenForCausalLM", read_codegen, write, name_map_codegen),
+    hf_ids=END_OF_TEXT,
     prefix="transformer.",
     ignored_tensors=BUFFERS,
     tied_tensors=TIED_EMBEDDING,

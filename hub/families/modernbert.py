@@ -109,11 +109,6 @@ def write(config: ModelConfig) -> JsonObject:
     }
 
 
-def export_defaults(config: ModelConfig) -> JsonObject:
-    """Returns an id of padding if the default of the reference, 50283, has no embedding."""
-    return {} if config.vocab_size > 50283 else {"pad_token_id": 0}
-
-
 def name_map(config: ModelConfig) -> tuple[TensorMap, ...]:
     """Returns the tensor names of ModernBERT."""
     D, F = config.width, find_part(config, "mlp").inner_dim(config.width)
@@ -139,7 +134,7 @@ MODERNBERT = HfFamily(
     *("modernbert", "ModernBertForMaskedLM", read, write, name_map),
     prefix="model.",
     tied_tensors=(("decoder.weight", "model.embeddings.tok_embeddings.weight"),),
-    export_defaults=export_defaults,
+    hf_ids={"pad_token_id": 50283, "bos_token_id": 50281, "eos_token_id": 50282},
     task="masked",
     padding_matters=True,
 )

@@ -26,6 +26,7 @@ from hub.hf_config import HfConfig
 from hub.tensor_transforms import TensorMap, norm, qk_norms
 from settings.json_types import JsonObject
 
+BEHIND = BlockConfig(wiring="branch_norm")
 NAME_MAP = (
     *EMBEDDING_MAP,
     *ATTENTION_MAP,
@@ -39,7 +40,7 @@ NAME_MAP = (
 
 def read_olmo2(hf: HfConfig) -> ModelConfig:
     """Returns the model config of an OLMo 2 config.json."""
-    return _with_norms(read_decoder(hf), hf)
+    return dataclasses.replace(with_norms(read_decoder(hf), hf), block=BEHIND)
 
 
 def write_olmo2(config: ModelConfig) -> JsonObject:
@@ -55,11 +56,12 @@ def read_olmo3(hf: HfConfig) -> ModelConfig:
     """
     K = hf["hidden_size"] // hf["num_attention_heads"]
     ropes = rotary.by_layer_type(hf, K, sliding={"rope_theta": hf.get("rope_theta", 5e5)})
-    config = _with_norms(read_decoder(hf, ropes[layer_types.FULL]), hf)
+    config = with_norms(read_decoder(hf, ropes[layer_types.FULL]), hf)
     mixers = layer_types.from_hf(hf, [(i + 1) % 4 != 0 for i in range(config.depth)])
     return dataclasses.replace(
         config,
         layers=shortest_period(tuple(f"{mixer}+mlp" for mixer in mixers)),
+        block=BEHIND,
         local_attention=dataclasses.replace(
             config.attention,
             rope=ropes[layer_types.SLIDING],
@@ -79,7 +81,8 @@ def write_olmo3(config: ModelConfig) -> JsonObject:
     }
 
 
-def _with_norms(config: ModelConfig, hf: HfConfig) -> ModelConfig:
+def with_norms(config: ModelConfig, hf: HfConfig) -> ModelConfig:
+    """Returns a decoder whose queries and keys are normed over all heads."""
     hf.ignore("max_position_embeddings")
     bias = hf.get("attention_bias", False)
     attention = dataclasses.replace(
@@ -89,7 +92,7 @@ def _with_norms(config: ModelConfig, hf: HfConfig) -> ModelConfig:
         bias_qkv=bias,
         bias_out=bias,
     )
-    return dataclasses.replace(config, attention=attention, block=BlockConfig(wiring="branch_norm"))
+    return dataclasses.replace(config, attention=attention)
 
 
 def _to_hf(config: ModelConfig) -> JsonObject:
@@ -106,12 +109,14 @@ def name_map(config: ModelConfig) -> tuple[TensorMap, ...]:
 OLMO2 = HfFamily(
     *("olmo2", "Olmo2ForCausalLM", read_olmo2, write_olmo2, name_map),
     hf_defaults={"rms_norm_eps": 1e-5},
+    hf_ids={"eos_token_id": 50279},
     prefix="model.",
     tied_tensors=TIED_EMBEDDING,
 )
 OLMO3 = HfFamily(
     *("olmo3", "Olmo3ForCausalLM", read_olmo3, write_olmo3, name_map),
     hf_defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096, "rope_theta": 5e5},
+    hf_ids={"eos_token_id": 50279},
     prefix="model.",
     tied_tensors=TIED_EMBEDDING,
 )

@@ -78,6 +78,7 @@ def name_map(config: ModelConfig) -> tuple[TensorMap, ...]:
 PHI3 = HfFamily(
     *("phi3", "Phi3ForCausalLM", read, write, name_map),
     hf_defaults={"rms_norm_eps": 1e-5},
+    hf_ids={"pad_token_id": 32000, "eos_token_id": 32000},
     prefix="model.",
     tied_tensors=TIED_EMBEDDING,
 )

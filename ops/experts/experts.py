@@ -18,7 +18,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ops.experts.dispatch import capacity_slots, combine, dispatch, sort_by_expert
-from ops.experts.mlp import ActivationFn, ExpertWeights, batched, blocks, ragged, single
+from ops.experts.mlp import (
+    ActivationFn,
+    ExpertWeights,
+    batched,
+    blocks,
+    grouped,
+    ragged,
+    single,
+)
 from ops.experts.ragged_all_to_all import ragged_all_to_all
 from ops.implementation import (
     BATCH_AXES,
@@ -61,7 +69,7 @@ def experts(
     if not x.size:
         return jnp.zeros_like(x)
     weights = jax.tree.map(lambda w: w.astype(x.dtype), weights)
-    dropless = {"tpu": "ragged", "gpu": "ragged"}.get(platform(), "blocks")
+    dropless = {"tpu": "ragged", "gpu": "grouped"}.get(platform(), "blocks")
     preferred = ("gather" if capacity < T else dropless,)
     name = select_implementation(
         "experts", implementation, dict.fromkeys(IMPLEMENTATIONS), preferred
@@ -98,7 +106,7 @@ def apply_sorted(
     activation: ActivationFn,
     capacity: int,
 ) -> Float[Array, "B T D"]:
-    """Computes `expert_fn` (`blocks` or `ragged`) on assignments sorted by expert."""
+    """Computes `expert_fn` (`blocks`, `grouped` or `ragged`) on assignments sorted by expert."""
     run = functools.partial(
         _apply_sorted, functools.partial(expert_fn, activation), capacity, w.w_in.shape[0]
     )
@@ -230,6 +238,7 @@ def _on_mesh(run: Callable[..., Array], x: Array, routes: Routes, w: ExpertWeigh
 IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
     "reference": reference,
     "blocks": functools.partial(apply_sorted, blocks),
+    "grouped": functools.partial(apply_sorted, grouped),
     "ragged": functools.partial(apply_sorted, ragged),
     "gather": gather,
 }

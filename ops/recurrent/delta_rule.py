@@ -30,7 +30,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ops.context_parallel import context_axis, propagate_state
@@ -43,8 +42,12 @@ from ops.recurrent.chunked_recurrence import (
     make_einsum,
     to_blocks,
 )
-
-matmul_highest = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+from ops.recurrent.delta_chunks import (
+    InterChunkTerms,
+    inter_chunk_scan,
+    matmul_highest,
+    unit_lower_inverse,
+)
 
 
 def delta_rule(
@@ -202,49 +205,16 @@ def _chunk_scan(
         uw = jnp.concatenate([write * v, decays.into * erased], axis=-1)
         uw = matmul_highest(unit_lower_inverse(jnp.tril(A, -1)), uw.astype(wide))
         u, w = uw[..., : v.shape[-1]], uw[..., v.shape[-1] :]
-
-        def chunk_step(S: Array, chunk: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
-            u, w, k_decayed, across = chunk
-            v_new = u - dot("bhik,bhkv->bhiv", w, S)
-            S_next = across * S + dot("bhjk,bhjv->bhkv", k_decayed, v_new)
-            return S_next, (S, v_new)
-
         terms = (u, w, k * decays.out_of, decays.across)
-        chunks = tuple(jnp.moveaxis(z, 1, 0) for z in terms)
-        final_state, outputs = jax.lax.scan(chunk_step, S, chunks)
-        states, v_new = (jnp.moveaxis(z, 0, 1) for z in outputs)
-        o = dot("bmhij,bmhjv->bmhiv", scores, v_new)
-        o = o + dot("bmhik,bmhkv->bmhiv", decays.into * q, states)
+        chunks = InterChunkTerms(*(jnp.moveaxis(z, 1, 0) for z in terms))
+        final_state, states, v_new = inter_chunk_scan(v.dtype, S, chunks)
+        o = dot("bmhij,mbhjv->bmhiv", scores, v_new)
+        o = o + dot("bmhik,mbhkv->bmhiv", decays.into * q, states)
         return final_state, jnp.swapaxes(o.astype(v.dtype), 2, 3)
 
     blocks = to_blocks((q, k, v, g, erase, write), q.shape[2], chunk_size)
     state, o = jax.lax.scan(step, state, blocks)
     return from_blocks(o, T), state
-
-
-@jax.custom_jvp
-def unit_lower_inverse(x: Float[Array, "*axes Q Q"]) -> Float[Array, "*axes Q Q"]:
-    """Returns the inverse of I + x, where x is 0 on and above its diagonal.
-
-    The inverse of [[A, 0], [C, D]] is [[1/A, 0], [-1/D C 1/A, 1/D]]; applied to diagonal blocks of
-    1, 2, 4 .. tokens, it is as exact as substitution, which needs one step for each token. A series
-    of powers of x is not exact, because the powers grow.
-    """
-    i, j = np.ogrid[: x.shape[-1], : x.shape[-1]]
-    inverse, size = jnp.eye(x.shape[-1], dtype=x.dtype), 1
-    while size < x.shape[-1]:
-        corner = jnp.where((i // size == j // size + 1) & (j // size % 2 == 0), x, 0)
-        inverse = inverse - (
-            matmul_highest(inverse, matmul_highest(corner, inverse)) if size > 1 else corner
-        )
-        size *= 2
-    return jnp.broadcast_to(inverse, x.shape)
-
-
-@unit_lower_inverse.defjvp
-def _unit_lower_inverse_jvp(x: tuple[Array], dx: tuple[Array]) -> tuple[Array, Array]:
-    inverse = unit_lower_inverse(*x)
-    return inverse, -matmul_highest(inverse, matmul_highest(*dx, inverse))
 
 
 IMPLEMENTATIONS = {"reference": reference, "xla": chunked}

@@ -8,15 +8,18 @@ input of a step have the names of the authors' `selective_scan_ref`, where dt is
     deltaA = exp(dt a);   delta_u = dt u;   deltaB_u = delta_u b;   h[t] = deltaA h[t-1] + deltaB_u
 
 Each number of the state has its own decay, so there is no form with products of matrices as in
-`ops.recurrent.ssd`: the scan runs token by token. It stores the state only before each chunk;
-the backward pass recomputes the states inside a chunk (section 3.3.2) and scans it in reverse.
+`ops.recurrent.ssd`: the scan runs token by token. All forms store the state only before each chunk;
+their backward pass recomputes the states inside a chunk (section 3.3.2) and scans it in reverse.
+`xla` loops over tokens and suits a CPU. `unrolled` loops over chunks only, because each turn of a
+loop costs the launches of several kernels. `pallas` is one kernel for each pass, on TPUs;
+`mosaic_gpu` is one kernel for the forward pass on NVIDIA GPUs, taken where it is asked for.
 
 B rows, T tokens, C channels, N numbers of state per channel, M chunks of Q tokens. The skip
 connection, the gate and the softplus of dt are left to the caller.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +31,15 @@ from ops.implementation import (
     auto_axes,
     batch_axes,
     map_shards,
+    platform,
     prefer_step,
     select_implementation,
 )
+from ops.recurrent import selective_scan_kernel, selective_scan_mosaic
+from ops.recurrent.selective_scan_loop import scan_rows
 
-CHUNK_SIZE = 32  # maximum number of tokens in a chunk
-_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+# The fastest forms of a platform, best first.
+PREFERRED = {"gpu": ("unrolled",), "tpu": ("pallas", "unrolled")}
 
 
 def selective_scan(
@@ -63,9 +69,12 @@ def selective_scan(
     wide = jnp.promote_types(u.dtype, jnp.float32)
     reset = jnp.zeros((B, T), bool) if reset is None else reset
     state = jnp.zeros((B, C, N), wide) if state is None else state.astype(wide)
-    name = select_implementation(
-        *("selective_scan", implementation, dict.fromkeys(IMPLEMENTATIONS)), prefer_step(u.shape[1])
-    )
+    reasons = dict.fromkeys(IMPLEMENTATIONS) | {
+        "pallas": selective_scan_kernel.why_not(C // model_size(C), wide),
+        "mosaic_gpu": selective_scan_mosaic.why_not(C // model_size(C), N, wide),
+    }
+    preferred = prefer_step(T) or PREFERRED.get(platform(), ())
+    name = select_implementation("selective_scan", implementation, reasons, preferred)
     return IMPLEMENTATIONS[name](u, dt, a, b, c, reset, state)
 
 
@@ -92,7 +101,8 @@ def reference(
     return jnp.moveaxis(y, 0, 1).astype(u.dtype), state
 
 
-def chunked(
+def _on_mesh(
+    scan: Callable[..., tuple[Array, Array]],
     u: Float[Array, "B T C"],
     dt: Float[Array, "B T C"],
     a: Float[Array, "C N"],
@@ -101,20 +111,18 @@ def chunked(
     reset: Bool[Array, "B T"],
     state: Float[Array, "B C N"],
 ) -> tuple[Float[Array, "B T C"], Float[Array, "B C N"]]:
-    """Computes the recurrence token by token and stores only the states between chunks.
+    """Runs `scan` on each device's rows, tokens and channels.
 
-    The backward pass recomputes a chunk's states. Inside, channels are the last axis: [B N C] is
-    faster than [B C N].
+    Inside, channels are the last axis: [B N C] is faster than [B C N].
     """
     if not u.shape[1]:
         return u, state
-    axes, size = batch_axes(u.shape[0]), auto_axes().get("model", 1)
-    model = "model" if size > 1 and u.shape[2] % size == 0 else None
+    axes, model = batch_axes(u.shape[0]), "model" if model_size(u.shape[2]) > 1 else None
     context = context_axis(u.shape[1])
     token_spec, channel_spec = PS(axes or None, context), PS(axes or None, context, model)
     state_spec = PS(axes or None, None, model)
     run = map_shards(
-        _per_device if context else _chunk_rows,
+        functools.partial(_per_device, scan) if context else scan,
         (*axes, *filter(None, (context, model))),
         (
             *(channel_spec, channel_spec, PS(None, model)),
@@ -126,112 +134,38 @@ def chunked(
     return y, jnp.swapaxes(h, 1, 2)
 
 
+def model_size(num_channels: int) -> int:
+    """Returns the number of devices that split the channels."""
+    size = auto_axes().get("model", 1)
+    return size if num_channels % size == 0 else 1
+
+
 def _per_device(
-    u: Array, dt: Array, a: Array, b: Array, c: Array, reset: Array, h: Float[Array, "B N C"]
+    scan: Callable[..., tuple[Array, Array]],
+    u: Array,
+    dt: Array,
+    a: Array,
+    b: Array,
+    c: Array,
+    reset: Array,
+    h: Float[Array, "B N C"],
 ) -> tuple[Float[Array, "B T C"], Float[Array, "B N C"]]:
     """Runs one device's tokens from a state of 0, then adds the outputs of the incoming state.
 
     Those outputs are a second scan over inputs of 0.
     """
-    y, local_state = _chunk_rows(u, dt, a, b, c, reset, jnp.zeros_like(h))
+    y, local_state = scan(u, dt, a, b, c, reset, jnp.zeros_like(h))
     decay = jnp.exp(jnp.sum(dt.astype(h.dtype), axis=1)[:, None] * a)
     decay = jnp.where(reset.any(axis=1)[:, None, None], 0, decay)
     h, final_state = propagate_state(h, local_state, decay)
-    y_state, _ = _chunk_rows(jnp.zeros_like(u), dt, a, b, c, reset, h)
+    y_state, _ = scan(jnp.zeros_like(u), dt, a, b, c, reset, h)
     return y + y_state, final_state
 
 
-def _chunk_rows(
-    u: Array, dt: Array, a: Array, b: Array, c: Array, reset: Array, h: Float[Array, "B N C"]
-) -> tuple[Float[Array, "B T C"], Float[Array, "B N C"]]:
-    """Cuts the tokens into chunks and scans them."""
-    (B, T, _), M = u.shape, -(-u.shape[1] // CHUNK_SIZE)
-    Q = -(-T // M)
-
-    def split(x: Array) -> Array:  # [B T ..] -> [M Q B ..]; zeros complete the last chunk
-        x = jnp.pad(x, [(0, 0), (0, M * Q - T), *[(0, 0)] * (x.ndim - 2)])
-        return jnp.moveaxis(x.reshape(B, M, Q, *x.shape[2:]), 0, 2)
-
-    y, h = _scan(ScanInputs(*map(split, (u, dt, b, c, reset))), a, h)
-    return jnp.moveaxis(y, 2, 0).reshape(B, -1, y.shape[-1])[:, :T], h
-
-
-class ScanInputs(NamedTuple):
-    """The inputs of one token of each row, or of chunks of tokens along leading axes [M Q]."""
-
-    u: Float[Array, "*axes B C"]
-    dt: Float[Array, "*axes B C"]
-    b: Float[Array, "*axes B N"]
-    c: Float[Array, "*axes B N"]
-    reset: Bool[Array, "*axes B"]
-
-
-@jax.custom_vjp
-def _scan(
-    tokens: ScanInputs, a: Float[Array, "N C"], h: Float[Array, "B N C"]
-) -> tuple[Array, Array]:
-    """Returns y [M Q B C] and the last state, from the state `h` before the first token."""
-    return _forward(tokens, a, h)[0]
-
-
-def _forward(tokens: ScanInputs, a: Array, h: Array) -> tuple[tuple[Array, Array], tuple]:
-    def step(h: Array, token: ScanInputs) -> tuple[Array, Array]:
-        h = _next_state(h, token, a)
-        return h, _einsum("bnc,bn->bc", h, token.c.astype(h.dtype)).astype(token.u.dtype)
-
-    def chunk(h: Array, tokens: ScanInputs) -> tuple[Array, tuple[Array, Array]]:
-        last, y = jax.lax.scan(step, h, tokens)
-        return last, (y, h)
-
-    last, (y, chunk_states) = jax.lax.scan(chunk, h, tokens)
-    return (y, last), (tokens, a, chunk_states)
-
-
-def _backward(residuals: tuple, grads: tuple[Array, Array]) -> tuple[ScanInputs, Array, Array]:
-    tokens, a, chunk_states = residuals
-
-    def step(sums: tuple[Array, Array], inputs: tuple) -> tuple[tuple[Array, Array], tuple]:
-        (d_h, d_a), (token, h_prev, d_y) = sums, inputs
-        u, dt, b, c = (x.astype(d_h.dtype) for x in token[:4])
-        d_y, deltaA, delta_u = d_y.astype(d_h.dtype), jnp.exp(dt[:, None] * a), dt * u
-        h = deltaA * h_prev + delta_u[:, None] * b[..., None]
-        d_h = d_h + c[..., None] * d_y[:, None]
-        d_log_deltaA = d_h * deltaA * h_prev
-        d_delta_u = _einsum("bnc,bn->bc", d_h, b)
-        # A Python sum over N becomes one fused loop: XLA:CPU takes twice as long for a reduction.
-        d_dt = sum((d_log_deltaA[:, n] * a[n] for n in range(a.shape[0])), d_delta_u * u)
-        d_b, d_c = _einsum("bnc,bc->bn", d_h, delta_u), _einsum("bnc,bc->bn", h, d_y)
-        d_h = jnp.where(token.reset[:, None, None], 0, deltaA * d_h)
-        return (d_h, d_a + d_log_deltaA * dt[:, None]), (d_delta_u * dt, d_dt, d_b, d_c)
-
-    def chunk(sums: tuple[Array, Array], inputs: tuple) -> tuple[tuple[Array, Array], tuple]:
-        tokens, h, d_y = inputs
-        _, h_prev = jax.lax.scan(
-            lambda h, token: (_next_state(h, token, a), _reset_state(h, token)), h, tokens
-        )
-        return jax.lax.scan(step, sums, (tokens, h_prev, d_y), reverse=True)
-
-    d_y, d_h = grads
-    sums = (d_h, jnp.zeros_like(d_h))
-    (d_h, d_a), d_tokens = jax.lax.scan(chunk, sums, (tokens, chunk_states, d_y), reverse=True)
-    d_tokens = jax.tree.map(lambda d, x: d.astype(x.dtype), d_tokens, tokens[:4])
-    d_inputs = ScanInputs(*d_tokens, reset=None)  # type: ignore[arg-type]  # bools have no gradient
-    return d_inputs, d_a.sum(0), d_h
-
-
-_scan.defvjp(_forward, _backward)
-
-
-def _reset_state(h: Float[Array, "B N C"], token: ScanInputs) -> Float[Array, "B N C"]:
-    return jnp.where(token.reset[:, None, None], 0, h)
-
-
-def _next_state(
-    h: Float[Array, "B N C"], token: ScanInputs, a: Float[Array, "N C"]
-) -> Float[Array, "B N C"]:
-    u, dt, b = (x.astype(h.dtype) for x in token[:3])
-    deltaA = jnp.exp(dt[:, None] * a)
-    return deltaA * _reset_state(h, token) + (dt * u)[:, None] * b[..., None]  # + deltaB_u
-
-
-IMPLEMENTATIONS = {"reference": reference, "xla": chunked}
+IMPLEMENTATIONS: dict[str, Callable[..., tuple[Array, Array]]] = {
+    "reference": reference,
+    "xla": functools.partial(_on_mesh, functools.partial(scan_rows, unrolled=False)),
+    "unrolled": functools.partial(_on_mesh, functools.partial(scan_rows, unrolled=True)),
+    "pallas": functools.partial(_on_mesh, selective_scan_kernel.scan_rows),
+    "mosaic_gpu": functools.partial(_on_mesh, selective_scan_mosaic.scan_rows),
+}

@@ -48,7 +48,8 @@ def comparability_keys(
             [objective, *_objective_settings(settings, objective, study.varied_settings)]
         ),
         "data": f"{data.text('source')} {fingerprints.text('data')}",
-        "tokenizer": f"{data.text('tokenizer')} {fingerprints.text('tokenizer')}{_loss(run)}",
+        "tokenizer": f"{data.text('tokenizer')} {fingerprints.text('tokenizer')}{_loss(run)}"
+        + _frame(run),
         "seq_len": f"{train.count('seq_len')} tokens",
         "batch_size": f"{train.count('batch_size')} sequences",
         "precision": settings.section("model").text("dtype", 20),
@@ -86,6 +87,14 @@ def read_decodes_back(run: CheckedFields) -> dict[str, float]:
 def _loss(run: CheckedFields) -> str:
     """Returns " (lossy)" if bits per byte are not those of the text."""
     return " (lossy)" if lossy_sentence(read_decodes_back(run)) else ""
+
+
+def _frame(run: CheckedFields) -> str:
+    """Returns what precedes a context, if it is not what precedes a document in training."""
+    framing = run.section("data").section("framing")
+    before = framing.text("text_prefix")
+    same = before == framing.text("document_prefix")
+    return "" if same else f" (before a context: {before})"
 
 
 def _objective_settings(

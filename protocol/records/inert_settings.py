@@ -61,6 +61,7 @@ def _drop_from_model(model: CheckedFields) -> dict[str, object]:
     if parts.isdisjoint(PART_SECTIONS):
         unread -= {*PART_SECTIONS}
     unread |= {*COMPUTE_ONLY_SETTINGS}
+    unread |= set() if model.tree.get("parametrization") == "mup" else {"base_width"}
     return {key: value for key, value in model.tree.items() if key not in unread}
 
 

@@ -11,7 +11,10 @@ from protocol.records.safe_read import CheckedFields
 
 TOLERANCE = 1e-6  # Relative difference within which two records of one number agree.
 FIXED_LENGTH_OBJECTIVES = ("causal_lm", "masked_lm")  # Their rows have train.seq_len tokens.
-SHARES = ("accuracy", "auc", "recall@1", "recall@10", "mrr", "ndcg@10")  # Scores from 0 to 1.
+SHARES = (  # Scores from 0 to 1.
+    *("accuracy", "auc", "recall@1", "recall@10", "mrr", "ndcg@10"),
+    *("f1", "macro_f1", "span_f1"),
+)
 POSITIVE_SCORES = ("bits_per_byte", "nats_per_token")
 
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from protocol.records.safe_read import CheckedFields
 from protocol.records.series import Scores
 
-# Scores that are hashes of the evaluation data of a split.
-EVAL_HASH_NAMES = ("eval_set_sha256", "mask_sha256")
+# Scores that are hashes of the evaluation data of a split, or of a recipe that made the scores.
+EVAL_HASH_NAMES = ("eval_set_sha256", "mask_sha256", "recipe_sha256")
 PART_NAME = "part"  # The score that is the label of the part of a split.
 PART_PREFIX = ", part "  # Precedes the label in the description of an evaluation.
 BASELINE_INFIX = "/baseline/"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 from arch import ModelConfig
-from arch.scaling import SizeSetting, require_declarations, size_settings
+from arch.scaling import SizeSetting, require_declarations, size_settings, whole_size
 from errors import ConfigError
 from settings.changes import with_changes
 from settings.types import did_you_mean
@@ -160,7 +160,7 @@ def _with_shape(
     for setting in size_settings(base):
         scale = width / base.width if setting.is_scaled else 1.0
         if setting.key not in sizer.knobs:
-            changes[setting.key] = _require_integer(setting.value * scale, setting.key)
+            changes[setting.key] = whole_size(setting.value * scale, setting.key)
         elif setting.size:
             changes[setting.key] = _nearest_multiple(setting.size * scale * ratio, multiple)
     return with_changes(sizer.settings, {f"model.{key}": value for key, value in changes.items()})
@@ -196,9 +196,3 @@ def _pattern_repeats(model: ModelConfig) -> int:
 
 def _nearest_multiple(width: float, multiple: int) -> int:
     return max(round(width / multiple), 1) * multiple
-
-
-def _require_integer(count: float, key: str) -> int:
-    if count != round(count):
-        raise ConfigError(f"model.{key} would be {count:g}; choose another width")
-    return round(count)

@@ -288,7 +288,10 @@ def test_mean_keys_are_those_of_the_mask(view, window):
     assert CostContext(T, view, P).mean_keys_per_query(window) == pytest.approx(visible.sum() / T)
 
 
-@pytest.mark.parametrize("wiring", ["pre", "residual_post_norm", "post", "sandwich", "parallel"])
+@pytest.mark.parametrize(
+    "wiring",
+    ["pre", "residual_post_norm", "post", "sandwich", "branch_norm", "parallel"],
+)
 def test_wirings_follow_their_formulas(wiring):
     cfg = tiny.config(depth=1, block=BlockConfig(wiring=wiring))
     block = jax.tree.map(lambda a: a[0], tiny.model(cfg).stack.blocks[0])
@@ -317,6 +320,9 @@ def _run_wiring(block, x, wiring):
     elif wiring == "post":
         y = n(x + mixer(x))
         expected = m(y + channel(y))
+    elif wiring == "branch_norm":
+        y = x + block.norm_post_mixer(mixer(x))
+        expected = y + block.norm_post_channel(channel(y))
     elif wiring == "sandwich":
         y = x + block.norm_post_mixer(mixer(n(x)))
         expected = y + block.norm_post_channel(channel(m(y)))

@@ -152,5 +152,5 @@ def test_value_residuals_on_a_mesh_are_those_of_one_device(remat):
 
 def test_a_value_residual_of_cross_attention_is_refused():
     attention = AttentionConfig(position_encoding="none", value_residual=True)
-    with pytest.raises(ConfigError, match="cross_attention.value_residual is True.* to False"):
+    with pytest.raises(ConfigError, match="cross_attention must have .* value_residual False"):
         tiny.config(encoder=EncoderConfig(depth=1), cross_attention=attention)

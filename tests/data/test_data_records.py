@@ -46,18 +46,18 @@ def test_every_way_to_spell_a_record(lines):
         {"anchor": "k", "positive": "l", "negatives": ["m", "n"]},
         {"anchor": "o", "positive": "r", "negatives": []},
     ]
-    data = open_data(lines(found), (True,))
+    data = open_data(lines(found), ("text_pairs",))
     read = [r for split in (data.train, data.valid, data.test) for r in texts_of(split)]
     expected = [(f"a{i}", f"b{i}") for i in range(30)]
     expected += [("q", "p"), ("x", "y", "z"), ("k", "l", "m", "n"), ("o", "r")]
     assert sorted(read) == sorted(expected)
-    assert data.fingerprint == open_data(lines(found), (True,)).fingerprint
+    assert data.fingerprint == open_data(lines(found), ("text_pairs",)).fingerprint
 
 
 def test_records_with_one_anchor_stay_in_one_split(lines):
     # covers D15
     found = [{"a": f"anchor {i % 20}", "b": f"b{i}"} for i in range(100)]
-    data = open_data(lines(found), (True,))
+    data = open_data(lines(found), ("text_pairs",))
     anchors = [{r[0] for r in texts_of(s)} for s in (data.train, data.valid, data.test)]
     assert all(anchors) and sum(map(len, anchors)) == 20
 
@@ -79,9 +79,9 @@ def test_a_record_with_an_empty_side_is_refused_by_its_place(lines, record, said
     # covers N17 D16
     found = [{"a": "xx", "b": "yyyyy"}, record] + [{"a": f"a{i}", "b": "b"} for i in range(20)]
     with pytest.raises(DataError, match=f"pairs.jsonl: the .*{said}") as error:
-        open_data(lines(found), (True,))
+        open_data(lines(found), ("text_pairs",))
     assert "\n" not in str(error.value)
-    data = open_data(lines(found, on_error="skip"), (True,))
+    data = open_data(lines(found, on_error="skip"), ("text_pairs",))
     skipped = sum(s.index["skipped"] for s in (data.train, data.valid, data.test))
     assert skipped == 1
     assert sum(len(s.record_offsets) - 1 for s in (data.train, data.valid, data.test)) == 21
@@ -89,7 +89,7 @@ def test_a_record_with_an_empty_side_is_refused_by_its_place(lines, record, said
 
 def test_the_embedded_corpus_has_its_verses_as_pairs(tmp_path):
     """As many as its description says: 28,691, 1,222 and 1,186."""
-    data = open_data(DataConfig(cache=str(tmp_path)), (True,))
+    data = open_data(DataConfig(cache=str(tmp_path)), ("text_pairs",))
     counts = [len(s.record_offsets) - 1 for s in (data.train, data.valid, data.test)]
     assert counts == [28_691, 1_222, 1_186]
     assert texts_of(data.valid)[0][0].startswith("Now it happened in the days of Ahasuerus")

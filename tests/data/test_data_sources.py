@@ -6,6 +6,7 @@ import gzip
 import json
 import lzma
 import random
+from unittest import mock
 
 import pytest
 import zstandard
@@ -46,6 +47,49 @@ def texts(path, held, tally=None, **settings) -> list[str]:
 
 def lines(path, held, tally=None, **settings) -> list[str]:
     return read(tally, source="jsonl", path=str(path), **held["jsonl"], **settings)["train"]
+
+
+JSON_TEXTS = st.text(
+    st.sampled_from('ab \\"/\n\u00e9\u05d0\u65e5\U0001f9ff\U0010ffff'), max_size=60
+)
+
+
+@given(JSON_TEXTS, JSON_TEXTS, st.integers(12, 20), st.booleans())
+def test_long_strings_of_json_are_those_of_json_loads(text, other, n_bytes, is_ascii):
+    """In pieces of any size, in which no escape, pair of surrogates or character is cut."""
+    record = {"text": text, "other": other, "number": 1.5, "list": [1, "b"]}
+    raw = json.dumps(record, ensure_ascii=is_ascii).encode()
+    with mock.patch.object(text_files, "LONG_TEXT_BYTES", n_bytes):
+        found = text_files.parse_long_json(raw)
+        assert found is not None
+        n_escaped = len(json.dumps(text, ensure_ascii=is_ascii).encode()) - 2
+        assert isinstance(found["text"], LongText) == (n_escaped > n_bytes)
+        assert record == {
+            k: "".join(v.pieces()) if isinstance(v, LongText) else v for k, v in found.items()
+        }
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *('{"a": ["0123456789"]}', '{"0123456789": 1}', '["0123456789"]', '{"a": "0123456789'),
+        *('{"a": "01234\\ud800"}', '{"a": "0123456\\ud800\\u0041"}', '{"a": "01234\n6789"}'),
+        *('{"a": "01234\\u00g06789"}', '{"a": "0123456789\\x"}', '{"a": "0123456789"} {}'),
+    ],
+)
+def test_other_lines_are_left_to_json_loads(line, monkeypatch):
+    monkeypatch.setattr(text_files, "LONG_TEXT_BYTES", 6)
+    assert text_files.parse_long_json(line.encode()) is None
+    assert text_files.parse_long_json(b'{"a": "0123456\xff89"}') is None
+
+
+def test_errors_of_long_lines_are_those_of_short_ones(tmp_path, held, monkeypatch):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "0123456789"}\n{"text": "0123\xff56789"}\n')
+    monkeypatch.setattr(text_files, "LONG_TEXT_BYTES", 6)
+    with pytest.raises(DataError, match="byte 37 is not UTF-8"):
+        lines(tmp_path / "a.jsonl", held)
+    assert lines(tmp_path / "a.jsonl", held, on_error="skip") == ["0123456789"]
+    assert lines(tmp_path / "a.jsonl", held, on_error="replace")[1] == "0123\ufffd56789"
 
 
 HORRIBLE = {

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import corpus
+from data.chats import marked_text
+from data.loss_weights import WeightedPart
 from data.tokenizers import (
     ByteTokenizer,
     JsonTokenizer,
@@ -216,3 +218,18 @@ def test_bpe_shortens_the_corpus():
     assert [tokenizer.decode(ids) for ids in encoded] == texts
     assert sum(map(len, encoded)) < sum(map(len, texts)) / 2.2
     assert tokenizer.vocab_size == 1000 + 109
+
+
+def test_long_texts_are_encoded_in_pieces_with_the_same_ids_and_in_order(bpe, monkeypatch):
+    texts = [TEXT[0], " ".join(TEXT) * 40, "", TEXT[1], "a b " * 20_000]
+    expected = bpe.encode(texts)
+    longest = []
+    encode = bpe.encode
+    monkeypatch.setattr(marked_text, "LONG_TEXT_BYTES", 1000)
+    monkeypatch.setattr(
+        bpe, "encode", lambda batch: longest.append(max(map(len, batch))) or encode(batch)
+    )
+    found = marked_text.encode_parts(bpe, [[WeightedPart(text)] for text in texts])
+    for parts, ids in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(parts[0], ids)
+    assert max(longest) < 70_000 < max(map(len, texts))

@@ -1,6 +1,7 @@
 """Text that splits share is found when a store is built, and refused above a declared share."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -100,3 +101,55 @@ def test_one_leaked_document_of_the_test_split_is_refused(tmp_path):
     leaked = config(tmp_path / "leaked", train, sentences(7, 9), [*test, train[3]])
     with pytest.raises(DataError, match=r"0.99 % of the documents and 0.99 % .* the test split"):
         open_data(leaked)
+
+
+def pairs_config(tmp_path, **pairs_by_split):
+    names = {"train": "path", "valid": "valid_path", "test": "test_path"}
+    for split, pairs in pairs_by_split.items():
+        lines = [json.dumps({"anchor": a, "positive": b}) for a, b in pairs]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    paths = {names[split]: str(tmp_path / f"{split}.jsonl") for split in pairs_by_split}
+    return DataConfig(source="jsonl", cache=str(tmp_path / "cache"), **paths)
+
+
+def test_a_changed_copy_of_a_text_pair_is_refused(tmp_path):
+    """A quotation of half a text is no copy."""
+    train, test = sentences(10, 400), sentences(11, 400)
+    valid = list(zip(*[iter(sentences(12, 60))] * 2, strict=True))
+    pairs = {"train": list(zip(train[::2], train[1::2], strict=True)), "valid": valid}
+    quoting = f"{' '.join(train[0].split()[:16])} {' '.join(test[1].split())}"
+    held_out = [(test[0], quoting), *zip(test[2::2], test[3::2], strict=True)]
+    assert (
+        open_data(pairs_config(tmp_path, **pairs, test=held_out), (True,)).test.n_documents == 400
+    )
+    copy = [(f"See: {train[0]}", f"Verily, {train[1]}")]
+    # Anchor, match and both together, of 200 pairs.
+    expected = (
+        r"^0 % of the texts of the text pairs, and most 13-grams of words of 0.5 % of them, of the "
+        r"test split of .* are in the train split too, at most 0.1 % may be"
+    )
+    (tmp_path / "leaked").mkdir()
+    leaked = pairs_config(tmp_path / "leaked", **pairs, test=[*held_out[1:], *copy])
+    with pytest.raises(DataError, match=expected):
+        open_data(leaked, (True,))
+
+
+def test_an_equal_text_pair_of_short_texts_is_shared():
+    overlap = SplitOverlap()
+    words = [" ".join(text.split()[:7]) for text in sentences(13, 8)]
+    for split, first in (("train", 0), ("valid", 4), ("test", 0)):
+        overlap.add_pair(split, words[first : first + 2])
+        overlap.add_pair(split, words[first + 2 : first + 4])
+    shared = {(s.split, s.other): (s.documents, s.similar) for s in overlap.shared_texts()}
+    expected = {("valid", "train"): (0, 0), ("test", "train"): (1, 1), ("test", "valid"): (0, 0)}
+    assert shared == expected
+
+
+def test_a_sample_of_text_pairs_estimates_the_share():
+    train, test = sentences(14, 3000), sentences(15, 1600)
+    overlap = SplitOverlap(max_hashes=8000)
+    for text in train:
+        overlap.add_pair("train", (text,))
+    for text in [*test, *(f"Behold {text}" for text in train[:400])]:
+        overlap.add_pair("test", (text,))
+    assert overlap.shared_texts()[1].similar == pytest.approx(0.2, abs=0.05)

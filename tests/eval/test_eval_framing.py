@@ -14,10 +14,11 @@ from data.tokenizers import ByteTokenizer
 from errors import ConfigError, DataError
 from eval.adapters.lm_harness import LmEvalModel
 from eval.adapters.mteb import MtebEncoder
-from eval.framing import imported_reading, reading
+from eval.framing import reading
 from eval.likelihood import compute_likelihoods
 from eval.tasks import retrieval
 from eval.text_generation import text_model
+from training.text_reading import imported_reading
 
 BOS, EOS = ByteTokenizer().specials.bos, ByteTokenizer().specials.eos
 TEMPLATE = (

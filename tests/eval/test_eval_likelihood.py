@@ -3,17 +3,19 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 from oracle import VOCAB, eval_context, nats, oracle, successor
 
 from arch import SequenceInfo
-from eval.framing import Reading
+from arch.config import EncoderConfig
+from data.framing import Reading
 from eval.length_buckets import bucketed_batches
 from eval.likelihood import _encode_pair, compute_likelihoods
 
-BOS, W = 257, 16
+BOS, EOS, W = 257, 258, 16
 PAIRS = [
     ("", "abc"),
     ("the cat", " sat"),
@@ -95,12 +97,41 @@ class Merging:
 
 def test_a_text_keeps_its_ids_where_a_merge_would_cross_its_beginning():
     reads = Reading(W, (BOS,), (BOS,), (), ())
-    ids, first = _encode_pair(Merging(), reads, "xa", "bc")
+    ids, first, _ = _encode_pair(Merging(), reads, "xa", "bc")
     assert ids.tolist() == [BOS, ord("x"), ord("a"), ord("b"), ord("c")] and first == 3
-    ids, first = _encode_pair(Merging(), reads, "x", "abc")
+    ids, first, _ = _encode_pair(Merging(), reads, "x", "abc")
     assert ids.tolist() == [BOS, ord("x"), 300, ord("c")] and first == 2
-    ids, first = _encode_pair(Merging(), reads, "x  ", "ab")  # the spaces belong to the text
+    ids, first, _ = _encode_pair(Merging(), reads, "x  ", "ab")  # the spaces belong to the text
     assert ids.tolist() == [BOS, ord("x"), ord(" "), ord(" "), 300] and first == 2
+
+
+def test_an_encoder_reads_the_context_and_a_decoder_scores_the_text():
+    cfg = tiny.config(depth=1, vocab_size=VOCAB, encoder=EncoderConfig(depth=1))
+    model = tiny.model(cfg)
+    ctx = eval_context(model, length=W, config=cfg, objective="denoising")
+    long = "a context that is longer than a row"
+    pairs = [("the cat", " sat"), ("the cat ", "sat"), ("", "abcd"), (long, " and")]
+
+    @jax.jit
+    def logits(source, lengths, ids):
+        segment_ids = jnp.int32(jnp.arange(W) < lengths[:, None])
+        positions = jnp.broadcast_to(jnp.arange(W), source.shape)
+        encoder = SequenceInfo(positions, segment_ids, None, causal=False)
+        seq = SequenceInfo.unpacked(len(ids), 4)
+        return model.logits(model(ids, seq, source=(source, encoder))[0])[..., :VOCAB]
+
+    cat = [BOS, *b"the cat", EOS]
+    sources, texts = [cat, [BOS], [*long.encode(), EOS][-W:]], [b" sat", b"abcd", b" and"]
+    padded = np.stack([np.pad(source, (0, W - len(source))) for source in sources])
+    ids = np.array([[BOS, *text] for text in texts])
+    scores = np.asarray(
+        logits(padded, np.array([len(source) for source in sources]), ids[:, :-1]), np.float64
+    )
+    log_sums = np.log(np.exp(scores).sum(-1))
+    targets = np.take_along_axis(scores, ids[:, 1:, None], -1)[..., 0]
+    sat, empty, cut = (log_sums - targets).sum(-1)
+    found = [likelihood.nats for likelihood in compute_likelihoods(ctx, pairs)]
+    assert found == pytest.approx([sat, sat, empty, cut], rel=1e-4)
 
 
 def test_a_width_is_that_of_the_row_alone():

@@ -66,16 +66,20 @@ def test_an_export_that_fails_leaves_no_part_of_it(tmp_path, monkeypatch):
 
 
 def test_check_says_what_it_cannot_compare(tmp_path, capsys, monkeypatch):
-    folder = goldens.copy("llama3", tmp_path / "x")
+    folder = goldens.copy("llama3", tmp_path / "x", exclude=("expected.safetensors",))
     with pytest.raises(CheckpointError, match="nothing to compare with: no outputs in outputs_f64"):
         command.check(folder)
     outputs = {"logits": np.zeros((1, 2), np.float32), "greedy_ids": np.zeros(3, np.int32)}
     safetensors_io._write_file(folder / "outputs.safetensors", outputs)
     monkeypatch.setattr(hub, "forward", lambda *_: {"logits": np.zeros((3, 40, 128), np.float32)})
-    command.check(folder)
+    with pytest.raises(CheckpointError, match="1 of 1 outputs differ from the reference"):
+        command.check(folder)
     first, second = capsys.readouterr().out.splitlines()
-    assert first.endswith("DIFFERENT: shape (3, 40, 128), the reference has (1, 2)")
+    assert first.endswith("shape (3, 40, 128), the reference has (1, 2)  DIFFERENT")
     assert second.endswith("not computed here")
+    monkeypatch.setattr(hub, "forward", lambda *_: {"pooler_output": np.zeros((3, 4))})
+    with pytest.raises(CheckpointError, match="nothing to compare with: none of its outputs"):
+        command.check(folder)
     safetensors_io._write_file(folder / "inputs.safetensors", outputs)
     with pytest.raises(CheckpointError, match="has no input_ids"):
         command.check(folder)

@@ -192,6 +192,18 @@ def test_a_bamba_without_attention_uses_no_cache():
     assert checkpoint.find_export_family(mamba_only, "bamba")[1]["use_cache"] is False
 
 
+@pytest.mark.parametrize("name", ["phi3", "modernbert", "olmo_hybrid"])
+def test_an_id_of_the_reference_without_an_embedding_is_written_as_null(name, tmp_path):
+    """Otherwise its class raises: the padding that a missing key means is beyond the table."""
+    family, config = checkpoint.detect_family(goldens.FOLDER / name)
+    large = dataclasses.replace(config, vocab_size=200_000)
+    assert family.default_keys(large) == {}
+    model, ids = hub.load(goldens.FOLDER / name)[0], {"eos_token_id": 3}
+    hub.save(model, config, tmp_path, family=name, extra_config=ids)
+    keys = checkpoint.read_config(tmp_path)
+    assert keys["pad_token_id"] is None and keys["eos_token_id"] == 3
+
+
 def test_rotary_fields_that_a_scaling_does_not_use_are_no_difference():
     config = vicuna.model_config("7b-16k")
     assert config.attention.rope.original_length == 0

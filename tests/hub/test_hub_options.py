@@ -5,6 +5,7 @@ Face transformers 5.23.0.
 """
 
 import json
+import re
 
 import hub_goldens as goldens
 import pytest
@@ -65,6 +66,33 @@ def test_one_kind_of_layer_alone_is_written_as_it_was_read(kind, changes):
     family, written = checkpoint.find_export_family(config, kind)
     reread = family.read(HfConfig(written, "config.json", ()))
     assert not differences(config, reread)
+
+
+NO_POSITIONS = {"rope_parameters": {"rope_theta": None, "rope_type": "default"}}
+
+
+@pytest.mark.parametrize("changes", [NO_POSITIONS, {"rope_parameters": None, "rope_theta": None}])
+def test_an_olmo_hybrid_without_a_base_has_no_positions(changes):
+    keys = read_config(goldens.FOLDER / "olmo_hybrid") | changes
+    config = FAMILIES["olmo_hybrid"].read(HfConfig(keys, "config.json", ()))
+    assert config.attention.position_encoding == "none"
+    _, written = checkpoint.find_export_family(config)
+    assert written["rope_theta"] is None and written["layer_types"] == keys["layer_types"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("olmo_hybrid", {"linear_num_key_heads": 2}, "linear_num_key_heads 2 .*must be 4"),
+        ("olmo_hybrid", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not implemented"),
+        ("qwen3_next", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not implemented"),
+        ("qwen3_next", {"attention_bias": True}, "attention_bias True is not implemented"),
+        ("qwen3_next", {"layer_types": ["full_attention"]}, "must be a list of 4, .*linear"),
+    ],
+)
+def test_options_of_hybrids_that_are_not_implemented_are_refused(kind, changes, message):
+    keys = read_config(goldens.FOLDER / GOLDEN[kind]) | changes
+    assert re.search(message, str(outcome(kind, keys, ())))
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

@@ -19,7 +19,7 @@ from arch.mixers.bidirectional import BidirectionalConfig
 from arch.mixers.rope import RopeConfig
 from data.sources import DataConfig
 from data.tokenizers import ByteTokenizer
-from errors import ConfigError, DataError
+from errors import CheckpointError, ConfigError, DataError
 from eval.load_run import load_run
 from hub import __main__ as command
 from hub import run as runs
@@ -174,11 +174,23 @@ def test_check_tells_the_differences_to_a_reference(tmp_path, capsys):
     expected = {name: outputs[name] for name in ("logits", "last_hidden_state")}
     safetensors_io.write_shards(_made_folder(tmp_path / "y"), expected.items())
     (tmp_path / "y" / "model.safetensors").rename(folder / "outputs_f64.safetensors")
-    command.run(["check", str(folder)])
+    with pytest.raises(CheckpointError, match="1 of 5 outputs differ from the reference"):
+        command.run(["check", str(folder)])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines] == ["logits", "last_hidden_state"]
-    assert float(lines[0].split()[2]) > 0.1
-    assert float(lines[1].split()[2]) == 0
+    found = [(*line.split()[:3], line.endswith("DIFFERENT")) for line in lines]
+    assert [row[:2] for row in found[:2]] == [
+        ("outputs_f64", "logits"),
+        ("outputs_f64", "last_hidden_state"),
+    ]
+    assert float(found[0][2]) > 0.1 and float(found[1][2]) == 0
+    # The logits of expected.safetensors are a sample, and ids are compared one by one.
+    sampled = {row[1]: row[2] for row in found if row[0] == "expected"}
+    assert set(sampled) == {"greedy_ids", "greedy_logits", "logits"} and len(found) == 5
+    assert [row[3] for row in found] == [True, False, False, False, False]
+    assert sampled["greedy_ids"] == "equal" and 0 < float(sampled["logits"]) < 1e-8
+    goldens.copy("bert", tmp_path / "bert")  # Padding in front of a row has no pooled output.
+    assert command.run_command(command.run, ["check", str(tmp_path / "bert")]) == 0
+    assert "DIFFERENT" not in capsys.readouterr().out
     for wrong, message in (
         (["import", "x"], "required: --workdir"),
         (["export", "x"], "required: DST"),

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 
 import hub_goldens as goldens
 import pytest
@@ -12,6 +13,7 @@ import hub
 from data.framing import Framing
 from data.tokenizers import open_tokenizer
 from errors import CheckpointError, ConfigError, DataError
+from eval.load_run import load_run
 from hub import __main__ as command
 from hub import checkpoint
 from hub.checkpoint import detect_family
@@ -156,6 +158,7 @@ def test_ids_beyond_or_below_the_embedding_are_read_with_a_word(tmp_path, size, 
     assert found.encode(["w0 w1"])[0].tolist() == [ids["w0"], ids["w1"]]
     assert found.vocab_size == (23 if size == 23 else 24)
     assert ("the added tokens <pad>" in caplog.text) == (size == 23)
+    assert ("40 of 64 ids have no token" in caplog.text) == (size == 64)
     with pytest.raises(CheckpointError, match="has the id 22, the model 20 ids"):
         config["vocab_size"] = 20
         write_words(tmp_path, SENTENCE, config=config)
@@ -258,14 +261,28 @@ def test_files_of_hostile_size_or_nesting_are_refused(tmp_path):
         hub.load(folder)
 
 
-def test_an_import_says_and_records_what_frames_texts(tmp_path, capsys):
+def test_an_import_says_and_records_what_frames_texts(tmp_path, capsys, caplog):
     folder = goldens.copy("gpt2", tmp_path / "x")
     values = json.loads((folder / "config.json").read_text()) | {"eos_token_id": 0}
     write_words(folder, END, config=values | {"bos_token_id": 0})
     command.run(["import", str(folder), f"--workdir={tmp_path / 'run'}"])
-    said = capsys.readouterr().out
-    assert "before a context or a prompt: nothing; before a text without context: '<|end" in said
+    said = capsys.readouterr().out.splitlines()
+    assert {
+        "before a context or a prompt: nothing",
+        "before a text without context: '<|endoftext|>' (0)",
+        "a text ends with: '<|endoftext|>' (0)",
+    } < set(said)
+    framing = json.loads((tmp_path / "run" / "run.json").read_text())["data"]["framing"]
+    assert (framing["text_prefix"], framing["empty_context"]) == ("nothing", "'<|endoftext|>' (0)")
+    assert framing["embedding"] == "107 of 128 ids have no token, and decode to nothing"
     assert open_tokenizer(str(tmp_path / "run" / "tokenizer")).framing.text_prefix == ()
     command.run(["import", str(folder), f"--workdir={tmp_path / 'bos'}", "--framing=bos"])
     assert open_tokenizer(str(tmp_path / "bos" / "tokenizer")).framing.text_prefix == (0,)
     assert "before a context or a prompt: '<|endoftext|>' (0)" in capsys.readouterr().out
+    # The files of the tokenizer are changed after the import.
+    shutil.copy(tmp_path / "run/tokenizer/framing.json", tmp_path / "bos/tokenizer/framing.json")
+    with caplog.at_level(logging.WARNING):
+        load_run(tmp_path / "bos")
+    assert (
+        "records before a context or a prompt: '<|endoftext|>' (0); the tokenizer's" in caplog.text
+    )

@@ -182,7 +182,7 @@ def test_every_mesh_computes_what_one_device_does(name, sizes):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("expert_fn", [expert_mlp.blocks, expert_mlp.ragged])
+@pytest.mark.parametrize("expert_fn", [expert_mlp.blocks, expert_mlp.grouped, expert_mlp.ragged])
 def test_rows_of_no_expert_are_neither_read_nor_left_open(expert_fn, monkeypatch):
     # covers N14
     monkeypatch.setattr(expert_mlp, "BLOCK_ROWS", 4)
@@ -225,7 +225,7 @@ def test_half_precision_and_rows_without_tokens():
     x, weights, w = jax.tree.map(jnp.float32, arrays())
     ids = routed("even")
     y, _ = run_and_differentiate(x, weights, w, ids, name="reference", capacity=None)
-    for name in ("blocks", "gather", "ragged"):
+    for name in ("blocks", "grouped", "gather", "ragged"):
         half, _ = run_and_differentiate(
             x.astype("bfloat16"), weights, w, ids, name=name, capacity=None
         )

@@ -9,7 +9,18 @@ import pytest
 from golden import golden
 
 from errors import ConfigError
-from ops.recurrent import causal_conv, chunked_recurrence, delta_rule, gla, selective_scan, ssd
+from ops.recurrent import (
+    causal_conv,
+    chunked_recurrence,
+    delta_chunks,
+    delta_rule,
+    gla,
+    selective_scan,
+    selective_scan_kernel,
+    selective_scan_loop,
+    selective_scan_mosaic,
+    ssd,
+)
 
 PS = jax.P
 
@@ -85,8 +96,13 @@ RUNS = [  # The default suite compares the reference with `xla` alone.
     )
     for file in GOLDENS
     for case in CASES[file]
-    for name, dtype in [("reference", "float64"), ("xla", "float64"), ("xla", "float32")]
-    if dtype == "float64" or case in NARROW
+    for name, dtype in [
+        ("reference", "float64"),
+        ("xla", "float64"),
+        ("xla", "float32"),
+        ("unrolled", "float64"),
+    ]
+    if (dtype == "float64" or case in NARROW) and (name != "unrolled" or file == "selective_scan")
 ]
 
 
@@ -182,7 +198,7 @@ def narrow(arrays, dtype=jnp.float32):
 def test_inverse_where_powers_grow(size):
     """With equal keys and sign changes powers of x exceed 1e20, but the inverse stays at 2."""
     x = np.tril(np.full((2, size, size), 2.0), -1)
-    actual = delta_rule.unit_lower_inverse(jnp.asarray(x, jnp.float32))
+    actual = delta_chunks.unit_lower_inverse(jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(actual, np.linalg.inv(np.eye(size) + x), rtol=0, atol=1e-6)
 
 
@@ -193,7 +209,7 @@ def resets(T: int, *positions: int) -> np.ndarray:
 @pytest.fixture(autouse=True)
 def short_chunks(monkeypatch):
     """Shortens chunks and blocks: 24 tokens in chunks of 5 become several blocks of two chunks."""
-    monkeypatch.setattr(selective_scan, "CHUNK_SIZE", 5)
+    monkeypatch.setattr(selective_scan_loop, "CHUNK_SIZE", 5)
     monkeypatch.setattr(chunked_recurrence, "BLOCK_ELEMENTS", {"cpu": 2 * 2 * 4 * 5**2})
 
 
@@ -319,7 +335,7 @@ DECAYS = {
 @pytest.mark.parametrize("op", DECAYS)
 def test_32k_tokens_stay_finite(op, monkeypatch):  # covers N18
     """Some steps are so long that the state is forgotten, the others so short that it is kept."""
-    monkeypatch.setattr(selective_scan, "CHUNK_SIZE", 32)
+    monkeypatch.setattr(selective_scan_loop, "CHUNK_SIZE", 32)
     rows, others, _ = example(op, B=1, T=32768)
     scale = np.where(np.arange(32768) % 100 == 50, 1e4, 1e-6)
     rows[DECAYS[op]] = rows[DECAYS[op]] * scale.reshape(-1, *[1] * (rows[DECAYS[op]].ndim - 2))
@@ -368,8 +384,40 @@ def test_sharded_equals_single_device(op):
         near(a, b, 1e-5)
 
 
+def test_unrolled_chunks_compute_what_a_loop_over_tokens_does(monkeypatch):
+    monkeypatch.setattr(selective_scan_loop, "UNROLLED_CHUNK_SIZE", 5)
+    rows, others, state = example("selective_scan", T=12)
+    with jax.enable_x64(True):
+        expected, actual = (
+            values_and_gradients("selective_scan", rows, others, resets(12, 0, 7), state, name)
+            for name in ("reference", "unrolled")
+        )
+    for a, b in zip(actual, expected, strict=True):
+        near(a, b, 1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [selective_scan_kernel, selective_scan_mosaic])
+def test_an_interpreted_kernel_computes_what_a_loop_over_tokens_does(module, monkeypatch):
+    """Rows of several chunks end inside one, and documents begin in the middle of a chunk."""
+    interpreted = functools.partial(module.scan_rows, interpret=True)
+    run_on_mesh = functools.partial(selective_scan._on_mesh, interpreted)
+    monkeypatch.setitem(selective_scan.IMPLEMENTATIONS, "interpreted", run_on_mesh)
+    rng, T = np.random.default_rng(0), 150
+    rows = [rng.normal(size=(2, T, 128)), rng.uniform(0.001, 0.1, (2, T, 128))]
+    rows += [rng.normal(size=(2, T, 4)) for _ in range(2)]
+    others, state = [-rng.uniform(1, 16, (128, 4))], rng.normal(size=(2, 128, 4))
+    rows, others, state = narrow((rows, others, state))
+    expected, actual = (
+        values_and_gradients("selective_scan", rows, others, resets(T, 0, 30, 129), state, name)
+        for name in ("reference", "interpreted")
+    )
+    for a, b in zip(actual, expected, strict=True):
+        near(a, b, 2e-5)
+
+
 def test_selective_scan_never_holds_all_states(monkeypatch):
-    monkeypatch.setattr(selective_scan, "CHUNK_SIZE", 32)
+    monkeypatch.setattr(selective_scan_loop, "CHUNK_SIZE", 32)
     B, T, C, N = 2, 1024, 32, 16
 
     def temporary(name):

@@ -563,6 +563,17 @@ def test_terminal_and_markdown_hold_every_row(tmp_path):
         assert name in shown and "2.0100" in shown
 
 
+def test_contexts_that_are_framed_differently_are_not_ranked_together(tmp_path):
+    frame = {"document_prefix": "'<s>' (1)", "text_prefix": "'<s>' (1)"}
+    runs.candidate(tmp_path, "old", [2.0, 2.01, 2.02])  # run.json of an earlier version
+    runs.candidate(tmp_path, "same", [2.1, 2.11, 2.12], framing=frame)
+    runs.candidate(tmp_path, "bare", [1.0, 1.01, 1.02], framing=frame | {"text_prefix": "nothing"})
+    found = make_board(*load_records([tmp_path]))
+    names = {s.keys["tokenizer"][-30:]: {row.name for row in s.rows} for s in found.comparable_sets}
+    assert sorted(map(sorted, names.values())) == [["bare"], ["old", "same"]]
+    assert any(key.endswith("(before a context: nothing)") for key in names)
+
+
 def test_a_lossy_tokenizer_is_named_and_not_ranked_beside_a_lossless_one(tmp_path):
     whole = {"train": 1.0, "valid": 1.0, "test": 1.0}
     runs.candidate(tmp_path, "whole", [2.0, 2.01, 2.02], decodes_back=whole)

@@ -223,6 +223,8 @@ def test_a_dry_run_says_what_would_be(text, tmp_path, capsys):
         "attention.projections",
         "training, 768 tokens",
         "gradients",
+        "before a document",
+        "'<|bos|>' (257)",
     ):
         assert words in said
     assert not (tmp_path / "dry").exists()

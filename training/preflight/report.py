@@ -19,6 +19,7 @@ from training.preflight.check import CompileResult
 from training.preflight.topology import CompileTarget
 from training.program import TrainProgram
 from training.settings import Settings
+from training.text_reading import FRAMING_LABELS
 
 
 def dry_run_tables(
@@ -36,6 +37,14 @@ def dry_run_tables(
         _flops_table(cost, settings),
         _estimate_table(estimate, program),
     ]
+
+
+def framing_table(framing: Mapping[str, str]) -> Table:
+    """Returns a table of what frames texts, in the words of `run_framing`."""
+    table = Table("texts", "", title="Framing")
+    for name, text in framing.items():
+        table.add_row(FRAMING_LABELS[name], Text(replace_control_chars(text)))
+    return table
 
 
 def chat_table(template: str, tokenizer: Tokenizer) -> Table:

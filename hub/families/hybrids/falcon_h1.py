@@ -14,7 +14,7 @@ from arch.layers.norms import NormConfig
 from arch.mixers.mamba2 import Mamba2Config
 from arch.mixers.side_by_side import SideBySideConfig
 from hub import rotary
-from hub.families.hybrid import NORM_MAP
+from hub.families.hybrids.bamba import NORM_MAP
 from hub.families.llama import (
     ATTENTION_MAP,
     EMBEDDING_MAP,
@@ -123,7 +123,7 @@ def write(config: ModelConfig) -> JsonObject:
         **rotary.to_hf(a.rope, K),
         **dt_limits_to_hf(m),
         "attention_bias": a.bias_qkv,
-        "key_multiplier": round((a.scale or K**-0.5) * K**0.5, 12),
+        "key_multiplier": round(a.score_scale(K) * K**0.5, 12),
         "attention_in_multiplier": a_in,
         "attention_out_multiplier": a_out,
         "ssm_in_multiplier": m_in,

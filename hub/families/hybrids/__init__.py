@@ -1,0 +1,1 @@
+"""Families whose layers mix recurrent mixers with attention."""
