@@ -10,26 +10,39 @@ branch_norm         x + n'(f(x))                   OLMo-2 (arXiv:2501.00656)
 parallel            x + mixer(n(x)) + channel(n'(x))   GPT-J, Falcon; n' = n if `norms` is 1
 
 In a decoder with an encoder, cross-attention is between mixer and channel (T5, arXiv:1910.10683).
-With the channel `none` the block has neither a channel nor its norm.
+With the channel `none` the block has neither a channel nor its norm. `canon` adds short
+convolutions to the inputs f(..) of the branches, and inside them (`arch/canon.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
+from arch.canon import (
+    POINTS,
+    CanonCall,
+    CanonLayer,
+    CanonState,
+    TwoStageChannel,
+    TwoStageMixer,
+    init_canon_state,
+)
 from arch.channels.no_channel import NoChannel
 from arch.layers.dropout import dropout, maybe_split_key
 from arch.layers.norms import Norm, NormConfig
+from arch.links import Links, call_mixer
 from arch.mixers.attention import Attention, AttentionState
 from arch.mixers.bidirectional import Bidirectional
 from arch.part import Channel, Memory, Mixer
 from arch.sequence import SequenceInfo
 from arch.sharding import constrain
 from arch.weighted_sum import AuxMetrics
-from settings.types import Probability, config
+from errors import ConfigError
+from settings.types import PositiveInt, Probability, config
 
 BranchOutput = TypeVar("BranchOutput")  # What a branch returns besides its vectors.
 
@@ -45,6 +58,23 @@ class BlockConfig:
     norms: Literal[1, 2] = 2  # Number of norms in a parallel block: shared, or one per branch.
     skip_first_norm: bool = False  # Omit the norm before the first block's mixer (ModernBERT).
     dropout: Probability = 0.0  # Dropout rate of the branches, before the residual addition.
+    # Points of Canon layers, letters of ABCD: input of the mixer (A), inside it (B), input of the
+    # channel (C), inside it (D); empty: none.
+    canon: str = ""
+    canon_width: PositiveInt = 4  # Width of the convolutions of Canon layers, in tokens.
+
+    def check(self) -> None:
+        """Checks the points of Canon layers.
+
+        Raises:
+            ConfigError: if `canon` is not made of different letters of ABCD.
+        """
+        nearest = "".join(point for point in POINTS if point in self.canon.upper())
+        if len(nearest) != len(self.canon) or set(nearest) != set(self.canon):
+            raise ConfigError(
+                f"block.canon {self.canon!r} must be made of different letters of {POINTS}; "
+                f"nearest valid value: {nearest!r}"
+            )
 
 
 class BlockState(NamedTuple):
@@ -52,10 +82,20 @@ class BlockState(NamedTuple):
 
     mixer: PyTree  # None where a block has no decoding state.
     cross: AttentionState | None = None
+    canon: CanonState | None = None
+
+
+class BlockOutput(NamedTuple):
+    """What a block returns."""
+
+    x: Float[Array, "B T D"]  # The residual stream.
+    aux: AuxMetrics  # The report of the channel.
+    state: BlockState | None  # None outside decoding.
+    links: Links | None  # None if no mixer of the stack is linked.
 
 
 class Block(nnx.Module):
-    """A module `block(x, seq) -> (x, aux, state)` that adds its branches to the residual stream."""
+    """A module `block(x, seq) -> BlockOutput` that adds its branches to the residual stream."""
 
     def __init__(
         self,
@@ -66,6 +106,7 @@ class Block(nnx.Module):
         channel: Channel,
         cross: Attention | None = None,
         skip_norm: bool = False,
+        canon: Mapping[str, CanonLayer] = MappingProxyType({}),
     ):
         self.cfg, self.mixer, self.channel = cfg, mixer, channel
         self.is_mixer_only = isinstance(channel, NoChannel)
@@ -84,21 +125,24 @@ class Block(nnx.Module):
         self.cross = cross
         self.norm_cross = make_norm(before and has_cross)
         self.norm_post_cross = make_norm(behind and has_cross)
+        self.canon = nnx.Dict(canon)
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
         seq: SequenceInfo,
         *,
+        links: Links | None = None,
         state: BlockState | None = None,
         memory: Memory | None = None,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], AuxMetrics, BlockState | None]:
+    ) -> BlockOutput:
         """Runs the block.
 
         Args:
             x: the residual stream.
             seq: the structure of the rows.
+            links: what the layers of the stack tell each other; None for a block by itself.
             state: the decoding state; None outside decoding.
             memory: an encoder's output and its structure, for cross-attention; a state keeps its
                 keys and values, so later calls with that state need no memory.
@@ -106,32 +150,52 @@ class Block(nnx.Module):
         """
         keys, aux = maybe_split_key(key, 6), AuxMetrics()
         prev = BlockState(None) if state is None else state
-        if self.cfg.wiring == "parallel":
-            return self._parallel_branches(x, seq, prev, keys)
+        convs = CanonCall(self.canon, seq, prev.canon)
 
-        def mix(x: Array) -> tuple[Array, PyTree]:
-            return self.mixer(x, seq, state=prev.mixer, key=keys[0])
+        def mix(x: Array) -> tuple[Array, tuple[Links | None, PyTree]]:
+            (x,) = convs("A", (x,))
+            if "B" in self.canon:
+                assert isinstance(self.mixer, TwoStageMixer)
+                inner = convs("B", self.mixer.project(x))
+                y, *extra = self.mixer.finish(inner, x, seq, links, state=prev.mixer, key=keys[0])
+            else:
+                y, *extra = call_mixer(self.mixer, x, seq, links, state=prev.mixer, key=keys[0])
+            return y, (extra[0], extra[1])
 
         def attend(x: Array) -> tuple[Array, AttentionState | None]:
             return self.cross(x, seq, state=prev.cross, memory=memory, key=keys[1])
 
         def feed_forward(x: Array) -> tuple[Array, AuxMetrics]:
-            return self.channel(x, seq, key=keys[2])
+            (x,) = convs("C", (x,))
+            if "D" not in self.canon:
+                return self.channel(x, seq, key=keys[2])
+            assert isinstance(self.channel, TwoStageChannel)
+            inner = convs("D", self.channel.project(x))
+            return self.channel.finish(inner, x, seq, key=keys[2])
 
-        x, mixer_state = self._residual_branch(
-            x, mix, self.norm_mixer, self.norm_post_mixer, keys[3]
-        )
         cross_state = None
-        if self.cross is not None:
-            x, cross_state = self._residual_branch(
-                x, attend, self.norm_cross, self.norm_post_cross, keys[4]
-            )
-        if not self.is_mixer_only:
-            x, aux = self._residual_branch(
-                x, feed_forward, self.norm_channel, self.norm_post_channel, keys[5]
-            )
-        new_state = None if state is None else BlockState(mixer_state, cross_state)
-        return constrain(x), aux, new_state
+        if self.cfg.wiring == "parallel":
+            normed = self.norm_mixer(x)
+            y, mixed = mix(normed)
+            if not self.is_mixer_only:
+                normed = normed if self.norm_channel is None else self.norm_channel(x)
+                z, aux = feed_forward(normed)
+                y = y + z
+            x = x + dropout(y, self.cfg.dropout, keys[3])
+        else:
+            branch = self._residual_branch
+            x, mixed = branch(x, mix, self.norm_mixer, self.norm_post_mixer, keys[3])
+            if self.cross is not None:
+                norms = self.norm_cross, self.norm_post_cross
+                x, cross_state = branch(x, attend, *norms, keys[4])
+            if not self.is_mixer_only:
+                norms = self.norm_channel, self.norm_post_channel
+                x, aux = branch(x, feed_forward, *norms, keys[5])
+        links, mixer_state = mixed
+        new_state = None
+        if state is not None:
+            new_state = BlockState(mixer_state, cross_state, convs.next_state())
+        return BlockOutput(constrain(x), aux, new_state, links)
 
     def init_state(
         self, batch_size: int, max_length: int, source_length: int, dtype: jnp.dtype
@@ -140,7 +204,8 @@ class Block(nnx.Module):
         cross = (
             None if self.cross is None else self.cross.init_state(batch_size, source_length, dtype)
         )
-        return BlockState(self.mixer.init_state(batch_size, max_length, dtype), cross)
+        mixer = self.mixer.init_state(batch_size, max_length, dtype)
+        return BlockState(mixer, cross, init_canon_state(self.canon, batch_size, dtype))
 
     def _residual_branch(
         self,
@@ -159,18 +224,6 @@ class Block(nnx.Module):
             y, self.cfg.dropout, key
         )
         return norm(x) if post else x, extra
-
-    def _parallel_branches(
-        self, x: Array, seq: SequenceInfo, block_state: BlockState, keys: tuple
-    ) -> tuple[Array, AuxMetrics, BlockState | None]:
-        normed, aux = self.norm_mixer(x), AuxMetrics()
-        y, mixer_state = self.mixer(normed, seq, state=block_state.mixer, key=keys[0])
-        if not self.is_mixer_only:
-            normed = normed if self.norm_channel is None else self.norm_channel(x)
-            z, aux = self.channel(normed, seq, key=keys[2])
-            y = y + z
-        state = None if block_state.mixer is None else BlockState(mixer_state)
-        return constrain(x + dropout(y, self.cfg.dropout, keys[3])), aux, state
 
     @staticmethod
     def params(D: int, cfg: BlockConfig, norm: NormConfig, channel: str, cross: bool) -> int:

@@ -7,8 +7,9 @@ from typing import Literal
 import jax
 
 from arch.block import BlockConfig
+from arch.canon import check_points, inner_widths, point_widths
 from arch.channels.mlp import Mlp, MlpConfig
-from arch.channels.moe import MoE, MoeConfig
+from arch.channels.moe import MoE, MoeConfig, balances_batch
 from arch.channels.no_channel import NoChannel
 from arch.layers.embedding import EmbedConfig, HeadConfig
 from arch.layers.norms import NormConfig
@@ -16,14 +17,17 @@ from arch.layers.patches import VisionConfig
 from arch.layers.pooler import PoolerConfig
 from arch.layers.positions import PositionsConfig
 from arch.mixers.attention import Attention, AttentionConfig
-from arch.mixers.bidirectional import BidirectionalConfig, mixer_views
+from arch.mixers.attention_config import relative_heads
+from arch.mixers.bidirectional import BidirectionalConfig, mixer_inner_widths, mixer_views
 from arch.mixers.delta_product import DeltaProduct, DeltaProductConfig
 from arch.mixers.gated_conv import GatedConv, GatedConvConfig
 from arch.mixers.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
 from arch.mixers.gdn2 import Gdn2, Gdn2Config
 from arch.mixers.gla import Gla, GlaConfig
+from arch.mixers.hgrn2 import Hgrn2, Hgrn2Config
 from arch.mixers.kda import Kda, KdaConfig
 from arch.mixers.latent_attention import LatentAttention, LatentAttentionConfig
+from arch.mixers.lightning import Lightning, LightningConfig
 from arch.mixers.lstm import Lstm, LstmConfig
 from arch.mixers.mamba1 import Mamba1, Mamba1Config
 from arch.mixers.mamba2 import Mamba2, Mamba2Config
@@ -48,6 +52,8 @@ MIXERS: dict[str, type[Mixer]] = {
     "gdn2": Gdn2,
     "delta_product": DeltaProduct,
     "gla": Gla,
+    "hgrn2": Hgrn2,
+    "lightning": Lightning,
     "lstm": Lstm,
     "gated_conv": GatedConv,
 }
@@ -111,6 +117,8 @@ class ModelConfig:
     gdn2: Gdn2Config = Gdn2Config()
     delta_product: DeltaProductConfig = DeltaProductConfig()
     gla: GlaConfig = GlaConfig()
+    hgrn2: Hgrn2Config = Hgrn2Config()
+    lightning: LightningConfig = LightningConfig()
     lstm: LstmConfig = LstmConfig()
     gated_conv: GatedConvConfig = GatedConvConfig()
     # Mixers side by side in one layer, as attention&mamba2+mlp.
@@ -131,6 +139,8 @@ class ModelConfig:
         self.aux_losses()
         self.balances_batch()
         self.num_relative_heads()
+        points = {point for layer in self.layer_specs() for point in self.canon_points(layer)}
+        check_points(self.block.canon, points)
         if self.dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise ConfigError(
                 "model.dtype is 'float64', which needs jax_enable_x64; set it, or use 'float32'"
@@ -283,6 +293,17 @@ class ModelConfig:
             CHANNELS[layer.channel].supported_views(self.part_config(*layer[2:])),
         )
 
+    def canon_points(self, layer: LayerSpec) -> dict[str, tuple[int, ...]]:
+        """Returns the widths that Canon layers convolve at each of their points in one layer."""
+        channel, cfg = CHANNELS[layer.channel], self.part_config(*layer[2:])
+        mixer = mixer_class(layer.mixer), self.width, self.part_config(*layer[:2])
+        return point_widths(
+            *(self.block.canon, self.width),
+            mixer=mixer_inner_widths(*mixer, self.bidirectional),
+            channel=inner_widths(channel, self.width, cfg),
+            has_channel=layer.channel != "none",
+        )
+
     def aux_losses(self) -> dict[str, float]:
         """Returns the coefficient of each loss term that channels report.
 
@@ -312,16 +333,8 @@ class ModelConfig:
         """
         if self.vision.depth and self.vision_stack().balances_batch():
             return True
-        parts = [self.part_config(*layer[2:]) for layer in sorted(self.layer_specs())]
-        moes = [part for part in parts if isinstance(part, MoeConfig)]
-        if not any(moe.balances_batch for moe in moes):
-            return False
-        if len({(moe.balances_batch, moe.num_experts) for moe in moes}) > 1:
-            raise ConfigError(
-                "model.moe.balance_over 'batch' needs an equal balance_over, routing, num_experts "
-                "and balance_loss in all variants of moe; use balance_over 'microbatch'"
-            )
-        return True
+        layers = sorted(self.layer_specs())
+        return balances_batch(self.part_config(*layer[2:]) for layer in layers)
 
     def num_relative_heads(self) -> int:
         """Returns the number of heads of the relative position table; 0: no layer uses it.
@@ -330,20 +343,7 @@ class ModelConfig:
             ConfigError: if attentions that share the table differ in their number of heads.
         """
         pairs = [pair for layer in sorted(self.layer_specs()) for pair in layer.mixers()]
-        parts = [self.part_config(*pair) for pair in pairs]
-        heads = sorted(
-            {
-                part.heads
-                for part in parts
-                if isinstance(part, AttentionConfig) and part.position_encoding == "relative"
-            }
-        )
-        if len(heads) > 1:
-            raise ConfigError(
-                f"attentions with position_encoding 'relative' share a table, their heads are "
-                f"{heads}, must be equal; nearest valid value: {heads[-1]}"
-            )
-        return heads[0] if heads else 0
+        return relative_heads(self.part_config(*pair) for pair in pairs)
 
     @property
     def padded_vocab_size(self) -> int:
@@ -385,10 +385,11 @@ class ModelConfig:
             raise ConfigError(
                 "model.block.wiring 'parallel' does not support cross-attention; use 'pre'"
             )
-        if self.cross_attention.position_encoding != "none" or self.cross_attention.window:
+        cross = self.cross_attention
+        if cross.position_encoding != "none" or cross.window or cross.value_residual:
             raise ConfigError(
-                "model.cross_attention must have position_encoding 'none' and window 0, because "
-                "source and target have different positions"
+                "model.cross_attention must have position_encoding 'none', window 0 and "
+                "value_residual False, because source and target have different positions"
             )
         for layer in self.encoder_layout().layer_specs():
             if "bidirectional" not in self.layer_supported_views(layer):

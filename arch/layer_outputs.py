@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from arch.block import Block
+from arch.links import Links, next_layer
 from arch.model import Model
 from arch.sequence import SequenceInfo
 
@@ -28,22 +29,26 @@ def layer_outputs(
     if stack.relative is not None:
         seq = dataclasses.replace(seq, attn_bias=stack.relative.make_bias(seq.causal))
 
-    def run_blocks(x: Array, blocks: Sequence[Block]) -> tuple[Array, Array]:
-        outputs = []
+    def run_blocks(
+        carry: tuple[Array, Links | None], blocks: Sequence[Block]
+    ) -> tuple[tuple[Array, Links | None], Array]:
+        (x, links), outputs = carry, []
         for block in blocks:
-            x, _, _ = block(x, seq)
+            x, _, _, links = block(x, seq, links=links)
+            links = next_layer(links)
             outputs.append(output_fn(x))
-        return x, jnp.stack(outputs)
+        return (x, links), jnp.stack(outputs)
 
-    parts = [output_fn(x)[None]]
+    parts, carry = [output_fn(x)[None]], (x, stack.make_links(x))
     if len(stack.first):
-        x, outputs = run_blocks(x, stack.first)
+        carry, outputs = run_blocks(carry, stack.first)
         parts.append(outputs)
     if len(stack.blocks):
-        x, outputs = jax.lax.scan(run_blocks, x, list(stack.blocks))
+        carry, outputs = jax.lax.scan(run_blocks, carry, list(stack.blocks))
         parts.append(outputs.reshape(-1, *outputs.shape[2:]))
     if len(stack.last):
-        x, outputs = run_blocks(x, stack.last)
+        carry, outputs = run_blocks(carry, stack.last)
         parts.append(outputs)
+    x, _ = carry
     parts.append(output_fn(x if stack.norm is None else stack.norm(x))[None])
     return jnp.concatenate(parts)

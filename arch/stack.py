@@ -12,11 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
-from arch.block import Block, BlockState
+from arch.block import Block, BlockOutput, BlockState
+from arch.canon import make_canon_layers
 from arch.config import CHANNELS, ModelConfig, mixer_class
 from arch.layers.dropout import maybe_split_key
 from arch.layers.norms import Norm
 from arch.layers.positions import RelativePositionBias
+from arch.links import Links, LinkSpec, make_links, mixer_links, next_layer
 from arch.mixers.attention import Attention
 from arch.mixers.bidirectional import make_mixer
 from arch.mixers.kv_cache import KVCache
@@ -37,11 +39,11 @@ REMAT_POLICIES = {
 MAX_UNROLLED_LAYERS = 4
 
 BlockStates = Sequence[BlockState | None]  # In the order of the blocks; None outside decoding.
-BlockOutput = tuple[Array, AuxMetrics, BlockState | None]
 # The blocks of one repeat, the key, and the number of the repeat (None without a state); in a scan
 # of all repeats, on a leading axis.
 Repeat = tuple[list[Block], Array | None, Array | None]
-Carry = tuple[Array, list[Array]]  # The hidden vectors, and the states of all repeats.
+# The hidden vectors, what layers tell each other, and the states of all repeats.
+Carry = tuple[Array, Links | None, list[Array]]
 
 
 class StackState(NamedTuple):
@@ -119,11 +121,16 @@ class Stack(nnx.Module):
             [[None] * len(group) for group in groups] if state is None else state
         )
         prev_first, prev_blocks, prev_last = states
-        x, aux_first, first = self._unscanned_layers(
-            self.first, x, seq, prev_first, memory, keys[0]
+        links = self.make_links(x)
+        (x, links), aux_first, first = self._unscanned_layers(
+            self.first, x, links, seq, prev_first, memory, keys[0]
         )
-        x, aux_blocks, blocks = self._scan_repeats(x, seq, prev_blocks, memory, keys[1])
-        x, aux_last, last = self._unscanned_layers(self.last, x, seq, prev_last, memory, keys[2])
+        (x, links), aux_blocks, blocks = self._scan_repeats(
+            x, links, seq, prev_blocks, memory, keys[1]
+        )
+        (x, _), aux_last, last = self._unscanned_layers(
+            self.last, x, links, seq, prev_last, memory, keys[2]
+        )
         x = x if self.norm is None else self.norm(x)
         return (
             x,
@@ -148,6 +155,19 @@ class Stack(nnx.Module):
             [repeated_state(b) for b in self.blocks],
             [block_state(b) for b in self.last],
         )
+
+    def make_links(self, x: Float[Array, "B T D"]) -> Links | None:
+        """Returns what the first layer reads of the others; None if no mixer is linked."""
+        specs: list[tuple[LinkSpec | None, tuple[int, ...]]] = []
+        end, period = len(self.first) + self.repeats * len(self.blocks), len(self.blocks)
+        for blocks, start in ((self.first, 0), (self.last, end)):
+            for number, block in enumerate(blocks, start):
+                spec = mixer_links(block.mixer)
+                rows = {} if spec is None else {k: row[None] for k, row in spec.rows.items()}
+                specs.append((spec and spec._replace(rows=rows), (number,)))
+        for number, block in enumerate(self.blocks, len(self.first)):
+            specs.append((mixer_links(block.mixer), tuple(range(number, end, period))))
+        return make_links(specs, x)
 
     def _check_state(self, state: StackState, batch_size: int, num_tokens: int) -> None:
         """Refuses a state of another model or batch size, which could broadcast, or a full one.
@@ -180,31 +200,34 @@ class Stack(nnx.Module):
         self,
         blocks: nnx.List,
         x: Array,
+        links: Links | None,
         seq: SequenceInfo,
         states: BlockStates,
         memory: Memory | None,
         key: Array | None,
-    ) -> tuple[Array, list[AuxMetrics], BlockStates]:
+    ) -> tuple[tuple[Array, Links | None], list[AuxMetrics], BlockStates]:
         auxes, new_states = [], []
         for block, state, k in zip(blocks, states, maybe_split_key(key, len(blocks)), strict=True):
-            x, aux, state = self._remat(_call_block)(block, x, seq, state, memory, k)
+            x, aux, state, links = self._remat(_call_block)(block, x, seq, links, state, memory, k)
+            links = next_layer(links)
             auxes.append(aux)
             new_states.append(state)
-        return x, auxes, new_states
+        return (x, links), auxes, new_states
 
     def _scan_repeats(
         self,
         x: Array,
+        links: Links | None,
         seq: SequenceInfo,
         states: BlockStates,
         memory: Memory | None,
         key: Array | None,
-    ) -> tuple[Array, list[AuxMetrics], BlockStates]:
+    ) -> tuple[tuple[Array, Links | None], list[AuxMetrics], BlockStates]:
         leaves, old_structure = jax.tree.flatten(states)
         structures = [old_structure]  # A state may know that it is no longer empty.
 
         def body(carry: Carry, repeat: Repeat) -> tuple[Carry, list[AuxMetrics]]:
-            x, stored = carry
+            x, links, stored = carry
             blocks, k, index = repeat
             prev = jax.tree.unflatten(
                 old_structure,
@@ -212,7 +235,10 @@ class Stack(nnx.Module):
             )
             auxes, new_states = [], []
             for block, state, kk in zip(blocks, prev, maybe_split_key(k, len(blocks)), strict=True):
-                x, aux, state = self._remat(_call_block)(block, x, seq, state, memory, kk)
+                x, aux, state, links = self._remat(_call_block)(
+                    block, x, seq, links, state, memory, kk
+                )
+                links = next_layer(links)
                 auxes.append(aux)
                 new_states.append(state)
             new, structure = jax.tree.flatten(new_states)
@@ -220,7 +246,7 @@ class Stack(nnx.Module):
             # States are written in place. As outputs of the scan they would be copied each time.
             update = jax.lax.dynamic_update_index_in_dim
             stored = [update(s, a, index, 0) for s, a in zip(stored, new, strict=True)]
-            return (x, stored), auxes
+            return (x, links, stored), auxes
 
         xs = (
             list(self.blocks),
@@ -231,10 +257,11 @@ class Stack(nnx.Module):
             unrolled = max(MAX_UNROLLED_LAYERS // max(len(self.blocks), 1), 1)  # repeats
             if self.config.scan or self.repeats > unrolled:
                 unroll = 1 if self.config.scan else unrolled
-                (x, leaves), auxes = jax.lax.scan(body, (x, leaves), xs, unroll=unroll)
+                carry, auxes = jax.lax.scan(body, (x, links, leaves), xs, unroll=unroll)
             else:
-                (x, leaves), auxes = _unrolled_scan(body, (x, leaves), xs, self.repeats)
-        return x, auxes, jax.tree.unflatten(structures[-1], leaves)
+                carry, auxes = _unrolled_scan(body, (x, links, leaves), xs, self.repeats)
+        x, links, leaves = carry
+        return (x, links), auxes, jax.tree.unflatten(structures[-1], leaves)
 
     def _remat(self, function: Callable[..., BlockOutput]) -> Callable[..., BlockOutput]:
         if self.config.remat == "none":
@@ -260,6 +287,9 @@ def _make_block(
         scale=scale,
     )
     channel_config = config.part_config(layer.channel, layer.channel_variant)
+    canon = make_canon_layers(
+        config.canon_points(layer), config.block.canon_width, key=jax.random.fold_in(key, 3)
+    )
     return Block(
         *(D, config.block_config(layer), config.norm, mixer),
         CHANNELS[layer.channel](D, channel_config, key=keys[1], scale=scale),
@@ -267,6 +297,7 @@ def _make_block(
         if has_cross_attention
         else None,
         skip_norm,
+        canon,
     )
 
 
@@ -278,11 +309,12 @@ def _call_block(
     block: Block,
     x: Array,
     seq: SequenceInfo,
+    links: Links | None,
     state: BlockState | None,
     memory: Memory | None,
     key: Array | None,
 ) -> BlockOutput:
-    return block(x, seq, state=state, memory=memory, key=key)
+    return block(x, seq, links=links, state=state, memory=memory, key=key)
 
 
 def _unrolled_scan(

@@ -16,6 +16,7 @@ from arch.layers.linear import linear
 from arch.layers.norms import Norm
 from arch.layers.patches import PatchEmbedding
 from arch.mixers.attention import Attention
+from arch.mixers.attention_config import cross_attention_cost
 from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.sequence import SequenceInfo
 from arch.sharding import P, make_matrix, make_param, make_vector
@@ -114,7 +115,7 @@ class AttentionPooler(nnx.Module):
         """Returns the cost for one image of `n_tokens` tokens."""
         context = CostContext(1, "bidirectional", n_tokens)
         parts = {
-            "pool_attention": Attention.cross_cost(tower.width, tower.attention, context),
+            "pool_attention": cross_attention_cost(tower.width, tower.attention, context),
             "pool_mlp": Mlp.cost(tower.width, tower.mlp, context),
         }
         terms = {

@@ -32,7 +32,7 @@ ROOMS: list[tuple[str, str, str]] = [
         "Architectures",
         "arch",
         "model part config pattern stack vision block sequence sharding part_cost scaling "
-        "weighted_sum layer_outputs taps",
+        "weighted_sum layer_outputs canon links taps",
     ),
     (
         "Cost",
@@ -42,9 +42,9 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Mixers",
         "arch/mixers",
-        "attention rope kv_cache mamba1 mamba2 gated_deltanet kda gdn2 delta_product gla "
-        "memory_heads latent_attention lstm gated_conv side_by_side short_conv "
-        "dt bidirectional",
+        "attention attention_config rope kv_cache mamba1 mamba2 gated_deltanet kda gdn2 "
+        "delta_product gla hgrn2 lightning memory_heads latent_attention lstm gated_conv "
+        "side_by_side bidirectional",
     ),
     (
         "Channels",
@@ -54,7 +54,8 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Shared layers",
         "arch/layers",
-        "embedding patches joint_embedding norms activations positions linear dropout pooler",
+        "embedding patches joint_embedding norms activations positions linear dropout pooler "
+        "short_conv dt",
     ),
     (
         "Operations",
@@ -80,8 +81,8 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Objectives",
         "objectives",
-        "types causal_lm fill_in_the_middle masked_lm denoising contrastive preference infonce "
-        "pooling mining mixture token_loss token_sets",
+        "types causal_lm multi_token fill_in_the_middle masked_lm denoising contrastive preference "
+        "infonce pooling mining mixture token_loss token_sets",
     ),
     (
         "Object stores",

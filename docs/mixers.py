@@ -29,7 +29,8 @@ causal mixer in both directions. `python docs/mixers.py` writes this page.
 EQUALITIES = """
 ## What equals what
 
-Tests check each equality (`tests/ops/test_ops_memory.py`), to 1e-12 in float64.
+Tests check each equality (`tests/ops/test_ops_memory.py`), to 1e-12 in float64. The mixer
+`gated_deltanet` with `decay=false` and `output_gate=false` is DeltaNet.
 
 | operation | setting | equals |
 |---|---|---|
@@ -38,15 +39,26 @@ Tests check each equality (`tests/ops/test_ops_memory.py`), to 1e-12 in float64.
 | `delta_rule` | the same, and `g` = 0 | DeltaNet |
 | `delta_rule` | `erase` = 0, `write` = 1 | gated linear attention |
 | `delta_rule` | keys of one step, or further steps with gates of 0 | the rule without steps |
-| `gla` | k = 1 - exp(g) | HGRN-2 |
-| `gla` | g = -slope, by `lightning_slopes` | lightning attention |
+| `gla` | k = 1 - exp(g) | HGRN-2 (`hgrn2`) |
+| `gla` | g = -slope, by `lightning_slopes` | lightning attention (`lightning`) |
 | `gla` | g = 0 | linear attention without a normalizer |
 """
+WIRING = """
+## What stands around mixers
+
+These settings change any pattern; their parameters, FLOPs and decoding state are billed.
+
+| setting | effect | source |
+|---|---|---|
+| `model.block.canon=ABCD` | Canon layers, h + conv(h) over `canon_width` tokens: at the input of the mixer (A), on queries, keys and values (B), at the input of the channel (C), on the hidden layer of an MLP and its gate (D) | arXiv:2512.17351 |
+| `model.attention.value_residual=true` | values become a v1 + b v with learned a and b, where v1 are the values of the first such layer with the same heads (a = b = 1/2 at first) | arXiv:2410.17897 |
+| `causal_lm.mtp_depth=1` | a module predicts the token after the next one from the hidden vectors and the next token's embedding; evaluation and decoding do not run it | arXiv:2412.19437 |
+"""  # noqa: E501
 
 
 def render() -> str:
     """Returns the page as Markdown."""
-    return HEAD + "".join(_row(name) for name in MIXERS) + EQUALITIES
+    return HEAD + "".join(_row(name) for name in MIXERS) + EQUALITIES + WIRING
 
 
 def _row(name: str) -> str:

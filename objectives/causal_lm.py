@@ -4,24 +4,28 @@ A document `bos t1 .. tn eos` gives the inputs `bos t1 .. tn` and the targets `t
 token of the text and its end are predicted once. If the end of a row cuts a document, the rest of
 the document continues in the next row, without the earlier tokens as context.
 
-With `fim_rate` some stretches of documents are rows of fill-in-the-middle in training.
+With `fim_rate` some stretches of documents are rows of fill-in-the-middle in training. With
+`mtp_depth`, further modules predict the tokens after the next one (`objectives/multi_token`).
 """
 
-import dataclasses
 from typing import ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array
 
 from arch import ModelConfig, SequenceInfo
+from arch.layers.dropout import maybe_split_key
 from arch.weighted_sum import AuxMetrics, WeightedSum
 from objectives.fill_in_the_middle import fill_in_the_middle
+from objectives.multi_token import MtpModule, append_layers, mtp_cost, run_modules, shift_left
 from objectives.token_loss import masked_sum, score_tokens
 from objectives.token_sets import TokenizerLike, require_single_stack
 from objectives.types import LossTerm, Metrics, RowFn, RowSpec, Trainable, aux_loss_terms
 from ops.cross_entropy import CrossEntropy
-from settings.types import Fraction, NonNegativeFloat, config
+from settings.types import Fraction, NonNegativeFloat, NonNegativeInt, config
 
 
 class TokenScores(NamedTuple):
@@ -29,6 +33,7 @@ class TokenScores(NamedTuple):
 
     scores: CrossEntropy
     aux: AuxMetrics
+    further_scores: tuple[CrossEntropy, ...] = ()  # Of the modules of multi-token prediction.
 
 
 @config
@@ -40,6 +45,10 @@ class CausalLM:
     # Share of the stretches of documents whose middle follows their end (arXiv:2207.14255).
     fim_rate: Fraction = 0.0
     fim_spm_rate: Fraction = 0.5  # Share of them with the suffix before the prefix.
+    # Number of modules that predict the tokens after the next one (multi-token prediction).
+    mtp_depth: NonNegativeInt = 0
+    # Coefficient of the mean loss of these modules (DeepSeek-V3: 0.3, at last 0.1).
+    mtp_coefficient: NonNegativeFloat = 0.3
 
     sums_over_rows: ClassVar[bool] = True
     memory_bank: ClassVar[None] = None
@@ -48,12 +57,16 @@ class CausalLM:
         """Returns the spec of packed rows of `seq_len` positions, read with the causal view."""
         require_single_stack("causal_lm", model.encoder.depth)
         return RowSpec(
-            text_length=seq_len, overlap=1, view="causal", allows_weights=not self.fim_rate
+            text_length=seq_len,
+            overlap=1,
+            view="causal",
+            allows_weights=not self.fim_rate,
+            extra_cost=mtp_cost(model, seq_len, self.mtp_depth),
         )
 
     def for_eval(self) -> "CausalLM":
-        """Returns the objective on texts in their own order."""
-        return dataclasses.replace(self, fim_rate=0.0)
+        """Returns the objective on texts in their own order, without multi-token prediction."""
+        return CausalLM(z_loss=self.z_loss)
 
     def make_row_fn(self, model: ModelConfig, seq_len: int, tokenizer: TokenizerLike) -> RowFn:
         """Returns `make_row`, on rearranged slices if `fim_rate` is not 0."""
@@ -90,22 +103,39 @@ class CausalLM:
             "is_prefix": np.zeros(length, bool),
         }
 
-    def make_head(self, model: ModelConfig, key: Array) -> None:
-        """Returns None, since the objective has no parameters of its own."""
-        return None
+    def make_head(self, model: ModelConfig, key: Array) -> nnx.List | None:
+        """Returns the modules of multi-token prediction; None if there are none."""
+        if not self.mtp_depth:
+            return None
+        return nnx.List(MtpModule(model, key=k) for k in jax.random.split(key, self.mtp_depth))
 
     def term_weights(self, batch: dict[str, Array]) -> dict[str, Array]:
         """Returns the sum of the weights of all targets, for each loss term."""
         total = jnp.sum(batch["weights"], dtype=jnp.float32)
-        return {"nats": total} | ({"z_loss": total} if self.z_loss else {})
+        terms = {"nats": total} | ({"z_loss": total} if self.z_loss else {})
+        further = (_further_weights(batch, k) for k in range(1, self.mtp_depth + 1))
+        return terms | {
+            f"mtp{k}_nats": jnp.sum(weights, dtype=jnp.float32)
+            for k, weights in enumerate(further, 1)
+        }
 
     def forward(
         self, trainable: Trainable, microbatch: dict[str, Array], key: Array | None
     ) -> TokenScores:
         """Runs the model with the causal view and scores every target."""
-        seq = SequenceInfo.from_batch(microbatch, "causal")
-        hidden, aux, _ = trainable.model(microbatch["tokens"], seq, key=key)
-        return TokenScores(score_tokens(trainable, hidden, microbatch["targets"]), aux)
+        seq, targets = SequenceInfo.from_batch(microbatch, "causal"), microbatch["targets"]
+        if not self.mtp_depth:
+            hidden, aux, _ = trainable.model(microbatch["tokens"], seq, key=key)
+            return TokenScores(score_tokens(trainable, hidden, targets), aux)
+        keys = maybe_split_key(key, 2)
+        hidden, aux, _ = trainable.model(microbatch["tokens"], seq, key=keys[0])
+        scores, further_scores = score_tokens(trainable, hidden, targets), []
+        modules = trainable.head, trainable.model
+        further, reports = run_modules(*modules, hidden, targets, seq, keys[1])
+        for k, hidden in enumerate(further, 1):
+            targets_k, _ = shift_left(targets, seq.segment_ids, k)
+            further_scores.append(score_tokens(trainable, hidden, targets_k))
+        return TokenScores(scores, append_layers(aux, reports), tuple(further_scores))
 
     def reduce(
         self, trainable: Trainable, out: TokenScores, batch: dict[str, Array]
@@ -116,6 +146,15 @@ class CausalLM:
         if self.z_loss:
             squares = masked_sum(jnp.square(out.scores.logsumexp), weights)
             terms["z_loss"] = LossTerm(squares, totals["z_loss"], self.z_loss)
+        for k, scores in enumerate(out.further_scores, 1):
+            nats = masked_sum(scores.loss, _further_weights(batch, k))
+            coefficient = self.mtp_coefficient / self.mtp_depth
+            terms[f"mtp{k}_nats"] = LossTerm(nats, totals[f"mtp{k}_nats"], coefficient)
         aux_terms, metrics = aux_loss_terms(trainable, out.aux, batch)
         correct = masked_sum(out.scores.correct.astype(jnp.float32), weights)
         return terms | aux_terms, metrics | {"accuracy": WeightedSum(correct, totals["nats"])}
+
+
+def _further_weights(batch: dict[str, Array], k: int) -> Array:
+    """Returns the weights of the targets that are k positions later in the same document."""
+    return shift_left(batch["weights"], batch["segment_ids"], k)[0]

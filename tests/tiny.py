@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from arch import CHANNELS, MIXERS, Model, ModelConfig, SequenceInfo
+from arch.block import BlockConfig
 from arch.channels.moe import MoeConfig
 from arch.layers.positions import PositionsConfig
 from arch.mixers.attention import AttentionConfig
@@ -20,8 +21,10 @@ from arch.mixers.gated_conv import GatedConvConfig
 from arch.mixers.gated_deltanet import GatedDeltaNetConfig
 from arch.mixers.gdn2 import Gdn2Config
 from arch.mixers.gla import GlaConfig
+from arch.mixers.hgrn2 import Hgrn2Config
 from arch.mixers.kda import KdaConfig
 from arch.mixers.latent_attention import LatentAttentionConfig
+from arch.mixers.lightning import LightningConfig
 from arch.mixers.mamba1 import Mamba1Config
 from arch.mixers.mamba2 import Mamba2Config
 from arch.mixers.rope import RopeConfig
@@ -45,6 +48,8 @@ SMALL: dict[str, Any] = {
     "gdn2": Gdn2Config(heads=2, chunk_size=4),
     "delta_product": DeltaProductConfig(heads=2, chunk_size=4),
     "gla": GlaConfig(heads=2, chunk_size=4, gate_rank=3),
+    "hgrn2": Hgrn2Config(heads=2, chunk_size=4),
+    "lightning": LightningConfig(heads=2, chunk_size=4),
     "moe": MoeConfig(num_experts=4, width=8),
 }
 BIDIRECTIONAL = {"bidirectional": BidirectionalConfig(weights="shared")}
@@ -62,6 +67,9 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "gate of a head in a forgetful window": attention(
             output_gate="head", forget_gate=True, window=3, position_encoding="none"
         ),
+        "value residual": attention(kv_heads=2, value_residual=True),
+        "canon": attention(kv_heads=2, bias_qkv=True, qk_norm="head")
+        | {"block": BlockConfig(canon="ABCD", canon_width=3)},
         "selected blocks": attention(kv_heads=1, block_size=2, top_blocks=2),
         "relative": attention(position_encoding="relative")
         | {"positions": PositionsConfig(num_buckets=8, max_distance=8)},
@@ -87,6 +95,11 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "default": {},
         "normed": BIDIRECTIONAL
         | {"side_by_side": SideBySideConfig("norm_mean", out_scales=(0.7, 1.3))},
+        "canon and value residual": attention(value_residual=True)
+        | {
+            "block": BlockConfig(wiring="parallel", norms=1, canon="BD"),
+            "side_by_side": SideBySideConfig(in_scales=(0.7, 1.3)),
+        },
     },
     "mamba1": {
         "default": {},
@@ -121,6 +134,23 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
                 heads=4, key_heads=2, key_dim=3, value_dim=2, chunk_size=4
             )
         },
+        "DeltaNet": {
+            "gated_deltanet": GatedDeltaNetConfig(
+                heads=2, decay=False, output_gate=False, chunk_size=4
+            )
+        },
+    },
+    "hgrn2": {
+        "default": {},
+        "bidirectional": {
+            "hgrn2": Hgrn2Config(heads=2, key_dim=3, value_dim=5, chunk_size=4),
+            "bidirectional": BidirectionalConfig(weights="separate", merge="gate"),
+        },
+    },
+    "lightning": {
+        "default": {},
+        "bidirectional": BIDIRECTIONAL
+        | {"lightning": LightningConfig(heads=2, head_dim=3, slopes="transnormer", chunk_size=4)},
     },
     "lstm": {"default": BIDIRECTIONAL},
     "gated_conv": {"default": {"gated_conv": GatedConvConfig(conv_bias=True)} | BIDIRECTIONAL},

@@ -60,12 +60,32 @@ class Mlp(nnx.Module):
         self, x: Float[Array, "B T D"], seq: SequenceInfo, *, key: Array | None = None
     ) -> tuple[Float[Array, "B T D"], AuxMetrics]:
         """Applies the feed-forward network to each token and returns no metrics."""
+        return self.finish(self.project(x), x, seq, key=key)
+
+    @staticmethod
+    def inner_widths(D: int, cfg: MlpConfig) -> tuple[int, ...]:
+        """Returns the widths of the hidden layer and of its gate."""
+        return (cfg.inner_dim(D),) * (2 if cfg.gated else 1)
+
+    def project(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T F"], ...]:
+        """Returns the hidden layer before its activation, and its gate if there is one."""
         bias = self.cfg.bias
-        hidden = [linear(x, self.w_in[...], self.b_in[...] if bias else None)]
-        if self.cfg.gated:
-            gate = linear(x, self.w_gate[...], self.b_gate[...] if bias else None)
-            hidden.append(gate if self.cfg.gate_scale == 1 else self.cfg.gate_scale * gate)
-        b_out = self.b_out[...] if bias else None
+        hidden = linear(x, self.w_in[...], self.b_in[...] if bias else None)
+        if not self.cfg.gated:
+            return (hidden,)
+        gate = linear(x, self.w_gate[...], self.b_gate[...] if bias else None)
+        return hidden, gate if self.cfg.gate_scale == 1 else self.cfg.gate_scale * gate
+
+    def finish(
+        self,
+        inner: tuple[Float[Array, "B T F"], ...],
+        x: Float[Array, "B T D"],
+        seq: SequenceInfo,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], AuxMetrics]:
+        """Activates the hidden layer and projects it to the residual stream."""
+        hidden, b_out = list(inner), self.b_out[...] if self.cfg.bias else None
         y = activate_and_project(self.cfg.activation, hidden, self.w_out[...], b_out)
         return y if self.cfg.out_scale == 1 else self.cfg.out_scale * y, {}
 

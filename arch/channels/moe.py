@@ -10,6 +10,7 @@ token's output does not depend on other rows of the batch. Only a fixed `expert_
 which published Switch Transformers run, drops tokens in evaluation too.
 """
 
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import jax
@@ -342,3 +343,20 @@ def _expert_biases(num_experts: int, width: int, spec: P) -> nnx.Param:
     zeros = nnx.initializers.zeros
     shape = num_experts, width
     return make_param(jax.random.key(0), shape, spec, zeros, role="vector", decay=False)
+
+
+def balances_batch(parts: Iterable[object]) -> bool:
+    """Whether a balance loss of experts is over the whole batch (`moe.balance_over`).
+
+    Raises:
+        ConfigError: if it is, and layers with experts differ in this or in their number.
+    """
+    moes = [part for part in parts if isinstance(part, MoeConfig)]
+    if not any(moe.balances_batch for moe in moes):
+        return False
+    if len({(moe.balances_batch, moe.num_experts) for moe in moes}) > 1:
+        raise ConfigError(
+            "model.moe.balance_over 'batch' needs an equal balance_over, routing, num_experts "
+            "and balance_loss in all variants of moe; use balance_over 'microbatch'"
+        )
+    return True

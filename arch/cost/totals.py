@@ -10,13 +10,14 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from arch.block import Block
+from arch.canon import canon_cost
 from arch.config import CHANNELS, ModelConfig, mixer_class
 from arch.layers.embedding import Embedding, OutputHead
 from arch.layers.joint_embedding import JointEmbedding
 from arch.layers.norms import Norm
 from arch.layers.pooler import Pooler
 from arch.layers.positions import RelativePositionBias
-from arch.mixers.attention import Attention
+from arch.mixers.attention_config import cross_attention_cost
 from arch.mixers.bidirectional import mixer_cost
 from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.pattern import LayerLayout
@@ -190,9 +191,11 @@ def _layer_costs(
         costs.append((layer.mixer, cost))
         channel_config = config.part_config(*layer[2:])
         costs.append((layer.channel, CHANNELS[layer.channel].cost(D, channel_config, context)))
+        if points := config.canon_points(layer):
+            costs.append(("canon", canon_cost(points, config.block.canon_width, context)))
         if has_cross_attention:
             costs.append(
-                ("cross_attention", Attention.cross_cost(D, config.cross_attention, context))
+                ("cross_attention", cross_attention_cost(D, config.cross_attention, context))
             )
     return costs
 

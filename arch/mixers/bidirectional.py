@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
+from arch.canon import inner_widths
 from arch.layers.dropout import maybe_split_key
 from arch.layers.linear import linear
+from arch.links import LinkedOutput, Links, LinkSpec, call_mixer, join_links, mixer_links
 from arch.part import Memory, Mixer
 from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.sequence import SequenceInfo, View
@@ -66,21 +68,56 @@ class Bidirectional(nnx.Module):
         Raises:
             ValueError: if a state is given under the bidirectional view.
         """
+        y, _, state = self.call_linked(x, seq, None, state=state, memory=memory, key=key)
+        return y, state
+
+    def links(self) -> LinkSpec | None:
+        """Returns what each direction exchanges with the same direction of other layers."""
+        forward = mixer_links(self.forward)
+        backward = mixer_links(self.backward) if self.cfg.weights == "separate" else forward
+        return join_links({"forward.": forward, "backward.": backward})
+
+    def call_linked(
+        self,
+        x: Float[Array, "B T D"],
+        seq: SequenceInfo,
+        links: Links | None,
+        *,
+        state: PyTree | None = None,
+        memory: Memory | None = None,
+        key: Array | None = None,
+    ) -> LinkedOutput:
+        """Runs one direction, or both, each with its links.
+
+        Raises:
+            ValueError: if a state is given under the bidirectional view.
+        """
         keys = maybe_split_key(key, 2)
-        y, new_state = self.forward(x, seq, state=state, memory=memory, key=keys[0])
+        y, links, new_state = call_mixer(
+            *(self.forward, x, seq, links),
+            prefix="forward.",
+            state=state,
+            memory=memory,
+            key=keys[0],
+        )
         if seq.causal:
-            return y, new_state
+            return y, links, new_state
         if state is not None:
             raise ValueError(
                 "decoding from a state needs a causal view; this mixer also reads rows backwards"
             )
         backward = self.backward if self.cfg.weights == "separate" else self.forward
-        z, _ = backward(jnp.flip(x, 1), seq.flip(), memory=memory, key=keys[1])
+        z, links, _ = call_mixer(
+            *(backward, jnp.flip(x, 1), seq.flip(), links),
+            prefix="backward.",
+            memory=memory,
+            key=keys[1],
+        )
         z = jnp.flip(z, 1)
         if self.cfg.merge == "sum":
-            return y + z, None
+            return y + z, links, None
         gate = jax.nn.sigmoid(linear(x, self.w_gate[...]))
-        return z + gate * (y - z), None
+        return z + gate * (y - z), links, None
 
     def init_state(self, batch_size: int, max_length: int, dtype: jnp.dtype) -> PyTree:
         """Returns the empty state of the forward direction."""
@@ -127,6 +164,17 @@ def mixer_views(
     views = mixer_class.supported_views(mixer_config)
     is_added = _needs_second_direction(mixer_class, mixer_config, cfg)
     return {**views, "bidirectional": "full"} if is_added else views
+
+
+def mixer_inner_widths(
+    mixer_class: type[Mixer], D: int, mixer_config: object, cfg: BidirectionalConfig
+) -> tuple[int, ...]:
+    """Returns the widths inside what `make_mixer` makes, at the point of its Canon layer.
+
+    A mixer that runs in both directions has none.
+    """
+    is_wrapped = _needs_second_direction(mixer_class, mixer_config, cfg)
+    return () if is_wrapped else inner_widths(mixer_class, D, mixer_config)
 
 
 def mixer_cost(

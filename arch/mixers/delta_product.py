@@ -12,8 +12,9 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from arch.layers.activations import gate
+from arch.layers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
 from arch.layers.linear import linear
-from arch.mixers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
+from arch.links import Links
 from arch.mixers.memory_heads import (
     ConvHeads,
     MatrixMemory,
@@ -75,7 +76,11 @@ class DeltaProduct(MatrixMemory[DeltaProductConfig]):
         self.w_out = make_matrix(keys[6], (H * Kv, D), P("model", "data"), scale)
 
     def update(
-        self, x: Float[Array, "B T D"], reset: Bool[Array, "B T"], state: MemoryState | None
+        self,
+        x: Float[Array, "B T D"],
+        reset: Bool[Array, "B T"],
+        state: MemoryState | None,
+        links: Links | None,
     ) -> tuple[Float[Array, "B T H Kv"], tuple[Array, ...], Float[Array, "B H K Kv"]]:
         """Runs the recurrence over each document, from `state` if there is one."""
         cfg, K, n = self.cfg, self.head_shape[1], self.cfg.householder_steps

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from arch.layers.linear import linear
-from arch.mixers.short_conv import ShortConv
+from arch.layers.short_conv import ShortConv
 from arch.part import Memory
 from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.sequence import CAUSAL_ONLY, SequenceInfo, View

@@ -2,8 +2,9 @@
 
 Each of H heads has a state [K Kv]. A token decays the state, removes the value at its key, and
 writes its own value there. With `allow_negative_eigenvalues` the eigenvalues of the transition
-reach down to -1 (arXiv:2411.12537), which state tracking needs. With
-`key_heads`, several heads share one query and one key (Qwen3-Next).
+reach down to -1 (arXiv:2411.12537), which state tracking needs. With `key_heads`, several heads
+share one query and one key (Qwen3-Next). Without `decay` and `output_gate` it is DeltaNet
+(arXiv:2406.06484).
 """
 
 from typing import ClassVar, Literal
@@ -15,8 +16,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from arch.layers.activations import activate, gate
+from arch.layers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
 from arch.layers.linear import linear
-from arch.mixers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
+from arch.layers.short_conv import ShortConv
+from arch.links import Links
 from arch.mixers.memory_heads import (
     MatrixMemory,
     MemoryState,
@@ -24,7 +27,6 @@ from arch.mixers.memory_heads import (
     memory_terms,
     unit_length,
 )
-from arch.mixers.short_conv import ShortConv
 from arch.part_cost import CostContext, PartCost
 from arch.sharding import P, make_matrix, make_param, make_vector
 from errors import ConfigError
@@ -44,6 +46,8 @@ class GatedDeltaNetConfig:
     key_dim: NonNegativeInt = 0  # Width of a head's keys (K); 0: 3/4 D / H.
     value_dim: NonNegativeInt = 0  # Width of a head's values (Kv); 0: 2 K.
     conv_width: PositiveInt = 4  # Width of the convolutions, in tokens.
+    decay: bool = True  # Decay the state by a factor that each token decides (DeltaNet: no).
+    output_gate: bool = True  # Multiply the normed outputs by a gate (DeltaNet: no).
     # Let eigenvalues of the transition lie in [-1, 1] instead of [0, 1].
     allow_negative_eigenvalues: bool = False
     chunk_size: PositiveInt = 64  # Tokens per chunk of the chunked algorithm (Q).
@@ -95,22 +99,28 @@ class GatedDeltaNet(MatrixMemory[GatedDeltaNetConfig]):
         self.w_q = make_matrix(keys[0], (D, G * K), P("data", "model"))
         self.w_k = make_matrix(keys[1], (D, G * K), P("data", "model"))
         self.w_v = make_matrix(keys[2], (D, H * Kv), P("data", "model"))
-        self.w_gate = make_matrix(keys[3], (D, H * Kv), P("data", "model"))
+        if cfg.output_gate:
+            self.w_gate = make_matrix(keys[3], (D, H * Kv), P("data", "model"))
         self.w_beta = make_matrix(keys[4], (D, H), P("data", "model"))
-        self.w_dt = make_matrix(keys[5], (D, H), P("data", "model"))
         self.convs = nnx.List(
             ShortConv(cfg.conv_width, width, bias=False, key=k)
             for width, k in zip((G * K, G * K, H * Kv), keys[6:9], strict=True)
         )
-        self.b_dt = make_dt_bias(keys[9], H, cfg.dt)
-        self.log_a = make_param(
-            keys[10], (H,), P("model"), log_a_init(1e-3, 16.0), role="vector", decay=False
-        )
+        if cfg.decay:
+            self.w_dt = make_matrix(keys[5], (D, H), P("data", "model"))
+            self.b_dt = make_dt_bias(keys[9], H, cfg.dt)
+            self.log_a = make_param(
+                keys[10], (H,), P("model"), log_a_init(1e-3, 16.0), role="vector", decay=False
+            )
         self.norm = make_vector(Kv, 1.0)
         self.w_out = make_matrix(keys[11], (H * Kv, D), P("model", "data"), scale)
 
     def update(
-        self, x: Float[Array, "B T D"], reset: Bool[Array, "B T"], state: MemoryState | None
+        self,
+        x: Float[Array, "B T D"],
+        reset: Bool[Array, "B T"],
+        state: MemoryState | None,
+        links: Links | None,
     ) -> tuple[Float[Array, "B T H Kv"], tuple[Array, ...], Float[Array, "B H K Kv"]]:
         """Runs the recurrence over each document, from `state` if there is one."""
         cfg, (H, K, Kv) = self.cfg, self.head_shape
@@ -124,11 +134,12 @@ class GatedDeltaNet(MatrixMemory[GatedDeltaNetConfig]):
             convs.append(conv_state)
         v, sharing = heads[2], H // (cfg.key_heads or H)
         q, k = (jnp.repeat(unit_length(y), sharing, axis=2) for y in heads[:2])
-        decay = -jnp.exp(self.log_a[...]) * softplus_dt(linear(x, self.w_dt[...]), self.b_dt[...])
-        beta = jax.nn.sigmoid(linear(x, self.w_beta[...]).astype(decay.dtype))
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        beta = jax.nn.sigmoid(linear(x, self.w_beta[...]).astype(wide))
         beta = ((2 * beta) if cfg.allow_negative_eigenvalues else beta)[..., None]
+        g = self._log_decay(x)[..., None] if cfg.decay else jnp.zeros_like(beta)
         y, new_state = delta_rule(
-            *(q * K**-0.5, k, v, decay[..., None], beta, beta),
+            *(q * K**-0.5, k, v, g, beta, beta),
             reset=reset,
             state=None if state is None else state.state,
             chunk_size=cfg.chunk_size,
@@ -139,8 +150,12 @@ class GatedDeltaNet(MatrixMemory[GatedDeltaNetConfig]):
     def gate_output(
         self, y: Float[Array, "B T C"], x: Float[Array, "B T D"]
     ) -> Float[Array, "B T C"]:
-        """Returns the normed outputs times a gate for each channel."""
-        return gate(y, linear(x, self.w_gate[...]), "silu")
+        """Returns the normed outputs times a gate for each channel, if there is one."""
+        return gate(y, linear(x, self.w_gate[...]), "silu") if self.cfg.output_gate else y
+
+    def _log_decay(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H"]:
+        dt = softplus_dt(linear(x, self.w_dt[...]), self.b_dt[...])
+        return -jnp.exp(self.log_a[...]) * dt
 
     def init_convs(self, batch_size: int, dtype: jnp.dtype) -> tuple[Array, ...]:
         """Returns the inputs of the convolutions before the first token: zeros."""
@@ -161,15 +176,15 @@ class GatedDeltaNet(MatrixMemory[GatedDeltaNetConfig]):
         shape = H, K, Kv = cfg.head_shape(D)
         channels = 2 * (cfg.key_heads or H) * K + H * Kv
         terms = memory_terms(
-            *(shape, 8.0, context),
+            *(shape, 6.0 + cfg.decay, context),
             implementation=cfg.implementation,
             chunk_size=cfg.chunk_size,
             by_channel=False,
         )
         return memory_cost(
             *(D, shape, context),
-            matrices=D * (channels + H * Kv + 2 * H),
-            vectors=2 * H + Kv,
+            matrices=D * (channels + cfg.output_gate * H * Kv + (1 + cfg.decay) * H),
+            vectors=2 * H * cfg.decay + Kv,
             terms=terms,
             convs=(channels, cfg.conv_width),
         )

@@ -12,13 +12,15 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
+from arch.layers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
 from arch.layers.linear import linear
-from arch.mixers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
+from arch.links import Links
 from arch.mixers.memory_heads import (
     ConvHeads,
     LowRank,
     MatrixMemory,
     MemoryState,
+    check_rank,
     head_widths,
     memory_cost,
     memory_terms,
@@ -53,8 +55,10 @@ class Gdn2Config:
         """Returns H, K and Kv in a model of width D.
 
         Raises:
-            ConfigError: if the heads do not divide the width and `key_dim` is 0.
+            ConfigError: if the heads do not divide the width and `key_dim` is 0, or the rank of
+                the maps to the gates is above the width.
         """
+        check_rank(D, "gdn2.gate_rank", self.gate_rank)
         return head_widths(D, "gdn2", "key_dim", self.heads, self.key_dim, self.value_dim)
 
 
@@ -77,7 +81,11 @@ class Gdn2(MatrixMemory[Gdn2Config]):
         self.w_out = make_matrix(keys[6], (H * Kv, D), P("model", "data"), scale)
 
     def update(
-        self, x: Float[Array, "B T D"], reset: Bool[Array, "B T"], state: MemoryState | None
+        self,
+        x: Float[Array, "B T D"],
+        reset: Bool[Array, "B T"],
+        state: MemoryState | None,
+        links: Links | None,
     ) -> tuple[Float[Array, "B T H Kv"], tuple[Array, ...], Float[Array, "B H K Kv"]]:
         """Runs the recurrence over each document, from `state` if there is one."""
         cfg, (H, K, _) = self.cfg, self.head_shape

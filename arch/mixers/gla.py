@@ -13,10 +13,12 @@ from jaxtyping import Array, Bool, Float
 
 from arch.layers.activations import gate
 from arch.layers.linear import linear
+from arch.links import Links
 from arch.mixers.memory_heads import (
     LowRank,
     MatrixMemory,
     MemoryState,
+    check_rank,
     head_widths,
     memory_cost,
     memory_terms,
@@ -48,8 +50,10 @@ class GlaConfig:
         """Returns H, K and Kv in a model of width D.
 
         Raises:
-            ConfigError: if the heads do not divide the width and `value_dim` is 0.
+            ConfigError: if the heads do not divide the width and `value_dim` is 0, or the rank
+                of the map to the decay is above the width.
         """
+        check_rank(D, "gla.gate_rank", self.gate_rank)
         H, Kv, K = head_widths(D, "gla", "value_dim", self.heads, self.value_dim, self.key_dim)
         return H, K if self.key_dim else max(Kv // 2, 1), Kv
 
@@ -69,7 +73,11 @@ class Gla(MatrixMemory[GlaConfig]):
         self.w_out = make_matrix(keys[5], (H * Kv, D), P("model", "data"), scale)
 
     def update(
-        self, x: Float[Array, "B T D"], reset: Bool[Array, "B T"], state: MemoryState | None
+        self,
+        x: Float[Array, "B T D"],
+        reset: Bool[Array, "B T"],
+        state: MemoryState | None,
+        links: Links | None,
     ) -> tuple[Float[Array, "B T H Kv"], tuple[Array, ...], Float[Array, "B H K Kv"]]:
         """Runs the recurrence over each document, from `state` if there is one."""
         cfg, (H, K, _) = self.cfg, self.head_shape

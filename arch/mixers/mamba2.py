@@ -13,10 +13,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from arch.layers.activations import Activation, activate
+from arch.layers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
 from arch.layers.linear import linear
 from arch.layers.norms import gated_rms_norm
-from arch.mixers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
-from arch.mixers.short_conv import ShortConv
+from arch.layers.short_conv import ShortConv
 from arch.part import Memory
 from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.sequence import CAUSAL_ONLY, SequenceInfo, View

@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 from arch.layers.activations import activate
 from arch.layers.linear import linear
 from arch.layers.norms import rms_norm
-from arch.mixers.short_conv import ShortConv
+from arch.layers.short_conv import ShortConv
+from arch.links import Links, LinkSpec
 from arch.part import Memory
 from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.sequence import CAUSAL_ONLY, SequenceInfo, View
@@ -47,8 +48,9 @@ class MemoryState(NamedTuple):
 class MatrixMemory(nnx.Module, Generic[C]):
     """The base of mixers with a state [K Kv] per head, which the outputs read.
 
-    A subclass has the parameters `norm` [Kv] and `w_out` [H Kv, D], and defines `update` and
-    `gate_output`, and `init_convs` if it has convolutions.
+    A subclass has the parameters `norm` ([Kv], or [H Kv] to norm all heads together) and `w_out`
+    [H Kv, D], and defines `update` and `gate_output`, `init_convs` if it has convolutions, and
+    `links` if it needs any.
     """
 
     cfg: C
@@ -57,7 +59,11 @@ class MatrixMemory(nnx.Module, Generic[C]):
     w_out: nnx.Param
 
     def update(
-        self, x: Float[Array, "B T D"], reset: Bool[Array, "B T"], state: MemoryState | None
+        self,
+        x: Float[Array, "B T D"],
+        reset: Bool[Array, "B T"],
+        state: MemoryState | None,
+        links: Links | None,
     ) -> tuple[Float[Array, "B T H Kv"], tuple[Array, ...], Float[Array, "B H K Kv"]]:
         """Returns what each token reads, the new states of the convolutions, and of the memory.
 
@@ -80,6 +86,10 @@ class MatrixMemory(nnx.Module, Generic[C]):
         """Returns the states of the convolutions before the first token."""
         return ()
 
+    def links(self) -> LinkSpec | None:
+        """Returns what the layers exchange; a subclass may define it."""
+        return None
+
     def __call__(
         self,
         x: Float[Array, "B T D"],
@@ -90,13 +100,30 @@ class MatrixMemory(nnx.Module, Generic[C]):
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], MemoryState | None]:
         """Updates and reads the memory in each document, from `state` if there is one."""
+        y, _, state = self.call_linked(x, seq, None, state=state)
+        return y, state
+
+    def call_linked(
+        self,
+        x: Float[Array, "B T D"],
+        seq: SequenceInfo,
+        links: Links | None,
+        *,
+        state: MemoryState | None = None,
+        memory: Memory | None = None,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Links | None, MemoryState | None]:
+        """Updates and reads the memory in each document, as the layer of its stack."""
         reset = seq.resets(None if state is None else state.last_segment)
-        y, convs, new_state = self.update(x, reset, state)
-        y = rearrange(rms_norm(y, self.norm[...], self.cfg.norm_eps), "b t h v -> b t (h v)")
+        y, convs, new_state = self.update(x, reset, state, links)
+        per_head, eps = self.norm.shape[-1] == y.shape[-1], self.cfg.norm_eps
+        y = rms_norm(y, self.norm[...], eps) if per_head else y
+        y = rearrange(y, "b t h v -> b t (h v)")
+        y = y if per_head else rms_norm(y, self.norm[...], eps)
         y = linear(self.gate_output(y, x), self.w_out[...])
         if state is None:
-            return y, None
-        return y, MemoryState(convs, new_state, seq.last_segment(state.last_segment))
+            return y, links, None
+        return y, links, MemoryState(convs, new_state, seq.last_segment(state.last_segment))
 
     def init_state(self, batch_size: int, max_length: int, dtype: jnp.dtype) -> MemoryState:
         """Returns an empty state for `batch_size` rows."""
@@ -182,6 +209,16 @@ def head_widths(
         )
     first = first or D // H
     return H, first, second or first
+
+
+def check_rank(D: int, setting: str, rank: int) -> None:
+    """Refuses a map of low rank through a layer that is wider than the model.
+
+    Raises:
+        ConfigError: if the rank is above the width.
+    """
+    if rank > D:
+        raise ConfigError(f"{setting} {rank} is above model.width {D}; nearest valid value: {D}")
 
 
 @recompute

@@ -12,12 +12,23 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
+from arch.canon import Inner, TwoStageMixer
 from arch.layers.dropout import maybe_split_key
 from arch.layers.norms import rms_norm
+from arch.links import (
+    Links,
+    LinkSpec,
+    call_mixer,
+    join_links,
+    links_within,
+    merge_links,
+    mixer_links,
+)
 from arch.mixers.bidirectional import (
     BidirectionalConfig,
     make_mixer,
     mixer_cost,
+    mixer_inner_widths,
     mixer_views,
 )
 from arch.mixers.kv_cache import KVCache
@@ -98,15 +109,62 @@ class SideBySide(nnx.Module):
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[PyTree, ...] | None]:
         """Runs every mixer on `x` and merges the outputs; a state has one entry per mixer."""
+        y, _, state = self.call_linked(x, seq, None, state=state, memory=memory, key=key)
+        return y, state
+
+    def links(self) -> LinkSpec | None:
+        """Returns what the mixers exchange, under their number in the layer."""
+        specs = {f"{i}.": mixer_links(mixer) for i, mixer in enumerate(self.mixers)}
+        return join_links(specs)
+
+    def call_linked(
+        self,
+        x: Float[Array, "B T D"],
+        seq: SequenceInfo,
+        links: Links | None,
+        *,
+        state: tuple[PyTree, ...] | None = None,
+        memory: Memory | None = None,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Links | None, tuple[PyTree, ...] | None]:
+        """Runs every mixer with its links and merges the outputs."""
+        return self.finish(self.project(x), x, seq, links, state=state, memory=memory, key=key)
+
+    @staticmethod
+    def inner_widths(D: int, cfg: SideBySideParts) -> tuple[int, ...]:
+        """Returns the widths inside all mixers, in their order."""
+        return tuple(width for widths in _inner_widths(D, cfg) for width in widths)
+
+    def project(self, x: Float[Array, "B T D"]) -> Inner:
+        """Computes what is convolved inside the mixers, in their order."""
+        inner: Inner = ()
+        for mixer, a in zip(self.mixers, self.parts.scales("in_scales"), strict=True):
+            if isinstance(mixer, TwoStageMixer):
+                inner += mixer.project(x if a == 1 else a * x)
+        return inner
+
+    def finish(
+        self,
+        inner: Inner,
+        x: Float[Array, "B T D"],
+        seq: SequenceInfo,
+        links: Links | None,
+        *,
+        state: tuple[PyTree, ...] | None = None,
+        memory: Memory | None = None,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], Links | None, tuple[PyTree, ...] | None]:
+        """Runs every mixer from what `project` returned, and merges the outputs."""
         count, cfg = len(self.mixers), self.parts.cfg
         if state is not None:
             _check_capacities(state)
         if self.supported_views(self.parts).get("prefix") == "causal":
             seq = dataclasses.replace(seq, is_prefix=None)
         outputs, states = [], []
-        for i, (mixer, part_state, k, a, b) in enumerate(
+        for i, (mixer, widths, part_state, k, a, b) in enumerate(
             zip(
                 self.mixers,
+                _inner_widths(x.shape[-1], self.parts),
                 (None,) * count if state is None else state,
                 maybe_split_key(key, count),
                 self.parts.scales("in_scales"),
@@ -114,12 +172,28 @@ class SideBySide(nnx.Module):
                 strict=True,
             )
         ):
-            y, new = mixer(x if a == 1 else a * x, seq, state=part_state, memory=memory, key=k)
+            scaled = x if a == 1 else a * x
+            prefix = f"{i}."
+            if isinstance(mixer, TwoStageMixer):
+                first, inner = inner[: len(widths)], inner[len(widths) :]
+                linked = links_within(links, prefix)
+                y, linked, new = mixer.finish(
+                    first, scaled, seq, linked, state=part_state, memory=memory, key=k
+                )
+                links = merge_links(links, prefix, linked)
+            else:
+                y, links, new = call_mixer(
+                    *(mixer, scaled, seq, links),
+                    prefix=prefix,
+                    state=part_state,
+                    memory=memory,
+                    key=k,
+                )
             if cfg.merge == "norm_mean":
                 y = rms_norm(y, self.norms[i][...], cfg.norm_eps) / count
             outputs.append(y if b == 1 else b * y)
             states.append(new)
-        return sum(outputs[1:], outputs[0]), None if state is None else tuple(states)
+        return sum(outputs[1:], outputs[0]), links, None if state is None else tuple(states)
 
     def init_state(self, batch_size: int, max_length: int, dtype: jnp.dtype) -> tuple[PyTree, ...]:
         """Returns the empty state of each mixer."""
@@ -156,6 +230,14 @@ class SideBySide(nnx.Module):
             name = name if cfg.names.count(name) == 1 else f"{name}{i}"
             terms |= {f"{name}.{term}": flops for term, flops in cost.terms.items()}
         return PartCost(params, active, terms, state_bytes)
+
+
+def _inner_widths(D: int, cfg: SideBySideParts) -> list[tuple[int, ...]]:
+    """Returns the widths inside each mixer."""
+    return [
+        mixer_inner_widths(mixer, D, part, cfg.bidirectional)
+        for mixer, part in zip(cfg.classes, cfg.configs, strict=True)
+    ]
 
 
 def _check_capacities(state: tuple[PyTree, ...]) -> None:

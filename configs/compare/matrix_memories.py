@@ -8,7 +8,7 @@ from protocol.study.study import Study
 
 __all__ = ["get_config", "study"]
 
-MEMORIES = ("gated_deltanet", "kda", "gdn2", "delta_product", "gla")
+MEMORIES = ("gated_deltanet", "kda", "gdn2", "delta_product", "gla", "hgrn2", "lightning")
 
 
 def study():

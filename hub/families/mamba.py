@@ -3,9 +3,9 @@
 import math
 
 from arch import ModelConfig
+from arch.layers.dt import DtConfig
 from arch.layers.embedding import HeadConfig
 from arch.layers.norms import NormConfig
-from arch.mixers.dt import DtConfig
 from arch.mixers.mamba1 import Mamba1Config
 from arch.mixers.mamba2 import Mamba2Config
 from errors import ConfigError

@@ -11,7 +11,7 @@ from protocol.records.safe_read import CheckedFields
 # Sections of `model` that a layer reads by naming the part.
 PART_SECTIONS = (
     *("attention", "local_attention", "side_by_side", "mamba1", "mamba2", "gated_deltanet", "lstm"),
-    *("kda", "gdn2", "delta_product", "gla"),
+    *("kda", "gdn2", "delta_product", "gla", "hgrn2", "lightning"),
     *("latent_attention", "gated_conv", "mlp", "moe"),
 )
 ENCODER_SECTIONS = ("encoder", "cross_attention")  # Read where `model.encoder.depth` is not 0.

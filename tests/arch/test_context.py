@@ -8,12 +8,17 @@ import tiny
 from test_contracts import check_gradients
 
 from arch import MIXERS, SequenceInfo
+from arch.block import BlockConfig
 from training import mesh as meshes
 
 T = 24
 REMATERIALISED = "Involuntary full rematerialization"
 CASES = [
     *((m, {}) if m == "mamba2" else pytest.param(m, {}, marks=pytest.mark.slow) for m in MIXERS),
+    pytest.param(
+        *("attention", tiny.attention(value_residual=True) | {"block": BlockConfig(canon="ABCD")}),
+        marks=pytest.mark.slow,
+    ),
     ("attention", tiny.attention(heads=4, position_encoding="relative", kv_heads=2, softcap=20.0)),
     pytest.param(
         *("attention", tiny.attention(heads=4, position_encoding="alibi", window=5)),

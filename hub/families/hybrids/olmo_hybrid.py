@@ -8,7 +8,7 @@ positions.
 import dataclasses
 
 from arch import ModelConfig
-from arch.mixers.dt import DtConfig
+from arch.layers.dt import DtConfig
 from arch.mixers.gated_deltanet import GatedDeltaNetConfig
 from arch.mixers.rope import RopeConfig
 from hub import layer_types, rotary

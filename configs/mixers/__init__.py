@@ -1,0 +1,1 @@
+"""Configs of mixers, besides those in `configs/`."""

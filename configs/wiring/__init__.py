@@ -1,0 +1,1 @@
+"""Configs of what stands around the parts of a block, or above them."""
