@@ -220,7 +220,8 @@ ROOMS: list[tuple[str, str, str]] = [
         "Published families",
         "hub",
         "run checkpoint hf_config config_limits harmless_keys family tensor_transforms "
-        "name_binding safetensors_io rotary layer_types config_equivalence reference_outputs "
+        "name_binding safetensors_io rotary layer_types config_equivalence "
+        "reference_outputs sentence_modules "
         "vocabulary model_card download",
     ),
 ]
