@@ -204,6 +204,11 @@ ROOMS: list[tuple[str, str, str]] = [
         "measure figures",
     ),
     (
+        "Rates over widths",
+        "protocol/transfer",
+        "search figures",
+    ),
+    (
         "Records",
         "protocol/records",
         "load run_record safe_read series seals study_record plan_file scores run_evidence "
