@@ -84,7 +84,8 @@ def run(argv: Sequence[str]) -> None:
     def measure_seconds(candidates: Mapping[str, Settings]) -> Mapping[str, float]:
         return step_timing.measure_step_seconds(candidates, folder, console.print)
 
-    matched = study.make_plan(spec, settings, data.tokenizer.vocab_size, measure_seconds)
+    pairs = data.select("preferences").record_counts
+    matched = study.make_plan(spec, settings, data.tokenizer.vocab_size, measure_seconds, pairs)
     prior = prior_results.load_prior_results(spec.results_dir, matched.plan)
     matched = matched._replace(plan=replace(matched.plan, noise_floors=prior.noise_floors))
     stage = _select_stage(args.stage, spec, matched.plan, prior)

@@ -75,6 +75,13 @@ class Data:
         """The share of the bytes of each split that the tokenizer gives back."""
         return {split: float(self._index(split)["decodes_back"]) for split in SPLITS}
 
+    @property
+    def record_counts(self) -> tuple[int, ...]:
+        """The number of records of each split of `SPLITS`; () for documents."""
+        if self.kind == "documents":
+            return ()
+        return self.train.n_records, self.valid.n_records, self.test.n_records
+
     def describe(self) -> JsonObject:
         """Returns the record of the data: fingerprints, source, and counts of each split."""
         indices = {split: self._index(split) for split in SPLITS}

@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from data.chats.marked_text import encode_parts, without_frame
+from data.chats.preferences import PREFERENCE_SOURCES
 from data.input_files import ReadStats, expand_user
-from data.loss_weights import WeightedDocument, WeightedPart
+from data.loss_weights import PreferenceRecord, WeightedDocument, WeightedPart
 from data.progress import progress
 from data.round_trip import RoundTrip
 from data.sources import SOURCES, DataConfig, ReadDocuments, TextSource
@@ -56,6 +57,7 @@ LOG = logging.getLogger(__name__)
 SOURCES_OF_KIND: Mapping[StoreKind, Mapping[str, Callable[[DataConfig], TextSource]]] = {
     "documents": SOURCES,
     "text_pairs": TEXT_PAIR_SOURCES,
+    "preferences": PREFERENCE_SOURCES,
 }
 
 
@@ -149,9 +151,11 @@ def _make_tokenizer(cfg: DataConfig, source: TextSource) -> Tokenizer:
 
 
 def document_texts(document: Document) -> Iterator[str]:
-    """Yields all texts of a text pair, or the text of a document, a long one in pieces."""
+    """Yields all texts of a record, or the text of a document, a long one in pieces."""
     if isinstance(document, LongText):
         yield from document.pieces()
+    elif isinstance(document, PreferenceRecord):
+        yield from (text.text for text in document.texts)
     elif isinstance(document, tuple):
         yield from document
     else:
@@ -165,8 +169,9 @@ def _has_tokens(tokenizer: Tokenizer) -> HasTokens:
 
     def has_tokens(document: Document) -> bool:
         are_found = map(is_encodable, document_texts(document))
-        # A text pair needs all of its texts.
-        return all(are_found) if isinstance(document, tuple) else any(are_found)
+        # A record needs all of its texts.
+        is_record = isinstance(document, tuple | PreferenceRecord)
+        return all(are_found) if is_record else any(are_found)
 
     return has_tokens
 
@@ -180,6 +185,8 @@ def _observe(read: ReadDocuments, overlap: SplitOverlap) -> ReadDocuments:
                 overlap.add(split, document.pieces())
             elif isinstance(document, tuple):
                 overlap.add_pair(split, document)
+            elif isinstance(document, PreferenceRecord):  # Many replies are stock phrases.
+                overlap.add(split, [document.prompt.text], with_ngrams=False)
             else:
                 parts = _weighted_parts(document)
                 overlap.add(split, [part.text for part in parts if part.weight])
@@ -289,7 +296,8 @@ def _add_block(
         texts = [part.text for document, _ in documents for part in _weighted_parts(document)]
         round_trips[split].add(texts, [ids for _, parts in documents for ids in parts])
         if writer.has_records:
-            writer.add_records([(p, size) for (_, p), size in zip(documents, sizes, strict=True)])
+            records = [_record_texts(tokenizer, *item) for item in documents]
+            writer.add_records(list(zip(records, sizes, strict=True)))
         elif writer.has_weights:
             weights = [_token_weights(document, parts) for document, parts in documents]
             writer.add_weighted([np.concatenate(parts) for _, parts in documents], sizes, weights)
@@ -297,10 +305,24 @@ def _add_block(
             writer.add([parts[0] for _, parts in documents], sizes)
 
 
+def _record_texts(
+    tokenizer: Tokenizer, document: Document, part_ids: list[np.ndarray]
+) -> list[np.ndarray]:
+    """Returns the ids of each text of a record, without a frame that a template writes."""
+    if not isinstance(document, PreferenceRecord):
+        return part_ids
+    ids = iter(part_ids)
+    texts = [np.concatenate([next(ids) for _ in text.parts]) for text in document.texts]
+    (prompt, chosen), (_, rejected) = (without_frame(tokenizer, [texts[0], x]) for x in texts[1:])
+    return [prompt, chosen, rejected]
+
+
 def _weighted_parts(document: Document) -> tuple[WeightedPart, ...]:
     """Returns the separately encoded parts of a document with their weights."""
     if isinstance(document, WeightedDocument):
         return document.parts
+    if isinstance(document, PreferenceRecord):
+        return tuple(part for text in document.texts for part in text.parts)
     return tuple(WeightedPart(text) for text in document_texts(document))
 
 

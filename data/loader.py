@@ -139,6 +139,8 @@ class Batches:
             bits = philox(self.seed, self._row_number(step, i), EXAMPLE_STREAM)
             slices = [item.tokens for item in rows[i]]
             arrays = self._make_row(slices, self.row_source.row_length, np.random.Generator(bits))
+            if "record" in arrays and rows[i]:
+                arrays["record"] = np.asarray(rows[i][0].record, np.int32)
             slice_weights = [item.weights for item in rows[i] if item.weights is not None]
             if slice_weights:
                 length = len(arrays["weights"])

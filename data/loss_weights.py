@@ -1,4 +1,7 @@
-"""Loss weights: a loss mask over the parts of a document, or one weight per document."""
+"""Loss weights: a loss mask over the parts of a document, or one weight per document.
+
+A preference is a record of three documents in parts (`data/chats/preferences.py`).
+"""
 
 import textwrap
 from dataclasses import dataclass
@@ -31,6 +34,20 @@ class WeightedDocument:
     def text(self) -> str:
         """The text of all parts."""
         return "".join(part.text for part in self.parts)
+
+
+@dataclass(frozen=True)
+class PreferenceRecord:
+    """A prompt with the reply that is chosen and the one that is rejected."""
+
+    prompt: WeightedDocument
+    chosen: WeightedDocument
+    rejected: WeightedDocument
+
+    @property
+    def texts(self) -> tuple[WeightedDocument, WeightedDocument, WeightedDocument]:
+        """The three texts, in the order in which a store holds them."""
+        return self.prompt, self.chosen, self.rejected
 
 
 def parse_weighted_document(

@@ -30,6 +30,7 @@ class DocumentSlice(NamedTuple):
     document: int
     start: int
     weights: np.ndarray | None = None  # Loss weight of each position; None: all are 1.
+    record: int = -1  # Number of the record in the split that the slice is of; -1: none.
 
 
 class FrameIds(NamedTuple):

@@ -15,14 +15,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from data.loss_weights import WeightedDocument
+from data.loss_weights import PreferenceRecord, WeightedDocument
 from data.text_files import LINE_BREAK, LONG_TEXT_BYTES, LongText
 from formatting import format_percent
 
-# What the documents of a store are: texts, or records of several texts (`data/text_pairs.py`).
-StoreKind = Literal["documents", "text_pairs"]
-# A text, or the texts of a text pair.
-Document = str | LongText | WeightedDocument | tuple[str, ...]
+# What a store holds: texts, or records of several texts (`data/text_pairs.py`,
+# `data/chats/preferences.py`).
+StoreKind = Literal["documents", "text_pairs", "preferences"]
+# A text, or the texts of a record.
+Document = str | LongText | WeightedDocument | tuple[str, ...] | PreferenceRecord
 DocumentStream = Iterator[tuple[str, Document]]  # (split, document)
 HasTokens = Callable[[Document], bool]
 
@@ -141,10 +142,12 @@ def assign_splits(documents: Iterable[Document], plan: HoldOutPlan) -> DocumentS
             yield (plan.lowest or {}).get(code) or _split_for(code, plan.shares), document
 
 
-def split_key(document: str | WeightedDocument | tuple[str, ...]) -> str:
-    """Returns the text that selects the split: that of a document, or a text pair's first."""
+def split_key(document: str | WeightedDocument | tuple[str, ...] | PreferenceRecord) -> str:
+    """Returns the text that selects the split: that of a document, or a record's first."""
     if isinstance(document, str):
         return document
+    if isinstance(document, PreferenceRecord):
+        return document.prompt.text
     return document.text if isinstance(document, WeightedDocument) else document[0]
 
 
@@ -154,10 +157,10 @@ def _is_blank(document: Document) -> bool:
 
 
 def _is_divisible(document: Document) -> bool:
-    """Returns whether a document may be cut: text pairs and chats are wholes."""
+    """Returns whether a document may be cut: records and chats are wholes."""
     if isinstance(document, WeightedDocument):
         return len(document.parts) == 1
-    return not isinstance(document, tuple)
+    return not isinstance(document, tuple | PreferenceRecord)
 
 
 def _hash(document: Document) -> tuple[int, int]:

@@ -76,6 +76,11 @@ class TokenStore:
         """The number of tokens of each document, int64."""
         return np.diff(self._offsets)
 
+    @property
+    def n_records(self) -> int:
+        """The number of records; 0: the documents are no texts of records."""
+        return 0 if self.record_offsets is None else len(self.record_offsets) - 1
+
     def slice(self, document: int, start: int, stop: int) -> np.ndarray:
         """Returns the tokens `start` to `stop` of a document, int32.
 
@@ -102,8 +107,11 @@ class TokenStore:
 
     def document(self, document: int) -> np.ndarray:
         """Returns all tokens of a document, int32."""
-        length = int(self._offsets[document + 1] - self._offsets[document])
-        return self.slice(document, 0, length)
+        return self.slice(document, 0, self.length(document))
+
+    def length(self, document: int) -> int:
+        """Returns the number of tokens of a document."""
+        return int(self._offsets[document + 1] - self._offsets[document])
 
     def sum_over_tokens(self, values: np.ndarray) -> int:
         """Returns the sum of `values[id]` over all tokens of the store, for integer values."""

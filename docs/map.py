@@ -65,7 +65,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Attention",
         "ops/attention",
-        "attention mask decay moba chunked kernels",
+        "attention mask decay moba chunked ring kernels",
     ),
     (
         "Recurrences",
@@ -81,8 +81,8 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Objectives",
         "objectives",
-        "types causal_lm multi_token masked_lm denoising contrastive infonce pooling mining "
-        "mixture token_loss token_sets",
+        "types causal_lm multi_token masked_lm denoising contrastive preference infonce pooling "
+        "mining mixture token_loss token_sets",
     ),
     (
         "Object stores",
@@ -99,7 +99,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Chats",
         "data/chats",
-        "templates program marked_text",
+        "templates preferences program marked_text",
     ),
     (
         "Files of published models",
@@ -148,7 +148,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Evaluation tasks",
         "eval/tasks",
-        "bits_per_byte masked denoised retrieval loss_by_position multiple_choice probe "
+        "bits_per_byte masked denoised retrieval preference loss_by_position multiple_choice probe "
         "similarity finetune inference sample baselines",
     ),
     (

@@ -14,22 +14,27 @@ from errors import ConfigError
 from eval.capability import PROBES
 from eval.split_part import SCORE_NAME, eval_share, select_part
 from eval.task import EvalContext, Score, ScoreValues, Task, TaskEntry
-from objectives import OBJECTIVES, Objective, Trainable, mixture_parts
+from objectives import OBJECTIVES, Objective, mixture_parts
 from settings.changes import with_changes
 from settings.json_types import JsonObject
 from settings.tree import as_json
 from settings.types import did_you_mean
 from training.distributed.multihost import run_on_main_process
 from training.loop import Evaluator, TrainJob
+from training.memory_bank import SINGLE_OBJECTIVE
 from training.run.console import LOGGER
 from training.run.folder import RunFolder
 from training.settings import Settings
+from training.state import TrainState
 
 # To add a task, write its file and add it here: the objective that it evaluates, and its class.
 TASKS: dict[str, TaskEntry] = {
     "bits_per_byte": TaskEntry("causal_lm", "eval.tasks.bits_per_byte:BitsPerByte"),
     "masked": TaskEntry("masked_lm", "eval.tasks.masked:MaskedTokenLoss"),
     "denoised": TaskEntry("denoising", "eval.tasks.denoised:DenoisingLoss"),
+    "preference": TaskEntry(
+        "preference", "eval.tasks.preference:PreferenceAccuracy", is_limited=False
+    ),
     "retrieval": TaskEntry("contrastive", "eval.tasks.retrieval:Retrieval", is_limited=False),
     "baselines": TaskEntry("causal_lm", "eval.tasks.baselines:Baselines", is_logged=False),
     "positions": TaskEntry("causal_lm", "eval.tasks.loss_by_position:LossByPosition"),
@@ -57,7 +62,10 @@ DEFAULT_TASKS: dict[str, tuple[str, ...]] = {
     "masked_lm": ("masked",),
     "denoising": ("denoised",),
     "contrastive": ("retrieval",),
+    "preference": ("preference",),
 }
+# The objective of which a model of another one is a model too, for tasks that read no split.
+READ_AS = {"preference": "causal_lm"}
 
 
 def resolve_tasks(settings: Settings, requested: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -67,11 +75,13 @@ def resolve_tasks(settings: Settings, requested: tuple[str, ...] = ()) -> tuple[
         ConfigError: if a task does not exist or cannot evaluate the objective of the run.
     """
     names = requested or settings.eval.tasks or default_tasks(settings)
-    accepted = {"", *(objective_kind(part.objective) for part in settings.mixture_parts())}
+    kinds = {objective_kind(part.objective) for part in settings.mixture_parts()}
+    read_as = {READ_AS[kind] for kind in kinds if kind in READ_AS}
     for name in names:
         if name not in TASKS:
             raise ConfigError(f"eval.tasks has {name!r}; {did_you_mean(name, TASKS)}")
-        if TASKS[name].objective not in accepted:
+        accepted = kinds if TASKS[name].is_limited else kinds | read_as
+        if TASKS[name].objective not in {"", *accepted}:
             raise ConfigError(
                 f"task {name!r} evaluates the objective {TASKS[name].objective}, but the run has "
                 f"{settings.objective}; remove it from eval.tasks"
@@ -94,14 +104,22 @@ def objective_kind(objective: Objective) -> str:
 def narrow_to_objective(ctx: EvalContext, objective: str) -> EvalContext:
     """Returns the context of the part of a mixture that has this objective.
 
-    It is the first part if no part has that objective.
+    If no part has that objective, it is a part that can be read as such (`READ_AS`), or the first.
     """
     parts = mixture_parts(ctx.objective)
-    part = next((p for p in parts if objective_kind(p.objective) == objective), parts[0])
+    by_kind = {objective_kind(part.objective): part for part in reversed(parts)}
+    part = by_kind.get(objective, parts[0])
+    for kind, other in by_kind.items():
+        if objective not in by_kind and READ_AS.get(kind) == objective:
+            part = other._replace(objective=OBJECTIVES[objective]())
     row_spec = part.objective.row_spec(ctx.settings.model, ctx.settings.train.seq_len)
     data = ctx.data.select(row_spec.store_kind)
+    banks = {SINGLE_OBJECTIVE: ctx.banks[part.name]} if part.name in ctx.banks else ctx.banks
     return ctx._replace(
-        trainable=part.select_trainable(ctx.trainable), objective=part.objective, data=data
+        trainable=part.select_trainable(ctx.trainable),
+        objective=part.objective,
+        data=data,
+        banks=banks,
     )
 
 
@@ -216,17 +234,18 @@ def make_evaluators(job: TrainJob) -> tuple[Evaluator, Evaluator]:
     n_steps = eval_share(program.settings, job.data) * program.settings.train.steps
     job.log.console.expect_evaluation(n_steps)
 
-    def make_context(trainable: Trainable) -> EvalContext:
-        return EvalContext(trainable, program.mesh, program.settings, program.objective, job.data)
+    def make_context(state: TrainState) -> EvalContext:
+        program_values = program.mesh, program.settings, program.objective
+        return EvalContext(state.trainable, *program_values, job.data, state.banks)
 
-    def during_training(trainable: Trainable, step: int) -> ScoreValues:
+    def during_training(state: TrainState, step: int) -> ScoreValues:
         entry = TASKS[tasks[0]]
-        ctx = narrow_to_objective(make_context(trainable), entry.objective)
+        ctx = narrow_to_objective(make_context(state), entry.objective)
         scores = entry(splits=("valid",))(ctx)
         return {score.name: score.value for score in scores}
 
-    def after_training(trainable: Trainable, step: int) -> ScoreValues:
-        ctx, names = make_context(trainable), resolve_tasks(program.settings)
+    def after_training(state: TrainState, step: int) -> ScoreValues:
+        ctx, names = make_context(state), resolve_tasks(program.settings)
         logged = [name for name in names if TASKS[name].is_logged]
         scores = evaluate(ctx, logged, job.run, step)
         evaluate(ctx, [name for name in names if name not in logged], job.run, step)

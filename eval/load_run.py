@@ -40,7 +40,8 @@ def load_run(path: Path, step: int | None = None) -> tuple[EvalContext, RunFolde
     check_record(path, record)
     settings = recorded_settings(record["settings"])
     data = open_data(settings.data, settings.store_kinds)
-    settings = resolve(settings, data.tokenizer.vocab_size)
+    pairs = data.select("preferences").record_counts
+    settings = resolve(settings, data.tokenizer.vocab_size, pairs)
     _warn_of_another_frame(path, record, run_framing(settings, data.tokenizer))
     mesh = meshes.make_mesh(meshes.MeshConfig())
     # The batch size of the run may not divide over the devices of this machine.
@@ -51,9 +52,11 @@ def load_run(path: Path, step: int | None = None) -> tuple[EvalContext, RunFolde
     program = make_program(local_settings, mesh)
     root = path / "checkpoints"
     step = restore.newest_step(root) if step is None else step
-    abstract = program.abstract_state.trainable
-    trainable = restore.restore_subset(root, step, abstract, "trainable")
-    return EvalContext(trainable, mesh, settings, program.objective, data), RunFolder(path), step
+    state = program.abstract_state
+    trainable = restore.restore_subset(root, step, state.trainable, "trainable")
+    banks = restore.restore_subset(root, step, state.banks, "banks") if state.banks else {}
+    ctx = EvalContext(trainable, mesh, settings, program.objective, data, banks)
+    return ctx, RunFolder(path), step
 
 
 def _warn_of_another_frame(path: Path, record: JsonObject, framing: dict[str, str]) -> None:

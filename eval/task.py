@@ -1,6 +1,7 @@
 """The interface of evaluation tasks: what a task reads, what it yields, and its table entry."""
 
 from collections.abc import Iterator
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple, Protocol
 
 from jax.sharding import Mesh
@@ -8,6 +9,7 @@ from jax.sharding import Mesh
 from data import Data
 from objectives import Objective, Trainable
 from settings.lazy import import_object
+from training.memory_bank import MemoryBanks
 from training.settings import Settings
 
 
@@ -19,6 +21,7 @@ class EvalContext(NamedTuple):
     settings: Settings
     objective: Objective
     data: Data
+    banks: MemoryBanks = MappingProxyType({})  # Those of the run, by the names of its objectives.
 
 
 class Score(NamedTuple):

@@ -13,6 +13,8 @@ from arch.channels.mlp import MlpConfig
 from arch.channels.moe import MoeConfig
 from arch.mixers.attention import AttentionConfig
 from arch.mixers.gated_deltanet import GatedDeltaNetConfig
+from arch.mixers.kda import KdaConfig
+from arch.mixers.latent_attention import LatentAttentionConfig
 from arch.mixers.mamba1 import Mamba1Config
 from arch.mixers.mamba2 import Mamba2Config
 from arch.mixers.rope import RopeConfig
@@ -135,6 +137,21 @@ def _canonical_part(part: Any, D: int) -> Any:
     if isinstance(part, GatedDeltaNetConfig):
         H, K, Kv = part.head_shape(D)
         return dataclasses.replace(part, key_heads=part.key_heads or H, key_dim=K, value_dim=Kv)
+    if isinstance(part, KdaConfig):
+        _, K, Kv = part.head_shape(D)
+        return dataclasses.replace(part, key_dim=K, value_dim=Kv, gate_rank=part.gate_rank or Kv)
+    if isinstance(part, LatentAttentionConfig):
+        r, dn, dr, dv = part.sizes(D)
+        is_rotated = part.position_encoding == "rope"
+        return dataclasses.replace(
+            part,
+            kv_rank=r,
+            nope_dim=dn,
+            rope_dim=dr,
+            value_dim=dv,
+            rope=_active_rope_fields(part.rope) if is_rotated else LatentAttentionConfig().rope,
+            scale=part.scale or (dn + dr) ** -0.5,
+        )
     if isinstance(part, Mamba2Config):
         C = part.sizes(D)[0]
         eps = part.norm_eps if part.norm != "none" else Mamba2Config().norm_eps

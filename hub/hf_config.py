@@ -95,6 +95,11 @@ class HfConfig:
         self._read_names.update(names)
         return self[next((name for name in names if name in self), names[0])]
 
+    def get_first(self, names: tuple[str, ...], default: T) -> T:
+        """Returns the value of a key that has several names, or `default` if all are null."""
+        self._read_names.update(names)
+        return self.get(next((name for name in names if name in self), names[0]), default)
+
     def require_value(self, name: str, *allowed: object) -> None:
         """Raises an error unless the value is in `allowed`; missing or null means the first one."""
         if self.get(name, allowed[0]) not in allowed:

@@ -20,6 +20,7 @@ class Transform(NamedTuple):
 IDENTITY = Transform(lambda x: x, lambda x: x)  # vectors, tables, GPT-2's [in, out] matrices
 TRANSPOSED = Transform(lambda x: x.T, lambda x: x.T)  # matrices [out, in]
 CONV1D = Transform(lambda x: x[:, 0].T, lambda x: x.T[:, None])  # depthwise [C, 1, K] to [K, C]
+PER_HEAD = Transform(lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, -1, 1))  # [1, 1, H, 1]
 
 
 class TensorMap(NamedTuple):

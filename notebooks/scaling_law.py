@@ -119,13 +119,13 @@ def make_evaluators(job):
     windows = [*read_batches(ctx, valid, stride=STRIDE)]
     _, evaluate_split = harness.make_evaluators(job)  # the whole split, for the board
 
-    def during_training(trainable, step):
-        totals, _ = evaluate_store(ctx._replace(trainable=trainable), valid, windows)
+    def during_training(state, step):
+        totals, _ = evaluate_store(ctx._replace(trainable=state.trainable), valid, windows)
         nats, n_tokens = totals["nats"]
         return {"windows/nats_per_token": nats / n_tokens}
 
-    def after_training(trainable, step):
-        return during_training(trainable, step) | evaluate_split(trainable, step)
+    def after_training(state, step):
+        return during_training(state, step) | evaluate_split(state, step)
 
     return during_training, after_training
 

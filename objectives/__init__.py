@@ -12,6 +12,7 @@ from objectives.contrastive import Contrastive
 from objectives.denoising import Denoising
 from objectives.masked_lm import MaskedLM
 from objectives.mixture import Mixture, MixtureConfig, MixturePart, mixture_parts
+from objectives.preference import Preference
 from objectives.token_sets import DummyTokenizer, TokenizerLike
 from objectives.types import (
     Batch,
@@ -35,6 +36,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "masked_lm": MaskedLM,
     "denoising": Denoising,
     "contrastive": Contrastive,
+    "preference": Preference,
 }
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "MixtureConfig",
     "MixturePart",
     "Objective",
+    "Preference",
     "RowFn",
     "RowSpec",
     "TokenizerLike",

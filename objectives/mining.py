@@ -64,15 +64,37 @@ class HardNegativeMiner(NamedTuple):
     forward: ForwardFn
 
     @property
-    def n_rows(self) -> int:
+    def n_rows(self) -> dict[str, int]:
         """The number of training rows whose matches form the pool."""
-        return self.mining.pool_size
+        return {"train": self.mining.pool_size}
 
-    def init(self, model_width: int, batch: dict[str, Array]) -> BankState:
-        """Returns the state with the matches of the rows of `batch` as pool, and zero vectors."""
-        texts = {name: jnp.asarray(batch[name])[:, 1] for name in TEXT_ARRAYS}
-        vectors = jnp.zeros((len(texts["tokens"]), self.projection_dim or model_width), jnp.float32)
-        return BankState(texts, jnp.asarray(batch["text_ids"])[:, 1], vectors)
+    def init(self, model_width: int, row: dict[str, Array]) -> BankState:
+        """Returns the state with a pool of padding, and zero vectors."""
+        P = self.mining.pool_size
+
+        def empty(x: Array) -> Array:
+            return jnp.zeros((P, x.shape[1]), x.dtype)
+
+        vectors = jnp.zeros((P, self.projection_dim or model_width), jnp.float32)
+        return BankState({n: empty(row[n]) for n in TEXT_ARRAYS}, empty(row["text_ids"]), vectors)
+
+    def add_rows(
+        self,
+        trainable: Trainable,
+        state: BankState,
+        split: str,
+        batch: dict[str, Array],
+        first: Array,
+        grad_accum_steps: int,
+    ) -> BankState:
+        """Returns the state with the matches of the rows in the pool."""
+        indices = first + jnp.arange(len(batch["tokens"]))
+
+        def insert(pool: Array, rows: Array) -> Array:
+            return pool.at[indices].set(rows[:, 1], mode="drop")
+
+        texts = {name: insert(state.texts[name], batch[name]) for name in TEXT_ARRAYS}
+        return state._replace(texts=texts, ids=insert(state.ids, batch["text_ids"]))
 
     def update_and_lookup(
         self,

@@ -4,7 +4,7 @@
 objectives, through which mypy checks them; they need no base class.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import jax.numpy as jnp
@@ -28,9 +28,10 @@ RowFn = Callable[[list[np.ndarray], int, np.random.Generator], dict[str, np.ndar
 
 
 # packed: documents one after another. slices: one stretch of one document. text_pairs: the texts of
-# a text pair, as data/text_pairs.py reads them.
-RowKind = Literal["packed", "slices", "text_pairs"]
-StoreKind = Literal["documents", "text_pairs"]  # As `open_data` opens them.
+# a text pair (data/text_pairs.py). preferences: a prompt, then the chosen and the rejected reply
+# (data/chats/preferences.py).
+RowKind = Literal["packed", "slices", "text_pairs", "preferences"]
+StoreKind = Literal["documents", "text_pairs", "preferences"]  # As `open_data` opens them.
 
 
 class RowSpec(NamedTuple):
@@ -95,21 +96,43 @@ BankState = TypeVar("BankState")  # The state of a memory bank, a pytree.
 
 
 class MemoryBank(Protocol[BankState]):
-    """A memory bank keeps rows of training text and their embeddings between steps.
+    """A memory bank keeps rows of text, or what the model makes of them, between steps.
 
     It lives on the device, in the state of the run (Wu et al., arXiv:1805.01978).
     """
 
     @property
-    def n_rows(self) -> int:
-        """The number of rows of training text in the bank."""
+    def n_rows(self) -> Mapping[str, int]:
+        """The number of rows that the bank reads of each split, such as {"train": 1024}."""
 
-    def init(self, model_width: int, batch: Batch) -> BankState:
-        """Returns the bank's initial state.
+    def init(self, model_width: int, row: Batch) -> BankState:
+        """Returns the state of a bank without rows.
 
         Args:
             model_width: Width of the model's hidden states.
-            batch: `n_rows` rows as the function of `make_row_fn` makes them, stacked.
+            row: The arrays of one row, as the function of `make_row_fn` makes them.
+        """
+
+    def add_rows(
+        self,
+        trainable: Trainable,
+        state: BankState,
+        split: str,
+        batch: Batch,
+        first: Array,
+        grad_accum_steps: int,
+    ) -> BankState:
+        """Returns the state with further rows, before the first step of a run.
+
+        It needs no more memory than one of `grad_accum_steps` microbatches.
+
+        Args:
+            trainable: The initial parameters of the run.
+            state: The state without these rows.
+            split: The split that the rows are of.
+            batch: The rows; padding follows the last of the `n_rows[split]` rows.
+            first: The number of rows of the split that the bank has already.
+            grad_accum_steps: The number of microbatches of a batch.
         """
 
     def update_and_lookup(
@@ -127,7 +150,7 @@ class MemoryBank(Protocol[BankState]):
         """
 
     def extra_tokens(self, steps: int, batch_size: int, seq_len: int) -> int:
-        """Returns the number of tokens that the model reads for the bank in a run.
+        """Returns the number of training tokens that the model reads for the bank in a run.
 
         They are read without a gradient, so the compute budget counts a third of their price.
         """

@@ -1,9 +1,9 @@
 """Communication between devices that hold parts of one row, along the mesh axis "context".
 
 All functions but `context_axis` run inside `map_shards`, on a device's part of the rows. Attention
-gathers keys and values (as Llama 3 does, arXiv:2407.21783, section 3.3.2). A recurrence that is
-linear in its state runs on all parts at once from a state of 0, and the effect of the incoming
-state is added afterwards.
+gathers keys and values (as Llama 3 does, arXiv:2407.21783, section 3.3.2), or passes them around
+(`ops/attention/ring.py`). A recurrence that is linear in its state runs on all parts at once from a
+state of 0, and the effect of the incoming state is added afterwards.
 """
 
 from collections.abc import Callable

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import jax
 
 from data.loader import ReadAhead
-from objectives import Metrics, Trainable
+from objectives import Metrics
 from settings.json_types import JsonObject
 from training.checkpoint.manager import CheckpointManager
 from training.distributed.fault_injection import FaultInjector
@@ -24,9 +24,9 @@ from training.step import raise_if_halted
 
 
 class Evaluator(Protocol):
-    """An evaluation of the parameters, during a run or at its end."""
+    """An evaluation of the state of a run, during the run or at its end."""
 
-    def __call__(self, trainable: Trainable, step: int) -> JsonObject:
+    def __call__(self, state: TrainState, step: int) -> JsonObject:
         """Returns the scores by name after `step` steps."""
 
 
@@ -199,6 +199,6 @@ class StopCallback(NamedTuple):
 def evaluate(log: MetricsLogger, evaluator: Evaluator, state: TrainState, step: int) -> JsonObject:
     """Runs an evaluator, logs its scores at `step` and returns them."""
     with jax.transfer_guard("allow"):
-        scores = evaluator(state.trainable, step)
+        scores = evaluator(state, step)
     log.write(step, scores)
     return scores

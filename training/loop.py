@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -35,7 +34,7 @@ from training.distributed.fault_injection import FaultInjector
 from training.distributed.multihost import AnyAcrossHosts
 from training.distributed.preemption import GracefulStop
 from training.distributed.watchdog import Watchdog
-from training.memory_bank import make_banks
+from training.memory_bank import fill_banks
 from training.metrics import StepMetrics
 from training.program import TrainProgram
 from training.run.folder import RunFolder
@@ -197,13 +196,13 @@ def restore_or_init(job: TrainJob, load_initial: Callable[[], Trainable] | None)
             fields = {name: meta[name] for name in ResumePoint._fields if name in meta}
             return ResumePoint(state, step, **fields)
         state = job.program.init()
-    settings = job.program.settings
-    state = state._replace(banks=make_banks(settings, job.data, job.program.mesh))
     if load_initial is not None:
         model, head = load_initial()
         head = state.trainable.head if head is None else head
         state = state._replace(trainable=Trainable(model, head))
-    return ResumePoint(state, 0, "")
+    program = job.program
+    banks = fill_banks(state.banks, state.trainable, program.settings, job.data, program.mesh)
+    return ResumePoint(state._replace(banks=banks), 0, "")
 
 
 def rollback(
@@ -254,8 +253,7 @@ def to_device(
         DataError: if names, shapes or dtypes are not those that the step was compiled for.
     """
     batch_size = program.settings.train.batch_size
-    rank, world = meshes.process_shard(program.mesh, batch_size)
-    first_row = rank * (batch_size // world)  # of the rows that this process has
+    _, world = meshes.process_shard(program.mesh, batch_size)
     shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     expected = {
         name: ((s.shape[0] // world, *s.shape[1:]), s.dtype)
@@ -266,19 +264,4 @@ def to_device(
             f"the batch of step {step} is {shapes}, the step was compiled for {expected}; an "
             "objective's `make_row` must give every row the same shapes"
         )
-    if jax.process_count() == 1:
-        return jax.device_put(
-            dict(arrays), {n: s.sharding for n, s in program.abstract_batch.items()}
-        )
-
-    def device_shard(array: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
-        start, stop = index[0].start or 0, index[0].stop or batch_size
-        return array[(slice(start - first_row, stop - first_row), *index[1:])]
-
-    with jax.transfer_guard("allow"):  # this transfer is as explicit as a device_put
-        return {
-            name: jax.make_array_from_callback(
-                s.shape, s.sharding, partial(device_shard, arrays[name])
-            )
-            for name, s in program.abstract_batch.items()
-        }
+    return meshes.shard_batch(program.mesh, arrays, batch_size)

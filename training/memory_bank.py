@@ -1,8 +1,11 @@
 """Memory banks of objectives (`objectives.MemoryBank`): an entry of the state for each.
 
-A bank holds rows of the training split that the seed selects once. It is saved with the rest of the
-state, so that a resumed run has the same bank as a run that was never interrupted.
+A bank holds rows that the seed selects once, or what the initial parameters make of them. It is
+saved with the rest of the state, so that a resumed run has the same bank as a run that was never
+interrupted.
 """
+
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from data import Data
+from data.loader import Batches
 from data.packing import permutation
 from data.text_rows import make_row_source
 from objectives import (
@@ -23,35 +27,45 @@ from objectives import (
     mixture_parts,
 )
 from training import mesh as meshes
+from training.run.console import LOGGER
 from training.settings import Settings
 
 BANK_RNG = 5  # purpose of random numbers
 SINGLE_OBJECTIVE = "objective"  # name of the bank of an objective outside a mixture
 
-MemoryBanks = dict[str, PyTree]  # by name of the part of a mixture, or SINGLE_OBJECTIVE
+MemoryBanks = Mapping[str, PyTree]  # by name of the part of a mixture, or SINGLE_OBJECTIVE
 
 
 def make_empty_banks(settings: Settings) -> MemoryBanks:
-    """Returns banks of padding with the shapes of those that `make_banks` returns."""
-    banks, train = MemoryBanks(), settings.train
+    """Returns banks without rows, which `fill_banks` adds."""
+    banks, train = dict[str, PyTree](), settings.train
     for name, (part, bank) in _parts_with_bank(settings.get_objective()).items():
         spec = part.objective.row_spec(settings.model, train.seq_len)
         make_row = part.objective.make_row_fn(settings.model, train.seq_len, DummyTokenizer())
         row = make_row([], spec.text_length, np.random.default_rng(0))
-        rows = {n: jnp.zeros((bank.n_rows, *x.shape), x.dtype) for n, x in row.items()}
-        banks[name] = bank.init(settings.model.width, rows)
+        arrays = {n: jnp.asarray(x) for n, x in row.items()}
+        banks[name] = bank.init(settings.model.width, arrays)
     return banks
 
 
-def make_banks(settings: Settings, data: Data, mesh: Mesh) -> MemoryBanks:
-    """Returns banks of training rows on the mesh; padding replaces rows that are missing."""
-    banks = MemoryBanks()
+def fill_banks(
+    banks: MemoryBanks, trainable: Trainable, settings: Settings, data: Data, mesh: Mesh
+) -> MemoryBanks:
+    """Returns empty banks with their rows; padding replaces rows that are missing.
+
+    `trainable` has the initial parameters of the run.
+    """
+    banks = dict(banks)
     for name, (part, bank) in _parts_with_bank(settings.get_objective()).items():
-        rows = _bank_rows(settings, part, bank.n_rows, data)
-        init = jax.jit(bank.init, static_argnums=0)
-        with jax.set_mesh(mesh):
-            state = init(settings.model.width, rows)
-            banks[name] = jax.device_put(state, meshes.replicated(mesh))
+        add_rows = jax.jit(
+            bank.add_rows, static_argnums=(2, 5), out_shardings=meshes.replicated(mesh)
+        )
+        args = part.select_trainable(trainable), settings.train.grad_accum_steps
+        for split, n_rows in bank.n_rows.items():
+            LOGGER.info("reading %d rows of the %s split, once for the whole run", n_rows, split)
+            for first, batch in _batches_of_rows(settings, part, split, n_rows, data, mesh):
+                with jax.set_mesh(mesh):
+                    banks[name] = add_rows(args[0], banks[name], split, batch, first, args[1])
     return banks
 
 
@@ -86,19 +100,25 @@ def _parts_with_bank(objective: Objective) -> dict[str, tuple[MixturePart, Memor
     }
 
 
-def _bank_rows(
-    settings: Settings, part: MixturePart, n_rows: int, data: Data
-) -> dict[str, np.ndarray]:
-    """The arrays [n_rows ...] of the training rows that the seed selects, with padding behind."""
+def _batches_of_rows(
+    settings: Settings, part: MixturePart, split: str, n_rows: int, data: Data, mesh: Mesh
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Yields the rows of a split that the seed selects, in batches with the number of rows before.
+
+    Each process makes its own share of a batch.
+    """
     train, seed = settings.train, settings.seed
     spec = part.objective.row_spec(settings.model, train.seq_len)
-    source = make_row_source(data.select(spec.store_kind).train, spec)
+    source = make_row_source(getattr(data.select(spec.store_kind), split), spec)
     make_row = part.objective.make_row_fn(settings.model, train.seq_len, data.tokenizer)
-    order = permutation(seed, 0, BANK_RNG, source.epoch_length // source.row_length)
-    indices = order[:n_rows].tolist()
-    rows = []
-    for index in [*indices, *[None] * (n_rows - len(indices))]:
-        texts = [] if index is None else [piece.tokens for piece in source.row(index)]
-        rng = np.random.default_rng((seed, 0 if index is None else index))
-        rows.append(make_row(texts, spec.text_length, rng))
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    order = permutation(seed, 0, BANK_RNG, source.epoch_length // source.row_length)[:n_rows]
+    rank, world = meshes.process_shard(mesh, train.batch_size)
+    batches = Batches(
+        *(source, train.batch_size, make_row, seed),
+        rank=rank,
+        world_size=world,
+        row_numbers=order,
+    )
+    for number in range(len(batches)):
+        first = np.asarray(number * train.batch_size, np.int32)
+        yield first, meshes.shard_batch(mesh, batches[number], train.batch_size)

@@ -6,9 +6,12 @@ declared where the parameters are (`arch/sharding.py`), and the compiler inserts
 """
 
 import math
+from collections.abc import Mapping
+from functools import partial
 from typing import Annotated
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -147,6 +150,30 @@ def batch_array_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     """Returns the sharding of an array [B], [B T] or [B .. T] of a batch."""
     inner = (*(None,) * (len(shape) - 2), "context") if len(shape) > 1 else ()
     return NamedSharding(mesh, divisible_spec(P(BATCH_AXES, *inner), shape, mesh.shape))
+
+
+def shard_batch(
+    mesh: Mesh, arrays: Mapping[str, np.ndarray], batch_size: int
+) -> dict[str, jax.Array]:
+    """Returns a batch of `batch_size` rows on the mesh, from the rows that this process has."""
+    shapes = {name: (batch_size, *array.shape[1:]) for name, array in arrays.items()}
+    shardings = {name: batch_array_sharding(mesh, shape) for name, shape in shapes.items()}
+    if jax.process_count() == 1:
+        return jax.device_put(dict(arrays), shardings)
+    rank, world = process_shard(mesh, batch_size)
+    first_row = rank * (batch_size // world)  # of the rows that this process has
+
+    def device_shard(array: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+        start, stop = index[0].start or 0, index[0].stop or batch_size
+        return array[(slice(start - first_row, stop - first_row), *index[1:])]
+
+    with jax.transfer_guard("allow"):  # this transfer is as explicit as a device_put
+        return {
+            name: jax.make_array_from_callback(
+                shapes[name], shardings[name], partial(device_shard, array)
+            )
+            for name, array in arrays.items()
+        }
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

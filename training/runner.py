@@ -1,13 +1,15 @@
 """From settings to a run: data, mesh, program, run folder and loop, or the report of a dry run."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 
-from data import Data, open_data
+from data import SPLITS, Data, open_data
 from data.round_trip import lossy_sentence
+from data.store import TokenStore
+from data.text_rows import cut_sentence
 from errors import CheckpointError, ConfigError
 from objectives import Trainable
 from settings.json_types import JsonObject
@@ -69,8 +71,20 @@ def prepare(
     data = open_data(settings.data, settings.store_kinds)
     if (sentence := lossy_sentence(data.decodes_back)) and multihost.is_main_process():
         LOGGER.warning(sentence)
-    settings = resolve(settings, data.tokenizer.vocab_size)
+    preferences = data.select("preferences")
+    settings = resolve(settings, data.tokenizer.vocab_size, preferences.record_counts)
+    for sentence in _cut_sentences(settings, preferences):
+        LOGGER.warning(sentence)
     return data, make_program(settings, meshes.make_mesh(settings.mesh, devices))
+
+
+def _cut_sentences(settings: Settings, preferences: Data) -> Iterator[str]:
+    """Yields a sentence for each split that rows cut, on the main process."""
+    if "preferences" in settings.store_kinds and multihost.is_main_process():
+        for split in SPLITS:
+            store: TokenStore = getattr(preferences, split)
+            if sentence := cut_sentence(store, settings.train.seq_len):
+                yield f"{split}: {sentence}"
 
 
 def dry_run(settings: Settings, origins: dict[str, str]) -> None:

@@ -19,9 +19,11 @@ from objectives import (
     MixtureConfig,
     MixturePart,
     Objective,
+    Preference,
     RowSpec,
     mixture_parts,
 )
+from settings.changes import with_changes
 from settings.tree import to_config_dict
 from settings.types import (
     MAX_INT32,
@@ -264,14 +266,30 @@ def max_row_length(settings: Settings) -> int:
     return max(length, *(max(spec.target_length, spec.source_length) for spec in specs))
 
 
-def resolve(settings: Settings, vocab_size: int) -> Settings:
+def resolve(settings: Settings, vocab_size: int, pairs: tuple[int, ...] = ()) -> Settings:
     """Returns the settings with the values that depend on the data.
 
-    These are the size of the vocabulary, and a learned position for each token of a row.
+    These are the size of the vocabulary, a learned position for each token of a row, and the
+    numbers of preferences that the reference reads.
+
+    Args:
+        settings: The settings of a run.
+        vocab_size: The size of the tokenizer's vocabulary.
+        pairs: The number of preferences of each split; () if the data are not known.
 
     Raises:
-        ConfigError: if model.vocab_size is below the size of the tokenizer's vocabulary.
+        ConfigError: if model.vocab_size is below the size of the tokenizer's vocabulary, or if
+            preference.pairs are not those of the data.
     """
+    objectives = (part.objective for part in settings.mixture_parts())
+    preference = next((x for x in objectives if isinstance(x, Preference)), None)
+    if preference and pairs:
+        if preference.pairs not in ((), pairs):
+            raise ConfigError(
+                f"preference.pairs is {preference.pairs}, but the splits of the data have {pairs} "
+                "preferences; set it to ()"
+            )
+        settings = with_changes(settings, {"preference.pairs": pairs})
     model = settings.model
     if 0 < model.vocab_size < vocab_size:
         raise ConfigError(

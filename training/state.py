@@ -50,7 +50,7 @@ class TrainState(NamedTuple):
     trainable: Trainable
     opt_state: optax.OptState
     guard: UpdateGuard
-    banks: dict[str, PyTree]  # memory banks by objective, {} if there are none
+    banks: Mapping[str, PyTree]  # memory banks by objective, {} if there are none
 
 
 class ResumePoint(NamedTuple):

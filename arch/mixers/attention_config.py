@@ -58,7 +58,7 @@ class AttentionConfig:
     bias_out: bool = False  # Add a bias to the output projection.
     dropout: Probability = 0.0  # Dropout rate of the attention probabilities.
     # Implementation of attention; auto: chosen by platform.
-    implementation: Literal["auto", "reference", "xla", "cudnn", "splash"] = "auto"
+    implementation: Literal["auto", "reference", "xla", "cudnn", "splash", "ring"] = "auto"
 
     def check(self) -> None:
         """Checks the number of key/value heads, and the options that exclude each other.

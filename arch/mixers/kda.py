@@ -42,6 +42,7 @@ class KdaConfig:
     key_dim: NonNegativeInt = 0  # Width of a head's keys (K); 0: D / H.
     value_dim: NonNegativeInt = 0  # Width of a head's values (Kv); 0: K.
     gate_rank: NonNegativeInt = 0  # Rank of the maps to decay and output gate; 0: Kv.
+    gate_bias: bool = True  # Add a bias to the map to the output gate.
     conv_width: PositiveInt = 4  # Width of the convolutions, in tokens.
     # Let eigenvalues of the transition lie in [-1, 1] instead of [0, 1].
     allow_negative_eigenvalues: bool = False
@@ -70,7 +71,7 @@ class Kda(MatrixMemory[KdaConfig]):
         self.cfg, keys, rank = cfg, jax.random.split(key, 7), cfg.gate_rank or Kv
         self.qkv = ConvHeads(D, H, (K, K, Kv), cfg.conv_width, key=keys[0])
         self.decay = LowRank(D, rank, H * K, key=keys[1])
-        self.gate = LowRank(D, rank, H * Kv, key=keys[2], bias=0.0)
+        self.gate = LowRank(D, rank, H * Kv, key=keys[2], bias=0.0 if cfg.gate_bias else None)
         self.w_beta = make_matrix(keys[3], (D, H), P("data", "model"))
         self.b_dt = make_dt_bias(keys[4], H * K, cfg.dt)
         self.log_a = make_param(
@@ -127,7 +128,7 @@ class Kda(MatrixMemory[KdaConfig]):
         return memory_cost(
             *(D, shape, context),
             matrices=D * (channels + H + 2 * rank) + rank * H * (K + Kv),
-            vectors=H * Kv + H * K + H + Kv,
+            vectors=cfg.gate_bias * H * Kv + H * K + H + Kv,
             terms=terms,
             convs=(channels, cfg.conv_width),
         )

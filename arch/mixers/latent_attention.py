@@ -52,7 +52,7 @@ class LatentAttentionConfig:
     norm_eps: NonNegativeFloat = 1e-6  # Number added to the mean square in the norms of latents.
     bias: bool = False  # Add a bias to the products with D: down and output projections.
     # Implementation of attention; auto: chosen by platform.
-    implementation: Literal["auto", "reference", "xla", "cudnn", "splash"] = "auto"
+    implementation: Literal["auto", "reference", "xla", "cudnn", "splash", "ring"] = "auto"
 
     def check(self) -> None:
         """Checks that the shared key can be rotated.

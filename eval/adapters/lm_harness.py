@@ -18,9 +18,11 @@ from data.chats.templates import CHAT_TEMPLATES, TOKENIZER_TEMPLATE, Template, f
 from data.loss_weights import WeightedPart
 from errors import ConfigError, DataError
 from eval.generate import GREEDY, Sampling
+from eval.harness import narrow_to_objective
 from eval.likelihood import compute_likelihoods
 from eval.task import EvalContext
 from eval.text_generation import TextRequest, continue_texts, encode_prompt, text_model
+from objectives import CausalLM
 from settings.json_types import JsonObject
 from training.run.console import LOGGER
 
@@ -52,8 +54,10 @@ class LmEvalModel:
 
     def __init__(self, ctx: EvalContext):
         super().__init__()
+        ctx = narrow_to_objective(ctx, "causal_lm")
         objective, has_encoder = ctx.settings.objective, ctx.settings.model.encoder.depth > 0
-        if objective != "causal_lm" and not (objective == "denoising" and has_encoder):
+        is_causal = isinstance(ctx.objective.for_eval(), CausalLM)
+        if not is_causal and not (objective == "denoising" and has_encoder):
             raise ConfigError(
                 f"lm-eval requires the likelihood of texts, the run is of objective {objective}; "
                 "give a run of causal_lm, or an encoder-decoder"

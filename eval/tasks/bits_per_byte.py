@@ -82,7 +82,7 @@ def evaluate_store(
     The windows are those of `batches` if given, else those of `read_batches`.
     """
     digest, totals = hashlib.sha256(), dict[str, np.ndarray]()
-    objective, sharding = ctx.objective.for_eval(), meshes.batch_sharding(ctx.mesh)
+    objective = ctx.objective.for_eval()
 
     def add_to_totals(sums: dict[str, tuple[Array, Array]]) -> None:
         for name, pair in jax.device_get(sums).items():
@@ -92,7 +92,10 @@ def evaluate_store(
     with jax.set_mesh(ctx.mesh):
         previous: dict[str, tuple[Array, Array]] = {}
         for arrays in read_batches(ctx, store) if batches is None else batches:
-            out = _batch_sums(objective, ctx.trainable, jax.device_put(arrays, sharding))
+            shardings = {
+                n: meshes.batch_array_sharding(ctx.mesh, x.shape) for n, x in arrays.items()
+            }
+            out = _batch_sums(objective, ctx.trainable, jax.device_put(arrays, shardings))
             # While the device computes, the host reads the batch before and makes the next one.
             digest.update(window_bytes(arrays))
             add_to_totals(previous)
@@ -132,7 +135,7 @@ def read_batches(
 
 def window_bytes(arrays: dict[str, np.ndarray]) -> bytes:
     """Returns inputs, targets, weights and segments of a batch as bytes, without padding rows."""
-    is_real = arrays["segment_ids"].any(axis=1)
+    is_real = arrays["segment_ids"].any(axis=tuple(range(1, arrays["segment_ids"].ndim)))
     columns = [arrays[name][is_real] for name in ("tokens", "targets", "weights", "segment_ids")]
     return b"".join(
         row.astype("<f4").tobytes() for window in zip(*columns, strict=True) for row in window

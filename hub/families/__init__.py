@@ -39,6 +39,7 @@ FAMILIES: LazyTable[HfFamily] = LazyTable(
         "phi3": "hub.families.phi3:PHI3",
         "deepseek_v2": "hub.families.deepseek:DEEPSEEK_V2",
         "deepseek_v3": "hub.families.deepseek:DEEPSEEK_V3",
+        "kimi_linear": "hub.families.hybrids.kimi_linear:KIMI_LINEAR",
         "olmo2": "hub.families.olmo:OLMO2",
         "olmo3": "hub.families.olmo:OLMO3",
         "olmo_hybrid": "hub.families.hybrids.olmo_hybrid:OLMO_HYBRID",

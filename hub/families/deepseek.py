@@ -36,20 +36,15 @@ BIAS_RATE = 1e-3  # Of the selection bias, if training continues (arXiv:2412.194
 
 
 def read_latent_attention(hf: HfConfig) -> LatentAttentionConfig:
-    """Reads latent attention, with the scale that YaRN gives the scores of DeepSeek-V3."""
-    dn, dr = hf["qk_nope_head_dim"], hf["qk_rope_head_dim"]
+    """Reads latent attention, without its rotary positions."""
     hf.require_value("num_key_value_heads", hf["num_attention_heads"])
-    rope = rotary.from_hf(hf, dr, style="interleaved")
-    growth = rotary.yarn_score_growth(hf)
     return LatentAttentionConfig(
         heads=hf["num_attention_heads"],
         kv_rank=hf["kv_lora_rank"],
         query_rank=hf.get("q_lora_rank", 0),
-        nope_dim=dn,
-        rope_dim=dr,
+        nope_dim=hf["qk_nope_head_dim"],
+        rope_dim=hf["qk_rope_head_dim"],
         value_dim=hf["v_head_dim"],
-        rope=rope,
-        scale=growth**2 * (dn + dr) ** -0.5 if growth != 1 else 0.0,
         bias=hf.get("attention_bias", False),
     )
 
@@ -83,7 +78,7 @@ def read_v2(hf: HfConfig) -> ModelConfig:
         group_score_top_k=1,
         normalize_weights=False,
     )
-    return _read(hf, moe, read_latent_attention(hf))
+    return _read(hf, moe)
 
 
 def read_v3(hf: HfConfig) -> ModelConfig:
@@ -98,10 +93,20 @@ def read_v3(hf: HfConfig) -> ModelConfig:
         normalize_weights=hf.get("norm_topk_prob", True),
         bias_update_rate=BIAS_RATE,
     )
-    return _read(hf, moe, read_latent_attention(hf))
+    return _read(hf, moe)
 
 
-def _read(hf: HfConfig, moe: MoeConfig, attention: LatentAttentionConfig) -> ModelConfig:
+def _read_rotated_attention(hf: HfConfig) -> LatentAttentionConfig:
+    """Reads latent attention, with the scale that YaRN gives the scores of DeepSeek-V3."""
+    a, growth = read_latent_attention(hf), rotary.yarn_score_growth(hf)
+    return dataclasses.replace(
+        a,
+        rope=rotary.from_hf(hf, a.rope_dim, style="interleaved"),
+        scale=growth**2 * (a.nope_dim + a.rope_dim) ** -0.5 if growth != 1 else 0.0,
+    )
+
+
+def _read(hf: HfConfig, moe: MoeConfig) -> ModelConfig:
     hf.ignore(*IGNORED_KEYS)
     hf.require_value("moe_layer_freq", 1)
     hf.require_value("mlp_bias", False)
@@ -117,7 +122,7 @@ def _read(hf: HfConfig, moe: MoeConfig, attention: LatentAttentionConfig) -> Mod
         vocab_multiple=1,
         norm=NormConfig(eps=hf.get("rms_norm_eps", 1e-6)),
         head=HeadConfig(tied=hf.get("tie_word_embeddings", False)),
-        latent_attention=attention,
+        latent_attention=_read_rotated_attention(hf),
         mlp=dataclasses.replace(
             ModelConfig().mlp, width=hf["intermediate_size"], activation=activation
         ),
@@ -168,9 +173,6 @@ def _write(config: ModelConfig) -> JsonObject:
     if "mlp" in channels[num_dense:]:
         raise LookupError("first_k_dense_replace")
     _, dn, dr, _ = a.sizes(D)
-    shared = m.shared_experts_config(D).inner_dim(D) if m.shared_experts else 0
-    if shared % m.inner_dim(D):
-        raise LookupError("n_shared_experts")
     growth = math.sqrt(a.scale * math.sqrt(dn + dr)) if a.scale else 1.0
     return {
         "hidden_size": D,
@@ -185,16 +187,28 @@ def _write(config: ModelConfig) -> JsonObject:
         "hidden_act": activation_name(m.activation),
         "first_k_dense_replace": num_dense,
         "n_routed_experts": m.num_experts,
-        "n_shared_experts": shared // m.inner_dim(D) or None,
+        "n_shared_experts": count_shared_experts(m, D) or None,
         "num_experts_per_tok": m.top_k,
         "moe_intermediate_size": m.inner_dim(D),
         "routed_scaling_factor": m.route_scale,
     }
 
 
+def count_shared_experts(m: MoeConfig, D: int) -> int:
+    """Returns how many experts the shared ones are, of the width of the others.
+
+    Raises:
+        LookupError: if they are not as wide as a number of others.
+    """
+    width = m.shared_experts_config(D).inner_dim(D) if m.shared_experts else 0
+    if width % m.inner_dim(D):
+        raise LookupError("n_shared_experts")
+    return width // m.inner_dim(D)
+
+
 def latent_attention_map(config: ModelConfig) -> tuple[TensorMap, ...]:
     """Returns the tensor names of latent attention."""
-    a = find_part(config, MIXER)
+    a = part_or_default(config, MIXER)
     _, dn, _, dv = a.sizes(config.width)
     ours = f"{LAYER}{MIXER}"
     return (
@@ -213,24 +227,31 @@ def latent_attention_map(config: ModelConfig) -> tuple[TensorMap, ...]:
     )
 
 
+def moe_map(hf_moe: str, gate: str, up: str, down: str) -> tuple[TensorMap, ...]:
+    """Returns the tensor names of experts whose matrices have these names, and of shared ones."""
+    shared = (("w_gate", "gate_proj"), ("w_in", "up_proj"), ("w_out", "down_proj"))
+    return (
+        *linear(f"{LAYER}moe.w_router", f"{hf_moe}.gate"),
+        identity(f"{LAYER}moe.balance_bias", f"{hf_moe}.gate.e_score_correction_bias"),
+        *experts_map(hf_moe + ".experts.{e}", gate, up, down),
+        *(
+            tensor_map
+            for ours, theirs in shared
+            for tensor_map in linear(
+                f"{LAYER}moe.shared.{ours}", f"{hf_moe}.shared_experts.{theirs}"
+            )
+        ),
+    )
+
+
 def name_map(config: ModelConfig) -> tuple[TensorMap, ...]:
     """Returns the tensor names of both families."""
-    shared = (("w_gate", "gate_proj"), ("w_in", "up_proj"), ("w_out", "down_proj"))
     return (
         *EMBEDDING_MAP,
         *latent_attention_map(config),
         *NORM_MAP,
         *mlp_map(HF_MLP),
-        *linear(f"{LAYER}moe.w_router", f"{HF_MLP}.gate"),
-        identity(f"{LAYER}moe.balance_bias", f"{HF_MLP}.gate.e_score_correction_bias"),
-        *experts_map(HF_MLP + ".experts.{e}", "gate_proj", "up_proj", "down_proj"),
-        *(
-            tensor_map
-            for ours, theirs in shared
-            for tensor_map in linear(
-                f"{LAYER}moe.shared.{ours}", f"{HF_MLP}.shared_experts.{theirs}"
-            )
-        ),
+        *moe_map(HF_MLP, "gate_proj", "up_proj", "down_proj"),
         *HEAD_MAP,
     )
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from ops.attention.chunked import chunked
 from ops.attention.kernels import cudnn, cudnn_unsupported_reason, splash, splash_unsupported_reason
 from ops.attention.mask import AttentionSpec, BiasFn, TokenIndex
+from ops.attention.ring import MIN_TOKENS, ring, ring_unsupported_reason
 from ops.context_parallel import all_gather_tokens, context_axis
 from ops.implementation import PS, batch_axes, map_shards, platform, select_implementation
 
@@ -66,7 +67,8 @@ def attention(
         dropout: Probability that an attention weight is set to 0.
         key: Random key of the dropout; None: no dropout.
         sinks: Score of each head's sink, which is neither scaled nor capped; None: no sinks.
-        implementation: Name of an implementation; None chooses by platform.
+        implementation: Name of an implementation, or "ring": where devices hold parts of a row,
+            keys and values go around. None chooses by platform, and the ring for long rows.
 
     Raises:
         ValueError: if shapes do not fit.
@@ -84,9 +86,14 @@ def attention(
     # Dropout is drawn for whole rows, so their tokens are not split over devices.
     context = None if spec.dropout else context_axis(T, S)
     if not context:
-        return _run_implementation(q, k, v, queries, keys, spec, implementation)
+        requested = None if implementation == "ring" else implementation  # one device has the row
+        return _run_implementation(q, k, v, queries, keys, spec, requested)
     if bias is not None and not isinstance(bias, jax.tree_util.Partial):
         bias = jax.tree_util.Partial(bias)
+
+    reasons = dict.fromkeys(IMPLEMENTATIONS) | {"ring": ring_unsupported_reason(keys, spec)}
+    preferred = ("ring",) if S >= MIN_TOKENS else ()
+    uses_ring = select_implementation("attention", implementation, reasons, preferred) == "ring"
 
     def attend(
         q: Array,
@@ -97,6 +104,8 @@ def attention(
         bias: BiasFn | None,
         sinks: Array | None,
     ) -> Array:
+        if uses_ring:
+            return ring(q, k, v, queries, keys, spec)
         local_spec = dataclasses.replace(spec, aligned=False, bias=bias, sinks=sinks)
         k, v, keys = all_gather_tokens((k, v, keys))
         return _run_implementation(q, k, v, queries, keys, local_spec, implementation)

@@ -11,7 +11,8 @@ are one row, keys that no query of a chunk can see are skipped. Inside, heads co
 import dataclasses
 import functools
 import itertools
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from ops.attention.mask import AttentionSpec, TokenIndex
 CHUNK_SIZE = 128  # queries in a chunk
 NUM_BANDS = 4  # groups of neighboring chunks; all chunks of a band read the same keys
 Tree = TypeVar("Tree")  # a pytree of arrays
+Results = TypeVar("Results", bound=tuple[Array, ...])
 
 
 class WindowLayout(NamedTuple):
@@ -73,12 +75,12 @@ def _attend(
     if spec.bias is None and not spec.dropout:
         plain_spec = dataclasses.replace(spec, sinks=None)
         return _attend_plainly(q, k, v, queries, keys, spec.sinks, plain_spec)
-    return jax.checkpoint(functools.partial(_attend_chunk, spec=spec))(
+    return jax.checkpoint(functools.partial(attend_chunk, spec=spec))(
         q, k, v, queries, keys, chunk
     )[0]
 
 
-def _attend_chunk(
+def attend_chunk(
     q: Array,
     k: Array,
     v: Array,
@@ -130,11 +132,16 @@ def _attend_plainly_forward(
     spec: AttentionSpec,
 ) -> tuple[Array, tuple]:
     spec = dataclasses.replace(spec, sinks=sinks)
-    o, lse = _attend_chunk(q, k, v, queries, keys, 0, spec=spec)
+    o, lse = attend_chunk(q, k, v, queries, keys, 0, spec=spec)
     return o, (q, k, v, queries, keys, sinks, o, lse)
 
 
-def _attend_plainly_backward(spec: AttentionSpec, residuals: tuple, d_o: Array) -> tuple:
+def attend_chunk_gradients(spec: AttentionSpec, residuals: tuple, d_o: Array) -> tuple:
+    """Returns the gradients of the arguments of `_attend_plainly` but for `spec`.
+
+    The residuals are these arguments, the outputs and their logsumexp. The last two may be those of
+    more keys than `k`: the gradients are then those that come through these keys.
+    """
     q, k, v, queries, keys, sinks, o, lse = residuals
     product = functools.partial(jnp.einsum, preferred_element_type=lse.dtype)
     scores, adjust_vjp = jax.vjp(spec.adjust_scores, _products(q, k), queries, keys)
@@ -154,7 +161,7 @@ def _attend_plainly_backward(spec: AttentionSpec, residuals: tuple, d_o: Array) 
     return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), d_queries, d_keys, d_sinks
 
 
-_attend_plainly.defvjp(_attend_plainly_forward, _attend_plainly_backward)
+_attend_plainly.defvjp(_attend_plainly_forward, attend_chunk_gradients)
 
 
 def _products(q: Array, k: Array) -> Float[Array, "B G rep T S"]:
@@ -176,12 +183,12 @@ def _attend_bands(
         stop = S if right is None else max(start, min(last * size + right, S))
         k_, v_, keys_ = _slice_tokens((k, v, keys), start, stop)
 
-        def attend_chunk(inputs: tuple, k_=k_, v_=v_, keys_=keys_) -> Array:
+        def attend(inputs: tuple, k_=k_, v_=v_, keys_=keys_) -> Array:
             chunk, q, queries = inputs
             return _attend(q, k_, v_, queries, keys_, chunk, spec=spec)
 
         rows = _split_chunks(_slice_tokens((q, queries), first * size, last * size), last - first)
-        o = jax.lax.map(attend_chunk, (jnp.arange(first, last), *rows))
+        o = jax.lax.map(attend, (jnp.arange(first, last), *rows))
         outputs.append(_merge_chunks(o))
     return jnp.concatenate(outputs, axis=3)
 
@@ -205,13 +212,39 @@ def _attend_windows(
         shifted = [x[i : i + count] for i in range(before + 1 + after)]
         return jnp.concatenate(shifted, axis=_token_axis(x))
 
-    def attend_chunk(inputs: tuple) -> Array:
+    def attend(inputs: tuple) -> Array:
         chunk, (q, queries), (k, v, keys) = inputs
         return _attend(q, k, v, queries, keys, chunk, spec=spec)
 
     query_chunks = _split_chunks((q, queries), count)
     inputs = (jnp.arange(count), query_chunks, jax.tree.map(neighbors, key_chunks))
-    return _merge_chunks(jax.lax.map(attend_chunk, inputs))
+    return _merge_chunks(jax.lax.map(attend, inputs))
+
+
+def map_query_chunks(
+    function: Callable[..., Results],
+    q: Float[Array, "B G rep T K"],
+    *more: Array | TokenIndex,
+    num_sums: int = 0,
+) -> Results:
+    """Runs `function` on chunks of the queries, whose results are joined along tokens.
+
+    `more` are further arrays of the queries. The last `num_sums` results are sums over queries,
+    which are added up.
+    """
+    T, rows = q.shape[3], (q, *more)
+    count, size = _chunk_sizes(T, CHUNK_SIZE)
+    chunks = _split_chunks(_pad_tokens(rows, 0, count * size), count)
+    like = jax.eval_shape(lambda chunks: function(*jax.tree.map(lambda x: x[0], chunks)), chunks)
+    num_joined = len(like) - num_sums
+
+    def step(sums: tuple[Array, ...], chunk: tuple) -> tuple[tuple[Array, ...], tuple]:
+        results = function(*chunk)
+        return jax.tree.map(jnp.add, sums, results[num_joined:]), results[:num_joined]
+
+    zeros = tuple(jnp.zeros(x.shape, x.dtype) for x in like[num_joined:])
+    sums, joined = jax.lax.scan(step, zeros, chunks)
+    return cast(Results, (*(_merge_chunks(x)[:, :, :, :T] for x in joined), *sums))
 
 
 def _window_layout(T: int, spec: AttentionSpec, keys: TokenIndex) -> WindowLayout | None:

@@ -36,6 +36,7 @@ OBJECTIVE_TITLES = {
     "masked_lm": "Masked language modeling",
     "denoising": "Denoising",
     "contrastive": "Contrastive learning",
+    "preference": "Preferences",
     "mixture": "A mixture of objectives",
 }
 RATIO_COLUMNS = ("params", "active_params", "training_flops", "tokens", "seconds", "state_bytes")

@@ -16,7 +16,9 @@ PART_SECTIONS = (
 )
 ENCODER_SECTIONS = ("encoder", "cross_attention")  # Read where `model.encoder.depth` is not 0.
 COMPUTE_ONLY_SETTINGS = ("scan", "remat")  # They change how a result is computed, not the result.
-OBJECTIVE_SECTIONS = ("causal_lm", "masked_lm", "denoising", "contrastive", "mixture")
+OBJECTIVE_SECTIONS = (
+    *("causal_lm", "masked_lm", "denoising", "contrastive", "preference", "mixture"),
+)
 # Settings of the optimizer that are read for some values of another one: (name of that one, values
 # for which they are read).
 OPTIMIZER_READERS: Mapping[str, tuple[str, tuple[str, ...]]] = {

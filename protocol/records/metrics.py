@@ -18,6 +18,7 @@ DEFAULT_METRICS = {  # Metric by objective, where the study declares none.
     "masked_lm": "test/masked_nats",
     "denoising": "test/denoised_nats",
     "contrastive": "test/recall@1",
+    "preference": "test/preference_accuracy",
 }
 DIRECTION: dict[str, Direction] = {  # By the name without split or task, and without @64 or @2x.
     "bits_per_byte": "lower",
@@ -32,6 +33,9 @@ DIRECTION: dict[str, Direction] = {  # By the name without split or task, and wi
     "recall": "higher",
     "recall@1_reverse": "higher",
     "mrr": "higher",
+    "preference_accuracy": "higher",
+    "preference_likelihood_accuracy": "higher",
+    "preference_nats": "lower",
     "accuracy": "higher",
     "accuracy_per_byte": "higher",
     "answer_nats": "lower",

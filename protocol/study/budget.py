@@ -297,8 +297,10 @@ def _with_steps(
         candidate = with_changes(settings, {"train.steps": steps})
         return compute_run_costs(candidate, step_seconds)._asdict()[axis]
 
-    steps = max(round(target / cost_of(1)), 1)
-    # Iterate, because the cost is not proportional to the steps: some work is not done in each.
+    # Some work is done once, as by the reference of preferences.
+    first, second = cost_of(1), cost_of(2)
+    steps = max(1 + round((target - first) / (second - first)), 1)
+    # Iterate, because the cost is not linear in the steps: some work is done in some of them.
     for _ in range(8):
         steps = max(round(steps * target / cost_of(steps)), 1)
     if abs(cost_of(steps) / target - 1) > tolerance:

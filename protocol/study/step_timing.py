@@ -68,7 +68,7 @@ def _measure_round(settings: Settings) -> list[float]:
 
 
 def _no_evaluators(job: TrainJob) -> tuple[Evaluator, Evaluator]:
-    return lambda trainable, step: {}, lambda trainable, step: {}
+    return lambda state, step: {}, lambda state, step: {}
 
 
 def _timing_key(settings: Settings) -> str:

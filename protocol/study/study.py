@@ -117,6 +117,7 @@ def make_plan(
     shared_settings: Settings,
     vocab_size: int,
     measure_seconds: MeasureSeconds | None = None,
+    pairs: tuple[int, ...] = (),
 ) -> MatchedPlan:
     """Returns the plan of a study.
 
@@ -125,6 +126,7 @@ def make_plan(
         shared_settings: the settings that all candidates share.
         vocab_size: size of the vocabulary.
         measure_seconds: measures the seconds per step of candidates, for the axis wall_clock.
+        pairs: the number of preferences of each split; () if the data has none.
     """
     cells: list[Cell] = []
     matched: dict[CellKey, MatchedModel] = {}
@@ -138,6 +140,7 @@ def make_plan(
                         "candidates",
                     ),
                     vocab_size,
+                    pairs,
                 )
                 for name, changes in study.candidates.items()
             }

@@ -26,7 +26,10 @@ NOUNS = ["cat", "dog", "fox", "cow", "owl", "hen", "ant", "bee", "pig", "rat"]
 LEARNERS = ("dense", "moe", "mamba1", "mamba2", "lstm", "hybrid")
 FAMILIES = sorted(p.stem for p in Path(families.__file__).parent.glob("[a-z]*.py"))
 STEPS, FEW = 30, 12
-LOSS_METRICS = {"causal_lm": "nats", "masked_lm": "masked_nats", "denoising": "denoised_nats"}
+LOSS_METRICS = {
+    **{"causal_lm": "nats", "masked_lm": "masked_nats", "denoising": "denoised_nats"},
+    "preference": "preference_nats",
+}
 SIZES = {
     "model.width": 32,
     "model.depth": 2,
@@ -68,13 +71,15 @@ def test_an_unknown_pair_is_refused(pair, capsys):
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    """Writes JSON lines with a text and a pair of texts each."""
+    """Writes JSON lines with a text, a pair of texts and a preference for capitals each."""
     folder, rng, lines = tmp_path_factory.mktemp("grid"), np.random.default_rng(0), []
     for _ in range(1500):
         nouns = [str(word) for word in rng.choice(NOUNS, 4)]
         a, b = f"the {nouns[0]} and {nouns[1]} {nouns[2]}", " ".join(nouns[:3]).upper()
         sentence = " ".join(f"the {word} and" for word in nouns)
-        lines.append(json.dumps({"a": a, "b": b, "text": sentence}))
+        record = {"a": a, "b": b, "text": sentence}
+        preference = {"prompt": a, "chosen": b, "rejected": b.lower()}
+        lines.append(json.dumps(record | preference))
     (folder / "text.jsonl").write_text("\n".join(lines))
     return folder
 
@@ -90,14 +95,16 @@ def unigram(text) -> float:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("architecture", LEARNERS)
 def test_thirty_steps_beat_what_knows_nothing(architecture, objective, text):
-    """Language models beat the byte frequencies, and a contrastive one its untrained encoder."""
+    """Language models beat the byte frequencies, a contrastive one its untrained encoder, and one
+    of preferences a coin."""
     c = grid.get_config(f"{architecture}-{objective}")
     if architecture == "hybrid":
         c.model.layers = ("mamba2+mlp", "attention+mlp")  # Two layers hold both mixers.
     change(c, SIZES)
     ctx, losses = train_for(c, text, STEPS)
     if objective in LOSS_METRICS:
-        assert np.mean(losses[-5:]) < unigram(text)
+        guess = 0.8 * np.log(2) if objective == "preference" else unigram(text)
+        assert np.mean(losses[-5:]) < guess
         return
     scores = {score.name: score.value for score in Retrieval(splits=("test",))(ctx)}
     assert scores["test/recall@1"] > scores["test/untrained_recall@1"]

@@ -192,7 +192,7 @@ def test_a_bamba_without_attention_uses_no_cache():
     assert checkpoint.find_export_family(mamba_only, "bamba")[1]["use_cache"] is False
 
 
-@pytest.mark.parametrize("name", ["phi3", "modernbert", "olmo_hybrid"])
+@pytest.mark.parametrize("name", ["phi3", "modernbert", "olmo_hybrid", "kimi_linear"])
 def test_an_id_of_the_reference_without_an_embedding_is_written_as_null(name, tmp_path):
     """Otherwise its class raises: the padding that a missing key means is beyond the table."""
     family, config = checkpoint.detect_family(goldens.FOLDER / name)

@@ -20,7 +20,7 @@ from hub.reference_outputs import make_sequence
 FEW = {"llama3", "bert", "t5_v1_0", "mixtral", "bamba"}
 # These have every tensor layout and every variant of old files once.
 WAYS = FEW | {"gpt2_hub", "bert_gamma_beta", "llama_sharded", "llama_bfloat16", "codegen"}
-WAYS |= {"falcon_40b", "mamba", "switch_transformers", "qwen3_next"}
+WAYS |= {"falcon_40b", "mamba", "switch_transformers", "qwen3_next", "kimi_linear"}
 STORED = [pytest.param(n, marks=[] if n in WAYS else pytest.mark.slow) for n in goldens.NAMES]
 SOME = [pytest.param(n, marks=[] if n in FEW else pytest.mark.slow) for n in goldens.NAMES]
 CAUSAL = [n for n in goldens.NAMES if "greedy_ids" in goldens.arrays(n, "expected")]

@@ -1,7 +1,7 @@
 """Tests options of published configs: the meaning of missing keys, and rare values.
 
 tests/goldens/families.json has the default of each key by `model_type`, from the classes of Hugging
-Face transformers 5.23.0.
+Face transformers 5.23.0 (of qwen3_next, olmo_hybrid and kimi_linear from 5.24.0).
 """
 
 import json
@@ -80,6 +80,27 @@ def test_an_olmo_hybrid_without_a_base_has_no_positions(changes):
     assert written["rope_theta"] is None and written["layer_types"] == keys["layer_types"]
 
 
+LISTS = {"kda_layers": [1, 2], "full_attn_layers": [4]}
+# Options that the publisher's files of Kimi Linear have, and other spellings of its keys.
+KIMI_OPTIONS = {"mla_use_nope": True, "moe_layer_freq": 1, "moe_router_activation_func": "sigmoid"}
+KIMI_OPTIONS |= {"use_grouped_topk": True, "num_nextn_predict_layers": 0, "rope_theta": 1e4}
+KIMI_SPELLINGS = {
+    "num_experts": "num_local_experts",
+    "num_experts_per_token": "num_experts_per_tok",
+}
+KIMI_SPELLINGS |= {"num_expert_group": "n_group", "moe_renormalize": "norm_topk_prob"}
+KIMI_SPELLINGS |= {"num_shared_experts": "n_shared_experts"}
+
+
+def test_both_spellings_of_the_keys_of_kimi_linear_mean_the_same():
+    keys = read_config(goldens.FOLDER / "kimi_linear")
+    keys |= {"num_expert_group": 3, "moe_renormalize": False, "num_shared_experts": 2}
+    respelled = {KIMI_SPELLINGS.get(name, name): value for name, value in keys.items()}
+    expected = outcome("kimi_linear", keys, ())
+    assert expected["layer1.moe.n_groups"] == 3 and expected["layer1.moe.top_groups"] == 1
+    assert outcome("kimi_linear", respelled | KIMI_OPTIONS, ()) == expected
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
@@ -87,6 +108,11 @@ def test_an_olmo_hybrid_without_a_base_has_no_positions(changes):
         ("olmo_hybrid", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not implemented"),
         ("qwen3_next", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not implemented"),
         ("qwen3_next", {"attention_bias": True}, "attention_bias True is not implemented"),
+        ("kimi_linear", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not implemented"),
+        ("kimi_linear", {"mla_use_nope": False}, "mla_use_nope False is not implemented"),
+        ("kimi_linear", {"mlp_layer_types": ["dense"]}, "must be a list of 4, .*sparse"),
+        ("kimi_linear", {"linear_attn_config": {"rank": 3}}, "it has no option rank"),
+        ("kimi_linear", {"linear_attn_config": LISTS}, "must list the layers 1 to 4"),
         ("qwen3_next", {"layer_types": ["full_attention"]}, "must be a list of 4, .*linear"),
     ],
 )

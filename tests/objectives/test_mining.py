@@ -58,8 +58,16 @@ OBJECTIVE = Contrastive(mining=MiningConfig(refresh_every=2, pool_size=P, hard_n
 
 @pytest.fixture(scope="module")
 def bank():
+    """The bank of P rows, which are added in two batches, the second with padding behind."""
     rows = batch_of(Contrastive(), seed=5, rows=P, empty=(4,))
-    return jax.device_get({"objective": OBJECTIVE.memory_bank.init(tiny.WIDTH, rows)})
+    miner = OBJECTIVE.memory_bank
+    state = miner.init(tiny.WIDTH, {name: x[0] for name, x in rows.items()})
+    for first, end in ((0, B + 4), (B + 4, P)):
+        batch = {n: np.resize(x[first:end], (B + 4, *x.shape[1:])) for n, x in rows.items()}
+        state = miner.add_rows(None, state, "train", batch, np.int32(first), 1)
+    for name in TEXT_ARRAYS:
+        np.testing.assert_array_equal(state.texts[name], rows[name][:, 1])
+    return jax.device_get({"objective": state})
 
 
 def first_batch():

@@ -24,6 +24,7 @@ from objectives import (
     MaskedLM,
     Mixture,
     MixturePart,
+    Preference,
     Trainable,
 )
 from objectives.token_sets import DummySpecials, is_word_start
@@ -64,7 +65,9 @@ def batch_of(objective, model, step: int, length: int = LENGTH) -> dict[str, np.
         while len(piece) < rows.text_length + rows.overlap:
             piece.append(after[piece[-1]])
         pieces = [np.array(piece, np.int32)]
-        if rows.n_texts > 1:  # the same tokens in another order
+        if rows.row_kind == "preferences":  # what follows the prompt, or the same in reverse
+            pieces = [np.array(x, np.int32) for x in (piece[:5], piece[5:10], piece[9:4:-1])]
+        elif rows.n_texts > 1:  # the same tokens in another order
             pieces = [np.array(piece[:5], np.int32), np.array(piece[4::-1], np.int32)]
         made.append(example(pieces, rows.text_length, rng))
     return {name: np.stack([row[name] for row in made]) for name in made[0]}
@@ -93,7 +96,8 @@ def test_the_loss_falls_below_the_unigram(name, mixer):
     is_initial = mixer == "attention" or name != "causal_lm"
     losses = learns(OBJECTIVES[name](), cfg, initial_model(cfg) if is_initial else tiny.model(cfg))
     if is_initial and OBJECTIVES[name].sums_over_rows:
-        assert abs(losses[0] - np.log(tiny.VOCAB)) < 0.5
+        n_choices = 2 if name == "preference" else tiny.VOCAB
+        assert abs(losses[0] - np.log(n_choices)) < 0.5
 
 
 @pytest.mark.parametrize(
@@ -116,7 +120,8 @@ def learns(objective, model, parameters) -> list[float]:
     trainable = Trainable(parameters, objective.make_head(model, jax.random.key(1)))
     state = state._replace(trainable=trainable)
     step = jax.jit(make_step(objective, tx, cfg, steps=STEPS, grad_accum_steps=1))
-    losses, guess = [], np.log(TEXT if objective.sums_over_rows else BATCH)
+    n_choices = TEXT if objective.sums_over_rows else BATCH
+    losses, guess = [], np.log(2 if isinstance(objective, Preference) else n_choices)
     for i in range(STEPS):
         state, metrics = step(state, batch_of(objective, model, i))
         losses.append(float(metrics["loss"].mean))

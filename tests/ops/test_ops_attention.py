@@ -412,6 +412,39 @@ def test_sharded_equals_single_device(shape):
         assert_same(jax.jit(functools.partial(pulled, run))(*placed), expected)
 
 
+RING_CASES = {
+    "causal": {"causal": True},
+    "window": {"causal": True, "window": (13, 0), "softcap": 3.0},
+    "both sides": {"causal": False, "window": (9, 20)},
+    "all": {"causal": False},
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "window")) for n in RING_CASES]
+)
+def test_a_ring_of_devices_computes_what_one_device_does(name, monkeypatch):
+    """Rows of documents and padding are cut into four parts, and these into chunks of queries."""
+    monkeypatch.setattr(attention_chunked, "CHUNK_SIZE", 8)
+    B, T = 2, 64
+    index, arrays = tokens(documents(B, T)), inputs(B, T, H=4)
+    is_prefix = (index.order < 5) & (name == "causal")
+
+    def run(implementation, is_prefix, q, k, v):
+        keys = index._replace(is_prefix=is_prefix) if name == "causal" else index
+        rule = {"scale": 0.3, "implementation": implementation} | RING_CASES[name]
+        return attention(q, k, v, index, keys, **rule)
+
+    expected = jax.jit(functools.partial(pulled, functools.partial(run, "reference", is_prefix)))(
+        *arrays
+    )
+    with jax.set_mesh(mesh((1, 1, 4, 1, 2))):
+        placed = [jax.device_put(x, PS(None, "context")) for x in arrays]
+        program = jax.jit(functools.partial(pulled, functools.partial(run, "ring", is_prefix)))
+        assert_same(program(*placed), expected)
+        assert "collective-permute" in program.lower(*placed).compile().as_text()
+
+
 def mesh(shape: tuple[int, ...]) -> jax.sharding.Mesh:
     return jax.make_mesh(shape, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 5)
 

@@ -23,7 +23,7 @@ from training.settings import Settings, resolve
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "goldens" / "configs.json"
 SCALE = {path.stem for path in (ROOT / "configs" / "scale").glob("*.py")}
-UNSIZED = {"quickstart", "contrastive", "chat", *SCALE}
+UNSIZED = {"quickstart", "contrastive", "chat", "preference", *SCALE}
 
 
 def shipped() -> list[str]:
@@ -91,7 +91,9 @@ def test_sizes_are_what_they_are_called(name):
 
 # The objectives that an architecture cannot do as configured, with the error messages.
 REFUSED = {
-    "encdec": dict.fromkeys(("causal_lm", "masked_lm", "contrastive"), "no input for an encoder"),
+    "encdec": dict.fromkeys(
+        ("causal_lm", "masked_lm", "contrastive", "preference"), "no input for an encoder"
+    ),
     "a plain mamba1": dict.fromkeys(
         ("masked_lm", "contrastive"), "mamba1.*model.bidirectional.weights=shared"
     ),
@@ -101,6 +103,7 @@ REFUSED = {
     "experts that choose": {
         "causal_lm": "moe.*model.moe.routing=token",
         "denoising": "moe.*model.moe.routing=token",
+        "preference": "moe.*model.moe.routing=token",
     },
 }
 PLAIN = {

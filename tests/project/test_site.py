@@ -33,6 +33,15 @@ def test_the_page_of_mixers_is_that_of_the_code():
     )
 
 
+def test_the_page_of_systems_is_that_of_the_presets():
+    """Every reference checkpoint that it names is there, and so is every family of presets."""
+    systems = load("systems")
+    assert (ROOT / "docs/systems.md").read_text("utf-8") == systems.render(), "run docs/systems.py"
+    for system in systems.SYSTEMS:
+        assert all((ROOT / "tests/goldens/hf" / name).is_dir() for name in system.goldens)
+        assert (ROOT / "configs/families" / f"{system.preset.partition(':')[0]}.py").is_file()
+
+
 def test_the_map_has_a_line_for_every_file():
     code_map = load("map")
     assert code_map.unlisted() == []

@@ -27,6 +27,7 @@ TWO_WAYS = {"bidirectional": {"weights": "shared"}}
 ARCHITECTURES = {  # Objective and model settings by name.
     "dense": ("causal_lm", {}),
     "muon": ("causal_lm", {}),
+    "ring": ("causal_lm", {"attention": {"implementation": "ring", "window": 9}}),
     "offload": ("causal_lm", {"remat": "offload"}),
     "moe": ("causal_lm", {"layers": ("attention+moe",), "moe": MOE}),
     "capacity": (
@@ -67,6 +68,7 @@ MESHES = {
 TRIED = {  # The meshes of each architecture; the first case is a quick test.
     "muon": ("dense", "fsdp", "tp", "copies", "rows"),
     "dense": ("all", "fsdp", "tp", "cp", "copies"),
+    "ring": ("cp", "dense"),
     "moe": ("ep", "all"),
     "capacity": ("ep",),
     "mamba2": ("fsdp", "tp", "cp"),

@@ -1,9 +1,9 @@
 """Fine-tunes a model on chats, in which only the replies are targets, on two CPU cores.
 
-    python -m configs.chat chats.jsonl
+    python -m configs.post_training.chat chats.jsonl
     train.py --config=configs/dense.py:tiny --config.train.steps=200 --workdir=base
     python -m hub export base folder
-    train.py --config=configs/chat.py --init_from=folder --workdir=chat
+    train.py --config=configs/post_training/chat.py --init_from=folder --workdir=chat
 
 This is how Vicuna was trained (lmsys.org/blog/2023-03-30-vicuna). The first command writes 1,500
 chats from the verse pairs of the embedded corpus: the user says a verse in Young's translation, and
@@ -31,6 +31,7 @@ def get_config():
     c = dense.get_config("tiny")
     c.data.source, c.data.path, c.data.chat_template = "jsonl", "chats.jsonl", "vicuna"
     c.data.valid_share = c.data.test_share = 0.05
+    c.data.max_shared = 0.02  # verses repeat each other
     c.train.steps, c.optimizer.warmup = 100, 0.1
     c.optimizer.learning_rate = 1e-3  # a quarter of the learning rate of pre-training
     return c

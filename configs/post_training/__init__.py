@@ -1,0 +1,1 @@
+"""Configs of the stages after pretraining: chats, then preferences."""
