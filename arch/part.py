@@ -5,7 +5,8 @@ recurrence. A **channel** is the part that processes each token by itself, such 
 `nnx.Module` classes, listed in the tables `MIXERS` and `CHANNELS` of `arch/config.py`, through
 which mypy checks them. They need no base class. The settings of a part, if any, are a `@config`
 class that is a section of `ModelConfig` under the same name; `cfg` is None for a part without
-settings. `arch/model.py` states the rules for stacked parameters.
+settings. `arch/model.py` states the rules for stacked parameters. Two further interfaces are
+optional: `LinkedMixer` in `arch/links.py`, and `TwoStagePart` in `arch/canon.py`.
 """
 
 from typing import Protocol, TypeVar

@@ -191,7 +191,8 @@ def added_up(g):
 
 CHUNKED = [
     ("mamba2", ssd),
-    *((name, channel_decay) for name in ("gated_deltanet", "kda", "gdn2", "delta_product", "gla")),
+    *((name, channel_decay) for name in ("gated_deltanet", "kda", "gdn2", "delta_product")),
+    *((name, channel_decay) for name in ("gla", "hgrn2", "lightning")),
 ]
 
 
