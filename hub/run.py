@@ -104,9 +104,13 @@ def import_as_run(
     tokenizer_folder = workdir / "tokenizer"
     if isinstance(tokenizer, JsonTokenizer):
         tokenizer.use_framing(tokenizer.specials, _framed_as(framing, tokenizer))
+    tokenizer_name = "bytes"
     if tokenizer is not None:
         tokenizer_folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(tokenizer_folder)
+        # In a store, the run replaces its scratch folder, and other machines have no such path.
+        scratch.upload_tree(tokenizer_folder)
+        tokenizer_name = scratch.url_of(tokenizer_folder) or str(tokenizer_folder.resolve())
     window = tokenizer.framing.window if tokenizer is not None else 0
     max_length = MAX_DENOISING_LENGTH if family.task == "seq2seq" else MAX_IMPORT_LENGTH
     longest = sentences.max_length if sentences else 0
@@ -116,10 +120,7 @@ def import_as_run(
     settings = Settings(
         model=config,
         objective=objective,  # type: ignore[arg-type]
-        data=dataclasses.replace(
-            data_config or DataConfig(),
-            tokenizer="bytes" if tokenizer is None else str(tokenizer_folder.resolve()),
-        ),
+        data=dataclasses.replace(data_config or DataConfig(), tokenizer=tokenizer_name),
         train=TrainConfig(steps=0, seq_len=length),
     )
     if sentences:
