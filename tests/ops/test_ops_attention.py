@@ -502,6 +502,9 @@ def test_shapes_that_do_not_fit_are_refused():
         attention(q[:, :3], k, v, index, index, causal=True, scale=1.0)
 
 
+SINKS = jax.ShapeDtypeStruct((4,), "float32")
+DECAY = jax.ShapeDtypeStruct((2, 256, 4, 2), "float32")
+BLOCKS = jax.ShapeDtypeStruct((2, 256, 4, 3), "int32")
 PLAIN = {"causal": True, "window": None, "prefix": False, "dtype": "bfloat16", "H": 4, "T": 256}
 
 
@@ -518,6 +521,9 @@ PLAIN = {"causal": True, "window": None, "prefix": False, "dtype": "bfloat16", "
         ("tpu", {"bias": lambda queries, keys: 0.0}, "xla"),
         ("tpu", {"dropout": 0.1}, "xla"),
         ("tpu", {"aligned": False}, "xla"),
+        *((name, {"sinks": SINKS}, "xla") for name in ("tpu", "gpu")),
+        *((name, {"log_decay": DECAY}, "xla") for name in ("tpu", "gpu")),
+        *((name, {"blocks": BLOCKS}, "xla") for name in ("tpu", "gpu")),
         ("tpu", {"dtype": "float16"}, "xla"),
         ("gpu", {}, "cudnn"),
         ("gpu", {"window": (7, 3), "prefix": True}, "cudnn"),
@@ -547,6 +553,9 @@ def test_platform_chooses(platform, changes, chosen, monkeypatch):
     arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     index = TokenIndex(
         *[jax.ShapeDtypeStruct((B, T), "int32")] * 3, "somewhere" if case.pop("prefix") else None
+    )
+    index = index._replace(
+        **{name: case.pop(name) for name in {"log_decay", "blocks"} & case.keys()}
     )
     attention(*arrays, index, index, scale=1.0, key=jax.random.key(0), **case)
     assert ran == [chosen]
