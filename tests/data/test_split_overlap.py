@@ -120,7 +120,8 @@ def test_a_changed_copy_of_a_text_pair_is_refused(tmp_path):
     quoting = f"{' '.join(train[0].split()[:16])} {' '.join(test[1].split())}"
     held_out = [(test[0], quoting), *zip(test[2::2], test[3::2], strict=True)]
     assert (
-        open_data(pairs_config(tmp_path, **pairs, test=held_out), (True,)).test.n_documents == 400
+        open_data(pairs_config(tmp_path, **pairs, test=held_out), ("text_pairs",)).test.n_documents
+        == 400
     )
     copy = [(f"See: {train[0]}", f"Verily, {train[1]}")]
     # Anchor, match and both together, of 200 pairs.
@@ -131,7 +132,7 @@ def test_a_changed_copy_of_a_text_pair_is_refused(tmp_path):
     (tmp_path / "leaked").mkdir()
     leaked = pairs_config(tmp_path / "leaked", **pairs, test=[*held_out[1:], *copy])
     with pytest.raises(DataError, match=expected):
-        open_data(leaked, (True,))
+        open_data(leaked, ("text_pairs",))
 
 
 def test_an_equal_text_pair_of_short_texts_is_shared():

@@ -12,6 +12,7 @@ from oracle import VOCAB, eval_context, nats, oracle, successor
 
 from errors import ConfigError
 from eval.adapters.lm_harness import LmEvalModel, make_lm_eval_model
+from objectives import MaskedLM
 
 
 def requests(*arguments) -> list[SimpleNamespace]:
@@ -75,7 +76,7 @@ def test_draws_depend_on_the_request_alone(reader):
 def test_what_cannot_be_answered_is_refused(reader, monkeypatch):
     masked = dataclasses.replace(reader.settings, objective="masked_lm")
     with pytest.raises(ConfigError, match="the run is of objective masked_lm; give a run of"):
-        LmEvalModel(reader._replace(settings=masked))
+        LmEvalModel(reader._replace(settings=masked, objective=MaskedLM()))
     with pytest.raises(ConfigError, match="has num_beams; known keys are until, max_gen_toks"):
         LmEvalModel(reader).generate_until(requests(("a", {"num_beams": 4})))
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)

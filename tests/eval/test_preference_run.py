@@ -131,28 +131,3 @@ def test_a_stopped_run_goes_on_to_the_same_bits(finished, folder, tmp_path):
         (folder / "gone").rename(folder / "base")
     tiny_runs.assert_same_bits(finished, tmp_path, STEPS)
     assert scores(finished) == scores(tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "layers", ["attention+mlp", "mamba2+none", "attention+mlp,mamba2+none"], ids=str
-)
-def test_every_architecture_learns_what_is_preferred(layers, tmp_path):
-    """Above .9 of held-out verses of the embedded corpus, from random parameters."""
-    changes = {
-        "objective": "preference",
-        "model.layers": layers,
-        "model.width": 64,
-        "model.depth": 2,
-        "data.max_documents": 800,
-        "train.steps": 40,
-        "train.batch_size": 16,
-        "train.seq_len": 160,
-        "optimizer.learning_rate": 5e-3,
-        "eval.batch_size": 32,
-    }
-    assert run(*(f"--config.{k}={v}" for k, v in changes.items()), f"--workdir={tmp_path}") == 0
-    record = json.loads((tmp_path / "eval" / "40" / "preference.json").read_text())
-    values = {score["name"]: score["value"] for score in record["scores"]}
-    assert values["test/preference_accuracy"] > 0.9
-    assert values["test/preference_reference_accuracy"] < 0.8

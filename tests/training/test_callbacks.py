@@ -106,8 +106,8 @@ def run(recorder, step_info, evaluator=None, **changes):
 def test_a_step_is_logged_evaluated_saved_and_stopped_in_this_order():
     recorder = Recorder(6)
 
-    def evaluator(trainable, step):
-        recorder.calls.append(f"evaluate {trainable} {step}")
+    def evaluator(state, step):
+        recorder.calls.append(f"evaluate {state.trainable} {step}")
         return {"score": 1.0}
 
     with pytest.raises(PreemptedError, match="at step 6"):
