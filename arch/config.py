@@ -80,7 +80,7 @@ class ModelConfig:
     """A model: its size, its layers and the settings of every part."""
 
     width: PositiveInt = 256  # Width of the residual stream (D).
-    depth: PositiveInt = 4  # Number of layers (L).
+    depth: NonNegativeInt = 4  # Number of layers (L); 0: a vision stack alone.
     # Pattern of mixer+channel blocks, repeated over the depth.
     layers: tuple[str, ...] = ("attention+mlp",)
     first_layers: tuple[str, ...] = ()  # Blocks before the pattern.
@@ -149,8 +149,10 @@ class ModelConfig:
             self._check_encoder()
         if self.vision.depth:
             self._check_vision()
+        elif not self.depth:
+            raise ConfigError("model.depth 0 needs model.vision.depth; nearest valid value: 1")
         blocks = [self.block_config(layer) for layer in self.layer_layout().layer_specs()]
-        if self.block.skip_first_norm and (blocks[0].wiring != "pre" or not self.first_layers):
+        if self.block.skip_first_norm and (not self.first_layers or blocks[0].wiring != "pre"):
             raise ConfigError(
                 "model.block.skip_first_norm needs block.wiring 'pre' and the first block in "
                 "model.first_layers, as ('attention+mlp',)"
@@ -178,6 +180,8 @@ class ModelConfig:
 
     def layer_layout(self) -> LayerLayout:
         """Returns the layout of the decoder, which is the only stack without an encoder."""
+        if not self.depth:
+            return LayerLayout((), (), 0, ())
         return self._make_layout(self.first_layers, self.layers, self.depth, "model")
 
     def encoder_layout(self) -> LayerLayout:
@@ -198,10 +202,9 @@ class ModelConfig:
             encoder=EncoderConfig(),
             vision=VisionConfig(),
             block=dataclasses.replace(self.block, skip_first_norm=False),
-            attention=dataclasses.replace(self.attention, position_encoding="none"),
-            local_attention=dataclasses.replace(self.local_attention, position_encoding="none"),
-            latent_attention=dataclasses.replace(self.latent_attention, position_encoding="none"),
         )
+        mixers = ("attention", "local_attention", "latent_attention")
+        base = with_changes(base, {f"{name}.position_encoding": "none" for name in mixers})
         return with_changes(base, cfg.parts, "model.vision.parts")
 
     def layer_specs(self) -> set[LayerSpec]:
@@ -274,8 +277,7 @@ class ModelConfig:
             part_dims = Attention.tp_dims(self.width, self.cross_attention)
             dims |= {f"cross_attention.{key}": size for key, size in part_dims.items()}
         if self.vision.depth:
-            tower_dims = self.vision_stack().tp_dims()
-            dims |= {f"vision.{key}": size for key, size in tower_dims.items()}
+            dims |= {f"vision.{key}": n for key, n in self.vision_stack().tp_dims().items()}
         return dims
 
     def supported_views(self) -> dict[View, str]:
@@ -368,15 +370,15 @@ class ModelConfig:
 
     def _check_vision(self) -> None:
         if self.encoder.depth:
-            raise ConfigError(
-                "model.vision.depth and model.encoder.depth are both set, but images enter a model "
-                "of one text stack; set one to 0"
-            )
+            raise ConfigError("model.vision.depth needs one text stack; set model.encoder.depth=0")
         tower = self.vision_stack()
-        for layer in tower.layer_layout().layer_specs():
-            if "bidirectional" not in tower.layer_supported_views(layer):
+        tower._require_both_sides("model.vision", tower.layer_layout())
+
+    def _require_both_sides(self, section: str, layout: LayerLayout) -> None:
+        for layer in layout.layer_specs():
+            if "bidirectional" not in self.layer_supported_views(layer):
                 raise ConfigError(
-                    f"model.vision is bidirectional, which {layer.mixer}+{layer.channel} does not "
+                    f"{section} is bidirectional, which {layer.mixer}+{layer.channel} does not "
                     "support; set model.bidirectional.weights=shared, or use another part"
                 )
 
@@ -391,9 +393,4 @@ class ModelConfig:
                 "model.cross_attention must have position_encoding 'none', window 0 and "
                 "value_residual False, because source and target have different positions"
             )
-        for layer in self.encoder_layout().layer_specs():
-            if "bidirectional" not in self.layer_supported_views(layer):
-                raise ConfigError(
-                    f"model.encoder is bidirectional, which {layer.mixer}+{layer.channel} does not "
-                    "support; set model.bidirectional.weights=shared, or use another part"
-                )
+        self._require_both_sides("model.encoder", self.encoder_layout())

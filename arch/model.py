@@ -37,11 +37,12 @@ class Model(nnx.Module):
     """A model `model(tokens, seq) -> (hidden, aux, state)`; `logits(hidden)` gives scores."""
 
     def __init__(self, config: ModelConfig, *, key: Array):
-        D, V = config.width, config.padded_vocab_size
+        D, V = config.width, config.padded_vocab_size if config.depth else 0
         keys = jax.random.split(key, 4)
         embed, norm = config.embed, config.norm
         self.config = config
-        self.embed = Embedding(V, D, embed, config.positions, norm, keys[0])
+        if config.depth:
+            self.embed = Embedding(V, D, embed, config.positions, norm, keys[0])
         has_encoder = config.encoder.depth > 0
         self.encoder = Stack(config, config.encoder_layout(), key=keys[1]) if has_encoder else None
         self.stack = Stack(
@@ -49,7 +50,8 @@ class Model(nnx.Module):
         )
         # Under muP the first logits of an untied table are 0 at all widths (arXiv:2203.03466, D.2).
         std = 0.0 if config.parametrization == "mup" else TABLE_STD
-        self.head = OutputHead(V, D, config.head, embed, norm, key=keys[3], table_std=std)
+        if config.depth:
+            self.head = OutputHead(V, D, config.head, embed, norm, key=keys[3], table_std=std)
         has_pooler = config.pooler.kind != "none"
         pooler_key = jax.random.fold_in(key, 4)
         self.pooler = Pooler(D, config.pooler, key=pooler_key) if has_pooler else None
@@ -116,6 +118,26 @@ class Model(nnx.Module):
             x = self.embed(tokens, seq, jnp.dtype(self.config.dtype), keys[0])
             x, aux, _ = self.encoder(x, seq, key=keys[1])
         return x, aux
+
+    def require_vision(self) -> VisionTower:
+        """Returns the vision stack.
+
+        Raises:
+            ValueError: if the model reads no images.
+        """
+        if self.vision is None:
+            raise ValueError("the model reads no images; set model.vision.depth")
+        return self.vision
+
+    def require_joint(self) -> JointEmbedding:
+        """Returns the projections by which images are compared with texts.
+
+        Raises:
+            ValueError: if the model does not compare them.
+        """
+        if self.joint is None:
+            raise ValueError("the model compares no images with texts; set model.vision.embed_dim")
+        return self.joint
 
     def _insert_images(
         self,

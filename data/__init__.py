@@ -16,7 +16,7 @@ from pathlib import Path
 
 import errors  # noqa: F401  first, since it names the systems that the project runs on
 from data.build_store import SOURCES_OF_KIND, SPLITS, ensure_built
-from data.sources import SOURCES, DataConfig
+from data.sources import IMAGE_SOURCES, SOURCES, DataConfig
 from data.splits import StoreKind
 from data.store import TokenStore, fingerprint, read_index
 from data.tokenizers import Tokenizer, open_tokenizer
@@ -24,6 +24,7 @@ from errors import ConfigError, DataError
 from settings.json_types import JsonObject
 
 __all__ = [
+    "IMAGE_SOURCES",
     "SOURCES",
     "SOURCES_OF_KIND",
     "SPLITS",

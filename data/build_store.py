@@ -24,11 +24,12 @@ import numpy as np
 
 from data.chats.marked_text import encode_parts, without_frame
 from data.chats.preferences import PREFERENCE_SOURCES
+from data.images.settings import ImageText
 from data.input_files import ReadStats, expand_user
 from data.loss_weights import PreferenceRecord, WeightedDocument, WeightedPart
 from data.progress import progress
 from data.round_trip import RoundTrip
-from data.sources import SOURCES, DataConfig, ReadDocuments, TextSource
+from data.sources import IMAGE_SOURCES, SOURCES, DataConfig, ReadDocuments, TextSource
 from data.split_overlap import SplitOverlap, check_overlap
 from data.splits import (
     Document,
@@ -181,7 +182,9 @@ def _observe(read: ReadDocuments, overlap: SplitOverlap) -> ReadDocuments:
 
     def read_observed(stats: ReadStats, has_tokens: HasTokens = contains_text) -> DocumentStream:
         for split, document in read(stats, has_tokens):
-            if isinstance(document, LongText):
+            if isinstance(document, ImageText):
+                overlap.add_image(split, document.image_hash)
+            elif isinstance(document, LongText):
                 overlap.add(split, document.pieces())
             elif isinstance(document, tuple):
                 overlap.add_pair(split, document)
@@ -207,6 +210,7 @@ def _write_stores(
             has_records=has_records,
             has_weights=has_weights,
             has_groups=bool(cfg.groups.field) and not has_records,
+            image_shape=cfg.images.shape if cfg.kind in IMAGE_SOURCES else (),
         )
         for split in SPLITS
     }
@@ -219,6 +223,7 @@ def _write_stores(
             if not is_long:
                 block.append((split, document))
                 block_size += sum(map(len, document_texts(document)))
+                block_size += document.image.nbytes if isinstance(document, ImageText) else 0
             if is_long or block_size >= BLOCK_CHARACTERS or len(block) >= BLOCK_CHARACTERS >> 8:
                 _add_block(writers, tokenizer, block, round_trips)
                 show(stats.bytes_read, _format_token_count(writers))
@@ -304,6 +309,9 @@ def _add_block(
         elif writer.has_weights:
             weights = [_token_weights(document, parts) for document, parts in documents]
             writer.add_weighted([np.concatenate(parts) for _, parts in documents], sizes, weights)
+        elif writer.image_shape:
+            images = [doc.image for doc, _ in documents if isinstance(doc, ImageText)]
+            writer.add_images([parts[0] for _, parts in documents], sizes, images)
         else:
             groups = [d.group for d, _ in documents if isinstance(d, WeightedDocument)]
             writer.add([parts[0] for _, parts in documents], sizes, groups)

@@ -268,6 +268,35 @@ def _walk_files(top: Path, left_out: dict[str, list[Path]]) -> Iterator[tuple[Pa
                 left_out.setdefault("links lead to no file", []).append(path)
 
 
+def check_disjoint(paths: dict[str, list[Path]]) -> None:
+    """Checks that no file is in two splits.
+
+    Raises:
+        DataError: if one is.
+    """
+    splits: dict[FileId, str] = {}
+    for split, listed in paths.items():
+        for path in listed:
+            first = splits.setdefault(file_id(path), split)
+            if first != split:
+                raise DataError(
+                    f"{path} is in the {first} and in the {split} split; remove it from one"
+                )
+
+
+def file_identity(path: Path) -> list:
+    """Returns path, size and modification time, which change if the file changes.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+
 def _glob(pattern: Path) -> list[Path]:
     """Returns what matches the pattern; ** searches each folder once, through links too."""
     matches = [Path(pattern.anchor)]

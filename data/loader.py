@@ -13,8 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from data.loss_weights import row_weights
-from data.packing import EXAMPLE_STREAM, DocumentSlice, PackedRows, philox
-from data.store import TokenStore
+from data.packing import EXAMPLE_STREAM, DocumentSlice, philox
 from errors import ConfigError, DataError
 
 HostBatch = dict[str, np.ndarray]
@@ -24,12 +23,13 @@ RowFn = Callable[[list[np.ndarray], int, np.random.Generator], HostBatch]
 
 
 class RowSource(Protocol):
-    """A source of rows by number: `PackedRows`, `TextRows`, or a class over other arrays."""
+    """A source of rows by number: `PackedRows`, `TextRows`, `ImageRows`, or a class like them."""
 
     row_length: int  # Positions in a row.
     epoch_length: int  # Positions in one epoch.
     unique_length: int  # Distinct positions of the corpus in one epoch.
     is_endless: bool  # Whether more rows follow the last one of an epoch.
+    image_shape: tuple[int, ...] | None  # Shape of the image of each row; None: no images.
 
     def row(self, index: int) -> Sequence[DocumentSlice]:
         """Returns the slices of a row."""
@@ -147,6 +147,10 @@ class Batches:
                 length = len(arrays["weights"])
                 weights = row_weights(slice_weights, length, binarize=self._binarize_weights)
                 arrays |= {"weights": arrays["weights"] * weights}
+            if self.row_source.image_shape:
+                images = [item.image for item in rows[i] if item.image is not None]
+                blank = np.zeros(self.row_source.image_shape, np.uint8)
+                arrays["images"] = images[0] if images else blank
             examples.append(arrays)
         return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
 
@@ -275,22 +279,20 @@ def read_ahead(
 
 
 def eval_batches(
-    store: TokenStore,
+    row_source: RowSource,
     batch_size: int,
-    row_length: int,
-    overlap: int,
     make_row: RowFn,
     *,
     rank: int = 0,
     world_size: int = 1,
     windows: np.ndarray | None = None,
 ) -> Batches:
-    """Returns batches of a split in order: every position once, the last batch padded.
+    """Returns batches of one pass over a split in order, the last batch padded.
 
     They have the rows `windows`, by their number in the whole split; None: all.
     """
     return Batches(
-        *(PackedRows(store, row_length, overlap), batch_size, make_row, 0),
+        *(row_source, batch_size, make_row, 0),
         rank=rank,
         world_size=world_size,
         binarize_weights=True,
@@ -310,4 +312,6 @@ def _hash_rows(rows: dict[int, Sequence[DocumentSlice]]) -> str:
             state.update(item.tokens.astype("<i4").tobytes())
             if item.weights is not None:
                 state.update(item.weights.astype("<f4").tobytes())
+            if item.image is not None:
+                state.update(item.image.tobytes())
     return state.hexdigest()

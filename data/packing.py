@@ -35,6 +35,7 @@ class DocumentSlice(NamedTuple):
     start: int
     weights: np.ndarray | None = None  # Loss weight of each position; None: all are 1.
     record: int = -1  # Number of the record in the split that the slice is of; -1: none.
+    image: np.ndarray | None = None  # uint8 [height width channels]; None: no image.
 
 
 class FrameIds(NamedTuple):
@@ -97,6 +98,7 @@ class PackedRows:
             self._documents = epoch_documents(self._lengths, *shares, permutation)
         self.epoch_length = int(self._lengths[self._documents].sum())  # Positions of one epoch.
         self.unique_length = int(self._lengths.sum())  # Those of each document once.
+        self.image_shape: tuple[int, ...] | None = None
         self._document_order = functools.lru_cache(maxsize=3)(self._order_documents)
         self._row_order = functools.lru_cache(maxsize=2)(self._order_rows)
 

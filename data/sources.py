@@ -15,6 +15,8 @@ from typing import Annotated, Literal, NamedTuple, Protocol
 from data import arrow_files, corpus, hf_datasets, input_files, text_files
 from data.chats.templates import MARKER_RULE, TOKENIZER_TEMPLATE, find_template, parse_chat
 from data.groups.documents import GroupConfig, iter_grouped
+from data.images import digits, records
+from data.images.settings import ImagesConfig
 from data.input_files import ReadStats
 from data.loss_weights import WeightedDocument, parse_weighted_document
 from data.splits import (
@@ -27,7 +29,7 @@ from data.splits import (
     plan_hold_out,
 )
 from data.tokenizers import ByteTokenizer, bpe_size, open_tokenizer
-from errors import ConfigError, DataError
+from errors import ConfigError
 from settings.json_types import JsonObject
 from settings.types import Fraction, NonNegativeInt, Range, config, did_you_mean
 
@@ -39,6 +41,8 @@ SOURCES_BY_SUFFIX = {
     **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
     **dict.fromkeys(arrow_files.SUFFIXES, "datasets"),
 }
+BUILT_IN_SOURCES = ("corpus", "digits")  # Sources without a path.
+IMAGE_SOURCES = ("digits", "images")  # Sources whose documents are texts with an image each.
 SPLIT_RULE = 2  # Version of the rules in `data.splits`.
 
 
@@ -46,9 +50,11 @@ SPLIT_RULE = 2  # Version of the rules in `data.splits`.
 class DataConfig:
     """The data of a run: source, splits, tokenizer and cache."""
 
-    # Name of the source: corpus, text, jsonl or datasets. If it is corpus and path is set, the path
-    # selects the source: .txt and .md are text, .jsonl is jsonl, .parquet and .arrow are datasets.
+    # Name of the source: corpus, text, jsonl, datasets, digits (drawn pictures with captions) or
+    # images (JSON lines that name images). If it is corpus and path is set, the path selects the
+    # source: .txt and .md are text, .jsonl is jsonl, .parquet and .arrow are datasets.
     source: str = "corpus"
+    images: ImagesConfig = ImagesConfig()
     # Files, globs and folders, separated by commas (.gz .bz2 .xz .zst are decompressed); for
     # datasets: a folder with Parquet or Arrow files, or OWNER/NAME.
     path: str = ""
@@ -62,7 +68,8 @@ class DataConfig:
     test_share: HeldOutShare = 0.01
     # For corpus: number of verses on each side of a verse that become its hard negatives.
     adjacent_negatives: NonNegativeInt = 0
-    text_field: str = "text"  # For jsonl and datasets: name of the field with the text.
+    # For jsonl, datasets and images: name of the field with the text.
+    text_field: str = "text"
     # For jsonl: name of the field with a document's loss weight; "": all documents have weight 1.
     weight_field: str = ""
     groups: GroupConfig = GroupConfig()
@@ -95,12 +102,13 @@ class DataConfig:
         if self.source not in SOURCES:
             hint = did_you_mean(self.source, SOURCES)
             raise ConfigError(f"data.source is {self.source!r}; {hint}")
-        if self.kind == "corpus" and (self.path or self.valid_path or self.test_path):
+        is_built_in = self.kind in BUILT_IN_SOURCES
+        if is_built_in and (self.path or self.valid_path or self.test_path):
             raise ConfigError(
-                f"data.path is {self.path!r} but data.source is 'corpus'; set it to text, jsonl or "
-                "datasets"
+                f"data.path is {self.path!r} but data.source is {self.kind!r}; set it to text, "
+                "jsonl or datasets"
             )
-        if self.kind != "corpus" and not self.path:
+        if not is_built_in and not self.path:
             raise ConfigError(f"data.source {self.source!r} needs data.path")
         if self.revision and not hf_datasets.COMMIT_HASH.fullmatch(self.revision):
             raise ConfigError(
@@ -234,6 +242,19 @@ def _jsonl(cfg: DataConfig) -> TextSource:
     return make_local_source(cfg, {"field": cfg.text_field}, read_texts)
 
 
+def _digits(cfg: DataConfig) -> TextSource:
+    identity = {"source": "digits", **digits.identity(cfg.images)}
+    return TextSource(identity, 0, lambda stats, has_tokens=None: digits.iter_records(cfg.images))
+
+
+def _images(cfg: DataConfig) -> TextSource:
+    def read_records(path: Path, policy: text_files.ErrorPolicy) -> Iterator[Document]:
+        return records.read_image_texts(path, policy, cfg.images, cfg.text_field)
+
+    paths = cfg.path, cfg.valid_path, cfg.test_path
+    return make_local_source(cfg, records.identity(paths, cfg.images, cfg.text_field), read_records)
+
+
 def make_local_source(cfg: DataConfig, options: JsonObject, read_file: Callable) -> TextSource:
     """Returns a source of local files.
 
@@ -245,7 +266,7 @@ def make_local_source(cfg: DataConfig, options: JsonObject, read_file: Callable)
     named = {"train": cfg.path, "valid": cfg.valid_path, "test": cfg.test_path}
     files_by_split = {split: input_files.find_files(path) for split, path in named.items() if path}
     paths = {split: listed for split, (listed, _) in files_by_split.items()}
-    _check_disjoint(paths)
+    input_files.check_disjoint(paths)
 
     def read_split(split: str, stats: ReadStats) -> Iterator[Document]:
         policy = text_files.ErrorPolicy(cfg.on_error, split, stats)
@@ -257,7 +278,9 @@ def make_local_source(cfg: DataConfig, options: JsonObject, read_file: Callable)
             if is_empty and stats.warns and n_skipped == stats.skipped.total():
                 LOG.warning("%s: the file has no text", path)
 
-    files = {split: [_file_identity(p) for p in listed] for split, listed in paths.items()}
+    files = {
+        split: [input_files.file_identity(p) for p in listed] for split, listed in paths.items()
+    }
     size = sum(identity[1] for identities in files.values() for identity in identities)
     identity = {"source": cfg.kind, "files": files, "errors": cfg.on_error, **options}
     source = make_split_source(cfg, identity, size, read_split)
@@ -309,8 +332,10 @@ def open_examples(cfg: DataConfig, columns: tuple[str, ...] = ()) -> Examples:
     identity: JsonObject = {"source": "datasets", "splits": names, "errors": cfg.on_error}
     if not cfg.revision and arrow_files.is_local(cfg.path):
         paths = {s: arrow_files.find_split(cfg.path, name) for s, name in names.items() if name}
-        _check_disjoint(paths)
-        files = {split: [_file_identity(p) for p in listed] for split, listed in paths.items()}
+        input_files.check_disjoint(paths)
+        files = {
+            split: [input_files.file_identity(p) for p in listed] for split, listed in paths.items()
+        }
         return Examples(
             identity | {"files": files},
             sum(file[1] for listed in files.values() for file in listed),
@@ -363,34 +388,12 @@ def make_split_source(
     return TextSource(identity | rules, size_bytes, read)
 
 
-def _check_disjoint(paths: dict[str, list[Path]]) -> None:
-    splits: dict[input_files.FileId, str] = {}
-    for split, listed in paths.items():
-        for path in listed:
-            first = splits.setdefault(input_files.file_id(path), split)
-            if first != split:
-                raise DataError(
-                    f"{path} is in the {first} and in the {split} split; remove it from one"
-                )
-
-
-def _file_identity(path: Path) -> list:
-    """Returns path, size and modification time, which change if the file changes.
-
-    Raises:
-        DataError: if the file cannot be read.
-    """
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
-
-
 # To add a source, write its function from DataConfig to TextSource and add it here.
 SOURCES: dict[str, Callable[[DataConfig], TextSource]] = {
     "corpus": _corpus,
     "text": _text,
     "jsonl": _jsonl,
     "datasets": _datasets,
+    "digits": _digits,
+    "images": _images,
 }

@@ -84,6 +84,11 @@ class SplitOverlap:
                 self._add(split, hashes)
                 self._pair_texts.setdefault(split, _TextSample(self._max_hashes >> 2)).add(hashes)
 
+    def add_image(self, split: str, image_hash: str) -> None:
+        """Adds an image by its hash in hexadecimal digits; texts of images may be alike."""
+        document = np.array([int(image_hash[:16], 16)], np.uint64)
+        self._add(split, _TextHashes(document=document, ngrams=np.zeros(0, np.uint64)))
+
     def _add(self, split: str, hashes: "_TextHashes") -> None:
         _hash_set(self._documents, split).add(hashes.document)
         _hash_set(self._ngrams, split).add(hashes.ngrams)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from data.images.settings import ImageText
 from data.loss_weights import PreferenceRecord, WeightedDocument
 from data.text_files import LINE_BREAK, LONG_TEXT_BYTES, LongText
 from formatting import format_percent
@@ -23,8 +24,8 @@ from formatting import format_percent
 # What a store holds: texts, or records of several texts (`data/text_pairs.py`,
 # `data/chats/preferences.py`).
 StoreKind = Literal["documents", "text_pairs", "preferences"]
-# A text, or the texts of a record.
-Document = str | LongText | WeightedDocument | tuple[str, ...] | PreferenceRecord
+# A text, an image with its text, or the texts of a record.
+Document = str | LongText | WeightedDocument | ImageText | tuple[str, ...] | PreferenceRecord
 DocumentStream = Iterator[tuple[str, Document]]  # (split, document)
 HasTokens = Callable[[Document], bool]
 
@@ -143,13 +144,15 @@ def assign_splits(documents: Iterable[Document], plan: HoldOutPlan) -> DocumentS
             yield (plan.lowest or {}).get(code) or _split_for(code, plan.shares), document
 
 
-def split_key(document: str | WeightedDocument | tuple[str, ...] | PreferenceRecord) -> str:
+def split_key(
+    document: str | WeightedDocument | ImageText | tuple[str, ...] | PreferenceRecord,
+) -> str:
     """Returns the text that selects the split: that of a document, or a record's first."""
     if isinstance(document, str):
         return document
     if isinstance(document, PreferenceRecord):
         return document.prompt.text
-    return document.text if isinstance(document, WeightedDocument) else document[0]
+    return document[0] if isinstance(document, tuple) else document.text
 
 
 def _is_blank(document: Document) -> bool:
@@ -158,14 +161,19 @@ def _is_blank(document: Document) -> bool:
 
 
 def _is_divisible(document: Document) -> bool:
-    """Returns whether a document may be cut: records and chats are wholes."""
+    """Returns whether a document may be cut: records, chats and captions are wholes."""
     if isinstance(document, WeightedDocument):
         return len(document.parts) == 1
-    return not isinstance(document, tuple | PreferenceRecord)
+    return not isinstance(document, tuple | PreferenceRecord | ImageText)
 
 
 def _hash(document: Document) -> tuple[int, int]:
-    """Returns the first 64 bits of the hash of a document, and its size in bytes."""
+    """Returns the first 64 bits of the hash of a document, and its size in bytes.
+
+    An image selects the split of its texts, so that none of them is in another.
+    """
+    if isinstance(document, ImageText):
+        return int(document.image_hash[:16], 16), len(document.text.encode())
     raw = document.raw if isinstance(document, LongText) else split_key(document).encode()
     return int.from_bytes(hashlib.sha256(raw).digest()[:8]), len(raw)
 

@@ -7,12 +7,13 @@ The files of a store:
     weights.bin   float32, only with loss weights: the weight of each token
     groups.bin    int32, only with groups: the group of each document (data/groups/counts.py)
     records.bin   int64, only with text pairs: the first document of each pair, and the end
+    images.bin    uint8, only with images: one of each document [height width channels]
 Only text is stored; packing adds bos and eos. No document is empty.
 """
 
-import functools
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,22 +23,16 @@ from data.groups.counts import GROUPS_FILE, GroupCounts, open_groups
 from data.tokenizers import Tokenizer
 from errors import DataError
 from settings.json_types import JsonObject
+from storage.hashing_file import HashingFile, file_sha256
 
 FORMAT = 1
 TOKENS_FILE, OFFSETS_FILE, INDEX_FILE = "tokens.bin", "offsets.bin", "index.json"
-RECORDS_FILE, WEIGHTS_FILE = "records.bin", "weights.bin"
+RECORDS_FILE, WEIGHTS_FILE, IMAGES_FILE = "records.bin", "weights.bin", "images.bin"
 DTYPES: dict[str, np.dtype] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 REBUILD_HINT = "rebuild the store"
 COUNTED_TOKENS = 1 << 22  # Tokens that are counted at a time, which bounds the memory.
 FINGERPRINT_KEYS = (
-    "format",
-    "dtype",
-    "vocab",
-    "tokenizer",
-    "documents",
-    "tokens",
-    "text_bytes",
-    "files",
+    *("format", "dtype", "vocab", "tokenizer", "documents", "tokens", "text_bytes", "files"),
 )
 
 
@@ -75,6 +70,11 @@ class TokenStore:
         # The group of each document, as its number in group_names; None: there are no groups.
         self.groups: np.ndarray | None = open_groups(folder, self.index)
         self.group_names: tuple[str, ...] = tuple(self.index.get("groups", {}))
+        self._images: np.ndarray | None = None
+        self.image_shape: tuple[int, ...] | None = None  # [height width channels]
+        if shape := self.index.get("image_shape"):
+            images = np.memmap(folder / IMAGES_FILE, "u1", "r", shape=(self.n_documents, *shape))
+            self._images, self.image_shape = np.asarray(images), tuple(shape)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -110,6 +110,10 @@ class TokenStore:
         begin = int(self._offsets[document])
         return self._weights[begin + start : begin + stop]
 
+    def image(self, document: int) -> np.ndarray | None:
+        """Returns the image of a document, uint8; None if there are none."""
+        return None if self._images is None else self._images[document]
+
     def document(self, document: int) -> np.ndarray:
         """Returns all tokens of a document, int32."""
         return self.slice(document, 0, self.length(document))
@@ -125,7 +129,7 @@ class TokenStore:
 
     def _check_files(self, verify: bool) -> None:
         for name in sorted(
-            {TOKENS_FILE, OFFSETS_FILE, RECORDS_FILE, WEIGHTS_FILE, GROUPS_FILE}
+            {TOKENS_FILE, OFFSETS_FILE, RECORDS_FILE, WEIGHTS_FILE, GROUPS_FILE, IMAGES_FILE}
             & set(self.index["files"])
         ):
             path, expected = self.folder / name, self.index["files"][name]
@@ -137,7 +141,7 @@ class TokenStore:
                 raise DataError(
                     f"{path} has {size} bytes, {INDEX_FILE} has {expected['bytes']}; {REBUILD_HINT}"
                 )
-            if verify and _file_sha256(path, size, status.st_mtime_ns) != expected["sha256"]:
+            if verify and file_sha256(path, size, status.st_mtime_ns) != expected["sha256"]:
                 raise DataError(
                     f"{path} is damaged: sha256 differs from that in {INDEX_FILE}; {REBUILD_HINT}"
                 )
@@ -164,7 +168,7 @@ class TokenStoreWriter:
 
     With `has_records` the documents are the texts of text pairs, and a pair with an empty text is
     dropped. With `has_weights` each token has a loss weight, with `has_groups` each document a
-    group.
+    group, with `image_shape` an image.
     """
 
     def __init__(
@@ -175,24 +179,28 @@ class TokenStoreWriter:
         has_records: bool = False,
         has_weights: bool = False,
         has_groups: bool = False,
+        image_shape: tuple[int, ...] = (),
     ):
         folder.mkdir(parents=True)
         self.folder, self.has_records, self.has_weights = folder, has_records, has_weights
+        self.image_shape = image_shape
         self.n_documents = self.n_tokens = self.text_bytes = self.n_dropped = 0
         self._last_end = self._open_bytes = 0  # Of a document that is written in parts.
         self._tokenizer = tokenizer
         self._vocab_size = tokenizer.vocab_size
         self._dtype = "uint16" if self._vocab_size <= 1 << 16 else "uint32"
-        self._files = {name: _HashingFile(folder / name) for name in (TOKENS_FILE, OFFSETS_FILE)}
+        self._files = {name: HashingFile(folder / name) for name in (TOKENS_FILE, OFFSETS_FILE)}
         self._files[OFFSETS_FILE].write(np.zeros(1, "<i8"))
         self.n_targets = 0  # Targets with a weight, ends of documents included.
         if has_weights:
-            self._files[WEIGHTS_FILE] = _HashingFile(folder / WEIGHTS_FILE)
+            self._files[WEIGHTS_FILE] = HashingFile(folder / WEIGHTS_FILE)
         self._groups = GroupCounts()
         if has_groups:
-            self._files[GROUPS_FILE] = _HashingFile(folder / GROUPS_FILE)
+            self._files[GROUPS_FILE] = HashingFile(folder / GROUPS_FILE)
+        if image_shape:
+            self._files[IMAGES_FILE] = HashingFile(folder / IMAGES_FILE)
         if has_records:
-            self._files[RECORDS_FILE] = _HashingFile(folder / RECORDS_FILE)
+            self._files[RECORDS_FILE] = HashingFile(folder / RECORDS_FILE)
             self._files[RECORDS_FILE].write(np.zeros(1, "<i8"))
 
     def add_records(self, records: Sequence[tuple[list[np.ndarray], int]]) -> None:
@@ -216,6 +224,18 @@ class TokenStoreWriter:
                 self._files[WEIGHTS_FILE].write(token_weights.astype("<f4"))
                 ends = bool(self._tokenizer.framing.document_suffix) and token_weights[-1] != 0
                 self.n_targets += int(np.count_nonzero(token_weights)) + int(ends)
+        self.add(documents, text_bytes)
+
+    def add_images(
+        self,
+        documents: Sequence[np.ndarray],
+        text_bytes: Sequence[int],
+        images: Sequence[np.ndarray],
+    ) -> None:
+        """Appends documents with their images; an empty one is dropped with its image."""
+        for ids, image in zip(documents, images, strict=True):
+            if len(ids):
+                self._files[IMAGES_FILE].write(image.reshape(self.image_shape))
         self.add(documents, text_bytes)
 
     def add(
@@ -299,6 +319,7 @@ class TokenStoreWriter:
             "dropped": self.n_dropped,
             **({"scored": self.n_targets} if WEIGHTS_FILE in self._files else {}),
             **({"groups": self._groups.by_name} if GROUPS_FILE in self._files else {}),
+            **({"image_shape": list(self.image_shape)} if self.image_shape else {}),
             **metadata,
             "files": {name: file.close() for name, file in self._files.items()},
         }
@@ -332,6 +353,7 @@ def read_index(folder: Path) -> JsonObject:
         is_valid = is_valid and index["files"].get(RECORDS_FILE, {"bytes": 16})["bytes"] >= 16
         weights = index["files"].get(WEIGHTS_FILE, {"bytes": 4 * index["tokens"]})["bytes"]
         is_valid = is_valid and weights == 4 * index["tokens"]
+        is_valid = is_valid and _has_valid_images(index)
         is_valid = is_valid and 0 < index["vocab"] <= 1 << 8 * width and index["tokens"] > 0
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing; {REBUILD_HINT}") from error
@@ -344,6 +366,15 @@ def read_index(folder: Path) -> JsonObject:
     return index
 
 
+def _has_valid_images(index: JsonObject) -> bool:
+    """Whether the images of an index fill their file, if it has images."""
+    if IMAGES_FILE not in index["files"]:
+        return True
+    shape, size = index["image_shape"], index["files"][IMAGES_FILE]["bytes"]
+    is_shape = len(shape) == 3 and all(type(n) is int for n in shape) and min(shape) > 0
+    return is_shape and size == index["documents"] * math.prod(shape)
+
+
 def hash_json(content: object) -> str:
     """Returns the sha256 of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -352,32 +383,6 @@ def hash_json(content: object) -> str:
 def fingerprint(index: JsonObject) -> str:
     """Returns the sha256 of the data, which does not depend on names of source files."""
     return hash_json({name: index[name] for name in FINGERPRINT_KEYS})
-
-
-class _HashingFile:
-    """A file whose hash is computed while it is written."""
-
-    def __init__(self, path: Path):
-        self._file = path.open("wb")
-        self._sha256 = hashlib.sha256()
-        self._bytes = 0
-
-    def write(self, array: np.ndarray) -> None:
-        block = array.tobytes()
-        self._file.write(block)
-        self._sha256.update(block)
-        self._bytes += len(block)
-
-    def close(self) -> JsonObject:
-        self._file.close()
-        return {"bytes": self._bytes, "sha256": self._sha256.hexdigest()}
-
-
-@functools.lru_cache(maxsize=64)
-def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
-    """Returns the sha256 of a file, computed once per process while the file is unchanged."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _out_of_range_message(folder: Path, index: int, document: int, token: int, vocab: int) -> str:

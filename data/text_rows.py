@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from data.images.rows import ImagePrefix, ImageRows
 from data.packing import DOCUMENT_STREAM, DocumentSlice, PackedRows, frame_ids, permutation
 from data.store import TokenStore
 from errors import DataError
@@ -31,11 +32,15 @@ class TextSpec(Protocol):
 
     @property
     def row_kind(self) -> str:
-        """The kind of rows: packed, slices, text_pairs or preferences."""
+        """The kind of rows: packed, slices, text_pairs, preferences or image_texts."""
 
     @property
     def n_texts(self) -> int:
         """The number of texts per row."""
+
+    @property
+    def image_prefix(self) -> tuple[int, int]:
+        """The number and the id of the tokens in whose place the model puts an image."""
 
 
 class TextIndex(NamedTuple):
@@ -92,6 +97,7 @@ class TextRows:
         self.unique_length = self.epoch_length
         self.is_endless = seed is not None
         self._index, self._read = index, read
+        self.image_shape: tuple[int, ...] | None = None
         self._row_order = functools.lru_cache(maxsize=2)(self._permute_rows)
 
     def row(self, index: int) -> list[DocumentSlice]:
@@ -164,7 +170,7 @@ def cut_sentence(store: TokenStore, text_length: int) -> str:
 
 def make_row_source(
     store: TokenStore, spec: TextSpec, seed: int | None = None
-) -> PackedRows | TextRows:
+) -> PackedRows | TextRows | ImageRows:
     """Returns the rows of a store as `spec` describes them; with a seed they are endless."""
     T = spec.text_length
     if spec.row_kind == "packed":
@@ -172,6 +178,8 @@ def make_row_source(
     if spec.row_kind == "preferences":
         read = functools.partial(read_prompt_and_replies, store, T)
         return TextRows(index_preferences(store), T * spec.n_texts, seed, read)
+    if spec.row_kind == "image_texts":
+        return ImageRows(store, T, spec.overlap, ImagePrefix(*spec.image_prefix), seed)
     index = (
         index_text_pairs(store, spec.n_texts)
         if spec.row_kind == "text_pairs"

@@ -87,7 +87,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Object stores",
         "storage",
-        "remote scratch",
+        "remote scratch hashing_file",
     ),
     (
         "Groups of documents",
@@ -105,6 +105,11 @@ ROOMS: list[tuple[str, str, str]] = [
         "sources input_files text_files splits tokenizers framing build_store store packing loader "
         "split_overlap round_trip text_pairs text_rows loss_weights arrow_files hf_datasets fetch "
         "progress",
+    ),
+    (
+        "Images",
+        "data/images",
+        "settings records decode digits rows",
     ),
     (
         "Chats",
@@ -158,8 +163,8 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Evaluation tasks",
         "eval/tasks",
-        "bits_per_byte masked denoised retrieval preference loss_by_position multiple_choice probe "
-        "similarity finetune by_group inference sample baselines",
+        "bits_per_byte captions masked denoised retrieval preference loss_by_position "
+        "multiple_choice probe image_probe similarity finetune by_group inference sample baselines",
     ),
     (
         "Baselines",
@@ -226,7 +231,7 @@ ROOMS: list[tuple[str, str, str]] = [
         "hub",
         "run checkpoint hf_config config_limits harmless_keys family tensor_transforms "
         "name_binding safetensors_io rotary layer_types config_equivalence "
-        "reference_outputs sentence_modules "
+        "reference_outputs vision_outputs sentence_modules "
         "vocabulary model_card download",
     ),
 ]

@@ -30,6 +30,8 @@ from training.state import TrainState
 # To add a task, write its file and add it here: the objective that it evaluates, and its class.
 TASKS: dict[str, TaskEntry] = {
     "bits_per_byte": TaskEntry("causal_lm", "eval.tasks.bits_per_byte:BitsPerByte"),
+    "captions": TaskEntry("causal_lm", "eval.tasks.captions:Captions", is_limited=False),
+    "image_probe": TaskEntry("", "eval.tasks.image_probe:ImageProbe", is_limited=False),
     "masked": TaskEntry("masked_lm", "eval.tasks.masked:MaskedTokenLoss"),
     "denoised": TaskEntry("denoising", "eval.tasks.denoised:DenoisingLoss"),
     "preference": TaskEntry(

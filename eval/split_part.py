@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Int
 
 from data import Data
-from data.packing import PackedRows, permutation
+from data.packing import permutation
 from data.store import TokenStore
+from data.text_rows import make_row_source
 from eval.task import EvalContext
 from objectives import RowSpec
 from training.settings import AUTOMATIC_LIMIT, Settings
@@ -94,7 +95,8 @@ def eval_share(settings: Settings, data: Data) -> float:
     train, objective = settings.train, settings.mixture_parts()[0].objective
     spec = objective.for_eval().row_spec(settings.model, train.seq_len)
     n_trained = train.steps * train.batch_size * train.seq_len
-    if spec.row_kind != "packed" or not n_trained:
+    is_limited = spec.row_kind == "packed" or (spec.n_images and spec.needs_logits)
+    if not is_limited or not n_trained:
         return 0.0
     totals = [windows_of_split(getattr(data, split), spec) for split in settings.eval.splits]
     n_windows = sum(min(count_windows(settings, spec.text_length, n), n) for n in totals)
@@ -113,8 +115,7 @@ def common_limit(settings: Sequence[Settings]) -> int:
 
 def windows_of_split(store: TokenStore, spec: RowSpec) -> int:
     """Returns the number of windows of a whole split."""
-    rows = PackedRows(store, spec.text_length, spec.overlap)
-    return -(-rows.epoch_length // spec.text_length)
+    return -(-make_row_source(store, spec).epoch_length // spec.text_length)
 
 
 def count_bytes(ctx: EvalContext, store: TokenStore, part: SplitPart) -> float:
@@ -126,10 +127,11 @@ def count_bytes(ctx: EvalContext, store: TokenStore, part: SplitPart) -> float:
     if not part.label:
         return store.text_bytes
     spec = ctx.objective.for_eval().row_spec(ctx.settings.model, ctx.settings.train.seq_len)
-    rows = PackedRows(store, spec.text_length, spec.overlap)
+    rows, n_prefix = make_row_source(store, spec), spec.image_prefix[0]
     lengths = ctx.data.tokenizer.byte_lengths()
+    # The token behind a prefix is predicted from no text; it is bos, or counted a row before.
     n_bytes = sum(
-        int(lengths[item.tokens[spec.overlap :]].sum())
+        int(lengths[item.tokens[n_prefix + spec.overlap :]].sum())
         for window in part.windows
         for item in rows.row(int(window))
     )

@@ -23,6 +23,7 @@ from hub import checkpoint, rotary, safetensors_io, vocabulary
 from hub.download import resolve_folder
 from hub.hf_config import CONFIG_FILE, read_config, write_json
 from hub.reference_outputs import compute_outputs
+from hub.vision_outputs import compute_vision_outputs
 from settings.json_types import JsonObject
 from training.run.atomic_io import staged_folder
 
@@ -112,8 +113,8 @@ def forward(
 ) -> dict[str, np.ndarray]:
     """Computes the outputs of a checkpoint for the arrays of an `inputs.safetensors`.
 
-    hub/reference_outputs.py lists the names of inputs and outputs. Under float32, matrix products
-    have the highest precision.
+    hub/reference_outputs.py and hub/vision_outputs.py list the names of inputs and outputs. Under
+    float32, matrix products have the highest precision.
     """
     folder = resolve_folder(path)
     x64 = jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
@@ -123,6 +124,8 @@ def forward(
         config = dataclasses.replace(config, scan=not has_experts)
         config = checkpoint.with_dtype(config, dtype)
         model = checkpoint.load_model(folder, family, config)
+        if model.vision is not None:
+            return compute_vision_outputs(model, inputs)
         keys = read_config(folder)
         pad, start = keys.get("pad_token_id") or 0, keys.get("decoder_start_token_id") or 0
         return compute_outputs(model, family, pad, start, inputs)

@@ -98,7 +98,8 @@ def load_model(
         )
     bounds = resolve_name_map(config, abstract, family.name_map(config))
     expected = {name for bound in bounds for name in bound.hf_names}
-    files = _match_names(safetensors_io.read_entries(folder), family, expected)
+    unused = family.unused_tensors(config)
+    files = _match_names(safetensors_io.read_entries(folder), family, expected, unused)
     for duplicate, original in family.duplicated_tensors(config):
         if duplicate in files and duplicate not in expected:
             files.setdefault(original, files.pop(duplicate))
@@ -136,7 +137,7 @@ def save_model(
             for name, row in zip(bound.hf_names, rows, strict=True):
                 fused = concat_fused(list(row), bound.tensor_map)
                 tensor = bound.tensor_map.transform.to_hf(fused)
-                tensor = np.ascontiguousarray(tensor.astype(np_dtype))
+                tensor = np.asarray(tensor.astype(np_dtype), order="C")
                 copies = [copy for copy, original in duplicated if original == name]
                 # The class of a bare encoder has names without the prefix.
                 yield from ((family.saved_name(n, config), tensor) for n in (name, *copies))
@@ -242,7 +243,10 @@ def with_dtype(config: ModelConfig, dtype: str) -> ModelConfig:
 
 
 def _match_names(
-    files: dict[str, TensorEntry], family: HfFamily, expected: set[str]
+    files: dict[str, TensorEntry],
+    family: HfFamily,
+    expected: set[str],
+    unused: tuple[str, ...] = (),
 ) -> dict[str, TensorEntry]:
     """Returns the entries under the names of the name map, without buffers.
 
@@ -255,7 +259,7 @@ def _match_names(
         name = file_name
         for pattern, replacement in family.renames:
             name = re.sub(pattern, replacement, name)
-        if any(re.fullmatch(pattern, name) for pattern in family.ignored_tensors):
+        if any(re.fullmatch(pattern, name) for pattern in (*family.ignored_tensors, *unused)):
             continue
         if name not in valid_names and family.prefix + name in valid_names:
             name = family.prefix + name
@@ -343,7 +347,8 @@ def _fill_buffers(
             target = buffers[index.leaf]
             target = target if index.repeat < 0 else target[index.repeat]
             target = target[expert] if per_expert else target
-            target[: part.shape[0]] = part  # a padded vocabulary has more rows
+            rows = tuple(slice(n) for n in part.shape[:1])  # a padded vocabulary has more rows
+            target[rows] = part
 
 
 def _leaf_slice(

@@ -68,6 +68,12 @@ def canonical_config(config: ModelConfig) -> dict[str, object]:
         settings |= _canonical_layers("encoder.layer", config, config.encoder_layout())
         cross_attention = _canonical_part(config.cross_attention, config.width)
         settings |= _flatten("cross_attention", cross_attention)
+    if config.vision.depth:
+        outer = _flatten("vision", config.vision)
+        inner = ("parts", "layers", "first_layers", "width", "depth")  # of the stack itself
+        settings |= {k: v for k, v in outer.items() if k.split(".")[1] not in inner}
+        tower = canonical_config(config.vision_stack())
+        settings |= {f"vision.{k}": v for k, v in tower.items() if k not in _TEXT_SETTINGS}
     if not config.head.mlm_transform:
         settings.pop("head.mlm_transform_activation")
         settings.pop("head.mlm_transform_bias")
@@ -84,6 +90,8 @@ def differences(a: ModelConfig, b: ModelConfig) -> list[str]:
     ]
 
 
+# Settings of a model that its vision stack has no use for.
+_TEXT_SETTINGS = ("vocab_size", "positions.learned", "positions.max_length", "positions.offset")
 _LEARNED_POSITION_FIELDS = ("learned", "max_length", "offset")
 
 

@@ -47,6 +47,8 @@ def check_limits(values: JsonObject, path: str, tensors: Mapping[str, Shaped] | 
         count = value if type(value) is int else 0
         if name in LAYER_KEYS and count > max_layers:
             _refuse(path, name, value, f"the weights have room for {max_layers}")
+        if isinstance(value, dict):  # a config inside this one
+            check_limits(value, f"{path}: {name}", tensors)
         if "experts" in name and count > max(max_layers, largest):
             _refuse(path, name, value, "the weights have not that many tensors or rows")
 

@@ -15,6 +15,10 @@ def _no_duplicates(config: ModelConfig) -> tuple[tuple[str, str], ...]:
     return ()
 
 
+def _no_patterns(config: ModelConfig) -> tuple[str, ...]:
+    return ()
+
+
 def _no_defaults(config: ModelConfig) -> JsonObject:
     return {}
 
@@ -46,6 +50,8 @@ class HfFamily:
     prefix: str = ""  # prefix of tensor names that a file may omit
     # Patterns of tensor names that are skipped when a file is read.
     ignored_tensors: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
+    # Patterns of the names of tensors that a file may have and that a model does not use.
+    unused_tensors: Callable[[ModelConfig], tuple[str, ...]] = _no_patterns
     # Pairs (copy, original) of names: a file may contain the copy, which must equal the original.
     tied_tensors: tuple[tuple[str, str], ...] = ()
     # Pairs (pattern, replacement) that turn old tensor names into those of the name map.
@@ -110,7 +116,13 @@ def part_or_default(config: ModelConfig, kind: str) -> Any:
 
 
 def all_parts(config: ModelConfig, kind: str) -> list[Any]:
-    """Returns the config of `kind` in every layer; LookupError if a layer has another part."""
+    """Returns the config of `kind` in every layer.
+
+    Raises:
+        LookupError: if a layer has another part, or if there is none.
+    """
+    if not config.depth:
+        raise LookupError(f"no {kind}")
     return [find_part(config, kind, i) for i in range(config.depth)]
 
 

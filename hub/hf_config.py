@@ -50,6 +50,7 @@ class HfConfig:
         defaults: Mapping[str, object] = MappingProxyType({}),
     ):
         self._values: JsonObject = {**defaults, **values}
+        self._sections: list[HfConfig] = []
         self._path, self._read_names = path, {"model_type"}
         self._present, self._tensors = (
             frozenset(values),
@@ -76,6 +77,25 @@ class HfConfig:
         self._read_names.add(name)
         value = self._values.get(name)
         return default if value is None else value
+
+    def section(
+        self, name: str, model_type: str, defaults: Mapping[str, object] = MappingProxyType({})
+    ) -> "HfConfig":
+        """Returns a config inside this one, whose keys `check_all_read` checks too.
+
+        Raises:
+            ConfigError: if it is no section, or that of another type of model.
+        """
+        empty: JsonObject = {}
+        values = self.get(name, empty)
+        if not isinstance(values, Mapping):
+            raise self.unsupported_error(name, "must be a section")
+        named = {"model_type": model_type, **values}
+        section = HfConfig(named, f"{self._path}: {name}", self._tensors, defaults)
+        if section.model_type != model_type:
+            raise section.unsupported_error("model_type", f"must be {model_type}")
+        self._sections.append(section)
+        return section
 
     def get_size(self, name: str, auto: int) -> int:
         """Returns a size, which is `auto` if the value is "auto" or null."""
@@ -145,6 +165,8 @@ class HfConfig:
                 f"{self._path}: options of {self.model_type} that are not implemented: {options}; "
                 "remove them if they change nothing"
             )
+        for section in self._sections:
+            section.check_all_read()
 
 
 def activation_name(activation: str) -> str:

@@ -48,7 +48,9 @@ def index_leaves(config: ModelConfig, model: Model) -> dict[str, LeafIndex]:
     leaves = named_leaves(model)
     wrapped = {name.partition(".mixer.")[0] for name in leaves if ".mixer.forward." in name}
     for name in leaves:
-        match = re.fullmatch(r"(encoder|stack)\.(first|blocks|last)\.(\d+)\.(.*)", name)
+        match = re.fullmatch(
+            r"(encoder|stack|vision\.stack)\.(first|blocks|last)\.(\d+)\.(.*)", name
+        )
         if match is None:
             indices[name] = LeafIndex(name, -1)
             continue
@@ -58,7 +60,7 @@ def index_leaves(config: ModelConfig, model: Model) -> dict[str, LeafIndex]:
             path = (
                 f"mixer.{leaf}" if is_forward else path.replace("mixer.", "mixer.bidirectional.", 1)
             )
-        layout = config.layer_layout() if stack == "stack" else config.encoder_layout()
+        layout = _stack_layout(config, stack)
         if group == "first":
             _add_unique(indices, _param_name(stack, layout, slot, path), LeafIndex(name, -1))
         elif group == "last":
@@ -82,7 +84,7 @@ def resolve_name_map(
     """
     indices, leaves = index_leaves(config, model), named_leaves(model)
     bounds, mapped = [], set()
-    layers = range(max(config.depth, config.encoder.depth))
+    layers = range(max(config.depth, config.encoder.depth, config.vision.depth))
     for tensor_map in name_map:
         for i in layers if "{i}" in tensor_map.hf_name + tensor_map.params[0] else (0,):
             params = [name.replace("{i}", str(i)) for name in tensor_map.params]
@@ -115,6 +117,14 @@ def hf_shape(
         shape = (config.vocab_size, *shape[1:]) if index.leaf in VOCAB_PARAMS else shape
         parts.append(np.broadcast_to(np.int8(0), shape))
     return bound.tensor_map.transform.to_hf(concat_fused(parts, bound.tensor_map)).shape
+
+
+def _stack_layout(config: ModelConfig, stack: str) -> LayerLayout:
+    if stack == "stack":
+        return config.layer_layout()
+    if stack == "encoder":
+        return config.encoder_layout()
+    return config.vision_stack().layer_layout()
 
 
 def _add_unique(index: dict[str, LeafIndex], name: str, leaf_index: LeafIndex) -> None:

@@ -54,15 +54,19 @@ class CausalLM:
     memory_bank: ClassVar[None] = None
 
     def row_spec(self, model: ModelConfig, seq_len: int) -> RowSpec:
-        """Returns the spec of packed rows of `seq_len` positions, read with the causal view."""
+        """Returns the spec of rows of `seq_len` positions, read with the causal view.
+
+        Documents are packed, or each has a row of its own behind its image.
+        """
         require_single_stack("causal_lm", model.encoder.depth)
-        return RowSpec(
+        spec = RowSpec(
             text_length=seq_len,
             overlap=1,
             view="causal",
             allows_weights=not self.fim_rate,
             extra_cost=mtp_cost(model, seq_len, self.mtp_depth),
         )
+        return spec.with_image_prefix(model)
 
     def for_eval(self) -> "CausalLM":
         """Returns the objective on texts in their own order, without multi-token prediction."""
@@ -92,7 +96,9 @@ class CausalLM:
         start = 0
         for number, tokens in enumerate(slices, start=1):
             end = start + len(tokens) - 1
-            row["tokens"][start:end], row["targets"][start:end] = tokens[:-1], tokens[1:]
+            # An image has a negative id; where it would be predicted, the loader's weight is 0.
+            row["tokens"][start:end] = tokens[:-1]
+            row["targets"][start:end] = np.maximum(tokens[1:], 0)
             row["positions"][start:end] = np.arange(end - start)
             segment_ids[start:end] = number
             start = end

@@ -5,20 +5,25 @@ any. Each text becomes one vector (pooled, projected if so configured, of length
 InfoNCE over the whole batch, however the batch is divided into microbatches or among devices. Equal
 texts are never negatives of each other. Without text pairs, the match of a text is the text itself
 under another dropout mask (SimCSE, arXiv:2104.08821), or the two halves of a text are a pair.
-Further hard negatives may be mined (`objectives/mining.py`).
+Further hard negatives may be mined (`objectives/mining.py`). The anchor may be an image (CLIP,
+arXiv:2103.00020): its vector is that of the model's vision stack.
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 from typing import Annotated, ClassVar, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from arch import ModelConfig, SequenceInfo
-from arch.weighted_sum import WeightedSum
+from arch.part_cost import PartCost, TermFlops
+from arch.vision import pooled_cost
+from arch.weighted_sum import AuxMetrics, WeightedSum
 from errors import ConfigError
 from objectives.infonce import alignment, hard_negative_cosine, info_nce, negative_mask, uniformity
 from objectives.mining import HardNegativeMiner, MiningConfig
@@ -47,7 +52,7 @@ from settings.types import NonNegativeInt, Range, config
 
 # Logits are at most 100 times a cosine, as in CLIP.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 10.0
-Positives = Literal["pairs", "dropout", "split_text"]
+Positives = Literal["pairs", "dropout", "split_text", "images"]
 Temperature = Annotated[float, Range(low=MIN_TEMPERATURE, high=MAX_TEMPERATURE)]
 
 
@@ -56,7 +61,8 @@ class Contrastive:
     """The contrastive objective separates the match of a text from all other texts (InfoNCE)."""
 
     # Source of an anchor's match. pairs: the text pair; dropout: the same text under another
-    # dropout mask; split_text: the second half of the text.
+    # dropout mask; split_text: the second half of the text; images: the text of an image, which is
+    # the anchor (CLIP). Then the model projects both and learns the temperature.
     positives: Positives = "pairs"
     # Number of hard negatives in a row; if a text pair has more, they are drawn at random.
     hard_negatives: NonNegativeInt = 0
@@ -87,6 +93,12 @@ class Contrastive:
                 f"contrastive.hard_negatives {self.hard_negatives} needs text pairs, but "
                 f"contrastive.positives is {self.positives}; set it to 0"
             )
+        if self.positives == "images" and (self.projection != "none" or self.learn_temperature):
+            raise ConfigError(
+                "contrastive.positives images compares by model.vision.embed_dim, whose matrices "
+                "and temperature are the model's; set contrastive.projection=none and "
+                "contrastive.learn_temperature=False"
+            )
         if self.projection_dim and self.projection == "none":
             raise ConfigError(
                 f"contrastive.projection_dim {self.projection_dim} needs a "
@@ -107,6 +119,8 @@ class Contrastive:
                 "contrastive.positives dropout needs dropout, otherwise both vectors of a text are "
                 "equal; set model.block.dropout=0.1"
             )
+        if self.positives == "images":
+            return self._image_spec(model, seq_len)
         row_kind: RowKind = "text_pairs" if self.positives == "pairs" else "slices"
         hint = "; or set contrastive.view=causal" if self.view == "bidirectional" else ""
         extra_texts = self.mining.hard_negatives if self.mining.refresh_every else 0
@@ -124,6 +138,34 @@ class Contrastive:
             ),
             hint=hint,
             source_hint=", or contrastive.positives=dropout with model.block.dropout=0.1",
+        )
+
+    def _image_spec(self, model: ModelConfig, seq_len: int) -> RowSpec:
+        """Returns the spec of rows of an image and a text of `seq_len` positions.
+
+        Raises:
+            ConfigError: if the model does not compare images with texts, or negatives are mined.
+        """
+        if not model.vision.depth or not model.vision.embed_dim:
+            raise ConfigError(
+                "contrastive.positives images needs a model that compares images with texts; set "
+                "model.vision.depth and model.vision.embed_dim"
+            )
+        if self.mining.refresh_every:
+            raise ConfigError(
+                "contrastive.mining searches texts, but contrastive.positives is images; set "
+                "contrastive.mining.refresh_every=0"
+            )
+        cost = pooled_cost(model)
+        terms = {name: flops.times(1 / seq_len) for name, flops in cost.terms.items()}
+        if self.pooling == "attention":
+            terms["scores"] = TermFlops(2.0 * model.width, 2.0 * model.width)
+        params = model.width if self.pooling == "attention" else 0
+        return RowSpec(
+            *(seq_len, 0, self.view),
+            row_kind="image_texts",
+            needs_logits=False,
+            extra_cost=PartCost(params, params, terms),
         )
 
     def for_eval(self) -> "Contrastive":
@@ -146,6 +188,8 @@ class Contrastive:
         """Returns the function that makes a row of texts [Y T]: anchor, match, hard negatives."""
         tokenizer.specials.require("bos", "eos", needed_by="objective contrastive")
         Y, T = 2 + self.hard_negatives, seq_len
+        if self.positives == "images":
+            return functools.partial(_image_row, T)
 
         def make_row(
             slices: list[np.ndarray], text_length: int, rng: np.random.Generator
@@ -183,13 +227,15 @@ class Contrastive:
     def forward(
         self, trainable: Trainable, microbatch: dict[str, Array], key: Array | None
     ) -> Embeddings:
-        """Runs the model on each text and returns unit vectors [B Y Z]."""
+        """Runs the model on each text, and each image, and returns unit vectors [B Y Z]."""
         B, Y, T = microbatch["tokens"].shape
         flat = {n: microbatch[n].reshape(B * Y, T) for n in ("tokens", "positions", "segment_ids")}
         seq = SequenceInfo.from_batch(flat, self.view)
         hidden, aux, _ = trainable.model(flat["tokens"], seq, key=key)
         query = trainable.head.query if self.pooling == "attention" else None
         x = pool(hidden, flat["segment_ids"] != 0, self.pooling, query)
+        if self.positives == "images":
+            return _with_images(trainable, x, aux, microbatch["images"], key)
         x = l2_normalize(project(x, trainable.head))
         return Embeddings(x.reshape(B, Y, -1), aux)
 
@@ -218,9 +264,12 @@ class Contrastive:
         return {"contrastive_nats": loss} | aux_terms, metrics
 
     def _temperature(self, trainable: Trainable) -> Float[Array, ""]:
-        if not self.learn_temperature:
+        if self.positives == "images":
+            log = -trainable.model.require_joint().log_scale[...].astype(jnp.float32)
+        elif self.learn_temperature:
+            log = trainable.head.log_temperature[...]
+        else:
             return jnp.asarray(self.temperature, jnp.float32)
-        log = trainable.head.log_temperature[...]
         return jnp.exp(
             clip_keep_inward_gradient(log, math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
         )
@@ -246,6 +295,39 @@ def _split_text(tokens: np.ndarray) -> list[np.ndarray]:
         return []
     middle = len(tokens) // 2
     return [np.append(tokens[:middle], tokens[-1]), np.insert(tokens[middle:], 0, tokens[0])]
+
+
+def _image_row(
+    T: int, slices: list[np.ndarray], text_length: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Returns a row of one text [1 T], whose image the loader adds.
+
+    An image has the id of its text, so that images with equal texts are no negatives either.
+    """
+    row = {name: np.zeros((1, T), np.int32) for name in ("tokens", "positions", "segment_ids")}
+    ids = np.zeros((2, 2), np.int32)
+    for tokens in slices:
+        n = len(tokens)
+        row["tokens"][0, :n], row["positions"][0, :n] = tokens, np.arange(n)
+        row["segment_ids"][0, :n], ids[:] = 1, hash_text(tokens)
+    return row | {"text_ids": ids, "weights": np.asarray(len(slices) > 0, np.float32)}
+
+
+def _with_images(
+    trainable: Trainable,
+    texts: Float[Array, "B D"],
+    aux: AuxMetrics,
+    images: Num[Array, "B height width channels"],
+    key: Array | None,
+) -> Embeddings:
+    """Returns the unit vectors of images and their texts, [B 2 Z]."""
+    model = trainable.model
+    image_key = None if key is None else jax.random.fold_in(key, 1)
+    tower, joint = model.require_vision(), model.require_joint()
+    patches, image_aux = tower(images, key=image_key)
+    image_vectors = joint.embed_images(tower.pool(patches))
+    vectors = jnp.stack([image_vectors, joint.embed_texts(texts)], axis=1)
+    return Embeddings(l2_normalize(vectors), aux | image_aux)
 
 
 def hash_text(tokens: np.ndarray) -> np.ndarray:

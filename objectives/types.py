@@ -29,8 +29,8 @@ RowFn = Callable[[list[np.ndarray], int, np.random.Generator], dict[str, np.ndar
 
 # packed: documents one after another. slices: one stretch of one document. text_pairs: the texts of
 # a text pair (data/text_pairs.py). preferences: a prompt, then the chosen and the rejected reply
-# (data/chats/preferences.py).
-RowKind = Literal["packed", "slices", "text_pairs", "preferences"]
+# (data/chats/preferences.py). image_texts: an image and its text (data/images/rows.py).
+RowKind = Literal["packed", "slices", "text_pairs", "preferences", "image_texts"]
 StoreKind = Literal["documents", "text_pairs", "preferences"]  # As `open_data` opens them.
 
 
@@ -45,6 +45,8 @@ class RowSpec(NamedTuple):
     max_targets: int = 0  # Maximum number of scored tokens per row; 0: all.
     row_kind: RowKind = "packed"
     n_texts: int = 1  # Texts per row, each read by itself.
+    # The number and the id of the tokens in whose place the model puts the image of a row.
+    image_prefix: tuple[int, int] = (0, -1)
     extra_texts: int = 0  # Texts per row that a memory bank adds.
     # Whether each token is read or predicted at its own position, so that weights apply to it.
     allows_weights: bool = False
@@ -57,9 +59,25 @@ class RowSpec(NamedTuple):
     def store_kind(self) -> StoreKind:
         """The kind of token store that the rows are read from."""
         # mypy narrows a literal by equality alone.
-        if self.row_kind == "packed" or self.row_kind == "slices":
-            return "documents"
-        return self.row_kind
+        if self.row_kind == "text_pairs" or self.row_kind == "preferences":
+            return self.row_kind
+        return "documents"
+
+    @property
+    def n_images(self) -> int:
+        """The number of images per row."""
+        return int(self.row_kind == "image_texts")
+
+    def with_image_prefix(self, model: ModelConfig) -> "RowSpec":
+        """Returns the specification of rows with an image before the text, if the model reads any.
+
+        The objective predicts each token from those before it, so the image is a part of them.
+        """
+        vision = model.vision
+        if not vision.n_prefix_tokens:
+            return self
+        prefix = vision.n_prefix_tokens, vision.token_id
+        return self._replace(row_kind="image_texts", image_prefix=prefix)
 
     def tokens_per_row(self, seq_len: int) -> int:
         """Returns the number of tokens of a row that the model reads."""

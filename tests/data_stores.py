@@ -1,9 +1,12 @@
 """Small token stores and a plain objective for the tests of `data`."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 
+from data import Data, DataConfig, open_data
+from data.images.settings import ImagesConfig
 from data.store import TokenStore, TokenStoreWriter
 from data.tokenizers import ByteTokenizer
 
@@ -37,3 +40,26 @@ def next_token(pieces: list[np.ndarray], length: int, rng: np.random.Generator) 
     weights = (row["segment_ids"] > 0).astype(np.float32)
     noise = np.full(length, rng.integers(1 << 30))
     return row | {"weights": weights, "is_prefix": np.zeros(length, bool), "noise": noise}
+
+
+def image_data(cache: Path, size: int) -> Data:
+    """Returns data of random pictures with captions that name how bright they are."""
+    folder, rng = cache / "pictures", np.random.default_rng(0)
+    folder.mkdir()
+    lines = []
+    for i in range(40):
+        bright = int(rng.integers(256))
+        np.save(folder / f"{i}.npy", np.full((size, size), bright, np.uint8))
+        text = f"{'dark' if bright < 128 else 'bright'} picture {i}"
+        lines.append(json.dumps({"image": f"{i}.npy", "text": text}))
+    (folder / "pictures.jsonl").write_text("\n".join(lines))
+    return open_data(
+        DataConfig(
+            source="images",
+            path=str(folder / "pictures.jsonl"),
+            images=ImagesConfig(size=size),
+            cache=str(cache),
+            valid_share=0.2,
+            test_share=0.2,
+        )
+    )

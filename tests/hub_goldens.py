@@ -16,6 +16,7 @@ import numpy as np
 from hub import safetensors_io
 
 FOLDER = Path(__file__).parent / "goldens" / "hf"
+VISION_FOLDER = FOLDER.parent / "vision"  # Models that read images.
 NAMES = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
 
 

@@ -140,5 +140,7 @@ def _objective_cost(settings: Settings, spec: RowSpec) -> Cost:
         view=spec.view,
         source_length=spec.source_length,
         logit_fraction=logit_fraction,
+        images=spec.n_images,
+        images_as_prefix=spec.image_prefix[0] > 0,
     )
     return add_objective_cost(cost, spec.extra_cost) if spec.extra_cost else cost

@@ -192,6 +192,8 @@ def batch_shapes(settings: Settings, mesh: Mesh) -> dict[str, jax.ShapeDtypeStru
         spec = part.objective.row_spec(settings.model, train.seq_len)
         make_row = part.objective.make_row_fn(settings.model, train.seq_len, DummyTokenizer())
         row = make_row([], spec.text_length, np.random.default_rng(0))
+        if spec.n_images:
+            row["images"] = np.zeros(settings.data.images.shape, np.uint8)
         for name, array in row.items():
             shape = (train.batch_size, *array.shape)
             sharding = meshes.batch_array_sharding(mesh, shape)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from arch import CHANNELS, ModelConfig
 from arch.sequence import View
-from data import SOURCES_OF_KIND, DataConfig, StoreKind
+from data import IMAGE_SOURCES, SOURCES_OF_KIND, DataConfig, StoreKind
 from errors import ConfigError
 from objectives import (
     OBJECTIVES,
@@ -172,6 +172,11 @@ class Settings:
             raise ConfigError(
                 f"log.profile {self.log.profile} is beyond train.steps {self.train.steps}; lower it"
             )
+        if not self.model.depth:
+            raise ConfigError(
+                "model.depth 0 is a vision stack alone, which no objective trains; set it to 1 or "
+                "more"
+            )
         for part in self.mixture_parts():
             name = part.name or self.objective
             spec = part.objective.row_spec(self.model, T)
@@ -230,10 +235,32 @@ class Settings:
                 "data.weight_field cannot weight it; leave them empty, or use causal_lm or "
                 "masked_lm"
             )
+        if spec.n_images:
+            self._check_images(name, spec)
         if self.data.kind not in (sources := SOURCES_OF_KIND[kind]):
             raise ConfigError(
                 f"objective {name} reads {kind.replace('_', ' ')}, which data.source "
                 f"{self.data.kind!r} does not have; use {' or '.join(sources)}{spec.source_hint}"
+            )
+
+    def _check_images(self, name: str, spec: RowSpec) -> None:
+        vision, images = self.model.vision, self.data.images
+        if self.data.kind not in IMAGE_SOURCES:
+            raise ConfigError(
+                f"objective {name} reads images, which data.source {self.data.kind!r} does not "
+                f"have; use {' or '.join(IMAGE_SOURCES)}, or set model.vision.depth=0"
+            )
+        if spec.image_prefix[0] and not spec.allows_weights:
+            raise ConfigError(
+                f"objective {name} rearranges text, which stands behind an image that has no loss; "
+                "set causal_lm.fim_rate=0"
+            )
+        expected = vision.image_size, vision.image_size, vision.channels
+        if images.shape != expected:
+            raise ConfigError(
+                f"data.images gives images of {images.shape}, model.vision reads {expected} "
+                "(height, width, channels); set data.images.size and channels to "
+                "model.vision.image_size and channels"
             )
 
     def _check_view(self, name: str, view: View, objective_hint: str) -> None:

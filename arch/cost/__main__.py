@@ -46,6 +46,8 @@ class PricedModel(NamedTuple):
     length: int  # Tokens per row.
     source_length: int = 0  # Tokens of the encoder, or of the prefix.
     logit_fraction: float = 1.0  # Share of the tokens for which logits are computed.
+    images: int = 0  # Images per row.
+    images_as_prefix: bool = True  # Whether the images enter the text stack.
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -134,6 +136,8 @@ def _from_settings(spec: str, vocab_size: int) -> PricedModel:
         length=length,
         source_length=row.source_length,
         logit_fraction=(row.max_targets or length) / length * row.needs_logits,
+        images=row.n_images,
+        images_as_prefix=row.image_prefix[0] > 0,
     )
 
 
@@ -190,6 +194,8 @@ def _row_cost(model: PricedModel, length: int) -> Cost:
         view=model.view,
         source_length=model.source_length,
         logit_fraction=model.logit_fraction,
+        images=model.images,
+        images_as_prefix=model.images_as_prefix,
     )
 
 

@@ -98,8 +98,8 @@ def compute_cost(
     has_encoder = config.encoder.depth > 0
     context = CostContext(length, view, source_length, itemsize)
     part_costs = _layer_costs(config, config.layer_layout(), context, has_encoder)
-    D, V = config.width, config.padded_vocab_size
-    embedding = Embedding.params(V, D, config.embed, config.positions, config.norm)
+    D, V, has_text = config.width, config.padded_vocab_size if config.depth else 0, config.depth > 0
+    embedding = Embedding.params(V, D, config.embed, config.positions, config.norm) * has_text
     norms = _norm_params(config, config.layer_layout(), has_encoder)
     heads = config.num_relative_heads()
     relative = RelativePositionBias.params(heads, config.positions) if heads else 0
@@ -110,11 +110,11 @@ def compute_cost(
         part_costs += _encoder_costs(config, length, source_length, itemsize)
         norms += _norm_params(config, config.encoder_layout(), False)
         relative *= 2
-    head = OutputHead.params(V, D, config.head, config.embed, config.norm)
+    head = OutputHead.params(V, D, config.head, config.embed, config.norm) * has_text
     pooler = Pooler.params(D, config.pooler)  # No objective runs it, so it has no FLOPs.
     terms = _sum_terms(part_costs)
     model, executed = (
-        OutputHead.flops(n, D, config.head, config.embed) for n in (config.vocab_size, V)
+        OutputHead.flops(n, D, config.head, config.embed) * has_text for n in (config.vocab_size, V)
     )
     terms["head.logits"] = TermFlops(logit_fraction * model, logit_fraction * executed)
     if config.embed.factorized_width:

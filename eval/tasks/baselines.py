@@ -71,7 +71,9 @@ class Baselines:
             stretches = {"seen": seen_stretches(rows, n_rows, MAX_BYTES)} | stretches
         for split in self.splits:
             store: TokenStore = getattr(ctx.data, split)
-            if store.weights(0, 0, 1) is not None:
+            # Rows of images are no windows of packed text.
+            is_part = spec.n_images and select_part(ctx, store).label
+            if is_part or store.weights(0, 0, 1) is not None:
                 continue
             for label, selected in stretches.items():
                 yield from _cached(ctx, split, label, selected)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Int
 
 from data.loader import eval_batches
 from data.store import TokenStore
+from data.text_rows import make_row_source
 from eval.progress import log_progress
 from eval.split_part import count_bytes, select_part
 from eval.task import EvalContext, Score
@@ -126,17 +127,20 @@ def read_batches(
         settings.model, settings.train.seq_len, ctx.data.tokenizer
     )
     windows = select_part(ctx, store).windows if windows is None else windows
-    batches = eval_batches(
-        *(store, batch_size, row_spec.text_length, row_spec.overlap, row_fn), windows=windows
-    )
+    rows = make_row_source(store, row_spec)
+    batches = eval_batches(rows, batch_size, row_fn, windows=windows)
     indices = range(0, len(batches), stride)
     yield from log_progress(map(batches.__getitem__, indices), len(indices))
 
 
 def window_bytes(arrays: dict[str, np.ndarray]) -> bytes:
-    """Returns inputs, targets, weights and segments of a batch as bytes, without padding rows."""
+    """Returns inputs, targets, weights and segments of a batch as bytes, without padding rows.
+
+    Images follow, if there are any.
+    """
     is_real = arrays["segment_ids"].any(axis=tuple(range(1, arrays["segment_ids"].ndim)))
-    columns = [arrays[name][is_real] for name in ("tokens", "targets", "weights", "segment_ids")]
+    names = ["tokens", "targets", "weights", "segment_ids", *({"images"} & arrays.keys())]
+    columns = [arrays[name][is_real] for name in names]
     return b"".join(
         row.astype("<f4").tobytes() for window in zip(*columns, strict=True) for row in window
     )

@@ -16,6 +16,8 @@ import numpy as np
 
 from data.loader import eval_batches
 from data.store import TokenStore
+from data.text_rows import make_row_source
+from errors import ConfigError
 from eval.progress import log_progress
 from eval.split_part import BLOCK, SplitPart, count_bytes, select_part
 from eval.task import EvalContext, Score
@@ -40,7 +42,16 @@ class LossByPosition:
         self.splits = splits
 
     def __call__(self, ctx: EvalContext) -> Iterator[Score]:
-        """Yields the scores of every split."""
+        """Yields the scores of every split.
+
+        Raises:
+            ConfigError: if rows begin with images, because texts are not packed behind them.
+        """
+        if ctx.settings.row_spec.n_images:
+            raise ConfigError(
+                "task positions reads packed texts, but model.vision puts an image before each; "
+                "remove it from eval.tasks"
+            )
         for split in self.splits:
             store = getattr(ctx.data, split)
             part = select_part(ctx, store).extended_to_blocks()
@@ -78,7 +89,7 @@ def loss_per_position(
     totals = np.zeros((2, n_buckets))
     with jax.set_mesh(ctx.mesh):
         batches = eval_batches(
-            *(store, batch_size, row_spec.text_length, row_spec.overlap, make_row),
+            *(make_row_source(store, row_spec), batch_size, make_row),
             windows=np.unique(part.windows // length_factor),
         )
         indices = range(len(batches))

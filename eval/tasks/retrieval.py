@@ -6,7 +6,9 @@ exact 95 % interval over pairs, `mrr` is the mean of 1 / rank, and ties count ag
 Alignment and uniformity are those of Wang & Isola (arXiv:2005.10242).
 
 Baselines on the same texts, as the model reads them, are BM25, a bag of words, the mean of the
-untrained embedding table (`bag_of_embeddings`), and the untrained architecture (`untrained`).
+untrained embedding table (`bag_of_embeddings`), and the untrained architecture (`untrained`). Where
+the anchors are images, the matches are their texts, the only baseline is the untrained
+architecture, and `recall@1_of_100` is the mean over groups of 100 pairs instead of 1,000.
 """
 
 import functools
@@ -33,12 +35,16 @@ from training.distributed.multihost import to_host
 from training.run.console import LOGGER
 
 MAX_CANDIDATES = 1000
+GROUP = 100  # Pairs of a group of `recall@1_of_100`.
 BASELINE_WORDS = 100_000  # More than the texts contain, so that all words count.
 SHUFFLE_STREAM = 4  # Random stream of the order of pairs; no other purpose has this number.
 
 
 class RetrievalSet(NamedTuple):
-    """Holds text pairs as rows for the model and as decoded texts for the baselines."""
+    """Holds pairs as rows for the model and as decoded texts for the baselines.
+
+    Of an image and its text, the anchor has no text.
+    """
 
     rows: list[dict[str, np.ndarray]]
     anchors: list[str]
@@ -71,6 +77,8 @@ class Retrieval:
             yield Score(f"{split}/recall@1_high", float(interval.high))
             reverse = _recall_at_1(match_ranks(matches @ anchors.T))
             yield Score(f"{split}/recall@1_reverse", reverse, n)
+            if "images" in pairs.rows[0]:
+                yield from _group_scores(f"{split}/", anchors, matches)
             alignment = float(np.mean(np.sum((anchors - matches) ** 2, -1)))
             yield Score(f"{split}/alignment", alignment, n)
             uniformity = 0.5 * (_uniformity(anchors) + _uniformity(matches))
@@ -84,7 +92,7 @@ def make_retrieval_set(ctx: EvalContext, store: TokenStore) -> RetrievalSet:
     """Returns the text pairs of a split, equal for all models with this data, tokenizer and length.
 
     A pair is left out if one of its texts occurs in an earlier pair, or if the text is too short to
-    be split into two halves.
+    be split into two halves. An image has the id of its text.
     """
     settings, objective = ctx.settings, ctx.objective.for_eval()
     row_spec = objective.row_spec(settings.model, settings.train.seq_len)
@@ -93,16 +101,24 @@ def make_retrieval_set(ctx: EvalContext, store: TokenStore) -> RetrievalSet:
     rows, texts, used_ids = [], list[tuple[str, str]](), set[bytes]()
     digest = hashlib.sha256()
     for index in permutation(0, 0, SHUFFLE_STREAM, reader.epoch_length // reader.row_length):
-        pieces = [piece.tokens for piece in reader.row(int(index))]
+        slices = reader.row(int(index))
+        pieces = [piece.tokens for piece in slices]
         row = make_row(pieces, row_spec.text_length, np.random.default_rng(0))
+        if slices[0].image is not None:
+            row["images"] = slices[0].image
+            digest.update(row["images"].tobytes())
         text_ids = {row["text_ids"][0].tobytes(), row["text_ids"][1].tobytes()}
         # The weight is 0 if the text is too short for two halves.
         if text_ids & used_ids or not row["weights"]:
             continue
         used_ids |= text_ids
         rows.append(row)
-        tokens = [row["tokens"][i][row["segment_ids"][i] != 0] for i in (0, 1)]
-        texts.append(tuple(ctx.data.tokenizer.decode(ids) for ids in tokens))  # type: ignore[arg-type]
+        tokens = [
+            ids[is_text != 0]
+            for ids, is_text in zip(row["tokens"][:2], row["segment_ids"][:2], strict=True)
+        ]
+        anchor, match = ("", *(ctx.data.tokenizer.decode(ids) for ids in tokens))[-2:]
+        texts.append((anchor, match))
         for ids in tokens:
             digest.update(ids.astype("<i4").tobytes())
         if len(rows) == MAX_CANDIDATES:
@@ -113,7 +129,10 @@ def make_retrieval_set(ctx: EvalContext, store: TokenStore) -> RetrievalSet:
 
 
 def embed_rows(ctx: EvalContext, rows: list[dict[str, np.ndarray]]) -> Float[np.ndarray, "N V E"]:
-    """Returns the model's embeddings of the V texts of each row, normalized to length 1."""
+    """Returns the model's embeddings of the V texts of each row, normalized to length 1.
+
+    The first one is that of the image, if rows have images.
+    """
     objective, mesh = ctx.objective.for_eval(), ctx.mesh
     batch_size = -(-ctx.settings.eval.batch_size // mesh.size) * mesh.size
     embeddings = []
@@ -169,6 +188,10 @@ def _baselines(
     untrained_ctx: EvalContext, retrieval_set: RetrievalSet
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the name and the similarities of each baseline."""
+    x = embed_rows(untrained_ctx, retrieval_set.rows)
+    yield "untrained", x[:, 0] @ x[:, 1].T
+    if "images" in retrieval_set.rows[0]:
+        return
     yield "bm25", bm25(retrieval_set.anchors, retrieval_set.matches)
     bag = bag_of_words(
         retrieval_set.anchors + retrieval_set.matches,
@@ -181,8 +204,6 @@ def _baselines(
         "bag_of_embeddings",
         _cosine_similarities(*(_mean_embeddings(table, retrieval_set.rows, i) for i in (0, 1))),
     )
-    x = embed_rows(untrained_ctx, retrieval_set.rows)
-    yield "untrained", x[:, 0] @ x[:, 1].T
 
 
 def _mean_embeddings(table: np.ndarray, rows: list[dict[str, np.ndarray]], side: int) -> np.ndarray:
@@ -203,6 +224,20 @@ def _uniformity(x: Float[np.ndarray, "N E"]) -> float:
 def _rank_scores(prefix: str, ranks: np.ndarray) -> Iterator[Score]:
     yield Score(f"{prefix}recall@1", _recall_at_1(ranks), len(ranks))
     yield Score(f"{prefix}mrr", float(np.mean(1 / ranks)), len(ranks))
+
+
+def _group_scores(
+    prefix: str, anchors: Float[np.ndarray, "N E"], matches: Float[np.ndarray, "N E"]
+) -> Iterator[Score]:
+    """Yields the recall among the pairs of disjoint groups, in both directions."""
+    starts = range(0, len(anchors) - GROUP + 1, GROUP)
+    groups = [(anchors[i : i + GROUP], matches[i : i + GROUP]) for i in starts]
+    if groups:
+        n = GROUP * len(groups)
+        forward = [_recall_at_1(match_ranks(a @ m.T)) for a, m in groups]
+        backward = [_recall_at_1(match_ranks(m @ a.T)) for a, m in groups]
+        yield Score(f"{prefix}recall@1_of_{GROUP}", float(np.mean(forward)), n)
+        yield Score(f"{prefix}recall@1_of_{GROUP}_reverse", float(np.mean(backward)), n)
 
 
 def _recall_at_1(ranks: np.ndarray) -> float:

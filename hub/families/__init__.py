@@ -46,6 +46,9 @@ FAMILIES: LazyTable[HfFamily] = LazyTable(
         "olmo2": "hub.families.olmo:OLMO2",
         "olmo3": "hub.families.olmo:OLMO3",
         "olmo_hybrid": "hub.families.hybrids.olmo_hybrid:OLMO_HYBRID",
+        "clip": "hub.families.vision.clip:CLIP",
+        "llava": "hub.families.vision.llava:LLAVA",
+        "vit": "hub.families.vision.vit:VIT",
         "modernbert": "hub.families.modernbert:MODERNBERT",
     }
 )

@@ -53,12 +53,17 @@ def _drop_from_model(model: CheckedFields) -> dict[str, object]:
     layers = [*model.texts("first_layers"), *model.texts("layers")]
     if has_encoder := bool(encoder.count("depth")):
         layers += [*encoder.texts("first_layers"), *encoder.texts("layers")]
+    vision = model.section("vision")
+    if has_vision := bool(vision.count("depth")):
+        layers += [*vision.texts("first_layers"), *vision.texts("layers")]
+        layers += ["attention+mlp"] if vision.text("pooling") == "attention" else []
     halves = [half for layer in layers for half in layer.split("+")]
     parts = {part.strip().partition("@")[0] for half in halves for part in half.split("&")}
     parts |= {"side_by_side"} if any("&" in half for half in halves) else set()
     unread = {name for name in PART_SECTIONS if name not in parts}
     if not has_encoder:
         unread |= {*ENCODER_SECTIONS}
+    unread |= set() if has_vision else {"vision"}
     # Layers of another notation name no known part; then nothing is dropped.
     if parts.isdisjoint(PART_SECTIONS):
         unread -= {*PART_SECTIONS}

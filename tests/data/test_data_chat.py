@@ -121,7 +121,7 @@ def test_a_weight_of_a_document_is_that_of_its_tokens_and_judges_nothing(lines):
             assert len(set(own.tolist())) == 1
             seen.add(float(own[0]))
     assert seen == {0.0, 0.5, 1.0}
-    judged = eval_batches(data.train, 1, 9, 1, CausalLM().make_row)
+    judged = eval_batches(PackedRows(data.train, 9, 1), 1, CausalLM().make_row)
     weights = np.concatenate([judged[i]["weights"][0] for i in range(len(judged))])
     assert set(weights.tolist()) == {0.0, 1.0} and weights.sum() == data.train.n_targets
 

@@ -130,8 +130,8 @@ def test_a_batch_that_hosts_cannot_share_is_refused(store):
 @pytest.mark.parametrize("batch, length", [(1, 5), (3, 8), (4, 64), (7, 300)])
 def test_windows_score_every_byte_once(store, batch, length):
     # covers D14: the last batch is padded, never dropped, and no shape changes
-    found = list(eval_batches(store, batch, length, 1, next_token))
-    assert len(found) == len(eval_batches(store, batch, length, 1, next_token))
+    found = list(eval_batches(PackedRows(store, length, 1), batch, next_token))
+    assert len(found) == len(eval_batches(PackedRows(store, length, 1), batch, next_token))
     assert {b["tokens"].shape for b in found} == {(batch, length)}
     targets = np.concatenate([b["targets"][b["weights"] > 0] for b in found])
     documents = [store.document(d).tolist() for d in range(store.n_documents)]
@@ -144,9 +144,10 @@ def test_windows_score_every_byte_once(store, batch, length):
 
 
 def test_windows_are_shared_by_hosts(store):
-    whole = list(eval_batches(store, 4, 16, 1, next_token))
+    whole = list(eval_batches(PackedRows(store, 16, 1), 4, next_token))
     parts = [
-        list(eval_batches(store, 4, 16, 1, next_token, rank=r, world_size=2)) for r in range(2)
+        list(eval_batches(PackedRows(store, 16, 1), 4, next_token, rank=r, world_size=2))
+        for r in range(2)
     ]
     for step, batch in enumerate(whole):
         joined = {n: np.concatenate([p[step][n] for p in parts]) for n in batch}
@@ -156,7 +157,8 @@ def test_windows_are_shared_by_hosts(store):
 class Squares:
     """Rows over an array of one's own."""
 
-    row_length, epoch_length, unique_length, is_endless = 3, 30, 30, False
+    row_length, epoch_length, unique_length = 3, 30, 30
+    is_endless, image_shape = False, None
 
     def row(self, index: int) -> list[DocumentSlice]:
         values = np.arange(3 * index, 3 * index + 3, dtype=np.int32)
@@ -173,7 +175,7 @@ def test_rows_of_ones_own_make_batches():
 
 
 class Raising(Squares):
-    is_endless = True
+    is_endless, image_shape = True, None
 
     def row(self, index: int) -> list[DocumentSlice]:
         if index == 3:
@@ -201,7 +203,7 @@ def test_an_error_in_a_thread_comes_out_as_it_was(threads):
 
 
 class Slow(Squares):
-    is_endless = True
+    is_endless, image_shape = True, None
 
     def row(self, index: int) -> list[DocumentSlice]:
         time.sleep(0.05)
@@ -247,7 +249,7 @@ def test_reading_ahead_gives_what_indexing_gives(store):
 
 
 def test_documents_begin_and_end_where_they_should(store):
-    whole = list(eval_batches(store, 2, 50, 1, next_token))
+    whole = list(eval_batches(PackedRows(store, 50, 1), 2, next_token))
     tokens = np.concatenate([b["tokens"].ravel() for b in whole])
     targets = np.concatenate([b["targets"].ravel() for b in whole])
     positions = np.concatenate([b["positions"].ravel() for b in whole])

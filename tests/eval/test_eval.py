@@ -33,6 +33,7 @@ from training.settings import EvalConfig, Settings, TrainConfig
 def test_bits_per_byte_counts_every_token_and_byte_once(monkeypatch):
     """A store of uneven documents, against log-probabilities of whole rows in numpy."""
     from data.loader import eval_batches
+    from data.packing import PackedRows
 
     store = FakeStore([5, 0, 9, 1, 3])
     model = tiny.model(tiny.config(depth=1))
@@ -43,7 +44,7 @@ def test_bits_per_byte_counts_every_token_and_byte_once(monkeypatch):
     ctx = EvalContext(Trainable(placed), mesh, settings, CausalLM(), data)
     nats, predicted = sum_terms(ctx, store)["nats"]
     assert predicted == sum(n + 1 for n in (5, 0, 9, 1, 3))
-    expected, batches = 0.0, eval_batches(store, 2, 6, 1, CausalLM().make_row)
+    expected, batches = 0.0, eval_batches(PackedRows(store, 6, 1), 2, CausalLM().make_row)
 
     @jax.jit
     def forward(model, batch):

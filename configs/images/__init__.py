@@ -1,0 +1,1 @@
+"""Models of images and texts, on pictures of handwritten digits."""

@@ -1,0 +1,1 @@
+"""Records of an image and a text: files of images, arrays, and drawn digits."""
