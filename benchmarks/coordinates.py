@@ -31,8 +31,8 @@ def main() -> None:
     parser.add_argument("--only", default=",".join((*MIXERS, "moe")))
     args = parser.parse_args()
     results = json.loads(args.out.read_text("utf-8")) if args.out.exists() else {}
-    for name in args.only.split(","):
-        for parametrization, widths in WIDTHS.items():
+    for parametrization, widths in WIDTHS.items():
+        for name in args.only.split(","):
             key = f"{name} {parametrization}"
             if key in results:
                 continue

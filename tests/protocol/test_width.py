@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from protocol.transfer.search import RateSearch, RateTrial, describe, rate_grid,
 from training.run.cli_errors import run_command
 from training.settings import Settings
 
+ROOT = Path(__file__).parents[2]
 WIDTHS = (32, 64, 128)
 
 
@@ -101,6 +103,20 @@ def test_a_diverged_seed_and_a_best_rate_at_the_edge_are_no_optimum():
     assert diverged.best_rate(64) == diverged.rate_at_minimum(64) == 1e-2
     with pytest.raises(DataError, match="width 32 the best rate 0.02828 is at the edge"):
         describe(made_search(lambda width: 1.0))
+
+
+def test_recorded_coordinates_hold_under_mup_and_not_under_the_standard():
+    """The slopes are fitted here by numpy to the recorded root mean squares."""
+    results = json.loads((ROOT / "results" / "width" / "coordinates.json").read_text("utf-8"))
+    assert {"attention mup", "mamba2 mup", "gated_deltanet mup"} <= results.keys()
+    for name, record in results.items():
+        log_width, rms = np.log(record["widths"]), np.array([*record["rms"].values()])
+        slopes = np.abs(np.polyfit(log_width, np.log(rms).T, 1)[0])
+        assert slopes.max() == pytest.approx(abs(record["steepest"]["slope"]), abs=2e-3)
+        if name.endswith("mup"):
+            assert record["widths"] == [32, 64, 128, 256, 512] and slopes.max() < 0.1, name
+        else:
+            assert slopes.max() > 0.3, name
 
 
 @pytest.fixture(scope="module")
