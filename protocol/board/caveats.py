@@ -96,6 +96,19 @@ def equal_score_sentences(group: Group) -> list[str]:
     return sentences
 
 
+def seal_sentences(group: Group) -> list[str]:
+    """Returns how many runs have no hashes of their files."""
+    runs = [run for row in group.rows for run in row.runs if not run.external_source]
+    n_open = sum(not run.evidence.is_sealed for run in runs)
+    if not n_open:
+        return []
+    verb = "is" if n_open == 1 else "are"
+    return [
+        f"{n_open} of {len(runs)} runs {verb} not sealed: their files have no hashes, so "
+        "consistent edits cannot be seen."
+    ]
+
+
 def energy_sentences(group: Group) -> list[str]:
     """Returns how the energy of these runs is known, and the factor of their CO2."""
     runs = [run for row in group.rows for run in row.runs]

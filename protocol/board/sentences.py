@@ -16,6 +16,7 @@ from protocol.board.caveats import (
     equal_score_sentences,
     margin_sentences,
     origin_sentences,
+    seal_sentences,
     tokenizer_sentences,
 )
 from protocol.board.columns import (
@@ -344,6 +345,7 @@ def _confidence_sentences(group: Group) -> tuple[str, ...]:
         sentences.append("Nothing is ranked: a rank needs 3 training runs of each candidate.")
     sentences += [*margin_sentences(group), *origin_sentences(group)]
     sentences += [*equal_score_sentences(group), *tokenizer_sentences(group)]
+    sentences += seal_sentences(group)
     lost = [(row, sum(r.state in ("failed", "unfinished") for r in row.runs)) for row in ranked]
     sentences += [
         f"{row.name}: {pluralize(n, 'unfinished or failed run')} {'is' if n == 1 else 'are'} "

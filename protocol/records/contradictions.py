@@ -18,6 +18,8 @@ PLAN_FIELDS = (
     *("reference", "is_paired", "looks", "tuning_seeds"),
 )
 
+MIN_CURVE_POINTS = 3  # Logged losses of which equal ones are no accident.
+
 
 class Contradiction(NamedTuple):
     """A run whose files contradict each other or those of other runs."""
@@ -53,7 +55,8 @@ def find_contradictions(records: Sequence[RunRecord]) -> list[Contradiction]:
         for record in run_records
         for reason in record.evidence.contradictions
     ]
-    for check in (_shared_checkpoints, _equal_data, _split_bytes, _declarations, _tuning_seeds):
+    checks = (_shared_checkpoints, _equal_data, _equal_curves, _split_bytes, _declarations)
+    for check in (*checks, _tuning_seeds):
         contradictions += check(run_records)
     return sorted(dict.fromkeys(contradictions))
 
@@ -95,6 +98,22 @@ def _equal_data(records: Sequence[RunRecord]) -> Iterable[Contradiction]:
                     record.folder,
                     f"it saw the batches of {other.folder}, although its seed is {record.seed} and "
                     f"that of the other {other.seed}",
+                )
+
+
+def _equal_curves(records: Sequence[RunRecord]) -> Iterable[Contradiction]:
+    """Yields runs whose losses are those of another seed at every logged step."""
+    members: dict[tuple[tuple[float, float], ...], list[RunRecord]] = defaultdict(list)
+    for record in records:
+        if len(record.learning_curve) >= MIN_CURVE_POINTS and record.seed is not None:
+            members[record.learning_curve].append(record)
+    for group in members.values():
+        for record, other in _with_another(group, lambda r: r.seed):
+            if not _is_original(record, group, lambda r: r.seed):
+                yield Contradiction(
+                    record.folder,
+                    f"its log has the losses of {other.folder} at every step, although its seed is "
+                    f"{record.seed} and that of the other {other.seed}",
                 )
 
 

@@ -6,6 +6,7 @@ and evaluations with what they follow from.
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import PurePath
 
 from protocol.records.safe_read import CheckedFields
 
@@ -14,6 +15,10 @@ FIXED_LENGTH_OBJECTIVES = ("causal_lm", "masked_lm")  # Their rows have train.se
 SHARES = (  # Scores from 0 to 1.
     *("accuracy", "auc", "recall@1", "recall@10", "mrr", "ndcg@10"),
     *("f1", "macro_f1", "span_f1"),
+)
+COMMAND_NUMBERS = (  # Settings that a command sets to the number that is recorded.
+    *("seed", "train.steps", "train.batch_size", "train.seq_len"),
+    *("optimizer.learning_rate", "model.width", "model.depth"),
 )
 POSITIVE_SCORES = ("bits_per_byte", "nats_per_token")
 
@@ -38,6 +43,7 @@ def find_inconsistencies(
         is_finished: whether the run has finished; only then its log must be complete.
     """
     problems = [*_cost_problems(run), *_score_problems(run, results), *_seal_problems(run, status)]
+    problems += _command_problems(run)
     if is_finished:
         problems += _status_problems(run, status)
         problems += _log_problems(run, metrics, events)
@@ -96,6 +102,31 @@ def _seal_problems(run: CheckedFields, status: CheckedFields) -> Iterator[str]:
     """Yields a run.json without the mark that its files have hashes, beside files with hashes."""
     if status.tree.get("files") and not ("sealed" in run.tree or "sha256" in run.tree):
         yield "its status.json has the hashes of its files, but its run.json says it has none"
+
+
+def _command_problems(run: CheckedFields) -> Iterator[str]:
+    """Yields numbers that the command of train.py sets to something else than the settings say.
+
+    Other commands, as that of a study, train runs whose settings differ from their flags.
+    """
+    program, *words = run.texts("command", 1000) or ("",)
+    if PurePath(program).name != "train.py":
+        return
+    flags: dict[str, str] = {}
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        name, equals, value = word.partition("=")
+        flags[name.lstrip("-")] = value if equals else following
+    for key in COMMAND_NUMBERS:
+        fields, (*sections, name) = run.section("settings"), key.split(".")
+        for section in sections:
+            fields = fields.section(section)
+        recorded = fields.number(name)
+        try:
+            commanded = float(flags.get(f"config.{key}", "nan"))
+        except ValueError:
+            continue
+        if recorded is not None and not (math.isnan(commanded) or _agree(commanded, recorded)):
+            yield f"its command sets {key} to {commanded:g}, but its settings have {recorded:g}"
 
 
 def _status_problems(run: CheckedFields, status: CheckedFields) -> Iterator[str]:

@@ -15,6 +15,7 @@ from errors import DataError
 from protocol.records.comparability import read_decodes_back
 from protocol.records.safe_read import CheckedFields, parse_object
 from protocol.records.scores import PART_NAME
+from settings.run_json import is_run_sealed
 
 TOLERANCE = 1e-6  # Relative difference within which two records of one number agree.
 SHOWN_DIFFERENCES = 3  # Differences of one kind that are listed.
@@ -33,6 +34,7 @@ class RunEvidence(NamedTuple):
     eval_tokens: float = 0.0  # Tokens of the evaluation at the last step.
     packages: str = ""  # Versions of the packages that compute.
     lossy_tokenizer: str = ""  # What a lossy tokenizer means; blank if it is lossless.
+    is_sealed: bool = False  # Whether its files have hashes.
 
     def with_contradictions(self, *contradictions: str) -> "RunEvidence":
         """Returns this evidence with further contradictions."""
@@ -82,6 +84,7 @@ def read_evidence(
         ),
         packages=_describe_packages(run),
         lossy_tokenizer=lossy_sentence(read_decodes_back(run)),
+        is_sealed=is_run_sealed(run.tree),
     )
 
 

@@ -84,7 +84,7 @@ class _Store:
 
     lengths = np.array([5, 40, 9])
     n_tokens, n_documents, text_bytes, bos, eos = 54, 3, 54, 60, 61
-    vocab_size = 62
+    vocab_size, groups = 62, None
 
     def slice(self, document, start, stop):
         first = int(self.lengths[:document].sum())

@@ -88,6 +88,28 @@ def removed_mark_of_hashes(root):
     edit(root / "moe-1/status.json", files={"metrics.jsonl": {"size": 1, "sha256": "a" * 64}})
 
 
+def seed_of_another_command(root):
+    edit(root / "moe-1/run.json", command=["train.py", "--config=a.py", "--config.seed", "5"])
+
+
+def more_steps_than_commanded(root):
+    edit(root / "moe-1/run.json", command=["train.py", "--config.train.steps=90"])
+
+
+def losses_of_another_seed(root):
+    """The log of one seed is that of another, with hashes of its own."""
+    path = root / "moe-0/metrics.jsonl"
+    originals = [json.loads(line) for line in path.read_text().splitlines()]
+    names = ("loss", "nats", "bits_per_byte")
+    rewrite_log(
+        root / "moe-1",
+        lambda rows: [
+            row | {name: other[name] for name in names if name in other}
+            for row, other in zip(rows, originals, strict=True)
+        ],
+    )
+
+
 ATTACKS = {
     cheaper_training: "it states 3e+06 FLOPs of training for a token, but three times those",
     cheaper_forward: "its terms add up to 2e+06 FLOPs, but it states 1e+06",
@@ -101,6 +123,9 @@ ATTACKS = {
     tokens_of_another_log: "tokens at step 10, but steps x batch x length is 2,560",
     removed_resume: "its log has rows of attempt 2, but its events have no resume",
     rows_of_two_logs: "its log has step 60 at 0.5 s, before step 50 at 5 s",
+    seed_of_another_command: "its command sets seed to 5, but its settings have 1",
+    more_steps_than_commanded: "its command sets train.steps to 90, but its settings have 100",
+    losses_of_another_seed: "its log has the losses of runs/moe-0 at every step, although its seed",
     removed_mark_of_hashes: "its status.json has the hashes of its files",
 }
 
@@ -123,6 +148,13 @@ def test_seeds_with_one_score_are_named(tmp_path):
     text = " ".join(sentences.summarize_group(comparable_set.groups[0], comparable_set).confidence)
     assert "moe: the seeds 0 and 1 have the same score, 2.1, to the last digit" in text
     assert "dense: the seeds" not in text
+    assert "6 of 6 runs are not sealed: their files have no hashes" in text
+
+
+def test_the_flags_of_a_study_are_not_those_of_its_runs(tmp_path):
+    root = write_study(tmp_path / "runs")
+    edit(root / "moe-1/run.json", command=["compare.py", "--config.seed=5"])
+    assert not any(row.exclusions for s in boarded(root).comparable_sets for row in s.rows)
 
 
 def test_a_planted_copy_does_not_exclude_the_run_that_it_copies(tmp_path):
