@@ -41,6 +41,7 @@ class Data:
     folder: Path
     tokenizer: Tokenizer
     verify: bool
+    group_temperature: float = 1.0  # Of the rows of the training split.
     kind: StoreKind = "documents"
     # Stores of other kinds of the same source, if the parts of a mixture read several kinds.
     others: tuple["Data", ...] = ()
@@ -91,7 +92,10 @@ class Data:
             "tokenizer": self.tokenizer.fingerprint,
             "vocab": self.tokenizer.vocab_size,
             "source": indices["train"]["source"],
-            **{split: {n: index[n] for n in counts} for split, index in indices.items()},
+            **{
+                split: {n: index[n] for n in (*counts, "groups") if n in index}
+                for split, index in indices.items()
+            },
         }
 
     def select(self, kind: StoreKind) -> "Data":
@@ -111,7 +115,10 @@ class Data:
     def _open(self, split: str) -> TokenStore:
         self._index(split)
         with self._fix_hint():
-            return TokenStore(self.folder / split, verify=self.verify)
+            temperature = self.group_temperature if split == "train" else 1.0
+            return TokenStore(
+                self.folder / split, verify=self.verify, group_temperature=temperature
+            )
 
     @contextlib.contextmanager
     def _fix_hint(self) -> Generator[None, None, None]:
@@ -144,7 +151,8 @@ def open_data(config: DataConfig, kinds: tuple[StoreKind, ...] = ("documents",))
 
 def _open_one(config: DataConfig, kind: StoreKind) -> Data:
     folder = ensure_built(config, kind)
-    return Data(folder, open_tokenizer(str(folder)), config.verify, kind)
+    tokenizer = open_tokenizer(str(folder))
+    return Data(folder, tokenizer, config.verify, config.groups.temperature, kind)
 
 
 def _in_words(kind: StoreKind) -> str:

@@ -186,7 +186,7 @@ def _observe(read: ReadDocuments, overlap: SplitOverlap) -> ReadDocuments:
             elif isinstance(document, tuple):
                 overlap.add_pair(split, document)
             elif isinstance(document, PreferenceRecord):  # Many replies are stock phrases.
-                overlap.add(split, [document.prompt.text], with_ngrams=False)
+                overlap.add_pair(split, [document.prompt.text])
             else:
                 parts = _weighted_parts(document)
                 overlap.add(split, [part.text for part in parts if part.weight])
@@ -203,7 +203,10 @@ def _write_stores(
     has_weights = cfg.has_weights and not has_records
     writers = {
         split: TokenStoreWriter(
-            partial / split, tokenizer, has_records=has_records, has_weights=has_weights
+            *(partial / split, tokenizer),
+            has_records=has_records,
+            has_weights=has_weights,
+            has_groups=bool(cfg.groups.field) and not has_records,
         )
         for split in SPLITS
     }
@@ -302,7 +305,8 @@ def _add_block(
             weights = [_token_weights(document, parts) for document, parts in documents]
             writer.add_weighted([np.concatenate(parts) for _, parts in documents], sizes, weights)
         else:
-            writer.add([parts[0] for _, parts in documents], sizes)
+            groups = [d.group for d, _ in documents if isinstance(d, WeightedDocument)]
+            writer.add([parts[0] for _, parts in documents], sizes, groups)
 
 
 def _record_texts(

@@ -28,6 +28,7 @@ class RowSource(Protocol):
 
     row_length: int  # Positions in a row.
     epoch_length: int  # Positions in one epoch.
+    unique_length: int  # Distinct positions of the corpus in one epoch.
     is_endless: bool  # Whether more rows follow the last one of an epoch.
 
     def row(self, index: int) -> Sequence[DocumentSlice]:
@@ -115,7 +116,7 @@ class Batches:
 
     def count_unique_tokens(self, steps: int) -> int:
         """Returns the number of distinct corpus positions in the first `steps` steps."""
-        return min(self.count_tokens(steps), self.row_source.epoch_length)
+        return min(self.count_tokens(steps), self.row_source.unique_length)
 
     def count_epochs(self, steps: int) -> float:
         """Returns the number of epochs in the first `steps` steps."""

@@ -29,6 +29,7 @@ class WeightedDocument:
     """A document as parts in order, each with the weight of its tokens in the loss."""
 
     parts: tuple[WeightedPart, ...]
+    group: str = ""  # Group that the document is counted in, such as its language.
 
     @property
     def text(self) -> str:

@@ -8,6 +8,9 @@ a document need the tokens framed[s : e + overlap], which are a slice. An epoch 
 a new order, one after another. Epochs follow each other without a gap, and rows are cut from that
 stream. The rows that begin in an epoch are shuffled too, otherwise a batch would be one passage of
 a long document.
+
+Where documents have groups, such as languages, those of small groups may repeat within an epoch
+(`data/groups/shares.py`).
 """
 
 import functools
@@ -16,6 +19,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from data.groups.shares import epoch_documents
 from data.store import TokenStore
 from errors import DataError
 
@@ -86,8 +90,13 @@ class PackedRows:
         self.overlap = overlap
         self.seed = seed
         self._lengths = store.lengths + self._frame.size - overlap
-        self.epoch_length = int(self._lengths.sum())  # Positions of one epoch.
         self.is_endless = seed is not None
+        self._documents = np.arange(len(self._lengths))  # The documents of an epoch.
+        if self.is_endless and store.groups is not None:
+            shares = store.groups, store.group_temperature
+            self._documents = epoch_documents(self._lengths, *shares, permutation)
+        self.epoch_length = int(self._lengths[self._documents].sum())  # Positions of one epoch.
+        self.unique_length = int(self._lengths.sum())  # Those of each document once.
         self._document_order = functools.lru_cache(maxsize=3)(self._order_documents)
         self._row_order = functools.lru_cache(maxsize=2)(self._order_rows)
 
@@ -159,7 +168,8 @@ class PackedRows:
         """Returns the order of the documents in an epoch, and the position where each one ends."""
         if self.seed is None:
             return np.arange(len(self._lengths)), np.cumsum(self._lengths)
-        order = permutation(self.seed, epoch, DOCUMENT_STREAM, len(self._lengths))
+        ranks = permutation(self.seed, epoch, DOCUMENT_STREAM, len(self._documents))
+        order = self._documents[ranks]
         return order, np.cumsum(self._lengths[order])
 
     def _order_rows(self, epoch: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal, NamedTuple, Protocol
 
 from data import arrow_files, corpus, hf_datasets, input_files, text_files
 from data.chats.templates import MARKER_RULE, TOKENIZER_TEMPLATE, find_template, parse_chat
+from data.groups.documents import GroupConfig, iter_grouped
 from data.input_files import ReadStats
 from data.loss_weights import WeightedDocument, parse_weighted_document
 from data.splits import (
@@ -64,6 +65,7 @@ class DataConfig:
     text_field: str = "text"  # For jsonl and datasets: name of the field with the text.
     # For jsonl: name of the field with a document's loss weight; "": all documents have weight 1.
     weight_field: str = ""
+    groups: GroupConfig = GroupConfig()
     # For jsonl: template of chats, of which only the replies have loss; "": lines are texts.
     # tokenizer is the template in the files of the tokenizer's model, a program in Jinja.
     chat_template: ChatTemplateName = ""
@@ -113,6 +115,7 @@ class DataConfig:
                 f"{self.weight_field!r} need data.source jsonl and exclude each other; leave them "
                 "empty"
             )
+        self.groups.check_source(self.kind, self.has_weights)
         if self.adjacent_negatives and self.kind != "corpus":
             raise ConfigError(
                 f"data.adjacent_negatives {self.adjacent_negatives} are verses of the embedded "
@@ -217,6 +220,13 @@ def _jsonl(cfg: DataConfig) -> TextSource:
         )
         identity = {"chat": template.as_jinja(bos=False), "markers": MARKER_RULE}
         return make_local_source(cfg, identity, read_chats)
+    if cfg.groups.field:
+        fields = cfg.text_field, cfg.groups.field
+        return make_local_source(
+            cfg,
+            {"field": fields[0], "group": fields[1]},
+            lambda path, policy: iter_grouped(path, policy, *fields),
+        )
     if cfg.weight_field:
         return make_local_source(
             cfg, {"field": cfg.text_field, "weight": cfg.weight_field}, read_weighted

@@ -9,6 +9,7 @@ far more or far less of the text than its share, the end of every document is he
 at a border of paragraphs, lines, sentences or words.
 """
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -190,7 +191,7 @@ def _cut_by_place(document: Document, plan: HoldOutPlan) -> DocumentStream:
         text = LongText(part) if len(part) > LONG_TEXT_BYTES else str(part, "utf-8")
         if isinstance(document, WeightedDocument):
             cut_part = document.parts[0]._replace(text=str(part, "utf-8"))
-            yield split, WeightedDocument((cut_part,))
+            yield split, dataclasses.replace(document, parts=(cut_part,))
         else:
             yield split, text
 

@@ -5,6 +5,7 @@ The files of a store:
     offsets.bin   int64, little endian: the start of each document, and the end of the last one
     index.json    counts, vocabulary, tokenizer, and size and sha256 of the files
     weights.bin   float32, only with loss weights: the weight of each token
+    groups.bin    int32, only with groups: the group of each document (data/groups/counts.py)
     records.bin   int64, only with text pairs: the first document of each pair, and the end
 Only text is stored; packing adds bos and eos. No document is empty.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.groups.counts import GROUPS_FILE, GroupCounts, open_groups
 from data.tokenizers import Tokenizer
 from errors import DataError
 from settings.json_types import JsonObject
@@ -42,11 +44,11 @@ FINGERPRINT_KEYS = (
 class TokenStore:
     """An open token store, with the content of index.json as `index`.
 
-    Opening a damaged store raises a DataError.
+    Opening a damaged store raises a DataError. `group_temperature` is that of training rows.
     """
 
-    def __init__(self, folder: Path, *, verify: bool = True):
-        self.folder = folder
+    def __init__(self, folder: Path, *, verify: bool = True, group_temperature: float = 1.0):
+        self.folder, self.group_temperature = folder, group_temperature
         self.index = read_index(folder)
         self.n_documents: int = self.index["documents"]
         self.n_tokens: int = self.index["tokens"]
@@ -70,6 +72,9 @@ class TokenStore:
         if RECORDS_FILE in self.index["files"]:
             self.record_offsets = np.asarray(np.memmap(folder / RECORDS_FILE, "<i8", "r"))
             self._check_records(self.record_offsets)
+        # The group of each document, as its number in group_names; None: there are no groups.
+        self.groups: np.ndarray | None = open_groups(folder, self.index)
+        self.group_names: tuple[str, ...] = tuple(self.index.get("groups", {}))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -120,7 +125,8 @@ class TokenStore:
 
     def _check_files(self, verify: bool) -> None:
         for name in sorted(
-            {TOKENS_FILE, OFFSETS_FILE, RECORDS_FILE, WEIGHTS_FILE} & set(self.index["files"])
+            {TOKENS_FILE, OFFSETS_FILE, RECORDS_FILE, WEIGHTS_FILE, GROUPS_FILE}
+            & set(self.index["files"])
         ):
             path, expected = self.folder / name, self.index["files"][name]
             if not path.is_file():
@@ -157,7 +163,8 @@ class TokenStoreWriter:
     """Writes one store, document by document, in bounded memory; `finish` writes the index.
 
     With `has_records` the documents are the texts of text pairs, and a pair with an empty text is
-    dropped. With `has_weights` each token has a loss weight.
+    dropped. With `has_weights` each token has a loss weight, with `has_groups` each document a
+    group.
     """
 
     def __init__(
@@ -167,6 +174,7 @@ class TokenStoreWriter:
         *,
         has_records: bool = False,
         has_weights: bool = False,
+        has_groups: bool = False,
     ):
         folder.mkdir(parents=True)
         self.folder, self.has_records, self.has_weights = folder, has_records, has_weights
@@ -180,6 +188,9 @@ class TokenStoreWriter:
         self.n_targets = 0  # Targets with a weight, ends of documents included.
         if has_weights:
             self._files[WEIGHTS_FILE] = _HashingFile(folder / WEIGHTS_FILE)
+        self._groups = GroupCounts()
+        if has_groups:
+            self._files[GROUPS_FILE] = _HashingFile(folder / GROUPS_FILE)
         if has_records:
             self._files[RECORDS_FILE] = _HashingFile(folder / RECORDS_FILE)
             self._files[RECORDS_FILE].write(np.zeros(1, "<i8"))
@@ -207,8 +218,15 @@ class TokenStoreWriter:
                 self.n_targets += int(np.count_nonzero(token_weights)) + int(ends)
         self.add(documents, text_bytes)
 
-    def add(self, documents: Sequence[np.ndarray], text_bytes: Sequence[int]) -> None:
+    def add(
+        self,
+        documents: Sequence[np.ndarray],
+        text_bytes: Sequence[int],
+        groups: Sequence[str] = (),
+    ) -> None:
         """Appends documents of integer ids with the size of their text; drops empty documents.
+
+        With groups, each document has one.
 
         Raises:
             DataError: if an id is outside the vocabulary.
@@ -220,6 +238,8 @@ class TokenStoreWriter:
             return
         ends = self.n_tokens + np.cumsum([len(ids) for ids, _ in non_empty], dtype=np.int64)
         self._write_ids(np.concatenate([ids for ids, _ in non_empty]), ends)
+        if GROUPS_FILE in self._files:
+            self._files[GROUPS_FILE].write(self._groups.add(documents, text_bytes, groups))
         self._files[OFFSETS_FILE].write(ends.astype("<i8"))
         self._last_end = self.n_tokens
         self.n_documents += len(non_empty)
@@ -278,6 +298,7 @@ class TokenStoreWriter:
             "text_bytes": self.text_bytes,
             "dropped": self.n_dropped,
             **({"scored": self.n_targets} if WEIGHTS_FILE in self._files else {}),
+            **({"groups": self._groups.by_name} if GROUPS_FILE in self._files else {}),
             **metadata,
             "files": {name: file.close() for name, file in self._files.items()},
         }

@@ -89,6 +89,7 @@ class TextRows:
         self.seed = seed
         self.row_length = row_length  # Positions of a row.
         self.epoch_length = len(index.first_document) * row_length  # Positions of one epoch.
+        self.unique_length = self.epoch_length
         self.is_endless = seed is not None
         self._index, self._read = index, read
         self._row_order = functools.lru_cache(maxsize=2)(self._permute_rows)

@@ -81,13 +81,23 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Objectives",
         "objectives",
-        "types causal_lm multi_token masked_lm denoising contrastive preference infonce pooling "
-        "mining mixture token_loss token_sets",
+        "types causal_lm fill_in_the_middle multi_token masked_lm denoising contrastive preference "
+        "infonce pooling mining mixture token_loss token_sets",
     ),
     (
         "Object stores",
         "storage",
         "remote scratch",
+    ),
+    (
+        "Groups of documents",
+        "data/groups",
+        "documents counts shares",
+    ),
+    (
+        "Packages",
+        "data/packages",
+        "wheels text_packages assemble message_catalogs",
     ),
     (
         "Data",
@@ -149,7 +159,7 @@ ROOMS: list[tuple[str, str, str]] = [
         "Evaluation tasks",
         "eval/tasks",
         "bits_per_byte masked denoised retrieval preference loss_by_position multiple_choice probe "
-        "similarity finetune inference sample baselines",
+        "similarity finetune by_group inference sample baselines",
     ),
     (
         "Baselines",

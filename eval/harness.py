@@ -38,6 +38,7 @@ TASKS: dict[str, TaskEntry] = {
     "retrieval": TaskEntry("contrastive", "eval.tasks.retrieval:Retrieval", is_limited=False),
     "baselines": TaskEntry("causal_lm", "eval.tasks.baselines:Baselines", is_logged=False),
     "positions": TaskEntry("causal_lm", "eval.tasks.loss_by_position:LossByPosition"),
+    "by_group": TaskEntry("causal_lm", "eval.tasks.by_group:GroupBitsPerByte"),
     "inference": TaskEntry("causal_lm", "eval.tasks.inference:Inference", is_limited=False),
     "sample": TaskEntry("causal_lm", "eval.tasks.sample:TextSample", is_limited=False),
     "probe": TaskEntry("", "eval.tasks.probe:LinearProbe", is_limited=False),
@@ -210,18 +211,13 @@ def _run_task(name: str, task: Task, ctx: EvalContext, step: int) -> JsonObject:
     labels = part_labels(name, ctx) if scores else {}
     scores += [Score(key, label)._asdict() for key, label in labels.items()]
     seconds = time.perf_counter() - start
-    section = read_section(name, ctx)
-    record = {"settings": section} if section else {}
-    return (
-        record
-        | {"task": name, "version": task.version, "step": step, "seconds": seconds}
-        | {
-            "length": ctx.settings.train.seq_len,
-            "data": ctx.data.fingerprint,
-            "splits": list(ctx.settings.eval.splits),
-            "scores": scores,
-        }
-    )
+    return {"task": name, "version": task.version, "step": step, "seconds": seconds} | {
+        "settings": read_section(name, ctx),
+        "length": ctx.settings.train.seq_len,
+        "data": ctx.data.fingerprint,
+        "splits": list(ctx.settings.eval.splits),
+        "scores": scores,
+    }
 
 
 def make_evaluators(job: TrainJob) -> tuple[Evaluator, Evaluator]:

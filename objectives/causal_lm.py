@@ -4,6 +4,7 @@ A document `bos t1 .. tn eos` gives the inputs `bos t1 .. tn` and the targets `t
 token of the text and its end are predicted once. If the end of a row cuts a document, the rest of
 the document continues in the next row, without the earlier tokens as context.
 
+With `fim_rate` some stretches of documents are rows of fill-in-the-middle in training.
 With `mtp_depth`, further modules predict the tokens after the next one (`objectives/multi_token`).
 """
 
@@ -18,12 +19,13 @@ from jaxtyping import Array
 from arch import ModelConfig, SequenceInfo
 from arch.layers.dropout import maybe_split_key
 from arch.weighted_sum import AuxMetrics, WeightedSum
+from objectives.fill_in_the_middle import fill_in_the_middle
 from objectives.multi_token import MtpModule, append_layers, mtp_cost, run_modules, shift_left
 from objectives.token_loss import masked_sum, score_tokens
 from objectives.token_sets import TokenizerLike, require_single_stack
 from objectives.types import LossTerm, Metrics, RowFn, RowSpec, Trainable, aux_loss_terms
 from ops.cross_entropy import CrossEntropy
-from settings.types import NonNegativeFloat, NonNegativeInt, config
+from settings.types import Fraction, NonNegativeFloat, NonNegativeInt, config
 
 
 class TokenScores(NamedTuple):
@@ -40,6 +42,9 @@ class CausalLM:
 
     # Coefficient of mean(logsumexp(logits)^2) in the loss (PaLM, arXiv:2204.02311).
     z_loss: NonNegativeFloat = 0.0
+    # Share of the stretches of documents whose middle follows their end (arXiv:2207.14255).
+    fim_rate: Fraction = 0.0
+    fim_spm_rate: Fraction = 0.5  # Share of them with the suffix before the prefix.
     # Number of modules that predict the tokens after the next one (multi-token prediction).
     mtp_depth: NonNegativeInt = 0
     # Coefficient of the mean loss of these modules (DeepSeek-V3: 0.3, at last 0.1).
@@ -55,17 +60,28 @@ class CausalLM:
             text_length=seq_len,
             overlap=1,
             view="causal",
-            allows_weights=True,
+            allows_weights=not self.fim_rate,
             extra_cost=mtp_cost(model, seq_len, self.mtp_depth),
         )
 
     def for_eval(self) -> "CausalLM":
-        """Returns the objective without multi-token prediction."""
+        """Returns the objective on texts in their own order, without multi-token prediction."""
         return CausalLM(z_loss=self.z_loss)
 
     def make_row_fn(self, model: ModelConfig, seq_len: int, tokenizer: TokenizerLike) -> RowFn:
-        """Returns `make_row`."""
-        return self.make_row
+        """Returns `make_row`, on rearranged slices if `fim_rate` is not 0."""
+        if not self.fim_rate:
+            return self.make_row
+        tokenizer.specials.require("sentinels", "eos", needed_by="causal_lm.fim_rate")
+
+        def make_fim_row(
+            slices: list[np.ndarray], length: int, rng: np.random.Generator
+        ) -> dict[str, np.ndarray]:
+            rates = self.fim_rate, self.fim_spm_rate
+            changed = [fill_in_the_middle(x, tokenizer, *rates, rng) for x in slices]
+            return self.make_row(changed, length, rng)
+
+        return make_fim_row
 
     def make_row(
         self, slices: list[np.ndarray], length: int, rng: np.random.Generator

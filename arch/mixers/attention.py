@@ -149,10 +149,7 @@ class Attention(nnx.Module):
         if "full" not in self.supported_views(self.cfg).get("prefix", ""):
             seq = dataclasses.replace(seq, is_prefix=None)
         if self.cfg.position_encoding == "rope":
-            q, k = (
-                apply_rope(q, seq.positions, self.cfg.rope),
-                apply_rope(k, seq.positions, self.cfg.rope),
-            )
+            q, k = (apply_rope(y, seq.positions, self.cfg.rope) for y in (q, k))
         queries, keys, aligned = seq.query_index(), seq.key_index(), True
         if self.cfg.forget_gate:
             decay = self._log_decay(x, seq)

@@ -224,7 +224,7 @@ class _Runner:
                 self._count(arrays, BACKWARD_FACTOR if tuner.objective.trains_model else 1)
                 # The next batch is ready before the update ends; more than one update at a time
                 # can block devices that wait for each other.
-                batch = self._place(arrays)
+                batch = self._on_mesh(arrays)
                 state, _ = self._step(jax.block_until_ready(state), batch, hyper)
         return state.trainable
 
@@ -235,7 +235,7 @@ class _Runner:
         with jax.set_mesh(tuner.ctx.mesh):
             for indices, arrays in batches(tuner, part):
                 self._count(arrays, 1)
-                scores = _predict(tuner.objective, trainable, self._place(arrays))
+                scores = _predict(tuner.objective, trainable, self._on_mesh(arrays))
                 values = np.asarray(to_host(scores), np.float64)
                 for i, row_scores in zip(indices, values, strict=False):
                     outputs[int(i)] = _word_scores(tuner.rows[part][i], row_scores)
@@ -247,7 +247,7 @@ class _Runner:
     def _hyperparameters(self, rate: float) -> Hyperparameters:
         return make_hyperparameters(self.tuner.optimizer_config(rate), self.tuner.steps)
 
-    def _place(self, arrays: dict[str, np.ndarray]) -> Batch:
+    def _on_mesh(self, arrays: dict[str, np.ndarray]) -> Batch:
         mesh = self.tuner.ctx.mesh
         return {
             name: jax.device_put(x, meshes.batch_array_sharding(mesh, x.shape))

@@ -105,9 +105,9 @@ def _text_row(texts: list[np.ndarray], frame: _Frame, max_tokens: int) -> Exampl
         others = sum(lengths) - lengths[longest]
         second = max((n for i, n in enumerate(lengths) if i != longest), default=0)
         lengths[longest] = max(room - others, min(second, lengths[longest] - 1))
-    first, *rest = (ids[:n] for ids, n in zip(texts, lengths, strict=True))
-    head = np.concatenate([frame.before, first, between if rest else frame.after])
-    tail = np.concatenate([*rest, frame.after]) if rest else frame.after[:0]
+    first, *second_text = (ids[:n] for ids, n in zip(texts, lengths, strict=True))
+    head = np.concatenate([frame.before, first, between if second_text else frame.after])
+    tail = np.concatenate([*second_text, frame.after]) if second_text else frame.after[:0]
     types = np.repeat(np.arange(2, dtype=np.int32), [len(head), len(tail)])
     is_cut = any(len(ids) > n for ids, n in zip(texts, lengths, strict=True))
     return ExampleRow(np.concatenate([head, tail]), types, np.zeros(0, np.int32), is_cut)

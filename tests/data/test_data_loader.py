@@ -156,7 +156,7 @@ def test_windows_are_shared_by_hosts(store):
 class Squares:
     """Rows over an array of one's own."""
 
-    row_length, epoch_length, is_endless = 3, 30, False
+    row_length, epoch_length, unique_length, is_endless = 3, 30, 30, False
 
     def row(self, index: int) -> list[DocumentSlice]:
         values = np.arange(3 * index, 3 * index + 3, dtype=np.int32)

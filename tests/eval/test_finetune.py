@@ -20,7 +20,10 @@ from eval.finetuning import datasets, measures, recipe
 from eval.finetuning.labelled_files import LabelledExample, read_labelled_files
 from eval.finetuning.rows import encode_examples, padded_length
 from eval.framing import Reading
+from eval.tasks import finetune
 from eval.tasks.finetune import FineTuning, recipe_digest, result_scores
+from protocol.records.safe_read import CheckedFields
+from protocol.records.scores import read_scores
 from settings.changes import with_changes
 from training.checkpoint.param_names import named_leaves
 from training.settings import FinetuneConfig
@@ -164,6 +167,7 @@ def test_classes_are_learned_and_the_rate_is_selected_on_the_valid_part():
     assert result.runs[0] != result.runs[1]  # Another layer, order and dropout.
 
 
+@pytest.mark.slow
 def test_numbers_are_learned_at_their_own_scale():
     def make(rng):
         n = int(rng.integers(0, 14))
@@ -355,22 +359,15 @@ def test_the_task_records_its_settings_and_the_board_tells_recipes_apart(tmp_pat
     lines = [json.dumps({"text": t[0], "label": y}) for t, y in map(letters, [RNG] * 90)]
     (tmp_path / "ours.jsonl").write_text("\n".join(lines))
     ctx = context(labels=(), path=str(tmp_path / "ours.jsonl"), learning_rates=(RATE,), epochs=1)
-    task = FineTuning()
-    scores = {score.name.removeprefix("finetune_ours/"): score for score in task(ctx)}
-    assert {"accuracy", "accuracy_low", "accuracy_high", "nats", "f1", "flops", "seconds"} <= {
-        *scores
-    }
+    result = recipe.FinetuneResult(RATE, ({"accuracy": 0.5, "f1": 0.4},) * 3, 7.0)
+    monkeypatch.setattr(finetune, "run_recipe", lambda tuner: result)
+    scores = {score.name.removeprefix("finetune_ours/"): score for score in FineTuning()(ctx)}
+    assert {"accuracy", "accuracy_low", "accuracy_high", "f1", "flops", "seconds"} <= {*scores}
+    assert scores["flops"].value == 7 and scores["learning_rate"].value == RATE
     assert scores["accuracy"].weight == len(
         datasets.fill_parts(read(tmp_path / "ours.jsonl").parts)["test"]
     )
     assert scores["bag_of_words_accuracy"].value >= 0 and scores["majority_accuracy"].value < 1
-    runs = []
-
-    class Once(FineTuning):
-        def __call__(self, ctx):
-            runs.append(ctx.settings.eval.finetune.epochs)
-            return iter(scores.values())
-
     entry = harness.TASKS["finetune"]
     section = harness.read_section("finetune", ctx)
     assert entry.section == "finetune" and section["learning_rates"] == [RATE]
@@ -384,6 +381,11 @@ def test_the_task_records_its_settings_and_the_board_tells_recipes_apart(tmp_pat
     other = dataclasses.replace(cfg, epochs=2)
     moved = dataclasses.replace(cfg, path="elsewhere")
     assert recipe_digest(cfg, data) == recipe_digest(moved, data) != recipe_digest(other, data)
+    rows = [score._asdict() for score in FineTuning()(ctx)]
+    record = {"task": "finetune", "version": 1, "length": 32, "data": "d", "scores": rows}
+    evaluations = read_scores([CheckedFields(record, "finetune.json")], "").evaluations
+    assert recipe_digest(cfg, data) in evaluations["finetune_ours/accuracy"]
+    assert data.digest("test") in evaluations["finetune_ours/accuracy"]
     args = parse_args(
         ["--run=r", "--config.eval.finetune.path=a", "--config.eval.finetune.seeds=5"]
     )

@@ -63,6 +63,21 @@ PUBLISHED = {
     },
     "mamba2": {"130m": 128_989_632, "2.7b": 2_702_599_680, "codestral-7b": 7_285_403_648},
     "bamba": {"9b": 9_780_235_392},
+    "recent.qwen3": {
+        **{"0.6b": 596_049_920, "1.7b": 1_720_574_976, "4b": 4_022_468_096},
+        **{"8b": 8_190_735_360, "14b": 14_768_307_200, "32b": 32_762_123_264},
+    },
+    "recent.olmo2": {
+        **{"1b": 1_484_916_736, "7b": 7_298_617_344},
+        **{"13b": 13_716_198_400, "32b": 32_234_279_936},
+    },
+    "recent.gemma3": {"270m": 268_098_176, "1b": 999_885_952},
+    "recent.phi3": {"mini": 3_821_079_552, "medium": 13_960_238_080},
+    "recent.gpt_oss": {"20b": 20_914_757_184, "120b": 116_829_156_672},
+    "recent.deepseek_v2": {"lite": 15_706_484_224, "236b": 235_741_434_880},
+    "recent.falcon_h1": {"0.5b": 521_411_104},
+    "recent.qwen3_next": {"80b-a3b": 79_674_391_296},
+    "recent.kimi_linear": {"48b-a3b": 49_122_681_728},
 }
 SIZES = [  # only the first size of each family is in the default tests
     pytest.param(name, size, count, marks=[] if i == 0 else pytest.mark.slow)

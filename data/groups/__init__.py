@@ -1,0 +1,1 @@
+"""Groups of documents, such as languages: their field, their counts, their shares in training."""
