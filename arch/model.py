@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int, Num
 
 from arch.config import ModelConfig
 from arch.layers.dropout import maybe_split_key
-from arch.layers.embedding import Embedding, HeadWeights, OutputHead
+from arch.layers.embedding import TABLE_STD, Embedding, HeadWeights, OutputHead
 from arch.layers.joint_embedding import JointEmbedding
 from arch.layers.pooler import Pooler
 from arch.sequence import SequenceInfo
@@ -47,7 +47,9 @@ class Model(nnx.Module):
         self.stack = Stack(
             config, config.layer_layout(), key=keys[2], has_cross_attention=has_encoder
         )
-        self.head = OutputHead(V, D, config.head, embed, norm, key=keys[3])
+        # Under muP the first logits of an untied table are 0 at all widths (arXiv:2203.03466, D.2).
+        std = 0.0 if config.parametrization == "mup" else TABLE_STD
+        self.head = OutputHead(V, D, config.head, embed, norm, key=keys[3], table_std=std)
         has_pooler = config.pooler.kind != "none"
         pooler_key = jax.random.fold_in(key, 4)
         self.pooler = Pooler(D, config.pooler, key=pooler_key) if has_pooler else None

@@ -81,7 +81,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Objectives",
         "objectives",
-        "types causal_lm fill_in_the_middle multi_token masked_lm denoising contrastive preference "
+        "types causal_lm multi_token fill_in_the_middle masked_lm denoising contrastive preference "
         "infonce pooling mining mixture token_loss token_sets",
     ),
     (
@@ -204,6 +204,11 @@ ROOMS: list[tuple[str, str, str]] = [
         "measure figures",
     ),
     (
+        "Rates over widths",
+        "protocol/transfer",
+        "search figures",
+    ),
+    (
         "Records",
         "protocol/records",
         "load run_record safe_read series seals study_record plan_file scores run_evidence "
@@ -220,7 +225,8 @@ ROOMS: list[tuple[str, str, str]] = [
         "Published families",
         "hub",
         "run checkpoint hf_config config_limits harmless_keys family tensor_transforms "
-        "name_binding safetensors_io rotary layer_types config_equivalence reference_outputs "
+        "name_binding safetensors_io rotary layer_types config_equivalence "
+        "reference_outputs sentence_modules "
         "vocabulary model_card download",
     ),
 ]

@@ -19,7 +19,7 @@ from errors import CheckpointError, ConfigError
 from hub import safetensors_io
 from hub.config_equivalence import differences
 from hub.config_limits import check_limits
-from hub.families import FAMILIES
+from hub.families import FAMILIES, OLD_MODEL_TYPES
 from hub.family import HfFamily
 from hub.hf_config import CONFIG_FILE, HfConfig, read_config
 from hub.name_binding import (
@@ -63,9 +63,12 @@ def detect_family(folder: Path, *, without_weights: bool = False) -> tuple[HfFam
     values = read_config(folder)
     path = folder / CONFIG_FILE
     model_type = values.get("model_type")
+    if isinstance(model_type, str) and model_type in OLD_MODEL_TYPES:
+        model_type = OLD_MODEL_TYPES[model_type]
+        values = FAMILIES[model_type].from_old(values) | {"model_type": model_type}
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(
-            f"{path}: model_type {model_type!r} is not known; known: {', '.join(FAMILIES)}"
+            f"{path}: model_type {repr(model_type)[:60]} is not known; known: {', '.join(FAMILIES)}"
         )
     family = FAMILIES[model_type]
     tensors = None if without_weights else safetensors_io.read_entries(folder)
@@ -208,18 +211,24 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
     Raises:
         CheckpointError: if the tokenizer belongs to another model: it has more tokens than the
             embedding has rows (added tokens beyond them are left out), or it frames texts with ids
-            that the embedding lacks.
+            that the embedding lacks; or a file of the model names such an id.
     """
     if not (folder / TOKENIZER).is_file():
         return None
     tokenizer = open_tokenizer(str(folder))
     framing, specials = tokenizer.framing, tokenizer.specials
     frame = {*framing.text_prefix, *framing.text_suffix, *framing.stop_ids, specials.decoder_start}
-    largest = max((tokenizer.vocab_size - 1, *frame))
+    largest = max(frame)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{folder / TOKENIZER} has the id {tokenizer.vocab_size - 1}, the model "
+            f"{config.vocab_size} ids: the tokenizer belongs to another model; replace or remove "
+            "this tokenizer.json"
+        )
     if largest >= config.vocab_size:
         raise CheckpointError(
-            f"{folder / TOKENIZER} has the id {largest}, the model {config.vocab_size} ids: the "
-            "tokenizer belongs to another model; replace or remove this tokenizer.json"
+            f"{folder}: the special id {largest} of config.json or generation_config.json is "
+            f"beyond the {config.vocab_size} ids of the model; correct or remove it there"
         )
     unused = unused_rows(tokenizer, config.vocab_size)
     for note in (*tokenizer.notes, *([unused] if unused else [])):

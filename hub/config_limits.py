@@ -40,7 +40,7 @@ def check_limits(values: JsonObject, path: str, tensors: Mapping[str, Shaped] | 
         if name in IGNORED_KEYS:
             continue
         for number in _numbers(value):
-            if math.isnan(number) or (not math.isinf(number) and abs(number) > _limit(number)):
+            if not _is_in_range(number):
                 _refuse(path, name, value, f"numbers are at most {MAX_NUMBER}")
         if isinstance(value, str) and len(value) > MAX_TEXT:
             _refuse(path, name, value, f"texts have at most {MAX_TEXT} characters")
@@ -51,8 +51,11 @@ def check_limits(values: JsonObject, path: str, tensors: Mapping[str, Shaped] | 
             _refuse(path, name, value, "the weights have not that many tensors or rows")
 
 
-def _limit(number: float) -> float:
-    return MAX_NUMBER if isinstance(number, int) else 3.5e38
+def _is_in_range(number: float) -> bool:
+    """Returns whether a number has a float; an infinity is one, and an integer may have none."""
+    if isinstance(number, int):
+        return abs(number) <= MAX_NUMBER
+    return math.isinf(number) or abs(number) <= 3.5e38
 
 
 def _numbers(value: object) -> Iterable[float]:

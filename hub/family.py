@@ -39,6 +39,8 @@ class HfFamily:
     write: Callable[[ModelConfig], JsonObject]
     # Returns the names of the tensors of a model.
     name_map: Callable[[ModelConfig], tuple[TensorMap, ...]]
+    # Converts the config.json of an old `model_type` (`OLD_MODEL_TYPES`) to today's keys.
+    from_old: Callable[[JsonObject], JsonObject] = dict
     # Values of missing keys in the reference, where they differ from the meaning of null.
     hf_defaults: Mapping[str, object] = dataclasses.field(default_factory=dict, hash=False)
     prefix: str = ""  # prefix of tensor names that a file may omit

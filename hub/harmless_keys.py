@@ -33,7 +33,8 @@ _IGNORED_KEYS = """_name_or_path _attn_implementation _commit_hash architectures
     encoder_layerdrop decoder_layerdrop freeze_embeddings neftune_noise_alpha is_training
     loss_type default_theta tokenizer_type model_parallel ds_config use_liger_kernel
     torch_compile benchmark layer_norm_fp32 pad_vocab_size_multiple rescale_prenorm_residual
-    fused_add_norm router_aux_loss_coef output_router_scores dpo_alpha"""
+    fused_add_norm router_aux_loss_coef output_router_scores dpo_alpha
+    keys_to_ignore_at_inference"""
 IGNORED_KEYS = frozenset(_IGNORED_KEYS.split())
 # Keys of the base class, which are harmless only with these values.
 MUST_BE_OFF: JsonObject = {

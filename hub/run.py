@@ -19,6 +19,8 @@ from hub.config_equivalence import differences
 from hub.download import resolve_folder
 from hub.family import HfFamily
 from hub.hf_config import write_json
+from hub.sentence_modules import read_sentence_modules
+from settings.changes import with_changes
 from settings.json_types import JsonObject
 from settings.tree import from_json
 from storage import scratch
@@ -82,6 +84,8 @@ def import_as_run(
 ) -> Tokenizer | None:
     """Creates a run folder from a checkpoint, for --init_from, --config and evaluation.
 
+    A model whose files say how it embeds sentences (modules.json) is a contrastive run.
+
     Args:
         source: a folder, or `owner/name[@revision]` of the hub.
         workdir: the run folder to create.
@@ -96,25 +100,33 @@ def import_as_run(
     folder = resolve_folder(source)
     family, config = checkpoint.detect_family(folder)
     tokenizer = checkpoint.load_tokenizer(folder, config)
+    sentences = read_sentence_modules(folder)
     tokenizer_folder = workdir / "tokenizer"
     if isinstance(tokenizer, JsonTokenizer):
         tokenizer.use_framing(tokenizer.specials, _framed_as(framing, tokenizer))
+    tokenizer_name = "bytes"
     if tokenizer is not None:
         tokenizer_folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(tokenizer_folder)
+        # In a store, the run replaces its scratch folder, and other machines have no such path.
+        scratch.upload_tree(tokenizer_folder)
+        tokenizer_name = scratch.url_of(tokenizer_folder) or str(tokenizer_folder.resolve())
     window = tokenizer.framing.window if tokenizer is not None else 0
     max_length = MAX_DENOISING_LENGTH if family.task == "seq2seq" else MAX_IMPORT_LENGTH
-    limits = (max_length, window, config.positions.max_length)
+    longest = sentences.max_length if sentences else 0
+    limits = (max_length, window, config.positions.max_length, longest)
     length = min(limit for limit in limits if limit)
+    objective = "contrastive" if sentences else OBJECTIVE_OF_TASK[family.task]
     settings = Settings(
         model=config,
-        objective=OBJECTIVE_OF_TASK[family.task],  # type: ignore[arg-type]
-        data=dataclasses.replace(
-            data_config or DataConfig(),
-            tokenizer="bytes" if tokenizer is None else str(tokenizer_folder.resolve()),
-        ),
+        objective=objective,  # type: ignore[arg-type]
+        data=dataclasses.replace(data_config or DataConfig(), tokenizer=tokenizer_name),
         train=TrainConfig(steps=0, seq_len=length),
     )
+    if sentences:
+        view = "causal" if family.task == "causal" else "bidirectional"
+        pooling = {"contrastive.pooling": sentences.pooling, "contrastive.view": view}
+        settings = with_changes(settings, pooling)
     runner.create_run_from_params(settings, workdir, str(folder), load_params)
     return tokenizer
 

@@ -4,8 +4,8 @@ A document `bos t1 .. tn eos` gives the inputs `bos t1 .. tn` and the targets `t
 token of the text and its end are predicted once. If the end of a row cuts a document, the rest of
 the document continues in the next row, without the earlier tokens as context.
 
-With `fim_rate` some stretches of documents are rows of fill-in-the-middle in training.
-With `mtp_depth`, further modules predict the tokens after the next one (`objectives/multi_token`).
+With `fim_rate` some stretches of documents are rows of fill-in-the-middle in training. With
+`mtp_depth`, further modules predict the tokens after the next one (`objectives/multi_token`).
 """
 
 from typing import ClassVar, NamedTuple

@@ -2,7 +2,8 @@
 
 A URL has two folders below the user's cache: a copy, which commands that read bring up to date, and
 a scratch folder, in which one process at a time writes (`training/run/mirror.py`). Either ends with
-the last name of the URL. Code below the commands sees plain paths, and `url_of` leads back.
+the last name of the URL. Code below the commands sees plain paths, and `url_of` leads back. When a
+folder is made, those that nobody has used for a week are deleted, beyond a number of newest ones.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Generator, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,6 +24,8 @@ from storage.remote import RemoteFolder, RemoteObject, is_url, normalize_url
 
 ROOT = "~/.cache/isoflop/remote"
 Kind = Literal["copies", "scratch"]
+MAX_FOLDERS = 16  # Folders of a kind that are kept, however old.
+UNUSED_SECONDS = 7 * 86400.0  # Time after which one of the others is deleted.
 URL_FILE, INDEX_FILE, LOCK_FILE = ".url", ".index.json", ".lock"
 PARTS_SUFFIX = ".parts"  # of a folder with the numbered parts of a log
 PART_PATTERN = re.compile(r"(\d{4,})-(\d{12,})")  # generation, and offset of the first byte
@@ -37,10 +41,30 @@ def local_path(path: str | Path, kind: Kind = "scratch") -> Path:
     with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / URL_FILE).exists():
+            _delete_unused(folder.parent)
             partial = folder / f"{URL_FILE}.{os.getpid()}"
             partial.write_text(url, "utf-8")
             partial.replace(folder / URL_FILE)
+        os.utime(folder / URL_FILE)
     return folder / url.rpartition("/")[2]
+
+
+def _delete_unused(parent: Path) -> None:
+    """Deletes the folders of URLs that were not used for long, beyond the newest ones.
+
+    A live process writes to its folder more often: a run its log, and its lock every minute.
+    """
+    used = {folder: _last_use(folder) for folder in parent.iterdir() if folder.is_dir()}
+    oldest_first = sorted(used, key=lambda folder: used[folder])
+    for folder in oldest_first[:-MAX_FOLDERS]:
+        if time.time() - used[folder] > UNUSED_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _last_use(folder: Path) -> float:
+    """Returns the time at which something was last written near the top of a folder."""
+    paths = [folder, *folder.glob("*"), *folder.glob("*/*")]
+    return max((os.lstat(path).st_mtime for path in paths if os.path.lexists(path)), default=0.0)
 
 
 def url_of(path: Path) -> str:

@@ -13,9 +13,9 @@ Matrices start with the variance 1 / in under both parametrizations, those of th
 Mamba's step size, b and c included. The last would vanish in wide models if they were scaled as
 output weights (Vankadara et al., NeurIPS 2024). Gated DeltaNet needs nothing else: its keys and
 queries have unit length, and its outputs are normed (arXiv:2606.04048). Logits are divided by m
-(`ModelConfig.logit_scale`). Heads follow the width, so that K is constant; for heads that widen
-instead, `attention.base_head_dim` divides scores by K. Weight decay times the learning rate is the
-same at every width.
+(`ModelConfig.logit_scale`), and an untied table starts at 0 (D.2 there). Heads follow the width, so
+that K is constant; for heads that widen instead, `attention.base_head_dim` divides scores by K.
+Weight decay times the learning rate is the same at every width.
 """
 
 import math

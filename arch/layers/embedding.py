@@ -20,6 +20,8 @@ from arch.sequence import SequenceInfo
 from arch.sharding import P, constrain, make_matrix, make_param, make_vector
 from settings.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, Probability, config
 
+TABLE_STD = 0.02  # Standard deviation of the initial tables.
+
 
 @config
 class EmbedConfig:
@@ -71,7 +73,7 @@ class Embedding(nnx.Module):
     ):
         self.cfg = cfg
         keys, table_width = jax.random.split(key), cfg.factorized_width or D
-        init = nnx.initializers.normal(0.02)
+        init = nnx.initializers.normal(TABLE_STD)
         self.table = make_param(keys[0], (V, table_width), P("model", "data"), init, decay=False)
         if cfg.factorized_width:
             self.w_in = make_matrix(
@@ -116,12 +118,20 @@ class OutputHead(nnx.Module):
     """The weights of the head besides a tied table; a tied head without options has none."""
 
     def __init__(
-        self, V: int, D: int, cfg: HeadConfig, embed: EmbedConfig, norm: NormConfig, *, key: Array
+        self,
+        V: int,
+        D: int,
+        cfg: HeadConfig,
+        embed: EmbedConfig,
+        norm: NormConfig,
+        *,
+        key: Array,
+        table_std: float = TABLE_STD,
     ):
         keys, table_width = (key, *jax.random.split(key)), embed.factorized_width or D
         self.cfg, self.has_projection = cfg, bool(embed.factorized_width)
         if not cfg.tied:
-            init = nnx.initializers.normal(0.02)
+            init = nnx.initializers.normal(table_std)
             self.table = make_param(keys[0], (V, table_width), P("model", "data"), init)
         if cfg.bias:
             self.bias = make_vector(V, 0.0)

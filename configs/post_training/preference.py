@@ -26,6 +26,7 @@ def get_config():
     """Returns the settings of training on preferences, after `configs/post_training/chat.py`."""
     c = chat.get_config()
     c.objective, c.data.path = "preference", "preferences.jsonl"
+    c.data.max_shared = 0.05  # the offerings of Numbers 7 repeat each other
     c.train.steps, c.optimizer.learning_rate = 60, 3e-4
     return c
 

@@ -20,6 +20,30 @@ MAX_WINDOW = 1 << 24  # Larger numbers stand for "no limit" (transformers writes
 # Keys of config.json with the number of positions that a model was trained to read.
 WINDOW_KEYS: tuple[str, ...] = ("max_position_embeddings", "n_positions", "n_ctx")
 WINDOW_KEYS += ("max_sequence_length", "seq_length", "model_max_length")
+# Keys of generation_config.json that change which tokens are generated, and the values that do not.
+PENALTIES: JsonObject = {
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "num_beams": 1,
+    "penalty_alpha": 0.0,
+    "guidance_scale": 1.0,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "sequence_bias": None,
+    "exponential_decay_length_penalty": None,
+    "forced_decoder_ids": None,
+    "stop_strings": None,
+}
+# Keys that count where tokens are drawn; a run of the command has them as flags.
+SAMPLING_KEYS: tuple[str, ...] = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+SAMPLING_KEYS += ("epsilon_cutoff", "eta_cutoff")
 
 
 @dataclass(frozen=True)
@@ -42,6 +66,23 @@ class ModelFiles:
         declared = [self.config.get(key) for key in WINDOW_KEYS]
         declared.append(self.tokenizer.get("model_max_length"))
         return next((n for n in declared if type(n) is int and 0 < n <= MAX_WINDOW), 0)
+
+    def generation_note(self) -> str:
+        """Returns which keys of generation_config.json are not applied here, "" if there are none.
+
+        config.json may have them instead, as in old models.
+        """
+        declared = {**self.config, **self.generation}
+        names = [n for n in PENALTIES if declared.get(n, PENALTIES[n]) not in (PENALTIES[n], None)]
+        if declared.get("do_sample") is True:
+            names += [n for n in SAMPLING_KEYS if declared.get(n) is not None]
+        if not names:
+            return ""
+        values = ", ".join(f"{name}={declared[name]!r}"[:80] for name in names)
+        return (
+            f"the files ask to generate with {values}, which is not applied: temperature, top_k, "
+            "top_p and min_p are flags of generate.py, the others do not exist here"
+        )
 
     def chat_template(self) -> str:
         """Returns the program of the model's chats, "" if there is none.

@@ -33,25 +33,32 @@ USUAL_NAMES = {
 SENTINEL_PATTERNS = ("<|sentinel_{}|>", "<extra_id_{}>")
 _ENDOFTEXT = dict.fromkeys(("bos", "eos", "unk"), "<|endoftext|>")
 _SENTENCEPIECE = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
+_GEMMA = {"bos": "<bos>", "eos": "<eos>", "pad": "<pad>", "unk": "<unk>"}
 _BERT = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 _ROBERTA = {"cls": "<s>", "sep": "</s>", "pad": "<pad>", "mask": "<mask>", **_SENTENCEPIECE}
 # Special tokens of the tokenizer class of a `model_type`, which files need not repeat.
 CLASS_DEFAULTS: dict[str, Mapping[str, str]] = {
     **dict.fromkeys(("gpt2", "gptj", "codegen"), _ENDOFTEXT),
-    **dict.fromkeys(("gpt_neox", "mamba", "mamba2", "olmoe"), _ENDOFTEXT),
+    **dict.fromkeys(("gpt_neox", "mamba", "mamba2", "olmoe", "olmo2", "olmo3"), _ENDOFTEXT),
+    "olmo_hybrid": _ENDOFTEXT,
     **dict.fromkeys(("llama", "mistral", "mixtral"), _SENTENCEPIECE),
-    "gemma2": {"bos": "<bos>", "eos": "<eos>", "pad": "<pad>", "unk": "<unk>"},
+    **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA),
+    "bloom": {"pad": "<pad>", **_SENTENCEPIECE},
     "bert": _BERT,
     "modernbert": _BERT,
     "roberta": _ROBERTA,
     "opt": {"bos": "</s>", "eos": "</s>", "pad": "<pad>", "unk": "</s>"},
     **dict.fromkeys(("t5", "switch_transformers"), {"eos": "</s>", "pad": "<pad>", "unk": "<unk>"}),
     **dict.fromkeys(
-        ("qwen2_moe", "qwen3_moe"), dict.fromkeys(("eos", "pad", "unk"), "<|endoftext|>")
+        ("qwen2_moe", "qwen3_moe", "qwen3", "qwen3_next"),
+        dict.fromkeys(("eos", "pad", "unk"), "<|endoftext|>"),
     ),
 }
+# Families whose tokenizers have no class of their own, or several: their files name the tokens.
+WITHOUT_DEFAULTS: tuple[str, ...] = ("falcon", "falcon_h1", "bamba", "jamba", "gpt_oss", "phi3")
+WITHOUT_DEFAULTS += ("deepseek_v2", "deepseek_v3", "kimi_linear")
 # Classes that put bos before a text if neither the post-processor nor a file speaks of it.
-BOS_BY_DEFAULT = ("llama", "mistral", "mixtral", "gemma2")
+BOS_BY_DEFAULT = ("llama", "mistral", "mixtral", "gemma2", "gemma3_text")
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,8 @@ def find_special_ids(vocabulary: Vocabulary, files: ModelFiles) -> FoundIds:
         decoder_start=start,
     )
     framing = _framing(vocabulary, files, specials, is_given, notes)
+    if note := files.generation_note():
+        notes.append(note)
     return FoundIds(specials, framing, tuple(notes))
 
 

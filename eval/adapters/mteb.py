@@ -1,7 +1,8 @@
 """Adapts a model to mteb's encoder protocol: `mteb.evaluate(MtebEncoder(ctx), tasks)`.
 
-It needs neither mteb nor torch, and returns numpy arrays. A contrastive objective embeds the texts;
-for other objectives an embedding is the mean over the tokens of the output of the last norm. A
+It needs neither mteb nor torch, and returns numpy arrays. A contrastive objective embeds the texts,
+also of a model that was imported with the pooling of its files (`hub/sentence_modules.py`); for
+other objectives an embedding is the mean over the tokens of the output of the last norm. A
 model that was imported reads each text as its own files say (`eval/framing.py`). Prompts and
 instructions are ignored.
 """

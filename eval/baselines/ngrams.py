@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 
 CHUNK_SYMBOLS = 4 << 20  # Symbols that are counted at a time, which bounds the memory.
 
@@ -16,7 +16,7 @@ CHUNK_SYMBOLS = 4 << 20  # Symbols that are counted at a time, which bounds the 
 class Passage(NamedTuple):
     """A stretch of a document."""
 
-    symbols: Int[np.ndarray, " N"]  # From 0 to the size of the alphabet, without the end.
+    symbols: Integer[np.ndarray, " N"]  # From 0 to the size of the alphabet, without the end.
     is_start: bool = True  # Whether the document begins here.
     is_end: bool = True  # Whether the document ends here.
 
@@ -89,9 +89,13 @@ def _count(passages: Sequence[Passage], radix: int, order: int) -> CountTable:
         if not len(codes):
             codes, counts = new_codes, new_counts
             continue
-        codes, inverse = np.unique(np.concatenate([codes, new_codes]), return_inverse=True)
-        weights = np.concatenate([counts, new_counts])
-        counts = np.bincount(inverse, weights).astype(np.int64)
+        # Inserting takes far less memory than sorting all codes again.
+        index = np.searchsorted(codes, new_codes)
+        is_known = codes[np.minimum(index, len(codes) - 1)] == new_codes
+        counts[index[is_known]] += new_counts[is_known]
+        is_new = ~is_known
+        codes = np.insert(codes, index[is_new], new_codes[is_new])
+        counts = np.insert(counts, index[is_new], new_counts[is_new])
     histories = codes // radix
     starts = np.flatnonzero(np.diff(histories, prepend=-1))
     context_counts = np.add.reduceat(counts, starts) if len(starts) else counts
@@ -104,8 +108,7 @@ def _ngrams(passages: Sequence[Passage], radix: int, order: int) -> Iterator[Int
     parts: list[np.ndarray] = []
     is_target: list[np.ndarray] = []
     size = 0
-    for passage in passages:
-        framed, mask = _frame(passage, radix, order)
+    for framed, mask in (piece for passage in passages for piece in _frame(passage, radix, order)):
         parts.append(framed)
         is_target.append(mask)
         size += len(framed)
@@ -118,13 +121,21 @@ def _ngrams(passages: Sequence[Passage], radix: int, order: int) -> Iterator[Int
 
 def _frame(
     passage: Passage, radix: int, order: int
-) -> tuple[Int[np.ndarray, " M"], Bool[np.ndarray, " M"]]:
-    """Returns a passage with `order` symbols before it, and its end; and which are predicted."""
+) -> Iterator[tuple[Int[np.ndarray, " M"], Bool[np.ndarray, " M"]]]:
+    """Yields a passage with `order` symbols before it, and its end; and which are predicted.
+
+    A long passage is yielded in pieces, each with the `order` symbols before it.
+    """
     end, unknown = radix - 2, radix - 1
     head = np.full(order, end if passage.is_start else unknown, np.int64)
-    tail = np.full(int(passage.is_end), end, np.int64)
-    framed = np.concatenate([head, passage.symbols, tail])
-    return framed, np.arange(len(framed)) >= order
+    n_symbols = len(passage.symbols)
+    for start in range(0, max(n_symbols, 1), CHUNK_SYMBOLS):
+        stop = min(start + CHUNK_SYMBOLS, n_symbols)
+        tail = np.full(int(passage.is_end and stop == n_symbols), end, np.int64)
+        before = passage.symbols[max(start - order, 0) : start].astype(np.int64)
+        symbols = passage.symbols[start:stop].astype(np.int64)
+        framed = np.concatenate([head[: order - len(before)], before, symbols, tail])
+        yield framed, np.arange(len(framed)) >= order
 
 
 def _codes(

@@ -14,9 +14,9 @@ out if the tokenizer does not restore the text.
 """
 
 import bz2
+import contextlib
 import gzip
 import hashlib
-import json
 import lzma
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +26,7 @@ import numpy as np
 
 from data.packing import PackedRows
 from data.store import TokenStore
+from errors import CheckpointError
 from eval.baselines.ngrams import Passage, bits_by_order
 from eval.baselines.seen_text import (
     Stretch,
@@ -37,9 +38,11 @@ from eval.baselines.seen_text import (
 )
 from eval.split_part import count_bytes, select_part
 from eval.task import EvalContext, Score
+from settings.run_json import is_intact
 from training.run.atomic_io import read_json, write_json
+from training.run.seal import with_hash
 
-MAX_BYTES = 64 << 20  # Text that a model is fitted to or evaluated on at most.
+MAX_BYTES = 256_000_000  # Text that a model is fitted to or evaluated on at most.
 MAX_BYTE_ORDER, MAX_TOKEN_ORDER = 4, 2
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": lambda text: gzip.compress(text, 9, mtime=0),
@@ -52,7 +55,7 @@ CACHE_FOLDER = "baselines"  # Below the folder of the token stores, which names 
 class Baselines:
     """Measures n-gram models and compressors on splits; it reads no model."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 1 read at most 64 MiB.
 
     def __init__(self, splits: tuple[str, ...] = ("test",)):
         self.splits = splits
@@ -84,10 +87,12 @@ def _cached(
     read = " ".join(filter(None, (split, label, part)))
     digest.update(f"{Baselines.version} {ctx.data.fingerprint} {read}".encode())
     path = ctx.data.folder / CACHE_FOLDER / f"{digest.hexdigest()[:32]}.json"
-    record = read_json(path)
-    if record is None:
+    record = None
+    with contextlib.suppress(CheckpointError):  # A damaged file is computed again.
+        record = read_json(path)
+    if record is None or not is_intact(record, is_sealed=True):
         values = _compressors(ctx, split) if label == "split" else _ngrams(ctx, split, stretches)
-        record = json.loads(json.dumps({"scores": values}))
+        record = with_hash({"scores": values})
         try:
             path.parent.mkdir(exist_ok=True)
             write_json(path, record)

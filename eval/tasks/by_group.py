@@ -74,7 +74,7 @@ def sum_by_group(ctx: EvalContext, store: TokenStore) -> GroupSums:
     make_row = objective.make_row_fn(settings.model, settings.train.seq_len, ctx.data.tokenizer)
     rows = PackedRows(store, spec.text_length, spec.overlap)
     batch_size = -(-settings.eval.batch_size // ctx.mesh.size) * ctx.mesh.size
-    lengths, groups = ctx.data.tokenizer.byte_lengths(), store.groups
+    lengths, groups = ctx.data.tokenizer.byte_lengths(), np.asarray(store.groups)
     n_groups, sharding = len(store.group_names), meshes.batch_sharding(ctx.mesh)
     nats, n_bytes = np.zeros(n_groups), np.zeros(n_groups)
     windows = select_part(ctx, store).windows

@@ -7,6 +7,9 @@ model is exported as the first family, in this order, that computes the same fun
 from hub.family import HfFamily
 from settings.lazy import LazyTable
 
+# Families under the `model_type` of files that are older than their class in transformers.
+OLD_MODEL_TYPES = {"RefinedWeb": "falcon", "RefinedWebModel": "falcon"}
+
 FAMILIES: LazyTable[HfFamily] = LazyTable(
     {
         "llama": "hub.families.llama:LLAMA",

@@ -66,6 +66,17 @@ def read(hf: HfConfig) -> ModelConfig:
     )
 
 
+def from_old(values: JsonObject) -> JsonObject:
+    """Returns the keys of a RefinedWeb(Model) config.json, whose own class had other defaults.
+
+    Falcon-40B has `n_head_kv` and two norms, which that class did not call by a name.
+    """
+    is_new = values.get("n_head_kv") is not None
+    off = dict.fromkeys(("multi_query", "parallel_attn", "alibi", "bias"), False)
+    renamed = {"num_kv_heads": values.get("n_head_kv"), "new_decoder_architecture": is_new}
+    return {**off, **({"parallel_attn": True} if is_new else {}), **values, **renamed}
+
+
 def write(config: ModelConfig) -> JsonObject:
     """Returns the keys of config.json for Falcon."""
     a, m = find_part(config, "attention"), find_part(config, "mlp")
@@ -120,4 +131,5 @@ FALCON = HfFamily(
     prefix="transformer.",
     tied_tensors=(("lm_head.weight", "transformer.word_embeddings.weight"),),
     position_numbering="count",
+    from_old=from_old,
 )

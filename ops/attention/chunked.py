@@ -224,15 +224,15 @@ def _attend_windows(
 def map_query_chunks(
     function: Callable[..., Results],
     q: Float[Array, "B G rep T K"],
-    *more: Array | TokenIndex,
+    *others: Array | TokenIndex,
     num_sums: int = 0,
 ) -> Results:
     """Runs `function` on chunks of the queries, whose results are joined along tokens.
 
-    `more` are further arrays of the queries. The last `num_sums` results are sums over queries,
+    `others` are further arrays of the queries. The last `num_sums` results are sums over queries,
     which are added up.
     """
-    T, rows = q.shape[3], (q, *more)
+    T, rows = q.shape[3], (q, *others)
     count, size = _chunk_sizes(T, CHUNK_SIZE)
     chunks = _split_chunks(_pad_tokens(rows, 0, count * size), count)
     like = jax.eval_shape(lambda chunks: function(*jax.tree.map(lambda x: x[0], chunks)), chunks)

@@ -114,8 +114,8 @@ def _backward(spec: AttentionSpec, residuals: tuple, d_o: Array) -> tuple:
         def chunk(
             q: Array, o: Array, lse: Array, d_o: Array, queries: TokenIndex
         ) -> tuple[Array, Array, Array]:
-            given = q, turn.k, turn.v, queries, turn.keys, None, o, lse
-            return attend_chunk_gradients(spec, given, d_o)[:3]
+            residuals = q, turn.k, turn.v, queries, turn.keys, None, o, lse
+            return attend_chunk_gradients(spec, residuals, d_o)[:3]
 
         return map_query_chunks(chunk, q, o, lse, d_o, queries, num_sums=2)
 

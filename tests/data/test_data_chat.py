@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from configs import chat as config
+from configs.post_training import chat as config
 from data import DataConfig, open_data
 from data.chats.templates import CHAT_TEMPLATES, parse_chat
 from data.loader import Batches, eval_batches

@@ -12,9 +12,15 @@ import pytest
 
 from data import open_data
 from data.packing import PackedRows
-from eval.baselines import ngrams
+from data.tokenizers import ByteTokenizer, train_bpe
+from eval.baselines import ngrams, seen_text
 from eval.baselines.ngrams import Passage, bits_by_order
-from eval.baselines.seen_text import merge_stretches, seen_stretches, token_passages
+from eval.baselines.seen_text import (
+    byte_passages,
+    merge_stretches,
+    seen_stretches,
+    token_passages,
+)
 from eval.tasks import baselines
 from objectives.causal_lm import CausalLM
 from training.settings import Settings
@@ -78,6 +84,7 @@ class _Store:
 
     lengths = np.array([5, 40, 9])
     n_tokens, n_documents, text_bytes, bos, eos = 54, 3, 54, 60, 61
+    vocab_size = 62
 
     def slice(self, document, start, stop):
         first = int(self.lengths[:document].sum())
@@ -149,6 +156,13 @@ def test_scores_are_computed_once_for_a_text(context, monkeypatch):
     assert list(baselines.Baselines()(context)) == first
 
 
+def test_a_damaged_file_of_scores_is_computed_again(context):
+    first = list(baselines.Baselines()(context))
+    for path in (context.data.folder / baselines.CACHE_FOLDER).iterdir():
+        path.write_text(path.read_text().replace("1", "7"))
+    assert list(baselines.Baselines()(context)) == first
+
+
 def test_a_run_that_trained_nothing_has_no_text_seen(context):
     """An imported checkpoint is such a run."""
     train = dataclasses.replace(context.settings.train, steps=0)
@@ -156,3 +170,13 @@ def test_a_run_that_trained_nothing_has_no_text_seen(context):
     untrained.settings = dataclasses.replace(context.settings, train=train)
     names = [s.name for s in baselines.Baselines()(untrained)]
     assert names and not any("/seen/" in name for name in names)
+
+
+@pytest.mark.parametrize("tokens", [8, 9, 11, 1000])
+def test_text_is_decoded_in_pieces_that_end_with_a_character(tokens, monkeypatch):
+    text = "naïve \U0001f9ff\U0001f9ff 日本語, \ufffd\ufffd and so on " * 3
+    monkeypatch.setattr(seen_text, "DECODED_TOKENS", tokens)
+    for tokenizer in (ByteTokenizer(), train_bpe(["plain text"], 270)):
+        ids = tokenizer.encode([text])[0].astype(np.uint16)
+        (passage,) = byte_passages(tokenizer, [Passage(ids)])
+        assert passage.symbols.tobytes() == text.encode()

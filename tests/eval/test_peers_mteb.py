@@ -15,15 +15,25 @@ pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parent / "peers/mteb_tasks.py"
 
 
-def test_mteb_scores_an_imported_encoder_as_its_own_library_does(tmp_path):
-    def run(*argv: str) -> None:
-        done = subprocess.run([peer_python(), str(SCRIPT), *argv], capture_output=True, text=True)
-        assert not done.returncode, done.stderr[-2000:]
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Returns a folder with a plain BERT, and one whose files say how it embeds sentences."""
+    root = tmp_path_factory.mktemp("mteb")
+    run("make", str(root / "bert"))
+    return root
 
-    run("make", str(tmp_path / "bert"))
-    import_as_run(str(tmp_path / "bert"), tmp_path / "run")
-    run("ask", *(str(tmp_path / "bert"), str(tmp_path / "run"), sysconfig.get_path("purelib")))
-    found = json.loads((tmp_path / "bert/scores.json").read_text())
+
+def run(*argv: str) -> None:
+    done = subprocess.run([peer_python(), str(SCRIPT), *argv], capture_output=True, text=True)
+    assert not done.returncode, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", ["bert", "bert-cls"])
+def test_mteb_scores_an_imported_encoder_as_its_own_library_does(models, name):
+    folder, target = models / name, models / f"{name}-run"
+    import_as_run(str(folder), target)
+    run("ask", *(str(folder), str(target), sysconfig.get_path("purelib")))
+    found = json.loads((folder / "scores.json").read_text())
     ours, theirs = found["ours"], found["theirs"]
     assert set(ours["scores"]) == {"Similar", "Found"}
     assert ours["scores"] == pytest.approx(theirs["scores"], abs=1e-6)

@@ -18,7 +18,7 @@ from arch.mixers.attention import AttentionConfig
 from arch.mixers.bidirectional import BidirectionalConfig
 from arch.mixers.rope import RopeConfig
 from data.sources import DataConfig
-from data.tokenizers import ByteTokenizer
+from data.tokenizers import ByteTokenizer, train_bpe
 from errors import CheckpointError, ConfigError, DataError
 from eval.load_run import load_run
 from hub import __main__ as command
@@ -26,6 +26,8 @@ from hub import run as runs
 from hub import safetensors_io
 from hub.checkpoint import find_export_family
 from settings.tree import freeze, from_json
+from storage import scratch
+from storage.remote import RemoteFolder
 from training import mesh as meshes
 from training.program import make_program
 from training.settings import Settings, resolve
@@ -64,6 +66,25 @@ def test_a_round_trip_through_a_run_is_exact(root):
     card = (root / "second" / "README.md").read_text()
     for word in ("LlamaForCausalLM", "sha256", "| seed | 0 |", "0 steps"):
         assert word in card
+
+
+def test_an_import_into_a_store_is_read_on_another_machine(root, tmp_path, monkeypatch):
+    """With its tokenizer, which the run finds at a URL."""
+    shutil.copytree(root / "first", tmp_path / "published")
+    tokenizer = train_bpe(["some words of text"], 256)
+    tokenizer.save(tmp_path / "published")
+    url = f"memory://bucket{tmp_path}"
+    source = {"source": "text", "path": str(root / "text.txt"), "document_separator": "\n\n"}
+    data = DataConfig(**source, cache=str(root / "cache"))
+    monkeypatch.setattr(scratch, "ROOT", str(tmp_path / "here"))
+    runs.import_as_run(str(tmp_path / "published"), f"{url}/run", data)
+    shutil.rmtree(tmp_path / "here")
+    monkeypatch.setattr(scratch, "ROOT", str(tmp_path / "there"))
+    subject, _, step = load_run(f"{url}/run")
+    assert step == 0 and subject.settings.data.tokenizer == f"{url}/run/tokenizer"
+    assert subject.data.tokenizer.fingerprint == tokenizer.fingerprint
+    runs.export_run(f"{url}/run", f"{url}/export")
+    assert {"config.json", "tokenizer.json"} <= set(RemoteFolder(f"{url}/export").list())
 
 
 def test_evaluation_and_settings_read_the_run(root):

@@ -11,12 +11,14 @@ from tokenizer_files import write_words
 
 import hub
 from data.framing import Framing
+from data.published import special_ids
 from data.tokenizers import open_tokenizer
 from errors import CheckpointError, ConfigError, DataError
 from eval.load_run import load_run
 from hub import __main__ as command
 from hub import checkpoint
 from hub.checkpoint import detect_family
+from hub.families import FAMILIES
 
 GPT2 = {"model_type": "gpt2", "bos_token_id": 0, "eos_token_id": 0, "n_positions": 64}
 LLAMA = {"model_type": "llama", "bos_token_id": 1, "eos_token_id": 2}
@@ -57,6 +59,14 @@ CASES = {
         {"config": {"model_type": "gemma2", "bos_token_id": 2, "eos_token_id": 1}},
         (2, 1, 0, 2),
         ((2,), (), (2,), (1,), (2,), (1,)),
+    ),
+    "gemma 3 without a template": (
+        *(("<pad>", "<eos>", "<bos>", "<unk>"), "", {"config": {"model_type": "gemma3_text"}}),
+        *((2, 1, 0, 2), ((2,), (), (2,), (1,), (2,), (1,))),
+    ),
+    "bloom by its class": (
+        *(("<unk>", "<s>", "</s>", "<pad>"), "", {"config": {"model_type": "bloom"}}),
+        *((1, 2, 3, 1), ((), (), (1,), (2,), (1,), (2,))),
     ),
     "t5": (
         *(("<pad>", "</s>", "<unk>", "<extra_id_0>"), "$A </s>", {"config": T5}, (-1, 1, 0, 0)),
@@ -117,6 +127,10 @@ def test_a_model_is_framed_as_its_own_files_say(tmp_path, name):
     assert again.fingerprint == tokenizer.fingerprint and again.identity == tokenizer.identity
 
 
+def test_every_family_has_the_tokens_of_its_class_or_none():
+    assert {*special_ids.CLASS_DEFAULTS, *special_ids.WITHOUT_DEFAULTS} == {*FAMILIES}
+
+
 def test_files_that_contradict_each_other_are_named(tmp_path):
     write_words(
         tmp_path,
@@ -159,6 +173,10 @@ def test_ids_beyond_or_below_the_embedding_are_read_with_a_word(tmp_path, size, 
     assert found.vocab_size == (23 if size == 23 else 24)
     assert ("the added tokens <pad>" in caplog.text) == (size == 23)
     assert ("40 of 64 ids have no token" in caplog.text) == (size == 64)
+    beyond = config | {"eos_token_id": size + 9}
+    write_words(tmp_path, SENTENCE, config=beyond)
+    with pytest.raises(CheckpointError, match=f"special id {size + 9} of config.json or gen"):
+        checkpoint.load_tokenizer(tmp_path, dataclasses.replace(model, vocab_size=size))
     with pytest.raises(CheckpointError, match="has the id 22, the model 20 ids"):
         config["vocab_size"] = 20
         write_words(tmp_path, SENTENCE, config=config)
@@ -201,6 +219,7 @@ def test_a_damaged_framing_is_refused(tmp_path):
         ("bamba", {"attn_rotary_emb": 4}),
         ("bert", {"directionality": "bidi", "pooler_fc_size": 768, "pooler_type": None}),
         ("jamba", {"mamba_inner_layernorms": True, "calc_logits_for_entire_prompt": False}),
+        ("mixtral", {"keys_to_ignore_at_inference": ["past_key_values"]}),
         ("llama2", {"is_llama_config": True, "rope_interleaved": False, "unsloth_fixed": True}),
         ("mistral", {"attention_bias": False, "head_dim": None, "max_sequence_length": 2048}),
         ("bloom", {"multi_query": False, "_flash_attn_2_enabled": True}),
@@ -224,11 +243,55 @@ def test_harmless_keys_are_accepted_at_their_value_alone(tmp_path, golden, keys)
             detect_family(folder)
 
 
+def test_what_generation_here_does_not_apply_is_named(tmp_path):
+    """A greedy text of Qwen2 depends on its repetition_penalty."""
+    off = {"repetition_penalty": 1.0, "num_beams": 1, "top_p": 0.9, "temperature": 0.6}
+    write_words(tmp_path, END, config=GPT2, generation_config=off)
+    assert open_tokenizer(str(tmp_path)).notes == ()
+    asked = off | {"repetition_penalty": 1.05, "suppress_tokens": [3], "do_sample": True}
+    write_words(tmp_path, END, config=GPT2 | {"min_length": 2}, generation_config=asked)
+    (note,) = open_tokenizer(str(tmp_path)).notes
+    named = "repetition_penalty=1.05, min_length=2, suppress_tokens=[3], temperature=0.6, top_p=0.9"
+    assert f"generate with {named}, which is not applied" in note
+
+
+@pytest.mark.parametrize(
+    ("golden", "old", "missing"),
+    [
+        ("falcon_7b", {"model_type": "RefinedWebModel", "n_head": 4, "n_layer": 2}, ()),
+        (
+            "falcon_40b",
+            {"model_type": "RefinedWeb", "n_head": 8, "n_layer": 2, "n_head_kv": 2},
+            ("multi_query",),
+        ),
+        (
+            "falcon_rw_alibi",
+            {"model_type": "RefinedWebModel", "n_layer": 2},
+            ("multi_query", "parallel_attn"),
+        ),
+    ],
+)
+def test_a_falcon_of_its_first_files_is_read(tmp_path, golden, old, missing):
+    """Their class had other names, and no option as its default."""
+    folder = goldens.copy(golden, tmp_path / "x")
+    values = json.loads((folder / "config.json").read_text())
+    old = old | {"n_head": values["num_attention_heads"], "auto_map": {"AutoConfig": "x.RWConfig"}}
+    new = ("num_kv_heads", "new_decoder_architecture", "num_ln_in_parallel_attn", *missing)
+    new += ("num_attention_heads", "num_hidden_layers", "rope_parameters", "ffn_hidden_size")
+    for name in new:
+        values.pop(name, None)
+    (folder / "config.json").write_text(json.dumps(values | old))
+    family, config = detect_family(folder)
+    assert family.model_type == "falcon"
+    assert config == detect_family(goldens.FOLDER / golden)[1]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, but the weights"),
         ({"hidden_size": 10**12}, "hidden_size is 1000000000000, but numbers are at most"),
+        ({"hidden_size": 10**400}, r"hidden_size is 1000*\.\.\., but numbers are at most"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
         ({"hidden_act": "x" * 10_000}, "hidden_act is .*texts have at most"),
         ({"hidden_size": "32"}, "not a valid config"),

@@ -122,7 +122,7 @@ def test_every_architecture_takes_every_objective_that_it_can(name, objective):
         supported = "masked_lm" if "causal_lm" in REFUSED[name] else "causal_lm"
         base = with_changes(Settings(), {"model": PLAIN[name], "objective": supported})
     else:
-        (file,) = (file for file in FAMILIES if Path(file).stem == name)
+        file = next(file for file in FAMILIES if Path(file).stem == name)
         # Without the requirements of its data source.
         base = dataclasses.replace(load(f"{file}:tiny"), data=DataConfig())
     why = REFUSED.get(name, {}).get(objective)

@@ -112,6 +112,13 @@ def test_logits_are_divided_by_the_growth_and_so_is_what_is_exported():
     np.testing.assert_allclose(logits[..., : tiny.VOCAB], expected[..., : tiny.VOCAB], rtol=1e-5)
 
 
+def test_an_untied_readout_starts_at_zero_under_mup_alone():
+    for parametrization in ("mup", "standard"):
+        model = as_mup(head=HeadConfig(tied=False), parametrization=parametrization)
+        table = Model(model, key=jax.random.key(0)).head.table[...]
+        assert bool(jnp.any(table)) == (parametrization == "standard")
+
+
 def test_scores_of_widening_heads_are_divided_by_their_width():
     cfg = AttentionConfig(base_head_dim=16)
     assert [cfg.score_scale(K) for K in (16, 64)] == [0.25, 4 / 64]

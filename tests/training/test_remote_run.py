@@ -1,6 +1,7 @@
 """Runs in an object store: the lock, the mirror of a run folder, and copies for readers."""
 
 import json
+import os
 import threading
 
 import board_runs
@@ -12,6 +13,7 @@ from errors import DiskError, LockedError
 from leaderboard import main as leaderboard
 from storage import scratch
 from storage.remote import RemoteFolder, is_url, normalize_url, store_errors
+from training.preflight.report import print_scores
 from training.run import mirror
 from training.run.folder import RunFolder
 from training.run.lock import owner_record
@@ -284,3 +286,24 @@ def test_a_board_reads_runs_of_a_store_and_goes_to_one(url, tmp_path, capsys):
             folder.upload(path, path.relative_to(tmp_path / "runs").as_posix())
     assert leaderboard([url, f"--out={url}/board"]) == 0, capsys.readouterr().err
     assert folder.read("board/leaderboard.html")
+
+
+def test_folders_that_nobody_used_for_a_week_are_deleted(url, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scratch, "MAX_FOLDERS", 2)
+    paths = [scratch.local_path(f"{url}{i}", kind) for kind in ("scratch", "copies") for i in "012"]
+    for path in paths:
+        path.mkdir()
+        (path / "metrics.jsonl").write_text("{}")
+    week = 8 * 86400
+
+    def age(path):
+        for part in (path / "metrics.jsonl", path, path.parent / scratch.URL_FILE, path.parent):
+            os.utime(part, (part.stat().st_mtime - week,) * 2)
+
+    for path in (paths[0], paths[1], paths[3]):
+        age(path)
+    os.utime(paths[1] / "metrics.jsonl")  # A live run writes its log.
+    scratch.local_path(f"{url}3")
+    assert [path.is_dir() for path in paths] == [False, True, True, True, True, True]
+    print_scores({}, paths[1])
+    assert f"Run folder: {url}1/ (scratch folder: {paths[1]}/)" in capsys.readouterr().out

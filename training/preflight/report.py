@@ -12,6 +12,7 @@ from data.chats.templates import describe_chats
 from data.tokenizers import Tokenizer
 from formatting import format_mib, format_si, replace_control_chars
 from settings.tree import setting_rows
+from storage import scratch
 from training.accounting import model_cost, run_tokens
 from training.mesh import MESH_AXES, bytes_per_device
 from training.preflight import roofline
@@ -127,7 +128,9 @@ def print_scores(
     for name, value in scores.items():
         text = value if isinstance(value, str) else f"{value:.4f}"
         console.print(f"{name:{width}}{replace_control_chars(text)}", markup=False, soft_wrap=True)
-    console.print(f"Run folder: {folder}/", markup=False)
+    url = scratch.url_of(folder)
+    shown = f"{url}/ (scratch folder: {folder}/)" if url else f"{folder}/"
+    console.print(f"Run folder: {shown}", markup=False, soft_wrap=True)
 
 
 def _settings_table(settings: Settings, origins: dict[str, str]) -> Table:

@@ -1,6 +1,6 @@
 """Runs mteb on a task of its two kinds, with sentence-transformers and with an imported run.
 
-    python mteb_tasks.py make FOLDER                         writes a tiny BERT
+    python mteb_tasks.py make FOLDER                         writes a tiny BERT, and FOLDER-cls
     python mteb_tasks.py ask FOLDER RUN SITE_PACKAGES        writes FOLDER/scores.json
 
 RUN is the imported model, SITE_PACKAGES has the packages of this project.
@@ -113,6 +113,12 @@ def make(folder: Path) -> None:
             if parameter.ndim == 2:
                 parameter.mul_(10)
     model.save_pretrained(folder)
+    transformer = models.Transformer(str(folder), max_seq_length=16)
+    width = transformer.get_embedding_dimension()
+    pooling = models.Pooling(width, pooling_mode="cls")
+    SentenceTransformer(modules=[transformer, pooling, models.Normalize()], device="cpu").save(
+        f"{folder}-cls"
+    )
 
 
 def ask(folder: Path, run: Path, packages: str) -> None:
@@ -122,9 +128,12 @@ def ask(folder: Path, run: Path, packages: str) -> None:
     from eval.adapters.mteb import MtebEncoder
     from eval.load_run import load_run
 
-    transformer = models.Transformer(str(folder))
-    width = transformer.get_embedding_dimension()
-    theirs = SentenceTransformer(modules=[transformer, models.Pooling(width)], device="cpu")
+    if (folder / "modules.json").exists():
+        theirs = SentenceTransformer(str(folder), device="cpu")
+    else:
+        transformer = models.Transformer(str(folder))
+        width = transformer.get_embedding_dimension()
+        theirs = SentenceTransformer(modules=[transformer, models.Pooling(width)], device="cpu")
     ours = MtebEncoder(load_run(run)[0])
     texts, found = sentences(1, 5), {}
     for name, model in (("theirs", theirs), ("ours", ours)):

@@ -1,0 +1,1 @@
+"""The best learning rate at several widths: `python -m protocol.transfer`."""

@@ -1,0 +1,181 @@
+"""The best learning rate by width: a grid of rates at each width, and how far the best ones differ.
+
+The loss of a trial is the mean over the last tenth of its steps. All trials of a width share one
+compiled step, and all rates the same initial values and batches.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from arch.scaling import with_width
+from data import Data
+from errors import ConfigError, DataError
+from settings.changes import with_changes
+from settings.json_types import JsonObject
+from training.mesh import make_mesh
+from training.program import make_program
+from training.settings import Settings
+from training.short_run import iter_steps
+
+RATE_FACTOR = math.sqrt(2)
+MIN_RATES = 3
+MAX_RATIO = 1.5  # Ratio of best rates up to which a rate counts as transferred.
+LOSS_SHARE = 0.1  # Share of the steps, the last ones, whose mean is the loss of a trial.
+
+
+class RateTrial(NamedTuple):
+    """A short run at one width and rate."""
+
+    width: int
+    rate: float
+    seed: int
+    loss: float  # Mean training loss of the last steps; inf if it diverged.
+
+
+class RateSearch(NamedTuple):
+    """The trials of one model at several widths."""
+
+    layers: tuple[str, ...]
+    parametrization: str
+    steps: int
+    trials: tuple[RateTrial, ...]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The widths, increasing."""
+        return tuple(sorted({trial.width for trial in self.trials}))
+
+    def losses(self, width: int) -> dict[float, float]:
+        """Returns the mean loss over seeds by rate, increasing; inf if a seed diverged."""
+        trials = [trial for trial in self.trials if trial.width == width]
+        rates = sorted({trial.rate for trial in trials})
+        return {r: float(np.mean([t.loss for t in trials if t.rate == r])) for r in rates}
+
+    def best_rate(self, width: int) -> float:
+        """Returns the rate of the grid with the lowest loss.
+
+        Raises:
+            DataError: if it is at an edge of the grid, so that the best one may be outside.
+        """
+        losses = self.losses(width)
+        rates = list(losses)
+        best = min(rates, key=lambda rate: losses[rate])
+        if best in (rates[0], rates[-1]):
+            raise DataError(
+                f"at width {width} the best rate {best:.4g} is at the edge of the grid "
+                f"{rates[0]:.4g} to {rates[-1]:.4g}; add --rates or shift --config.optimizer."
+                "learning_rate"
+            )
+        return best
+
+    def rate_at_minimum(self, width: int) -> float:
+        """Returns the minimum of the parabola through the best rate and its neighbors, in log rate.
+
+        Raises:
+            DataError: if the best rate is at an edge.
+        """
+        losses, best = self.losses(width), self.best_rate(width)
+        rates = list(losses)
+        index = rates.index(best)
+        left, middle, right = (losses[rates[index + i]] for i in (-1, 0, 1))
+        curvature = left - 2 * middle + right
+        if not 0 < curvature < math.inf:
+            return best
+        return best * RATE_FACTOR ** (0.5 * (left - right) / curvature)
+
+    def spread(self) -> float:
+        """Returns the ratio of the largest to the smallest best rate of the grid."""
+        best = [self.best_rate(width) for width in self.widths]
+        return max(best) / min(best)
+
+
+def search_rates(
+    settings: Settings,
+    data: Data,
+    widths: Sequence[int],
+    num_rates: int,
+    num_seeds: int,
+    done: Iterable[RateTrial] = (),
+    on_trial: Callable[[RateTrial], None] = lambda trial: None,
+) -> RateSearch:
+    """Trains a model at every width and rate.
+
+    Args:
+        settings: resolved settings; their rate is the middle of the grid.
+        data: the data of the runs.
+        widths: widths of the model.
+        num_rates: rates of the grid, a factor of 2^1/2 apart.
+        num_seeds: seeds of each trial, from that of the settings on.
+        done: trials that need not be run again.
+        on_trial: called after each trial.
+
+    Raises:
+        ConfigError: if there are too few rates, or a part does not follow the width.
+    """
+    if num_rates < MIN_RATES or num_rates % 2 == 0:
+        raise ConfigError(
+            f"--rates is {num_rates}, must be an odd number of {MIN_RATES} or more; nearest: "
+            f"{max(num_rates + 1 - num_rates % 2, MIN_RATES)}"
+        )
+    by_key = {(t.width, f"{t.rate:.6g}", t.seed): t for t in done}
+    trials = []
+    for width in sorted({*widths}):
+        for rate in rate_grid(settings.optimizer.learning_rate, num_rates):
+            for seed in range(settings.seed, settings.seed + num_seeds):
+                trial = by_key.get((width, f"{rate:.6g}", seed))
+                if trial is None:
+                    trial = RateTrial(width, rate, seed, _loss(settings, data, width, rate, seed))
+                    on_trial(trial)
+                trials.append(trial)
+    model = settings.model
+    return RateSearch(model.layers, model.parametrization, settings.train.steps, tuple(trials))
+
+
+def rate_grid(center: float, num_rates: int) -> list[float]:
+    """Returns an odd number of rates around `center`, a factor of 2^1/2 apart."""
+    half = num_rates // 2
+    return [center * RATE_FACTOR**k for k in range(-half, half + 1)]
+
+
+def describe(search: RateSearch) -> list[str]:
+    """Returns the lines of the command: losses by width and rate, best rates, and a verdict."""
+    rates = list(search.losses(search.widths[0]))
+    lines = [
+        f"{' '.join(search.layers)}, {search.parametrization}: mean loss of the last steps of "
+        f"{search.steps}",
+        f"{'rate':>10}" + "".join(f"{width:>10}" for width in search.widths),
+    ]
+    columns = [search.losses(width) for width in search.widths]
+    lines += [
+        f"{rate:>10.4g}" + "".join(f"{column[rate]:>10.4f}" for column in columns) for rate in rates
+    ]
+    lines += [
+        f"width {width}: best rate {search.best_rate(width):.4g}, minimum of the parabola "
+        f"{search.rate_at_minimum(width):.4g}"
+        for width in search.widths
+    ]
+    spread = search.spread()
+    verdict = "transfers" if spread <= MAX_RATIO else "does not transfer"
+    lines.append(f"best rates differ by a factor of {spread:.3g}: the rate {verdict}")
+    return lines
+
+
+def to_json(search: RateSearch) -> JsonObject:
+    """Returns the search as transfer.json has it."""
+    return search._asdict() | {"trials": [list(trial) for trial in search.trials]}
+
+
+def _loss(settings: Settings, data: Data, width: int, rate: float, seed: int) -> float:
+    changes = {"seed": seed, "optimizer.learning_rate": rate, "optimizer.on_nonfinite": "skip"}
+    changes |= {"optimizer.max_skips": settings.train.steps}
+    settings = dataclasses.replace(settings, model=with_width(settings.model, width))
+    settings = with_changes(settings, changes)
+    program = make_program(settings, make_mesh(settings.mesh, jax.devices()[:1]))
+    metrics = [step.metrics["loss"].sum for step in iter_steps(program, data) if step.metrics]
+    losses = np.array(jax.device_get(metrics[-max(round(LOSS_SHARE * len(metrics)), 1) :]))
+    return float(np.mean(losses)) if np.all(np.isfinite(losses)) else math.inf

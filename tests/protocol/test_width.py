@@ -1,0 +1,132 @@
+"""Coordinate checks and searches for rates over widths, on made-up sizes and on tiny models."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import tiny
+import tiny_runs
+
+from errors import ConfigError, DataError
+from protocol.coordinates import __main__ as coordinates_command
+from protocol.coordinates.measure import CoordinateCheck, check_coordinates, short_settings
+from protocol.transfer import __main__ as transfer_command
+from protocol.transfer.search import RateSearch, RateTrial, describe, rate_grid, search_rates
+from training.run.cli_errors import run_command
+from training.settings import Settings
+
+WIDTHS = (32, 64, 128)
+
+
+def made_check(**slopes):
+    """Returns a check whose taps are powers of the width after the second of two steps."""
+    sizes = np.array(WIDTHS, float)
+    taps = {
+        name: np.stack([np.ones(3), np.ones(3), 0.7 * sizes**slope], axis=1)
+        for name, slope in slopes.items()
+    }
+    return CoordinateCheck(("attention+mlp",), "mup", 1e-3, 2, WIDTHS, taps)
+
+
+def test_a_slope_is_the_power_of_the_width():
+    check = made_check(a=0.05, b=-0.3)
+    assert check.slopes() == pytest.approx({"a": 0.05, "b": -0.3})
+    assert check.slopes(1) == pytest.approx({"a": 0.0, "b": 0.0})
+    assert check.steepest() == ("b", pytest.approx(-0.3))
+    assert (
+        "1 of 2 taps have a slope above 0.1; the steepest is -0.300, of b" in check.describe()[-1]
+    )
+    assert "no tap has a slope above 0.1" in made_check(a=0.05).describe()[-1]
+    assert check.to_json()["taps"]["b"]["slope"] == pytest.approx(-0.3)
+
+
+def test_a_tap_that_vanishes_or_explodes_has_no_finite_slope():
+    check = made_check(a=0.0)
+    check.taps["a"][1, -1] = 0.0
+    assert check.slopes()["a"] == math.inf
+    check.taps["a"][1, -1] = math.nan
+    assert check.slopes()["a"] == math.inf
+
+
+def test_short_settings_follow_the_width_and_unroll_whole_repeats():
+    model = tiny.config(depth=8, layers=("attention+mlp", "mamba2+none"), scan=True)
+    model = dataclasses.replace(model, mlp=dataclasses.replace(model.mlp, width=24))
+    short = short_settings(Settings(model=model), 2 * tiny.WIDTH, 3, 5)
+    assert (short.model.width, short.model.attention.heads, short.model.mlp.width) == (32, 8, 48)
+    assert (short.model.depth, short.model.scan) == (4, False)
+    assert (short.train.steps, short.seed, short.optimizer.schedule) == (3, 5, "constant")
+
+
+def test_what_cannot_be_checked_is_refused():
+    with pytest.raises(ConfigError, match="--widths has 1 widths, must be 2 or more"):
+        check_coordinates(Settings(model=tiny.config()), None, [32, 32], 1, 1)
+    settings = Settings(model=tiny.config(), objective="contrastive")
+    with pytest.raises(ConfigError, match="'contrastive' does not read packed rows"):
+        check_coordinates(settings, None, [16, 32], 1, 1)
+    with pytest.raises(ConfigError, match="--rates is 4, must be an odd number of 3 or more"):
+        search_rates(Settings(model=tiny.config()), None, [16], 4, 1)
+    assert run_command(coordinates_command.run, ["--widths=32,x"]) == 2
+
+
+def made_search(optimum_of, rates=7, seeds=1):
+    """Returns a search with parabolas in log rate as losses, with minima at `optimum_of(width)`."""
+    trials = [
+        RateTrial(width, rate, seed, 2 + seed + math.log(rate / optimum_of(width)) ** 2)
+        for width in WIDTHS
+        for rate in rate_grid(1e-2, rates)
+        for seed in range(seeds)
+    ]
+    return RateSearch(("attention+mlp",), "mup", 100, tuple(trials))
+
+
+def test_the_best_rates_of_widths_are_compared():
+    grid = rate_grid(1e-2, 7)
+    assert np.diff(np.log2(grid)) == pytest.approx([0.5] * 6) and grid[3] == 1e-2
+    near = made_search(lambda width: 1.1e-2, seeds=2)
+    assert [near.best_rate(width) for width in WIDTHS] == [1e-2] * 3
+    assert near.rate_at_minimum(64) == pytest.approx(1.1e-2)
+    assert near.losses(32)[grid[3]] == pytest.approx(2.5 + math.log(1.1) ** 2)
+    assert "by a factor of 1: the rate transfers" in describe(near)[-1]
+    far = made_search(lambda width: 1e-2 * 64 / width)
+    assert far.spread() == pytest.approx(4)
+    assert "does not transfer" in describe(far)[-1]
+
+
+def test_a_diverged_seed_and_a_best_rate_at_the_edge_are_no_optimum():
+    search = made_search(lambda width: 1e-2)
+    trials = [t._replace(loss=math.inf) if t.rate > 1.2e-2 else t for t in search.trials]
+    diverged = search._replace(trials=tuple(trials))
+    assert diverged.best_rate(64) == diverged.rate_at_minimum(64) == 1e-2
+    with pytest.raises(DataError, match="width 32 the best rate 0.02828 is at the edge"):
+        describe(made_search(lambda width: 1.0))
+
+
+@pytest.fixture(scope="module")
+def text_settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("width")
+    tiny_runs.write_text(folder)
+    flags = tiny_runs.text_flags(folder, folder / "unused", "--config.model.parametrization=mup")
+    return folder, [flag for flag in flags if not flag.startswith("--workdir")]
+
+
+@pytest.mark.slow
+def test_the_commands_measure_tiny_models(text_settings, capsys):
+    folder, flags = text_settings
+    out = folder / "coordinates"
+    argv = [*flags, "--widths=16,32", "--steps=2", "--seeds=1", f"--out={out}"]
+    assert run_command(coordinates_command.run, argv) == 0
+    record = json.loads((out / "coordinates.json").read_text())
+    assert record["widths"] == [16, 32] and "logits" in record["taps"]
+    assert {len(tap["rms"][0]) for tap in record["taps"].values()} == {3}
+    assert (out / "coordinates.svg").exists() and "residual stream 1" in capsys.readouterr().out
+
+    out = folder / "transfer"
+    argv = [*flags, "--config.optimizer.learning_rate=1e-2", "--widths=16", f"--out={out}"]
+    code = run_command(transfer_command.run, [*argv, "--rates=3"])
+    assert "width 16, rate 0.01:" in capsys.readouterr().out
+    trials = json.loads((out / "transfer.json").read_text())["trials"]
+    assert len(trials) == 3 and all(math.isfinite(loss) for *_, loss in trials)
+    assert run_command(transfer_command.run, [*argv, "--rates=3"]) == code
+    assert "width 16, rate 0.01:" not in capsys.readouterr().out  # It is not run again.
