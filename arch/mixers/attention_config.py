@@ -149,10 +149,8 @@ def cross_attention_cost(D: int, cfg: AttentionConfig, context: CostContext) -> 
     The keys and values of the `source_length` encoded tokens are shared by `length` tokens.
     """
     H, G, K = cfg.head_shape(D)
-    params, share = (
-        _num_params(D, cfg),
-        context.source_length / context.length if context.length else 0.0,
-    )
+    params = _num_params(D, cfg)
+    share = context.source_length / context.length if context.length else 0.0
     queries, keys = 4.0 * D * H * K + 2.0 * D * _gates_width(cfg, H, K), 4.0 * D * G * K * share
     core = 4.0 * H * K * context.source_length
     return PartCost(

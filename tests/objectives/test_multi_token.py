@@ -95,6 +95,7 @@ def test_modules_are_billed_by_parameters_and_products(layers):
     assert cost.params == sum(leaf.size for leaf in jax.tree.leaves(trainable.head))
     terms = dict(cost.terms)
     logits = terms.pop("mtp.head.logits")
+    assert terms["mtp.in"].model == 2 * 2 * 2 * tiny.WIDTH**2  # Two modules, 2 D to D.
     assert (logits.model, logits.executed) == (2 * 2 * 16 * 40, 2 * 2 * 16 * 128)
 
     def run(trainable):
