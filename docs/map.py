@@ -32,7 +32,7 @@ ROOMS: list[tuple[str, str, str]] = [
         "Architectures",
         "arch",
         "model part config pattern stack vision block sequence sharding part_cost scaling "
-        "weighted_sum layer_outputs canon links taps",
+        "weighted_sum layer_outputs canon links activation_taps",
     ),
     (
         "Cost",

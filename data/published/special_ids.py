@@ -44,6 +44,7 @@ CLASS_DEFAULTS: dict[str, Mapping[str, str]] = {
     **dict.fromkeys(("llama", "mistral", "mixtral"), _SENTENCEPIECE),
     **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA),
     "bloom": {"pad": "<pad>", **_SENTENCEPIECE},
+    "clip": {"bos": "<|startoftext|>"} | dict.fromkeys(("eos", "pad", "unk"), "<|endoftext|>"),
     "bert": _BERT,
     "modernbert": _BERT,
     "roberta": _ROBERTA,
@@ -54,9 +55,18 @@ CLASS_DEFAULTS: dict[str, Mapping[str, str]] = {
         dict.fromkeys(("eos", "pad", "unk"), "<|endoftext|>"),
     ),
 }
-# Families whose tokenizers have no class of their own, or several: their files name the tokens.
-WITHOUT_DEFAULTS: tuple[str, ...] = ("falcon", "falcon_h1", "bamba", "jamba", "gpt_oss", "phi3")
-WITHOUT_DEFAULTS += ("deepseek_v2", "deepseek_v3", "kimi_linear")
+# Families whose tokenizers have no class of their own, or several: their files name the tokens. A
+# vision transformer has no tokenizer.
+WITHOUT_DEFAULTS: tuple[str, ...] = (
+    "vit",
+    "falcon",
+    "falcon_h1",
+    "bamba",
+    "jamba",
+    "gpt_oss",
+    "phi3",
+)
+WITHOUT_DEFAULTS += ("deepseek_v2", "deepseek_v3", "kimi_linear", "llava")
 # Classes that put bos before a text if neither the post-processor nor a file speaks of it.
 BOS_BY_DEFAULT = ("llama", "mistral", "mixtral", "gemma2", "gemma3_text")
 

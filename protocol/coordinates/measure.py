@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from arch import ModelConfig, SequenceInfo
+from arch.activation_taps import run_with_taps
 from arch.layer_outputs import layer_outputs
 from arch.scaling import with_width
 from arch.sequence import View
 from arch.stack import MAX_UNROLLED_LAYERS
-from arch.taps import run_with_taps
 from data import Data
 from errors import ConfigError
 from objectives import Batch, Trainable

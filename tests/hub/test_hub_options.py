@@ -17,9 +17,8 @@ from hub.families import FAMILIES
 from hub.hf_config import HfConfig, read_config
 
 DEFAULTS = json.loads((goldens.FOLDER.parent / "families.json").read_text())
-GOLDEN = {
-    checkpoint.detect_family(goldens.FOLDER / name)[0].model_type: name for name in goldens.NAMES
-}
+FOLDERS = [*(goldens.FOLDER / name for name in goldens.NAMES), *goldens.VISION_FOLDER.iterdir()]
+GOLDEN = {checkpoint.detect_family(folder)[0].model_type: folder for folder in FOLDERS}
 
 
 def outcome(kind, keys, names):
@@ -37,7 +36,7 @@ def outcome(kind, keys, names):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_missing_key_means_what_it_means_to_the_reference(kind):
     """A missing key means its default, or is refused by its name."""
-    folder = goldens.FOLDER / GOLDEN[kind]
+    folder = GOLDEN[kind]
     names, keys = safetensors_io.read_entries(folder), read_config(folder)
     for word in ("rope_parameters", "rope_scaling"):
         keys.pop(word, None)
@@ -61,7 +60,7 @@ def test_a_missing_key_means_what_it_means_to_the_reference(kind):
     ],
 )
 def test_one_kind_of_layer_alone_is_written_as_it_was_read(kind, changes):
-    keys = read_config(goldens.FOLDER / GOLDEN[kind]) | changes
+    keys = read_config(GOLDEN[kind]) | changes
     config = FAMILIES[kind].read(HfConfig(keys, "config.json", ()))
     family, written = checkpoint.find_export_family(config, kind)
     reread = family.read(HfConfig(written, "config.json", ()))
@@ -117,14 +116,14 @@ def test_both_spellings_of_the_keys_of_kimi_linear_mean_the_same():
     ],
 )
 def test_options_of_hybrids_that_are_not_implemented_are_refused(kind, changes, message):
-    keys = read_config(goldens.FOLDER / GOLDEN[kind]) | changes
+    keys = read_config(GOLDEN[kind]) | changes
     assert re.search(message, str(outcome(kind, keys, ())))
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_what_is_written_has_the_types_that_the_reference_asks_for(kind):
     """The reference accepts an integer as a float; otherwise the types must be equal."""
-    _, config = checkpoint.detect_family(goldens.FOLDER / GOLDEN[kind])
+    _, config = checkpoint.detect_family(GOLDEN[kind])
     written = json.loads(json.dumps(FAMILIES[kind].write(config)))
     for key, default in DEFAULTS[kind].items():
         if default is not None and written.get(key) is not None:

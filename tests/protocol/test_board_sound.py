@@ -215,7 +215,9 @@ def test_a_new_score_needs_a_direction_or_has_none():
     neither = "majority_accuracy bag_of_words_accuracy bag_of_words_nats uninformative layer"
     neither += " recall@1_low recall@1_high spearman_low spearman_high alignment uniformity chance"
     neither += " untrained_spearman bag_of_words_spearman learning_rate sample"
-    neither += " eval_set_sha256 mask_sha256"
+    neither += " eval_set_sha256 mask_sha256 recipe_sha256 tokens_per_byte train_examples flops"
+    neither += " seconds preference_accuracy_low preference_accuracy_high"
+    neither += " _low _high _reverse"  # ends of names that begin with a variable
     found = set()
     for path in (Path(__file__).parents[2] / "eval").rglob("*.py"):
         for name in re.findall(r'_?[Ss]core\(\s*f?"([^"]*)"', path.read_text("utf-8")):

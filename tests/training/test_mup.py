@@ -9,9 +9,9 @@ import pytest
 import tiny
 
 from arch import MIXERS, Model
+from arch.activation_taps import run_with_taps
 from arch.layers.embedding import EmbedConfig, HeadConfig
 from arch.mixers.attention import AttentionConfig
-from arch.taps import run_with_taps
 from errors import ConfigError
 from objectives import CausalLM, Contrastive
 from training import mup, state
