@@ -25,8 +25,8 @@ class System(NamedTuple):
 
     name: str
     source: str  # Paper, or page of its authors.
-    preset: str  # FAMILY:SIZE of configs/families.
-    goldens: tuple[str, ...]  # Reference checkpoints below tests/goldens/hf.
+    preset: str  # FAMILY:SIZE of configs/families, or FOLDER/NAME:SIZE of configs.
+    goldens: tuple[str, ...]  # Reference checkpoints below tests/goldens/hf or vision.
     remark: str
 
 
@@ -88,6 +88,13 @@ SYSTEMS = (
     System("Mistral", "arXiv:2310.06825", "mistral:7b", ("mistral",), "decoder, window of 4,096"),
     System("Mixtral", "arXiv:2401.04088", "mixtral:8x7b", ("mixtral",), "two experts of 8"),
     System("Mamba", "arXiv:2312.00752", "mamba:2.8b", ("mamba",), "state space model"),
+    System(
+        "LLaVA 1.5",
+        "arXiv:2310.03744",
+        "images/llava:7b",
+        ("llava", "clip"),
+        "open counterpart of GPT-4 with vision: Vicuna behind the patches of CLIP's tower",
+    ),
 )
 
 COST_COLUMNS = (
@@ -111,10 +118,10 @@ writes this page.
 PARITY = """
 ## Parity, and a tiny one
 
-Reference checkpoints in `tests/goldens/hf` were made with Hugging Face transformers. In float64 the
-logits of an imported checkpoint agree with them to 1e-8 of their RMS, which
-`tests/hub/test_hub_families.py` checks. Every preset also trains at the size `tiny` on two CPU
-cores.
+Reference checkpoints in `tests/goldens/hf` and `tests/goldens/vision` were made with Hugging Face
+transformers. In float64 the logits of an imported checkpoint agree with them to 1e-8 of their RMS,
+which `tests/hub/test_hub_families.py` and `test_hub_vision.py` check. Every preset also trains at
+the size `tiny` on two CPU cores.
 
 """
 
@@ -125,14 +132,20 @@ def render() -> str:
     return HEAD + _table(COST_COLUMNS, costs) + PARITY + _table(PARITY_COLUMNS, _parity_cells())
 
 
+def config_file(system: System) -> tuple[str, str]:
+    """Returns the config of a system, below configs/, and the size."""
+    path, _, size = system.preset.partition(":")
+    return (path if "/" in path else f"families/{path}") + ".py", size
+
+
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def _cost_cells(system: System) -> tuple[str, ...]:
-    path, _, size = system.preset.partition(":")
-    model = read_model(str(ROOT / f"configs/families/{path}.py:{size}"))
+    path, size = config_file(system)
+    model = read_model(str(ROOT / f"configs/{path}:{size}"))
     config = dataclasses.replace(model.config, dtype="bfloat16")
     positions = config.positions.max_length if config.positions.learned else LENGTH
     length = T5_LENGTH if config.encoder.depth else min(positions, LENGTH)
@@ -144,7 +157,7 @@ def _cost_cells(system: System) -> tuple[str, ...]:
     if states:
         state, of_token = format_bytes(states[1]), format_bytes(states[1] - states[0])
     return (
-        *(system.name, f"`{path}.py:{size}`"),
+        *(system.name, f"`{path.removeprefix('families/')}:{size}`"),
         *(f"{record['params']:,}", f"{record['active_params']:,}", f"{length:,}"),
         *(format_si(record["forward_flops"]), state, of_token, system.remark),
     )
@@ -153,8 +166,7 @@ def _cost_cells(system: System) -> tuple[str, ...]:
 def _parity_cells() -> Iterator[tuple[str, ...]]:
     for system in SYSTEMS:
         names = ", ".join(f"`{name}`" for name in system.goldens)
-        path = f"`configs/families/{system.preset.partition(':')[0]}.py:tiny`"
-        yield system.name, system.source, names, path
+        yield system.name, system.source, names, f"`configs/{config_file(system)[0]}:tiny`"
 
 
 if __name__ == "__main__":

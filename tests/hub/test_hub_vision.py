@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 import hub
+from arch.cost.totals import compute_cost
+from configs.images import llava
 from errors import CheckpointError, ConfigError
 from hub import checkpoint, safetensors_io
 from hub.config_equivalence import differences
@@ -111,3 +113,9 @@ def test_images_matter_and_a_text_model_is_no_model_of_images():
     assert np.abs(a["logits"] - b["logits"]).max() > 1e-3
     _, config = checkpoint.detect_family(goldens.FOLDER / "llama3")
     assert checkpoint.find_export_family(config)[0].model_type == "llama"
+
+
+def test_the_preset_of_llava_has_the_published_parameters():
+    """transformers counts 7,063,427,072 with CLIP's 24th layer and last norm, which LLaVA skips."""
+    unused = 4 * (1024**2 + 1024) + 2 * 4 * 1024**2 + 5 * 1024 + 2 * 2 * 1024 + 2 * 1024
+    assert compute_cost(llava.model_config("7b"), 1024).params == 7_063_427_072 - unused

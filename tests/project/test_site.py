@@ -38,8 +38,9 @@ def test_the_page_of_systems_is_that_of_the_presets():
     systems = load("systems")
     assert (ROOT / "docs/systems.md").read_text("utf-8") == systems.render(), "run docs/systems.py"
     for system in systems.SYSTEMS:
-        assert all((ROOT / "tests/goldens/hf" / name).is_dir() for name in system.goldens)
-        assert (ROOT / "configs/families" / f"{system.preset.partition(':')[0]}.py").is_file()
+        folder = ROOT / "tests/goldens" / ("vision" if system.name.startswith("LLaVA") else "hf")
+        assert all((ROOT / folder / name).is_dir() for name in system.goldens)
+        assert (ROOT / "configs" / systems.config_file(system)[0]).is_file()
 
 
 def test_the_map_has_a_line_for_every_file():
