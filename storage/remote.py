@@ -104,11 +104,19 @@ class RemoteFolder:
                 self._fs.rm_file(self._path(name))
 
     def upload(self, path: Path, name: str) -> None:
-        """Writes a local file as an object."""
-        with path.open("rb"):  # a missing local file is no error of the store
-            pass
-        with store_errors(self._join(name)):
-            self._fs.put_file(str(path), self._path(name))
+        """Writes a local file as an object.
+
+        Raises:
+            FileNotFoundError: if the local file is missing, or is deleted meanwhile.
+            DiskError: if the store cannot be used.
+        """
+        try:
+            with store_errors(self._join(name)):
+                self._fs.put_file(str(path), self._path(name))
+        except DiskError as error:
+            if not path.exists():  # this is no error of the store
+                raise FileNotFoundError(path) from error
+            raise
 
     def download(self, name: str, path: Path) -> None:
         """Writes an object to a local file, which appears when it is complete."""

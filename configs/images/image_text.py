@@ -1,7 +1,7 @@
 """Trains a model to find the caption of a picture among 100 others (CLIP, arXiv:2103.00020).
 
     uv run --extra images train.py --config=configs/images/image_text.py
-    uv run --extra images train.py --config=configs/images/image_text.py:mamba2 --config.train.steps=500
+    uv run train.py --config=configs/images/image_text.py:mamba2 --config.train.steps=500
 
 A vision stack of 3 layers reads pictures of two to four handwritten digits, and a text stack of 2
 layers their captions. Together they have 0.5 million parameters. Expect R@1 .985 from image to text

@@ -17,8 +17,12 @@ from pathlib import Path
 import pytest
 import tiny_runs
 
+import compare
+import generate
 from errors import DiskError, LockedError
+from hub import __main__ as hub_command
 from storage.remote import RemoteFolder
+from training.run.cli_errors import run_command
 from training.run.remote_lock import RemoteLock
 
 ROOT = Path(__file__).parents[2]
@@ -164,6 +168,63 @@ def test_a_run_on_s3_that_is_killed_five_times_ends_with_the_same_bits(s3, tmp_p
     board = [sys.executable, "leaderboard.py", f"{s3}/runs"]
     result = subprocess.run(board, cwd=ROOT, env=trainer.variables, capture_output=True, text=True)
     assert result.returncode == 0 and "killed" in result.stdout, result.stderr
+
+
+STUDY = """
+from protocol.study.study import Study
+from training.settings import defaults
+from settings.changes import with_changes
+
+def get_config():
+    c = defaults()
+    for key, value in {settings!r}.items():
+        section, name = key.rsplit(".", 1)
+        node = c
+        for part in section.split("."):
+            node = getattr(node, part)
+        setattr(node, name, value)
+    c.log.console = "off"
+    return c
+
+def study():
+    return Study(
+        candidates={{"one": {{}}, "two": {{"model.attention.rope.theta": 500.0}}}},
+        reference="one",
+        comparisons=(("two", "one"),),
+        match_by="steps",
+        margin=0.01,
+        seeds=(0, 1),
+    )
+"""
+
+
+def test_every_command_reads_and_writes_urls(s3, tmp_path, capfd):
+    tiny_runs.write_text(tmp_path)
+    data = {
+        "data.source": "text",
+        "data.path": str(tmp_path / "text.txt"),
+        "data.document_separator": "\\n\\n",
+        "data.cache": str(tmp_path / "cache"),
+    }
+    url = f"{s3}/runs/first"
+    assert tiny_runs.run(*tiny_runs.text_flags(tmp_path, url)) == 0
+    assert f"Run folder: {url}/ (scratch folder: " in capfd.readouterr().out
+    prompt = ["--prompt=the quick", "--max_new_tokens=4"]
+    assert run_command(generate.run, [f"--run={url}", *prompt]) == 0
+    assert run_command(hub_command.run, ["export", url, f"{s3}/export"]) == 0
+    assert "model.safetensors" in RemoteFolder(f"{s3}/export").list()
+    for source in (url, f"{s3}/export"):
+        more = (f"--init_from={source}", "--config.eval.tasks=bits_per_byte")
+        target = f"{s3}/runs/from_{source.rpartition('/')[2]}"
+        assert tiny_runs.run(*tiny_runs.text_flags(tmp_path, target, *more)) == 0
+        assert sealed(6) in RemoteFolder(target).list()
+    (tmp_path / "study.py").write_text(STUDY.format(settings=tiny_runs.SETTINGS | data))
+    argv = [f"--config={tmp_path / 'study.py'}", f"--workdir={s3}/study"]
+    assert run_command(compare.run, argv) == 0
+    names = set(RemoteFolder(f"{s3}/study").list())
+    assert {"plan.json", "board/leaderboard.html"} <= names
+    assert sum(name.endswith("/status.json") for name in names) == 4
+    assert not any("Traceback" in text for text in capfd.readouterr())
 
 
 def test_one_owner_gets_a_lock_on_s3(s3):

@@ -255,6 +255,21 @@ def test_errors_of_a_store_are_one_line_with_a_way_out(error, word):
     assert str(caught.value).startswith("s3://bucket/x") and "\n" not in str(caught.value)
 
 
+def test_a_local_file_that_is_deleted_while_it_is_sent_is_no_error_of_the_store(
+    url, tmp_path, monkeypatch
+):
+    file, remote = tmp_path / "shard", RemoteFolder(url)
+    file.write_bytes(b"1")
+
+    def put_file(path, target):
+        file.unlink()
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(remote._fs, "put_file", put_file)
+    with pytest.raises(FileNotFoundError):
+        remote.upload(file, "shard")
+
+
 def test_objects_whose_names_leave_the_folder_are_refused(url):
     folder = RemoteFolder(url)
     folder._fs.pipe_file(f"{folder._root}/a/../../evil", b"x")
