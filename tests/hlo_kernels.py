@@ -3,9 +3,10 @@
 import re
 from typing import NamedTuple
 
-# Operations that XLA:GPU launches as a kernel of their own; others are free or host code.
+# Operations that XLA:GPU launches as a kernel of their own; others are free or host code. Metadata,
+# which follow another "=", name operations too.
 KERNEL = re.compile(
-    r"= .*?\b(fusion|custom-call|dot|copy|reduce|sort|scatter|gather|convert|transpose"
+    r"= [^=]*?\b(fusion|custom-call|dot|copy|reduce|sort|scatter|gather|convert|transpose"
     r"|dynamic-update-slice|dynamic-slice|broadcast|convolution|copy-start)\("
 )
 BODY = re.compile(r"\bwhile\(.*body=%?([\w.\-]+)")

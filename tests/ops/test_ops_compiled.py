@@ -22,11 +22,6 @@ from training.preflight.topology import parse_topology
 
 pytestmark = pytest.mark.slow
 MAX_KERNELS = 12  # in the body of a loop over chunks, in each pass
-# Tests compile without optimization (tests/conftest.py), which also leaves kernels unfused.
-FULL_OPTIMIZATION = {
-    "xla_backend_optimization_level": 3,
-    "xla_llvm_disable_expensive_passes": False,
-}
 B, T, H, K = 2, 1024, 4, 64
 BF16, F32 = jnp.bfloat16, jnp.float32
 HEADS = ((B, T, H, K), BF16)
@@ -58,7 +53,7 @@ def compiled(topology: str, function, arguments) -> str:
 
     with jax.set_mesh(mesh):
         program = jax.jit(jax.value_and_grad(loss, inexact)).lower(*arrays)
-        return program.compile(FULL_OPTIMIZATION).as_text()
+        return program.compile().as_text()
 
 
 @pytest.mark.parametrize("name", RECURRENCES)
