@@ -124,7 +124,9 @@ def op_cases(B: int, T: int, H: int, width: int = 512) -> list[cases.BenchmarkCa
         ._replace(name=f"experts B={B} T={T} D={width}"),
         cases.selective_scan_case(B, T, C=width),
         cases.ssd_case(B, T, H=H, N=64),
-        cases.gated_delta_case(B, T, H=H),
+        cases.delta_rule_case(B, T, 1, H=H),
+        cases.delta_rule_case(B, T, 64, H=H),
+        cases.gla_case(B, T, H=H),
         cases.causal_conv_case(B, T, C=width),
     ]
 
