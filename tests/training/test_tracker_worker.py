@@ -179,7 +179,8 @@ def test_a_tracker_that_waits_at_its_start_delays_neither_steps_nor_others(tmp_p
             log.write(2, {"loss": 2.0})
         told = [event["message"] for event in run.read_events() if event["event"] == "tracker"]
         assert rows == [(1, {"loss": 1.0}), (2, {"loss": 2.0})]
-        assert "wandb has not started" in told[0] and "wandb: still busy" in told[1]
+        slow = [message for message in told if "wandb" in message]  # the other may be late as well
+        assert "wandb has not started" in slow[0] and "wandb: still busy" in slow[1]
     gate.set()
 
 
