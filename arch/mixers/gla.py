@@ -20,12 +20,12 @@ from arch.mixers.memory_heads import (
     MemoryState,
     check_rank,
     head_widths,
+    linear_attention_terms,
     memory_cost,
-    memory_terms,
+    run_linear_attention,
 )
 from arch.part_cost import CostContext, PartCost
 from arch.sharding import P, make_matrix, make_vector
-from ops.recurrent.gla import gla
 from settings.types import NonNegativeInt, PositiveFloat, PositiveInt, config
 
 
@@ -86,14 +86,15 @@ class Gla(MatrixMemory[GlaConfig]):
             for z in (*(linear(x, w[...]) for w in (self.w_q, self.w_k, self.w_v)), self.decay(x))
         )
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        y, new_state = gla(
-            *(q * K**-0.5, k, v, jax.nn.log_sigmoid(raw.astype(wide)) / cfg.gate_temperature),
-            reset=reset,
-            state=None if state is None else state.state,
-            chunk_size=cfg.chunk_size,
-            implementation=cfg.implementation,
+        return run_linear_attention(
+            cfg,
+            q * K**-0.5,
+            k,
+            v,
+            jax.nn.log_sigmoid(raw.astype(wide)) / cfg.gate_temperature,
+            reset,
+            state,
         )
-        return y, (), new_state
 
     def gate_output(
         self, y: Float[Array, "B T C"], x: Float[Array, "B T D"]
@@ -105,13 +106,7 @@ class Gla(MatrixMemory[GlaConfig]):
     def cost(D: int, cfg: GlaConfig, context: CostContext) -> PartCost:
         """Returns the cost: model FLOPs are those of decaying, reading and writing the state."""
         shape = H, K, Kv = cfg.head_shape(D)
-        terms = memory_terms(
-            *(shape, 5.0, context),
-            implementation=cfg.implementation,
-            chunk_size=cfg.chunk_size,
-            by_channel=True,
-            solves=False,
-        )
+        terms = linear_attention_terms(D, cfg, context, by_channel=True)
         return memory_cost(
             *(D, shape, context),
             matrices=D * (2 * H * (K + Kv) + cfg.gate_rank) + cfg.gate_rank * H * K,

@@ -20,12 +20,12 @@ from arch.mixers.memory_heads import (
     MatrixMemory,
     MemoryState,
     head_widths,
+    linear_attention_terms,
     memory_cost,
-    memory_terms,
+    run_linear_attention,
 )
 from arch.part_cost import CostContext, PartCost
 from arch.sharding import P, make_matrix, make_vector
-from ops.recurrent.gla import gla
 from settings.types import NonNegativeInt, PositiveFloat, PositiveInt, config
 
 BOUNDS = "bounds"  # Name of the rows that the layers show each other.
@@ -93,14 +93,7 @@ class Hgrn2(MatrixMemory[Hgrn2Config]):
             rearrange(z, "b t (h k) -> b t h k", h=H)
             for z in (q, key.astype(x.dtype), linear(x, self.w_v[...]), log_forget(raw, bound))
         )
-        y, new_state = gla(
-            *(q, k, v, g),
-            reset=reset,
-            state=None if state is None else state.state,
-            chunk_size=cfg.chunk_size,
-            implementation=cfg.implementation,
-        )
-        return y, (), new_state
+        return run_linear_attention(cfg, q, k, v, g, reset, state)
 
     def gate_output(
         self, y: Float[Array, "B T C"], x: Float[Array, "B T D"]
@@ -112,13 +105,7 @@ class Hgrn2(MatrixMemory[Hgrn2Config]):
     def cost(D: int, cfg: Hgrn2Config, context: CostContext) -> PartCost:
         """Returns the cost: model FLOPs are those of decaying, reading and writing the state."""
         shape = H, K, Kv = cfg.head_shape(D)
-        terms = memory_terms(
-            *(shape, 5.0, context),
-            implementation=cfg.implementation,
-            chunk_size=cfg.chunk_size,
-            by_channel=True,
-            solves=False,
-        )
+        terms = linear_attention_terms(D, cfg, context, by_channel=True)
         return memory_cost(
             *(D, shape, context),
             matrices=D * H * (2 * K + Kv),

@@ -21,12 +21,13 @@ from arch.mixers.memory_heads import (
     MatrixMemory,
     MemoryState,
     head_widths,
+    linear_attention_terms,
     memory_cost,
-    memory_terms,
+    run_linear_attention,
 )
 from arch.part_cost import CostContext, PartCost
 from arch.sharding import P, make_matrix, make_vector
-from ops.recurrent.gla import gla, lightning_slopes
+from ops.recurrent.gla import lightning_slopes
 from settings.types import NonNegativeInt, PositiveFloat, PositiveInt, config
 
 
@@ -90,14 +91,9 @@ class Lightning(MatrixMemory[LightningConfig]):
         depth = 1 if links is None else links.depth
         table = np.stack([lightning_slopes(n, depth, H, cfg.slopes) for n in range(depth)])
         slopes = jnp.asarray(table, wide)[0 if links is None else links.layer]
-        y, new_state = gla(
-            *(q, k, v, jnp.broadcast_to(-slopes[:, None], (*q.shape[:3], 1))),
-            reset=reset,
-            state=None if state is None else state.state,
-            chunk_size=cfg.chunk_size,
-            implementation=cfg.implementation,
+        return run_linear_attention(
+            cfg, q, k, v, jnp.broadcast_to(-slopes[:, None], (*q.shape[:3], 1)), reset, state
         )
-        return y, (), new_state
 
     def gate_output(
         self, y: Float[Array, "B T C"], x: Float[Array, "B T D"]
@@ -109,11 +105,5 @@ class Lightning(MatrixMemory[LightningConfig]):
     def cost(D: int, cfg: LightningConfig, context: CostContext) -> PartCost:
         """Returns the cost: model FLOPs are those of decaying, reading and writing the state."""
         shape = H, K, _ = cfg.head_shape(D)
-        terms = memory_terms(
-            *(shape, 5.0, context),
-            implementation=cfg.implementation,
-            chunk_size=cfg.chunk_size,
-            by_channel=False,
-            solves=False,
-        )
+        terms = linear_attention_terms(D, cfg, context, by_channel=False)
         return memory_cost(*(D, shape, context), matrices=4 * D * H * K, vectors=H * K, terms=terms)

@@ -1,7 +1,7 @@
 """What the mixers with a matrix memory share: heads with convolutions, gates, and costs."""
 
 import math
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from arch.sharding import P, make_matrix, make_vector
 from errors import ConfigError
 from ops.recompute import recompute
 from ops.recurrent.channel_decay import halvings
+from ops.recurrent.gla import gla
 
 
 class MemoryConfig(Protocol):
@@ -140,6 +141,51 @@ class MatrixMemory(nnx.Module, Generic[C]):
     def tp_dims(D: int, cfg: C) -> dict[str, int]:
         """Returns the dimensions that tensor parallelism splits."""
         return {"heads": cfg.head_shape(D)[0]}
+
+
+class LinearAttentionConfig(MemoryConfig, Protocol):
+    """What mixers with the operation of gated linear attention read of their settings."""
+
+    @property
+    def chunk_size(self) -> int:
+        """The largest number of tokens in a chunk."""
+
+    @property
+    def implementation(self) -> Literal["auto", "reference", "xla"]:
+        """The implementation of the operation."""
+
+
+def run_linear_attention(
+    cfg: LinearAttentionConfig,
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H Kv"],
+    g: Float[Array, "B T H C"],
+    reset: Bool[Array, "B T"],
+    state: MemoryState | None,
+) -> tuple[Float[Array, "B T H Kv"], tuple[Array, ...], Float[Array, "B H K Kv"]]:
+    """Returns what `MatrixMemory.update` returns, by `ops.recurrent.gla`, without convolutions."""
+    y, new_state = gla(
+        *(q, k, v, g),
+        reset=reset,
+        state=None if state is None else state.state,
+        chunk_size=cfg.chunk_size,
+        implementation=cfg.implementation,
+    )
+    return y, (), new_state
+
+
+def linear_attention_terms(
+    D: int, cfg: LinearAttentionConfig, context: CostContext, *, by_channel: bool
+) -> dict[str, TermFlops]:
+    """Returns the FLOPs of the recurrence: 5 K Kv a head to decay, to write and to read."""
+    return memory_terms(
+        *(cfg.head_shape(D), 5.0, context),
+        implementation=cfg.implementation,
+        chunk_size=cfg.chunk_size,
+        by_channel=by_channel,
+        solves=False,
+    )
 
 
 class ConvHeads(nnx.Module):

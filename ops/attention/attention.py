@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from ops.attention.chunked import chunked
 from ops.attention.kernels import cudnn, cudnn_unsupported_reason, splash, splash_unsupported_reason
 from ops.attention.mask import AttentionSpec, BiasFn, TokenIndex
-from ops.attention.ring import MIN_TOKENS, ring, ring_unsupported_reason
+from ops.attention.ring import MIN_TOKENS, ring
 from ops.context_parallel import all_gather_tokens, context_axis
 from ops.implementation import PS, batch_axes, map_shards, platform, select_implementation
 
@@ -91,7 +91,7 @@ def attention(
     if bias is not None and not isinstance(bias, jax.tree_util.Partial):
         bias = jax.tree_util.Partial(bias)
 
-    reasons = dict.fromkeys(IMPLEMENTATIONS) | {"ring": ring_unsupported_reason(keys, spec)}
+    reasons = dict.fromkeys(IMPLEMENTATIONS) | {"ring": spec.reason_not_plain(keys)}
     preferred = ("ring",) if S >= MIN_TOKENS else ()
     uses_ring = select_implementation("attention", implementation, reasons, preferred) == "ring"
 

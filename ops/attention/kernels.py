@@ -146,15 +146,10 @@ def _common_unsupported_reason(
     """Returns why neither kernel can run this case, or None if this does not rule them out."""
     H, G, model = q.shape[2], k.shape[2], auto_axes().get("model", 1)
     cases = {
-        "it takes no bias": spec.bias is not None,
-        "it has no dropout": spec.dropout > 0,
-        "it has no sinks": spec.sinks is not None,
-        "it has no decay": keys.log_decay is not None,
-        "it selects no blocks": keys.blocks is not None,
         f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}": len({q.dtype, k.dtype, v.dtype}) > 1,
         f"mesh.model {model} does not divide {H} heads over {G}": H % math.lcm(G, model) > 0,
     }
-    return _first_reason(cases)
+    return spec.reason_not_plain(keys) or _first_reason(cases)
 
 
 def _first_reason(cases: dict[str, bool]) -> str | None:

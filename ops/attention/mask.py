@@ -80,6 +80,20 @@ class AttentionSpec:
     key: Array | None = None  # random key of the dropout; None: no dropout
     sinks: Float[Array, " H"] | None = None  # score of each head's sink, which has no value
 
+    def reason_not_plain(self, keys: TokenIndex) -> str | None:
+        """Returns what the scores have besides scale, cap and visibility by place; None: nothing.
+
+        Kernels and the ring of devices compute plain attention alone.
+        """
+        cases = {
+            "it takes no bias": self.bias is not None,
+            "it has no dropout": self.dropout > 0,
+            "it has no sinks": self.sinks is not None,
+            "it has no decay": keys.log_decay is not None,
+            "it selects no blocks": keys.blocks is not None,
+        }
+        return next((reason for reason, holds in cases.items() if holds), None)
+
     def visible(self, queries: TokenIndex, keys: TokenIndex) -> Bool[Array, "B T S"]:
         """Returns whether key j (last axis) is visible to query i."""
         i, j = queries.order[:, :, None], keys.order[:, None, :]

@@ -41,18 +41,6 @@ class Gradients(NamedTuple):
     v: Float[Array, "B G S Kv"]
 
 
-def ring_unsupported_reason(keys: TokenIndex, spec: AttentionSpec) -> str | None:
-    """Returns why attention cannot go around a ring, or None if it can."""
-    cases = {
-        "it takes no bias": spec.bias is not None,
-        "it has no dropout": spec.dropout > 0,
-        "it has no sinks": spec.sinks is not None,
-        "it has no decay": keys.log_decay is not None,
-        "it selects no blocks": keys.blocks is not None,
-    }
-    return next((reason for reason, holds in cases.items() if holds), None)
-
-
 def ring(
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T G K"],
