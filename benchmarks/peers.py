@@ -33,7 +33,6 @@ TABLE_BEGIN, TABLE_END = "<!-- table: benchmarks/peers.py -->\n", "<!-- end of t
 PEER_PACKAGES = ("torch==2.13.0", "transformers>=5.0", "numpy")
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 MODELS = ("dense", "moe", "mamba2", "mamba1", "deltanet")
-NO_PEER = ("mamba1",)  # the pure torch form is a Python loop over tokens: far slower
 OWN_PEERS = {"deltanet": "mamba2"}  # models of this project that another one is compared with
 SHAPES = {256: 8, 1024: 2}  # batch size by tokens per row
 DEPTH, VOCAB = 6, 8192
@@ -110,7 +109,7 @@ def measure(case: Case, peer: Path | None, rounds: int) -> dict[str, Any]:
         workers[own_peer] = Worker(
             sys.executable, "peers_isoflop.py", case._replace(model=own_peer)
         )
-    elif peer and case.model not in NO_PEER:
+    elif peer:
         workers["torch"] = Worker(peer, "peers_torch.py", case)
     peer_name = next((name for name in workers if name != "isoflop"), "")
     seconds: dict[str, list[float]] = {name: [] for name in workers}
@@ -149,11 +148,33 @@ def measure(case: Case, peer: Path | None, rounds: int) -> dict[str, Any]:
     return result
 
 
+def extend_record(record: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """Returns `record` with the cases of an earlier one of the same machine."""
+    machine = {name: earlier[name] for name in ("cores", "machine")}
+    if machine != {name: record[name] for name in machine}:
+        sys.exit(f"{RESULTS_FILE.name} is of another machine ({machine}): move it away to save")
+    return record | {"cases": earlier["cases"]}
+
+
+def replace_case(cases: list[dict[str, Any]], result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the cases with a new result, in the order of the table."""
+    by_case = {tuple(case[name] for name in Case._fields): case for case in cases}
+    by_case[tuple(result[name] for name in Case._fields)] = result
+    return sorted(by_case.values(), key=_place)
+
+
+def _place(case: dict[str, Any]) -> tuple[int, int, int, int]:
+    """Returns where a case stands in the table."""
+    model = MODELS.index(case["model"])
+    return model, case["width"], case["seq_len"], -len(case["dtype"])
+
+
 def format_row(result: dict[str, Any]) -> str:
     """Returns one row of the table in Markdown."""
     shape = f"{result['batch_size']} x {result['seq_len']}"
     cells = [result["model"], result["width"], shape, result["dtype"]]
-    cells += [f"{result['tokens_per_second']:,.0f}", f"{result['share_of_peak']:.2f}"]
+    cells += [f"{result['tokens_per_second']:,.0f}", f"{result['peak'] / 1e9:,.0f}"]
+    cells += [f"{result['share_of_peak']:.2f}"]
     if "ratio" in result:
         low, high = result["ratio_quartiles"]
         cells += [result["peer"], f"{result['peer_tokens_per_second']:,.0f}"]
@@ -175,8 +196,9 @@ def format_table(record: dict[str, Any]) -> str:
     lines = [
         f"Measured on {record['cores']} cores ({record['machine']}) with {listed}:",
         "",
-        "| model | width | batch | dtype | tokens/s | of peak | peer | its tokens/s | ratio |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | width | batch | dtype | tokens/s | peak, GFLOP/s | of peak | peer | "
+        "its tokens/s | ratio |",
+        "|---|---|---|---|---|---|---|---|---|---|",
         *map(format_row, record["cases"]),
     ]
     return "\n" + "\n".join(lines) + "\n\n"
@@ -207,10 +229,12 @@ def main() -> None:
         return
     if unknown := {*args.models.split(",")} - {*MODELS}:
         parser.error(f"--models has {min(unknown)!r}; choose from {', '.join(MODELS)}")
-    needs_torch = {*args.models.split(",")} - {*NO_PEER, *OWN_PEERS}
+    needs_torch = {*args.models.split(",")} - {*OWN_PEERS}
     peer = peer_python(Path(args.env).expanduser()) if needs_torch else None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     record = {"cores": cores, "machine": platform.machine(), "cases": list[dict[str, Any]]()}
+    if args.save and RESULTS_FILE.exists():
+        record = extend_record(record, json.loads(RESULTS_FILE.read_text("utf-8")))
     grid = itertools.product(
         args.models.split(","),
         map(int, args.widths.split(",")),
@@ -219,8 +243,9 @@ def main() -> None:
     )
     for model, width, length, dtype in grid:
         case = Case(model, width, length, SHAPES.get(length, max(1, 2048 // length)), dtype)
-        record["cases"].append(measure(case, peer, args.rounds))
-        print(format_row(record["cases"][-1]), flush=True)
+        result = measure(case, peer, args.rounds)
+        print(format_row(result), flush=True)
+        record["cases"] = replace_case(record["cases"], result)
         if args.save:
             RESULTS_FILE.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     if args.save:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -31,6 +32,11 @@ LAYERS = {
 }
 
 
+def round_up(width: float) -> int:
+    """Returns the next multiple of 32: torch multiplies experts of no other width."""
+    return math.ceil(width / 32) * 32
+
+
 def make_settings(case: dict) -> Settings:
     """Returns the settings of a case; its sizes are those of `peers_torch.py`."""
     changes = {
@@ -39,10 +45,10 @@ def make_settings(case: dict) -> Settings:
         "model.layers": (LAYERS[case["model"]],),
         "model.dtype": case["dtype"],
         "model.attention.heads": case["width"] // HEAD_DIM,
-        "model.mlp.width": case["width"] * 8 // 3,
+        "model.mlp.width": round_up(case["width"] * 8 / 3),
         "model.moe.num_experts": 8,
         "model.moe.top_k": 2,
-        "model.moe.width": case["width"] * 4 // 3,
+        "model.moe.width": round_up(case["width"] * 4 / 3),
         "model.mamba2.state_size": 64,
         "model.mamba2.head_dim": HEAD_DIM,
         "model.gated_deltanet.heads": case["width"] // HEAD_DIM,

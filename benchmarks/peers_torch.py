@@ -1,6 +1,7 @@
 """The torch side of benchmarks/peers.py: trains one case with Hugging Face's model classes."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -22,6 +23,11 @@ DEPTH, VOCAB, HEAD_DIM = 6, 8192, 64
 PEAK_SIZE = 2048
 
 
+def round_up(width: float) -> int:
+    """Returns the next multiple of 32, as in `peers_isoflop.py`."""
+    return math.ceil(width / 32) * 32
+
+
 def make_model(name: str, width: int) -> torch.nn.Module:
     """Returns the model of a case with random weights."""
     common = {
@@ -39,12 +45,12 @@ def make_model(name: str, width: int) -> torch.nn.Module:
     }
     if name == "dense":
         return LlamaForCausalLM(
-            LlamaConfig(intermediate_size=width * 8 // 3, **attention, **common)
+            LlamaConfig(intermediate_size=round_up(width * 8 / 3), **attention, **common)
         )
     if name == "moe":
         return MixtralForCausalLM(
             MixtralConfig(
-                intermediate_size=width * 4 // 3,
+                intermediate_size=round_up(width * 4 / 3),
                 num_local_experts=8,
                 num_experts_per_tok=2,
                 sliding_window=None,
