@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from ml_collections import ConfigDict
 
-from arch import CHANNELS, ModelConfig
+from arch import ModelConfig
 from arch.sequence import View
 from data import IMAGE_SOURCES, SOURCES_OF_KIND, DataConfig, StoreKind
 from errors import ConfigError
@@ -265,11 +265,11 @@ class Settings:
 
     def _check_view(self, name: str, view: View, objective_hint: str) -> None:
         for spec in self.model.layer_layout().layer_specs():
-            if view in self.model.layer_supported_views(spec):
+            parts = self.model.layer_parts(spec)
+            if view in parts.supported_views():
                 continue
-            channel = CHANNELS[spec.channel]
-            if view not in channel.supported_views(self.model.part_config(*spec[2:])):
-                hint = channel.hint
+            if view not in parts.channel_class.supported_views(parts.channel_config):
+                hint = parts.channel_class.hint
             else:
                 hint = (
                     "set model.bidirectional.weights=shared to run it in both directions, or use "

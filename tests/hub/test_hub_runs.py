@@ -14,9 +14,9 @@ import tiny
 
 import hub
 from arch.layers.norms import NormConfig
+from arch.layers.rope import RopeConfig
 from arch.mixers.attention import AttentionConfig
 from arch.mixers.bidirectional import BidirectionalConfig
-from arch.mixers.rope import RopeConfig
 from data.sources import DataConfig
 from data.tokenizers import ByteTokenizer, train_bpe
 from errors import CheckpointError, ConfigError, DataError
