@@ -15,12 +15,12 @@ from typing import Annotated, TextIO
 
 from data.chats.templates import (
     CHAT_TEMPLATES,
-    TOKENIZER_TEMPLATE,
     Template,
     describe_chats,
     find_end_of_turn,
     find_template,
 )
+from data.settings import TOKENIZER_TEMPLATE
 from errors import ConfigError, DataError
 from eval.generate import Sampling, check_positions
 from eval.harness import narrow_to_objective

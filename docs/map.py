@@ -93,7 +93,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Groups of documents",
         "data/groups",
-        "documents counts shares",
+        "settings documents counts shares",
     ),
     (
         "Packages",
@@ -103,9 +103,19 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Data",
         "data",
-        "sources input_files text_files splits tokenizers framing build_store store packing loader "
-        "split_overlap round_trip text_pairs text_rows loss_weights arrow_files hf_datasets fetch "
-        "progress",
+        "settings splits tokenizers framing build_store fill_stores store store_index store_writer "
+        "packing text_rows loader loss_weights split_overlap round_trip fetch progress",
+    ),
+    (
+        "Sources",
+        "data/sources",
+        "source documents datasets text_pairs",
+    ),
+    (
+        "Readers",
+        "data/readers",
+        "input_files decompression text_files json_lines arrow_files hf_datasets long_text "
+        "read_policy read_stats",
     ),
     (
         "Images",
@@ -138,12 +148,12 @@ ROOMS: list[tuple[str, str, str]] = [
         "The run folder",
         "training/run",
         "folder open_folder metrics_file seal atomic_io lock mirror remote_lock resume_check "
-        "provenance log console trackers tracker_worker cli_errors",
+        "provenance settings log console trackers tracker_worker cli_errors",
     ),
     (
         "Checkpoints",
         "training/checkpoint",
-        "manager store manifest restore param_names",
+        "settings manager store manifest restore param_names",
     ),
     (
         "Several processes",

@@ -11,7 +11,7 @@ import hub
 from data import open_data
 from data.chats.templates import export_template
 from data.framing import Framing
-from data.sources import DataConfig
+from data.settings import DataConfig
 from data.tokenizers import JsonTokenizer, Tokenizer
 from errors import CheckpointError, ConfigError, DataError
 from hub import checkpoint, model_card, vocabulary

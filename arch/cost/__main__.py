@@ -20,7 +20,8 @@ from arch.config import ModelConfig
 from arch.cost import Cost, compute_cost
 from arch.sequence import View
 from data.published.hub_files import download
-from data.tokenizers import SPECIAL_TOKENS, ByteTokenizer, bpe_size
+from data.settings import bpe_size
+from data.tokenizers import SPECIAL_TOKENS, ByteTokenizer
 from errors import ConfigError
 from formatting import format_bytes, format_si
 from hub import checkpoint

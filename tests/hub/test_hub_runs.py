@@ -17,7 +17,7 @@ from arch.layers.norms import NormConfig
 from arch.layers.rope import RopeConfig
 from arch.mixers.attention import AttentionConfig
 from arch.mixers.bidirectional import BidirectionalConfig
-from data.sources import DataConfig
+from data.settings import DataConfig
 from data.tokenizers import ByteTokenizer, train_bpe
 from errors import CheckpointError, ConfigError, DataError
 from eval.load_run import load_run

@@ -15,7 +15,7 @@ from tokenizer_files import write_words
 import hub
 from arch.layers.pooler import PoolerConfig
 from arch.mixers.attention import AttentionConfig
-from data.sources import DataConfig
+from data.settings import DataConfig
 from data.tokenizers import open_tokenizer, train_bpe
 from hub import checkpoint, model_card, run, safetensors_io
 from training.settings import Settings, TrainConfig
