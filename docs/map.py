@@ -245,6 +245,9 @@ ROOMS: list[tuple[str, str, str]] = [
         "reference_outputs vision_outputs sentence_modules "
         "vocabulary model_card download",
     ),
+    ("Supported families", "hub/families", "lookup"),
+    ("Supported hybrids", "hub/families/hybrids", ""),
+    ("Supported vision models", "hub/families/vision", ""),
 ]
 
 

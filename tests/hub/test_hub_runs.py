@@ -24,7 +24,7 @@ from eval.load_run import load_run
 from hub import __main__ as command
 from hub import run as runs
 from hub import safetensors_io
-from hub.checkpoint import find_export_family
+from hub.families.lookup import find_export_family
 from settings.tree import freeze, from_json
 from storage import scratch
 from storage.remote import RemoteFolder
