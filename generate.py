@@ -15,12 +15,12 @@ from typing import Annotated, TextIO
 
 from data.chats.templates import (
     CHAT_TEMPLATES,
-    TOKENIZER_TEMPLATE,
     Template,
     describe_chats,
     find_end_of_turn,
     find_template,
 )
+from data.settings import TOKENIZER_TEMPLATE
 from errors import ConfigError, DataError
 from eval.generate import Sampling, check_positions
 from eval.harness import narrow_to_objective
@@ -36,8 +36,9 @@ from eval.text_generation import (
     text_model,
 )
 from formatting import replace_control_chars
-from hub import checkpoint
+from hub import checkpoint, vocabulary
 from hub.download import resolve_folder
+from hub.families import lookup
 from settings.flag_parser import add_config_flags, config_from_flags, count_parser, make_parser
 from settings.types import NonNegativeInt, Range, config
 from training import mesh as meshes
@@ -193,13 +194,13 @@ def load_hub_model(name: str) -> TextModel:
         DataError: if the folder has no tokenizer.json.
     """
     folder = resolve_folder(name)
-    family, model_config = checkpoint.detect_family(folder)
+    family, model_config = lookup.detect_family(folder)
     if family.task != "causal":
         raise ConfigError(
             f"{folder} is a {family.architecture}, which does not continue texts; give a causal "
             "model"
         )
-    tokenizer = checkpoint.load_tokenizer(folder, model_config)
+    tokenizer = vocabulary.load_tokenizer(folder, model_config)
     if tokenizer is None:
         raise DataError(f"{folder} has no tokenizer.json; add that of the model")
     mesh = meshes.make_mesh(meshes.MeshConfig())

@@ -14,27 +14,19 @@ With the channel `none` the block has neither a channel nor its norm. `canon` ad
 convolutions to the inputs f(..) of the branches, and inside them (`arch/canon.py`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
-from arch.canon import (
-    POINTS,
-    CanonCall,
-    CanonLayer,
-    CanonState,
-    TwoStageChannel,
-    TwoStageMixer,
-    init_canon_state,
-)
+from arch.canon import POINTS, CanonCall, CanonLayer, CanonState, init_canon_state
 from arch.channels.no_channel import NoChannel
 from arch.layers.dropout import dropout, maybe_split_key
 from arch.layers.norms import Norm, NormConfig
-from arch.links import Links, call_mixer
+from arch.links import Links
 from arch.mixers.attention import Attention, AttentionState
 from arch.mixers.bidirectional import Bidirectional
 from arch.part import Channel, Memory, Mixer
@@ -43,8 +35,6 @@ from arch.sharding import constrain
 from arch.weighted_sum import AuxMetrics
 from errors import ConfigError
 from settings.types import PositiveInt, Probability, config
-
-BranchOutput = TypeVar("BranchOutput")  # What a branch returns besides its vectors.
 
 
 @config
@@ -110,21 +100,21 @@ class Block(nnx.Module):
     ):
         self.cfg, self.mixer, self.channel = cfg, mixer, channel
         self.is_mixer_only = isinstance(channel, NoChannel)
-        before = cfg.wiring != "branch_norm"  # Whether a norm is not behind the branch alone.
-        behind = cfg.wiring in ("sandwich", "branch_norm")
+        norms_stream = cfg.wiring != "branch_norm"
+        norms_branch = cfg.wiring in ("sandwich", "branch_norm")
 
         def make_norm(exists: bool) -> Norm | None:
             return Norm(D, norm) if exists else None
 
         has_channel, has_cross = not self.is_mixer_only, cross is not None
         has_channel_norm = has_channel and (cfg.wiring != "parallel" or cfg.norms == 2)
-        self.norm_mixer = make_norm(before and not skip_norm)
-        self.norm_post_mixer = make_norm(behind)
-        self.norm_channel = make_norm(before and has_channel_norm)
-        self.norm_post_channel = make_norm(behind and has_channel)
+        self.norm_mixer = make_norm(norms_stream and not skip_norm)
+        self.norm_post_mixer = make_norm(norms_branch)
+        self.norm_channel = make_norm(norms_stream and has_channel_norm)
+        self.norm_post_channel = make_norm(norms_branch and has_channel)
         self.cross = cross
-        self.norm_cross = make_norm(before and has_cross)
-        self.norm_post_cross = make_norm(behind and has_cross)
+        self.norm_cross = make_norm(norms_stream and has_cross)
+        self.norm_post_cross = make_norm(norms_branch and has_cross)
         self.canon = nnx.Dict(canon)
 
     def __call__(
@@ -148,53 +138,32 @@ class Block(nnx.Module):
                 keys and values, so later calls with that state need no memory.
             key: the key of dropout and jitter; None means neither.
         """
-        keys, aux = maybe_split_key(key, 6), AuxMetrics()
+        keys, aux, cross_state = maybe_split_key(key, 6), AuxMetrics(), None
         prev = BlockState(None) if state is None else state
-        convs = CanonCall(self.canon, seq, prev.canon)
+        canon = CanonCall(self.canon, seq, prev.canon)
+        is_parallel = self.cfg.wiring == "parallel"
 
-        def mix(x: Array) -> tuple[Array, tuple[Links | None, PyTree]]:
-            (x,) = convs("A", (x,))
-            if "B" in self.canon:
-                assert isinstance(self.mixer, TwoStageMixer)
-                inner = convs("B", self.mixer.project(x))
-                y, *extra = self.mixer.finish(inner, x, seq, links, state=prev.mixer, key=keys[0])
-            else:
-                y, *extra = call_mixer(self.mixer, x, seq, links, state=prev.mixer, key=keys[0])
-            return y, (extra[0], extra[1])
+        u, residual = self._branch_input(x, self.norm_mixer)
+        y, links, mixer_state = canon.run_mixer(self.mixer, u, links, prev.mixer, keys[0])
+        if is_parallel and not self.is_mixer_only:
+            u = u if self.norm_channel is None else self.norm_channel(x)
+            z, aux = canon.run_channel(self.channel, u, keys[2])
+            y = y + z
+        x = self._add_branch(residual, y, self.norm_mixer, self.norm_post_mixer, keys[3])
 
-        def attend(x: Array) -> tuple[Array, AttentionState | None]:
-            return self.cross(x, seq, state=prev.cross, memory=memory, key=keys[1])
+        if self.cross is not None:
+            u, residual = self._branch_input(x, self.norm_cross)
+            y, cross_state = self.cross(u, seq, state=prev.cross, memory=memory, key=keys[1])
+            x = self._add_branch(residual, y, self.norm_cross, self.norm_post_cross, keys[4])
 
-        def feed_forward(x: Array) -> tuple[Array, AuxMetrics]:
-            (x,) = convs("C", (x,))
-            if "D" not in self.canon:
-                return self.channel(x, seq, key=keys[2])
-            assert isinstance(self.channel, TwoStageChannel)
-            inner = convs("D", self.channel.project(x))
-            return self.channel.finish(inner, x, seq, key=keys[2])
+        if not is_parallel and not self.is_mixer_only:
+            u, residual = self._branch_input(x, self.norm_channel)
+            y, aux = canon.run_channel(self.channel, u, keys[2])
+            x = self._add_branch(residual, y, self.norm_channel, self.norm_post_channel, keys[5])
 
-        cross_state = None
-        if self.cfg.wiring == "parallel":
-            normed = self.norm_mixer(x)
-            y, mixed = mix(normed)
-            if not self.is_mixer_only:
-                normed = normed if self.norm_channel is None else self.norm_channel(x)
-                z, aux = feed_forward(normed)
-                y = y + z
-            x = x + dropout(y, self.cfg.dropout, keys[3])
-        else:
-            branch = self._residual_branch
-            x, mixed = branch(x, mix, self.norm_mixer, self.norm_post_mixer, keys[3])
-            if self.cross is not None:
-                norms = self.norm_cross, self.norm_post_cross
-                x, cross_state = branch(x, attend, *norms, keys[4])
-            if not self.is_mixer_only:
-                norms = self.norm_channel, self.norm_post_channel
-                x, aux = branch(x, feed_forward, *norms, keys[5])
-        links, mixer_state = mixed
-        new_state = None
-        if state is not None:
-            new_state = BlockState(mixer_state, cross_state, convs.next_state())
+        if state is None:
+            return BlockOutput(constrain(x), aux, None, links)
+        new_state = BlockState(mixer_state, cross_state, canon.next_state())
         return BlockOutput(constrain(x), aux, new_state, links)
 
     def init_state(
@@ -207,23 +176,25 @@ class Block(nnx.Module):
         mixer = self.mixer.init_state(batch_size, max_length, dtype)
         return BlockState(mixer, cross, init_canon_state(self.canon, batch_size, dtype))
 
-    def _residual_branch(
+    def _branch_input(
+        self, x: Float[Array, "B T D"], norm: Norm | None
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+        """Returns the input of a branch, and what its output is added to."""
+        normed = x if norm is None or self.cfg.wiring == "post" else norm(x)
+        return normed, normed if self.cfg.wiring == "residual_post_norm" else x
+
+    def _add_branch(
         self,
-        x: Array,
-        branch: Callable[[Array], tuple[Array, BranchOutput]],
+        residual: Float[Array, "B T D"],
+        y: Float[Array, "B T D"],
         norm: Norm | None,
         post_norm: Norm | None,
         key: Array | None,
-    ) -> tuple[Array, BranchOutput]:
-        """Adds a branch to `x` by the wiring; returns the sum and the branch's second output."""
-        post = self.cfg.wiring == "post"
-        normed = x if post or norm is None else norm(x)
-        y, extra = branch(normed)
+    ) -> Float[Array, "B T D"]:
+        """Returns the residual stream after a branch with the output `y`."""
         y = y if post_norm is None else post_norm(y)
-        x = (normed if self.cfg.wiring == "residual_post_norm" else x) + dropout(
-            y, self.cfg.dropout, key
-        )
-        return norm(x) if post else x, extra
+        x = residual + dropout(y, self.cfg.dropout, key)
+        return norm(x) if norm is not None and self.cfg.wiring == "post" else x
 
     @staticmethod
     def params(D: int, cfg: BlockConfig, norm: NormConfig, channel: str, cross: bool) -> int:

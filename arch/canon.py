@@ -18,8 +18,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from arch.layers.short_conv import ShortConv
-from arch.links import LinkedOutput, Links
-from arch.part import Memory
+from arch.links import LinkedMixer, LinkedOutput, Links, call_mixer
+from arch.part import Channel, Memory, Mixer
 from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.sequence import SequenceInfo
 from arch.weighted_sum import AuxMetrics
@@ -108,7 +108,7 @@ class CanonLayer(nnx.Module):
 
 
 class CanonCall:
-    """One run of the Canon layers of a block, `call(point, inputs) -> outputs`."""
+    """One run of the parts of a block with its Canon layers, if it has any."""
 
     def __init__(
         self, layers: Mapping[str, CanonLayer], seq: SequenceInfo, state: CanonState | None
@@ -117,19 +117,46 @@ class CanonCall:
         self._inputs: dict[str, tuple[Array, ...]] = {}
         self._reset = seq.resets(None if state is None else state.last_segment)
 
-    def __call__(self, point: str, inputs: Inner) -> Inner:
-        """Convolves the inputs at a point; they stay as they are if it has no layer."""
-        if point not in self._layers:
-            return inputs
-        prev = None if self._state is None else self._state.inputs[point]
-        outputs, self._inputs[point] = self._layers[point](inputs, self._reset, prev)
-        return outputs
+    def run_mixer(
+        self,
+        mixer: Mixer | LinkedMixer,
+        x: Float[Array, "B T D"],
+        links: Links | None,
+        state: PyTree | None,
+        key: Array | None,
+    ) -> LinkedOutput:
+        """Runs a mixer, with the layers at its input (A) and inside it (B)."""
+        (x,) = self._convolve("A", (x,))
+        if "B" not in self._layers:
+            return call_mixer(mixer, x, self._seq, links, state=state, key=key)
+        assert isinstance(mixer, TwoStageMixer)
+        inner = self._convolve("B", mixer.project(x))
+        return mixer.finish(inner, x, self._seq, links, state=state, key=key)
+
+    def run_channel(
+        self, channel: Channel, x: Float[Array, "B T D"], key: Array | None
+    ) -> tuple[Float[Array, "B T D"], AuxMetrics]:
+        """Runs a channel, with the layers at its input (C) and inside it (D)."""
+        (x,) = self._convolve("C", (x,))
+        if "D" not in self._layers:
+            return channel(x, self._seq, key=key)
+        assert isinstance(channel, TwoStageChannel)
+        inner = self._convolve("D", channel.project(x))
+        return channel.finish(inner, x, self._seq, key=key)
 
     def next_state(self) -> CanonState | None:
         """Returns the state after the run; None if it began without one."""
         if self._state is None:
             return None
         return CanonState(self._inputs, self._seq.last_segment(self._state.last_segment))
+
+    def _convolve(self, point: str, inputs: Inner) -> Inner:
+        """Convolves the inputs at a point; they stay as they are if it has no layer."""
+        if point not in self._layers:
+            return inputs
+        prev = None if self._state is None else self._state.inputs[point]
+        outputs, self._inputs[point] = self._layers[point](inputs, self._reset, prev)
+        return outputs
 
 
 def init_canon_state(

@@ -7,10 +7,12 @@ from typing import Literal
 import jax
 
 from arch.block import BlockConfig
-from arch.canon import check_points, inner_widths, point_widths
+from arch.canon import check_points
 from arch.channels.mlp import Mlp, MlpConfig
-from arch.channels.moe import MoE, MoeConfig, balances_batch
+from arch.channels.moe import MoE
+from arch.channels.moe_config import MoeConfig, balances_batch
 from arch.channels.no_channel import NoChannel
+from arch.layer_parts import LayerParts, merge_aux_losses
 from arch.layers.embedding import EmbedConfig, HeadConfig
 from arch.layers.norms import NormConfig
 from arch.layers.patches import VisionConfig
@@ -18,7 +20,7 @@ from arch.layers.pooler import PoolerConfig
 from arch.layers.positions import PositionsConfig
 from arch.mixers.attention import Attention, AttentionConfig
 from arch.mixers.attention_config import relative_heads
-from arch.mixers.bidirectional import BidirectionalConfig, mixer_inner_widths, mixer_views
+from arch.mixers.bidirectional import BidirectionalConfig, MixerSpec
 from arch.mixers.delta_product import DeltaProduct, DeltaProductConfig
 from arch.mixers.gated_conv import GatedConv, GatedConvConfig
 from arch.mixers.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
@@ -33,7 +35,7 @@ from arch.mixers.mamba1 import Mamba1, Mamba1Config
 from arch.mixers.mamba2 import Mamba2, Mamba2Config
 from arch.mixers.side_by_side import SideBySide, SideBySideConfig, SideBySideParts
 from arch.part import Channel, Mixer
-from arch.pattern import LayerLayout, LayerSpec, make_layout, parse_layer, split_mixers
+from arch.pattern import LayerLayout, LayerSpec, make_layout, parse_layer
 from arch.sequence import ALL_VIEWS, View, intersect_views
 from errors import ConfigError
 from settings.changes import with_changes
@@ -58,11 +60,6 @@ MIXERS: dict[str, type[Mixer]] = {
     "gated_conv": GatedConv,
 }
 CHANNELS: dict[str, type[Channel]] = {"mlp": Mlp, "moe": MoE, "none": NoChannel}
-
-
-def mixer_class(name: str) -> type[Mixer]:
-    """Returns the class of a mixer, or of several side by side."""
-    return SideBySide if "&" in name else MIXERS[name]
 
 
 @config
@@ -139,7 +136,7 @@ class ModelConfig:
         self.aux_losses()
         self.balances_batch()
         self.num_relative_heads()
-        points = {point for layer in self.layer_specs() for point in self.canon_points(layer)}
+        points = {point for parts in self.distinct_parts() for point in parts.canon_points()}
         check_points(self.block.canon, points)
         if self.dtype == "float64" and not jax.config.read("jax_enable_x64"):
             raise ConfigError(
@@ -214,19 +211,40 @@ class ModelConfig:
             *(self.encoder_layout().layer_specs() if self.encoder.depth else ()),
         }
 
+    def distinct_parts(self) -> list[LayerParts]:
+        """Returns the parts of each distinct block of both stacks, sorted by name."""
+        return [self.layer_parts(layer) for layer in sorted(self.layer_specs())]
+
+    def layer_parts(self, layer: LayerSpec) -> LayerParts:
+        """Returns the classes and the settings of the parts of a layer.
+
+        Raises:
+            ConfigError: if `model.variants` does not have a variant, or if variants differ.
+        """
+        mixers = tuple(
+            MixerSpec(MIXERS[name], self.part_config(name, variant), self.bidirectional)
+            for name, variant in layer.mixers()
+        )
+        mixer = mixers[0]
+        if len(mixers) > 1:
+            names = tuple(name for name, _ in layer.mixers())
+            side_by_side = SideBySideParts(names, mixers, self.side_by_side)
+            mixer = MixerSpec(SideBySide, side_by_side, self.bidirectional)
+        return LayerParts(
+            spec=layer,
+            D=self.width,
+            block=self.block_config(layer),
+            mixer=mixer,
+            channel_class=CHANNELS[layer.channel],
+            channel_config=self.part_config(layer.channel, layer.channel_variant),
+        )
+
     def part_config(self, name: str, variant: str = "") -> object:
         """Returns the config of a part or of its variant; None for a part without settings.
-
-        The config of mixers side by side has all of theirs.
 
         Raises:
             ConfigError: if `model.variants` does not have the variant.
         """
-        if "&" in name:
-            names = tuple(name.split("&"))
-            configs = tuple(self.part_config(*pair) for pair in split_mixers(name, variant))
-            classes = tuple(MIXERS[mixer] for mixer in names)
-            return SideBySideParts(names, classes, configs, self.side_by_side, self.bidirectional)
         sections = {field.name for field in dataclasses.fields(self)}
         base = getattr(self, name) if name in sections else None
         if not variant:
@@ -266,9 +284,8 @@ class ModelConfig:
     def tp_dims(self) -> dict[str, int]:
         """Returns the sizes that tensor and expert parallelism split, by setting."""
         dims: dict[str, int] = {}
-        for layer in sorted(self.layer_specs()):
-            self.part_config(*layer[:2])
-            for name, variant in layer.parts():
+        for layer in self.distinct_parts():
+            for name, variant in layer.spec.parts():
                 part = (MIXERS | CHANNELS)[name]
                 part_dims = part.tp_dims(self.width, self.part_config(name, variant))
                 section = f"{name}@{variant}" if variant else name
@@ -284,27 +301,8 @@ class ModelConfig:
         """Returns the views that all layers support, with "full" or "causal" for each."""
         views = ALL_VIEWS
         for layer in self.layer_layout().layer_specs():
-            views = intersect_views(views, self.layer_supported_views(layer))
+            views = intersect_views(views, self.layer_parts(layer).supported_views())
         return views
-
-    def layer_supported_views(self, layer: LayerSpec) -> dict[View, str]:
-        """Returns the views that one layer supports, with "full" or "causal" for each."""
-        mixer_config = self.part_config(*layer[:2])
-        return intersect_views(
-            mixer_views(mixer_class(layer.mixer), mixer_config, self.bidirectional),
-            CHANNELS[layer.channel].supported_views(self.part_config(*layer[2:])),
-        )
-
-    def canon_points(self, layer: LayerSpec) -> dict[str, tuple[int, ...]]:
-        """Returns the widths that Canon layers convolve at each of their points in one layer."""
-        channel, cfg = CHANNELS[layer.channel], self.part_config(*layer[2:])
-        mixer = mixer_class(layer.mixer), self.width, self.part_config(*layer[:2])
-        return point_widths(
-            *(self.block.canon, self.width),
-            mixer=mixer_inner_widths(*mixer, self.bidirectional),
-            channel=inner_widths(channel, self.width, cfg),
-            has_channel=layer.channel != "none",
-        )
 
     def aux_losses(self) -> dict[str, float]:
         """Returns the coefficient of each loss term that channels report.
@@ -312,20 +310,8 @@ class ModelConfig:
         Raises:
             ConfigError: if two variants of a channel give a term different coefficients.
         """
-        losses: dict[str, float] = {}
-        channels = [
-            CHANNELS[layer.channel].aux_losses(self.part_config(*layer[2:]))
-            for layer in sorted(self.layer_specs())
-        ]
-        channels += [self.vision_stack().aux_losses()] if self.vision.depth else []
-        for channel_losses in channels:
-            for name, coefficient in channel_losses.items():
-                if losses.setdefault(name, coefficient) != coefficient:
-                    raise ConfigError(
-                        f"model.variants give {name} the coefficients {losses[name]} and "
-                        f"{coefficient}, must be equal in all layers"
-                    )
-        return losses
+        vision_parts = self.vision_stack().distinct_parts() if self.vision.depth else []
+        return merge_aux_losses([*self.distinct_parts(), *vision_parts])
 
     def balances_batch(self) -> bool:
         """Whether a balance loss of experts is over the whole batch (`moe.balance_over`).
@@ -335,8 +321,7 @@ class ModelConfig:
         """
         if self.vision.depth and self.vision_stack().balances_batch():
             return True
-        layers = sorted(self.layer_specs())
-        return balances_batch(self.part_config(*layer[2:]) for layer in layers)
+        return balances_batch(layer.channel_config for layer in self.distinct_parts())
 
     def num_relative_heads(self) -> int:
         """Returns the number of heads of the relative position table; 0: no layer uses it.
@@ -376,7 +361,7 @@ class ModelConfig:
 
     def _require_both_sides(self, section: str, layout: LayerLayout) -> None:
         for layer in layout.layer_specs():
-            if "bidirectional" not in self.layer_supported_views(layer):
+            if "bidirectional" not in self.layer_parts(layer).supported_views():
                 raise ConfigError(
                     f"{section} is bidirectional, which {layer.mixer}+{layer.channel} does not "
                     "support; set model.bidirectional.weights=shared, or use another part"

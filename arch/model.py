@@ -28,7 +28,8 @@ from arch.layers.embedding import TABLE_STD, Embedding, HeadWeights, OutputHead
 from arch.layers.joint_embedding import JointEmbedding
 from arch.layers.pooler import Pooler
 from arch.sequence import SequenceInfo
-from arch.stack import Stack, StackState
+from arch.stack import Stack
+from arch.stack_state import StackState
 from arch.vision import VisionTower, insert_images
 from arch.weighted_sum import AuxMetrics
 

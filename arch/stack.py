@@ -5,27 +5,25 @@ The parameters of the pattern have a leading axis over its repeats, over which t
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from arch.block import Block, BlockOutput, BlockState
 from arch.canon import make_canon_layers
-from arch.config import CHANNELS, ModelConfig, mixer_class
+from arch.config import ModelConfig
 from arch.layers.dropout import maybe_split_key
 from arch.layers.norms import Norm
 from arch.layers.positions import RelativePositionBias
 from arch.links import Links, LinkSpec, make_links, mixer_links, next_layer
 from arch.mixers.attention import Attention
-from arch.mixers.bidirectional import make_mixer
-from arch.mixers.kv_cache import KVCache
 from arch.part import Memory
 from arch.pattern import LayerLayout, LayerSpec
 from arch.sequence import SequenceInfo
 from arch.sharding import stack_modules
+from arch.stack_state import BlockStates, StackState, check_state
 from arch.weighted_sum import AuxMetrics, ProductOfMeans, WeightedSum
 
 REMAT_POLICIES = {
@@ -38,20 +36,11 @@ REMAT_POLICIES = {
 # to compile them does not grow with the depth.
 MAX_UNROLLED_LAYERS = 4
 
-BlockStates = Sequence[BlockState | None]  # In the order of the blocks; None outside decoding.
 # The blocks of one repeat, the key, and the number of the repeat (None without a state); in a scan
 # of all repeats, on a leading axis.
 Repeat = tuple[list[Block], Array | None, Array | None]
 # The hidden vectors, what layers tell each other, and the states of all repeats.
 Carry = tuple[Array, Links | None, list[Array]]
-
-
-class StackState(NamedTuple):
-    """The decoding state, one block state per block; `blocks` have a leading axis of repeats."""
-
-    first: BlockStates
-    blocks: BlockStates
-    last: BlockStates
 
 
 class Stack(nnx.Module):
@@ -113,30 +102,25 @@ class Stack(nnx.Module):
         """
         keys = maybe_split_key(key, 3)
         if state is not None:
-            self._check_state(state, *x.shape[:2])
+            batch_size, num_tokens = x.shape[:2]
+            template = jax.eval_shape(lambda: self.init_state(batch_size, 1, 1))
+            check_state(state, template, num_tokens)
         if self.relative is not None:
             seq = dataclasses.replace(seq, attn_bias=self.relative.make_bias(seq.causal))
-        groups = (self.first, self.blocks, self.last)
-        states: Iterable[BlockStates] = (
-            [[None] * len(group) for group in groups] if state is None else state
-        )
-        prev_first, prev_blocks, prev_last = states
+        prev = self._no_states() if state is None else state
         links = self.make_links(x)
-        (x, links), aux_first, first = self._unscanned_layers(
-            self.first, x, links, seq, prev_first, memory, keys[0]
+        x, links, aux_first, first = self._run_blocks(
+            self.first, x, links, seq, prev.first, memory, keys[0]
         )
-        (x, links), aux_blocks, blocks = self._scan_repeats(
-            x, links, seq, prev_blocks, memory, keys[1]
+        x, links, aux_blocks, blocks = self._scan_repeats(
+            x, links, seq, prev.blocks, memory, keys[1]
         )
-        (x, _), aux_last, last = self._unscanned_layers(
-            self.last, x, links, seq, prev_last, memory, keys[2]
+        x, _, aux_last, last = self._run_blocks(
+            self.last, x, links, seq, prev.last, memory, keys[2]
         )
         x = x if self.norm is None else self.norm(x)
-        return (
-            x,
-            _stack_layer_metrics(aux_first, aux_blocks, aux_last),
-            None if state is None else StackState(first, blocks, last),
-        )
+        aux = _stack_layer_metrics(aux_first, aux_blocks, aux_last)
+        return x, aux, None if state is None else StackState(first, blocks, last)
 
     def init_state(self, batch_size: int, max_length: int, source_length: int) -> StackState:
         """Returns an empty state for decoding `batch_size` rows of at most `max_length` tokens."""
@@ -169,50 +153,28 @@ class Stack(nnx.Module):
             specs.append((mixer_links(block.mixer), tuple(range(number, end, period))))
         return make_links(specs, x)
 
-    def _check_state(self, state: StackState, batch_size: int, num_tokens: int) -> None:
-        """Refuses a state of another model or batch size, which could broadcast, or a full one.
+    def _no_states(self) -> StackState:
+        groups = self.first, self.blocks, self.last
+        return StackState(*([None] * len(blocks) for blocks in groups))
 
-        Raises:
-            ValueError: if the structure or the number of rows differs, or if tokens do not fit.
-        """
-        template = jax.eval_shape(lambda: self.init_state(batch_size, 1, 1))
-        expected, actual = (
-            [(jax.tree_util.keystr(path[:2]), leaf) for path, leaf in _flatten_with_path(s)]
-            for s in (template, state)
-        )
-        if [(path, x.ndim) for path, x in expected] != [(path, x.ndim) for path, x in actual]:
-            raise ValueError(
-                "the state is of another architecture; make it by "
-                "init_state(batch_size, max_length) of this model"
-            )
-        for (path, a), (_, b) in zip(expected, actual, strict=True):
-            axis = int(".blocks" in path)
-            if a.ndim > axis and a.shape[axis] != b.shape[axis]:
-                raise ValueError(
-                    f"the state is of {b.shape[axis]} rows, there are {batch_size}; "
-                    f"make it by init_state({batch_size}, max_length)"
-                )
-        for part in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, KVCache)):
-            if isinstance(part, KVCache):
-                part.check_room(num_tokens)
-
-    def _unscanned_layers(
+    def _run_blocks(
         self,
-        blocks: nnx.List,
+        blocks: Sequence[Block],
         x: Array,
         links: Links | None,
         seq: SequenceInfo,
         states: BlockStates,
         memory: Memory | None,
         key: Array | None,
-    ) -> tuple[tuple[Array, Links | None], list[AuxMetrics], BlockStates]:
-        auxes, new_states = [], []
+    ) -> tuple[Array, Links | None, list[AuxMetrics], BlockStates]:
+        """Runs blocks that are not stacked, one after another."""
+        run, auxes, new_states = self._remat(_call_block), [], []
         for block, state, k in zip(blocks, states, maybe_split_key(key, len(blocks)), strict=True):
-            x, aux, state, links = self._remat(_call_block)(block, x, seq, links, state, memory, k)
+            x, aux, state, links = run(block, x, seq, links, state, memory, k)
             links = next_layer(links)
             auxes.append(aux)
             new_states.append(state)
-        return (x, links), auxes, new_states
+        return x, links, auxes, new_states
 
     def _scan_repeats(
         self,
@@ -222,7 +184,8 @@ class Stack(nnx.Module):
         states: BlockStates,
         memory: Memory | None,
         key: Array | None,
-    ) -> tuple[tuple[Array, Links | None], list[AuxMetrics], BlockStates]:
+    ) -> tuple[Array, Links | None, list[AuxMetrics], BlockStates]:
+        """Runs the blocks of the pattern, repeat by repeat; states and reports have that axis."""
         leaves, old_structure = jax.tree.flatten(states)
         structures = [old_structure]  # A state may know that it is no longer empty.
 
@@ -233,14 +196,7 @@ class Stack(nnx.Module):
                 old_structure,
                 [jax.lax.dynamic_index_in_dim(s, index, keepdims=False) for s in stored],
             )
-            auxes, new_states = [], []
-            for block, state, kk in zip(blocks, prev, maybe_split_key(k, len(blocks)), strict=True):
-                x, aux, state, links = self._remat(_call_block)(
-                    block, x, seq, links, state, memory, kk
-                )
-                links = next_layer(links)
-                auxes.append(aux)
-                new_states.append(state)
+            x, links, auxes, new_states = self._run_blocks(blocks, x, links, seq, prev, memory, k)
             new, structure = jax.tree.flatten(new_states)
             structures.append(structure)
             # States are written in place. As outputs of the scan they would be copied each time.
@@ -261,7 +217,7 @@ class Stack(nnx.Module):
             else:
                 carry, auxes = _unrolled_scan(body, (x, links, leaves), xs, self.repeats)
         x, links, leaves = carry
-        return (x, links), auxes, jax.tree.unflatten(structures[-1], leaves)
+        return x, links, auxes, jax.tree.unflatten(structures[-1], leaves)
 
     def _remat(self, function: Callable[..., BlockOutput]) -> Callable[..., BlockOutput]:
         if self.config.remat == "none":
@@ -278,31 +234,20 @@ def _make_block(
     has_cross_attention: bool,
     skip_norm: bool,
 ) -> Block:
-    D, keys = config.width, jax.random.split(key, 3)
+    D, parts, keys = config.width, config.layer_parts(layer), jax.random.split(key, 3)
     scale = (2 * depth) ** -0.5  # Keeps the size of the residual stream (GPT-2, section 2.3).
-    mixer_config = config.part_config(layer.mixer, layer.mixer_variant)
-    mixer = make_mixer(
-        *(mixer_class(layer.mixer), D, mixer_config, config.bidirectional),
-        key=keys[0],
-        scale=scale,
-    )
-    channel_config = config.part_config(layer.channel, layer.channel_variant)
-    canon = make_canon_layers(
-        config.canon_points(layer), config.block.canon_width, key=jax.random.fold_in(key, 3)
-    )
+    mixer = parts.mixer.make(D, key=keys[0], scale=scale)
+    canon_key = jax.random.fold_in(key, 3)
+    canon = make_canon_layers(parts.canon_points(), parts.block.canon_width, key=canon_key)
     return Block(
-        *(D, config.block_config(layer), config.norm, mixer),
-        CHANNELS[layer.channel](D, channel_config, key=keys[1], scale=scale),
+        *(D, parts.block, config.norm, mixer),
+        parts.channel_class(D, parts.channel_config, key=keys[1], scale=scale),
         Attention(D, config.cross_attention, key=keys[2], scale=scale, is_cross=True)
         if has_cross_attention
         else None,
         skip_norm,
         canon,
     )
-
-
-def _flatten_with_path(tree: PyTree) -> list[tuple[jax.tree_util.KeyPath, Array]]:
-    return jax.tree_util.tree_flatten_with_path(tree)[0]
 
 
 def _call_block(

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from configs import grid
 from data import Data, open_data
 from data.loader import Batches, read_ahead
-from data.store import TOKENS_FILE
+from data.store_index import TOKENS_FILE
 from objectives import OBJECTIVES
 from settings.tree import freeze
 from training import mesh as meshes

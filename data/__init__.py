@@ -15,18 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import errors  # noqa: F401  first, since it names the systems that the project runs on
-from data.build_store import SOURCES_OF_KIND, SPLITS, ensure_built
-from data.sources import IMAGE_SOURCES, SOURCES, DataConfig
-from data.splits import StoreKind
-from data.store import TokenStore, fingerprint, read_index
+from data.settings import DataConfig
+from data.sources import StoreKind
+from data.splits import SPLITS
+from data.store import TokenStore
+from data.store_index import fingerprint, read_index
 from data.tokenizers import Tokenizer, open_tokenizer
 from errors import ConfigError, DataError
 from settings.json_types import JsonObject
 
 __all__ = [
-    "IMAGE_SOURCES",
-    "SOURCES",
-    "SOURCES_OF_KIND",
     "SPLITS",
     "Data",
     "DataConfig",
@@ -151,6 +149,8 @@ def open_data(config: DataConfig, kinds: tuple[StoreKind, ...] = ("documents",))
 
 
 def _open_one(config: DataConfig, kind: StoreKind) -> Data:
+    from data.build_store import ensure_built  # It loads what --help does not need.
+
     folder = ensure_built(config, kind)
     tokenizer = open_tokenizer(str(folder))
     return Data(folder, tokenizer, config.verify, config.groups.temperature, kind)

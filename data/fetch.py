@@ -32,7 +32,7 @@ from data.packages.wheels import (
     open_wheel,
     read_member,
 )
-from data.sources import DataConfig
+from data.settings import DataConfig
 from errors import DataError, DiskError
 from settings.command import run_command
 from settings.flag_parser import make_parser

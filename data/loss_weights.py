@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.text_files import ErrorPolicy
+from data.readers.read_policy import ErrorPolicy
 from settings.json_types import JsonObject
 
 MAX_WEIGHT = 1e30  # Maximum weight of a document; sums of weights stay finite in float32.

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, UInt8, UInt64
 
-from data.store import hash_json, read_index
-from data.text_files import LONG_TEXT_BYTES
+from data.readers.long_text import LONG_TEXT_BYTES
+from data.store_index import hash_json, read_index
 from errors import DataError
 from formatting import format_percent
 

@@ -14,16 +14,14 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from data.images.settings import ImageText
 from data.loss_weights import PreferenceRecord, WeightedDocument
-from data.text_files import LINE_BREAK, LONG_TEXT_BYTES, LongText
+from data.readers.long_text import LONG_TEXT_BYTES, LongText
+from data.readers.text_files import LINE_BREAK
 from formatting import format_percent
 
-# What a store holds: texts, or records of several texts (`data/text_pairs.py`,
-# `data/chats/preferences.py`).
-StoreKind = Literal["documents", "text_pairs", "preferences"]
+SPLITS = ("train", "valid", "test")
 # A text, an image with its text, or the texts of a record.
 Document = str | LongText | WeightedDocument | ImageText | tuple[str, ...] | PreferenceRecord
 DocumentStream = Iterator[tuple[str, Document]]  # (split, document)

@@ -23,7 +23,6 @@ from data.framing import (
     default_framing,
     from_json,
 )
-from data.input_files import check_regular, expand_user
 from data.published.hub_files import NOT_TOKENIZER, TOKENIZER_PATTERNS, download
 from data.published.json_tokenizer import (
     CUT_CONTEXT,
@@ -34,7 +33,8 @@ from data.published.json_tokenizer import (
     JsonTokenizer,
 )
 from data.published.model_files import read_model_files
-from errors import ConfigError, DataError
+from data.readers.input_files import check_regular, expand_user
+from errors import DataError
 from settings.json_files import read_json_object
 from storage.remote import is_url
 from storage.scratch import local_copy
@@ -209,22 +209,6 @@ def _read_definition(path: Path, spec: str) -> bytes:
             f"data.tokenizer {spec[:200]!r}: {error.strerror} ({path}); use bytes, bpe:8192, "
             "a file, a folder, or hf:NAME"
         ) from error
-
-
-def bpe_size(spec: str) -> int:
-    """Returns SIZE of "bpe:SIZE", the vocabulary without special tokens; 0 for other tokenizers.
-
-    Raises:
-        ConfigError: if the size is not a number in range.
-    """
-    kind, _, size = spec.partition(":")
-    if kind != "bpe":
-        return 0
-    if not size.isdecimal() or not 257 <= int(size) <= 1 << 20:
-        raise ConfigError(
-            f"data.tokenizer is {spec!r}; the size must be 257 to 1048576, as bpe:8192"
-        )
-    return int(size)
 
 
 def train_bpe(texts: Iterable[str], size: int) -> JsonTokenizer:

@@ -10,12 +10,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 HEAD = """# Map of the code
 
-One line for each file, in reading order. To follow one training step from its settings to the
-updated parameters, read the files of Training. Every line is the first sentence of its file, and
-`python docs/map.py` writes this page.
+One line for each file, in reading order. [Reading the code](code.md) names the files to read
+first, and draws a training step and a verdict. Every line here is the first sentence of its file,
+and `python docs/map.py` writes this page.
 """
 
-# (title, folder, files in reading order); the commands are in the root.
+# (title, folder, files in reading order); the commands are in the root. Files that are not named
+# here follow those of their folder.
 ROOMS: list[tuple[str, str, str]] = [
     (
         "Commands",
@@ -31,8 +32,8 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Architectures",
         "arch",
-        "model part config pattern stack vision block sequence sharding part_cost scaling "
-        "weighted_sum layer_outputs canon links activation_taps",
+        "model stack block part config pattern layer_parts sequence sharding part_cost scaling "
+        "weighted_sum stack_state links canon vision layer_outputs activation_taps",
     ),
     (
         "Cost",
@@ -42,19 +43,19 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Mixers",
         "arch/mixers",
-        "attention attention_config rope kv_cache mamba1 mamba2 gated_deltanet kda gdn2 "
-        "delta_product gla hgrn2 lightning memory_heads latent_attention lstm gated_conv "
-        "side_by_side bidirectional",
+        "attention attention_config kv_cache mamba1 mamba2 gated_deltanet kda gdn2 "
+        "delta_product gla hgrn2 lightning matrix_memory memory_cost latent_attention lstm "
+        "gated_conv side_by_side bidirectional",
     ),
     (
         "Channels",
         "arch/channels",
-        "mlp moe routing no_channel",
+        "mlp moe moe_config routing no_channel",
     ),
     (
         "Shared layers",
         "arch/layers",
-        "embedding patches joint_embedding norms activations positions linear dropout pooler "
+        "embedding patches joint_embedding norms activations positions rope linear dropout pooler "
         "short_conv dt",
     ),
     (
@@ -92,7 +93,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Groups of documents",
         "data/groups",
-        "documents counts shares",
+        "settings documents counts shares",
     ),
     (
         "Packages",
@@ -102,9 +103,19 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Data",
         "data",
-        "sources input_files text_files splits tokenizers framing build_store store packing loader "
-        "split_overlap round_trip text_pairs text_rows loss_weights arrow_files hf_datasets fetch "
-        "progress",
+        "settings splits tokenizers framing build_store fill_stores store store_index store_writer "
+        "packing text_rows loader loss_weights split_overlap round_trip fetch progress",
+    ),
+    (
+        "Sources",
+        "data/sources",
+        "source documents datasets text_pairs",
+    ),
+    (
+        "Readers",
+        "data/readers",
+        "input_files decompression text_files json_lines arrow_files hf_datasets long_text "
+        "read_policy read_stats",
     ),
     (
         "Images",
@@ -137,12 +148,12 @@ ROOMS: list[tuple[str, str, str]] = [
         "The run folder",
         "training/run",
         "folder open_folder metrics_file seal atomic_io lock mirror remote_lock resume_check "
-        "provenance log console trackers tracker_worker cli_errors",
+        "provenance settings log console trackers tracker_worker cli_errors",
     ),
     (
         "Checkpoints",
         "training/checkpoint",
-        "manager store manifest restore param_names",
+        "settings manager store manifest restore param_names",
     ),
     (
         "Several processes",
@@ -234,6 +245,9 @@ ROOMS: list[tuple[str, str, str]] = [
         "reference_outputs vision_outputs sentence_modules "
         "vocabulary model_card download",
     ),
+    ("Supported families", "hub/families", "lookup"),
+    ("Supported hybrids", "hub/families/hybrids", ""),
+    ("Supported vision models", "hub/families/vision", ""),
 ]
 
 
@@ -242,16 +256,13 @@ def render() -> str:
     return "\n".join([HEAD, *_lines()]) + "\n"
 
 
-def unlisted() -> list[str]:
-    """Returns the files of the listed folders that the map leaves out, `__init__.py` aside."""
-    listed = {path.as_posix() for _, folder, names in ROOMS for path in _paths(folder, names)}
-    files = (file for _, folder, _ in ROOMS for file in (ROOT / folder).glob("*.py"))
-    names = (file.relative_to(ROOT).as_posix() for file in files if file.name[:2] != "__")
-    return sorted(set(names) - listed)
-
-
 def _paths(folder: str, names: str) -> list[Path]:
-    return [Path(folder) / f"{name}.py" for name in names.split()]
+    """Returns the files of a room: those in reading order, then all others of its folder."""
+    listed = [f"{name}.py" for name in names.split()]
+    if not folder:  # The root has configuration and no room of its own.
+        return [Path(name) for name in listed]
+    files = sorted(file.name for file in (ROOT / folder).glob("*.py") if file.name[:2] != "__")
+    return [Path(folder) / name for name in dict.fromkeys((*listed, *files))]
 
 
 def _lines() -> Iterator[str]:

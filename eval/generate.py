@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from arch import Model, SequenceInfo
-from arch.stack import StackState
+from arch.stack_state import StackState
 from errors import ConfigError
 from settings.types import Fraction, NonNegativeInt, Range, config
 from training.distributed.multihost import to_host

@@ -21,6 +21,7 @@ from data.tokenizers import Tokenizer
 from errors import ConfigError
 from hub import checkpoint, rotary, safetensors_io, vocabulary
 from hub.download import resolve_folder
+from hub.families import lookup
 from hub.hf_config import CONFIG_FILE, read_config, write_json
 from hub.reference_outputs import compute_outputs
 from hub.vision_outputs import compute_vision_outputs
@@ -47,9 +48,9 @@ def load(
         The model, its config, and the tokenizer of tokenizer.json, None if there is no such file.
     """
     folder = resolve_folder(path)
-    family, config = checkpoint.detect_family(folder)
+    family, config = lookup.detect_family(folder)
     config = checkpoint.with_dtype(config, dtype)
-    tokenizer = checkpoint.load_tokenizer(folder, config)
+    tokenizer = vocabulary.load_tokenizer(folder, config)
     return checkpoint.load_model(folder, family, config, mesh), config, tokenizer
 
 
@@ -86,7 +87,7 @@ def save(
     """
     extra_config = dict(extra_config or {})
     pad = extra_config.get("pad_token_id", None if tokenizer is None else tokenizer.specials.pad)
-    hf_family, hf_keys = checkpoint.find_export_family(config, family, pad_id=pad)
+    hf_family, hf_keys = lookup.find_export_family(config, family, pad_id=pad)
     folder = Path(path)
     weight_files = sorted(
         p.name for pattern in safetensors_io.WEIGHT_PATTERNS for p in folder.glob(pattern)
@@ -119,7 +120,7 @@ def forward(
     folder = resolve_folder(path)
     x64 = jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
     with x64, jax.default_matmul_precision("highest"):
-        family, config = checkpoint.detect_family(folder)
+        family, config = lookup.detect_family(folder)
         has_experts = any(spec.channel == "moe" for spec in config.layer_specs())
         config = dataclasses.replace(config, scan=not has_experts)
         config = checkpoint.with_dtype(config, dtype)

@@ -11,13 +11,13 @@ from arch import ModelConfig
 from arch.block import BlockConfig
 from arch.channels.mlp import MlpConfig
 from arch.channels.moe import MoeConfig
+from arch.layers.rope import RopeConfig
 from arch.mixers.attention import AttentionConfig
 from arch.mixers.gated_deltanet import GatedDeltaNetConfig
 from arch.mixers.kda import KdaConfig
 from arch.mixers.latent_attention import LatentAttentionConfig
 from arch.mixers.mamba1 import Mamba1Config
 from arch.mixers.mamba2 import Mamba2Config
-from arch.mixers.rope import RopeConfig
 from arch.pattern import LayerLayout
 
 # These fields change training or speed only.

@@ -1,14 +1,14 @@
 """Converts the rotary positions of config.json, as versions 4 and 5 of transformers write them.
 
 Version 4 has `rope_theta` and `rope_scaling`, and version 5 has one dict, `rope_parameters`. Files
-use `type` or `rope_type`, and `su` for longrope. `arch/mixers/rope.py` has the formulas.
+use `type` or `rope_type`, and `su` for longrope. `arch/layers/rope.py` has the formulas.
 """
 
 import math
 from collections.abc import Sequence
 
+from arch.layers.rope import RopeConfig, attention_factor
 from arch.mixers.attention import AttentionConfig
-from arch.mixers.rope import RopeConfig, attention_factor
 from errors import ConfigError
 from hub import layer_types
 from hub.hf_config import HfConfig

@@ -11,12 +11,13 @@ import hub
 from data import open_data
 from data.chats.templates import export_template
 from data.framing import Framing
-from data.sources import DataConfig
+from data.settings import DataConfig
 from data.tokenizers import JsonTokenizer, Tokenizer
 from errors import CheckpointError, ConfigError, DataError
 from hub import checkpoint, model_card, vocabulary
 from hub.config_equivalence import differences
 from hub.download import resolve_folder
+from hub.families import lookup
 from hub.family import HfFamily
 from hub.hf_config import write_json
 from hub.sentence_modules import read_sentence_modules
@@ -57,14 +58,14 @@ def load_params(source: str, program: TrainProgram, tokenizer_fingerprint: str) 
     if any((Path(source) / name).exists() for name in ("run.json", "checkpoints")):
         return runner.params_from_run(source, program, tokenizer_fingerprint)
     folder = resolve_folder(source)
-    family, config = checkpoint.detect_family(folder)
+    family, config = lookup.detect_family(folder)
     model_config = program.settings.model
     if mismatches := differences(model_config, config):
         raise ConfigError(
             f"{folder} is another model than config.model: {'; '.join(mismatches[:5])}; use its "
             "config: python -m hub import SRC --workdir=RUN, then --config=RUN/run.json"
         )
-    tokenizer = checkpoint.load_tokenizer(folder, config)
+    tokenizer = vocabulary.load_tokenizer(folder, config)
     if tokenizer is not None and tokenizer_fingerprint not in vocabulary.fingerprints(
         tokenizer, folder
     ):
@@ -98,8 +99,8 @@ def import_as_run(
     """
     workdir = validate_run_path(scratch.local_path(workdir))
     folder = resolve_folder(source)
-    family, config = checkpoint.detect_family(folder)
-    tokenizer = checkpoint.load_tokenizer(folder, config)
+    family, config = lookup.detect_family(folder)
+    tokenizer = vocabulary.load_tokenizer(folder, config)
     sentences = read_sentence_modules(folder)
     tokenizer_folder = workdir / "tokenizer"
     if isinstance(tokenizer, JsonTokenizer):
@@ -177,9 +178,7 @@ def export_run(run: Path, target: Path, family: str = "", dtype: str = "float32"
     views = sorted({row_spec.view for row_spec in row_specs})
     tokenizer = open_data(settings.data, settings.store_kinds).tokenizer
     # A model that cannot be exported is refused before its parameters are read.
-    hf_family, _ = checkpoint.find_export_family(
-        settings.model, family, views, tokenizer.specials.pad
-    )
+    hf_family, _ = lookup.find_export_family(settings.model, family, views, tokenizer.specials.pad)
     _check_head_is_exported(settings, hf_family)
     root = run / "checkpoints"
     step = restore.newest_step(root)

@@ -1,4 +1,4 @@
-"""Writes the tokenizer next to exported weights, as transformers' AutoTokenizer reads it.
+"""Reads the tokenizer next to weights, and writes it as transformers' AutoTokenizer reads it.
 
 If tokenizer_config.json does not name a class, AutoTokenizer takes the class of the `model_type`,
 which adds its own special tokens to the vocabulary or refuses the file. What frames a text is the
@@ -6,15 +6,20 @@ post-processor of tokenizer.json, which every reader follows.
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
+from arch import ModelConfig
 from data.framing import SPECIAL_NAMES, Ids
 from data.published.model_files import TOKENIZER_CONFIG
-from data.tokenizers import TOKENIZER_FILE, JsonTokenizer, Tokenizer
+from data.tokenizers import TOKENIZER_FILE, JsonTokenizer, Tokenizer, open_tokenizer
+from errors import CheckpointError
 from settings.json_files import read_json_object
 from settings.json_types import JsonObject
-from training.text_reading import FRAMING_LABELS, framing_record, imported_reading
+from training.text_reading import FRAMING_LABELS, framing_record, imported_reading, unused_rows
+
+LOG = logging.getLogger(__name__)
 
 FINGERPRINT_KEY = "isoflop_tokenizer"  # the tokenizer of the run, whose file had another frame
 
@@ -26,6 +31,39 @@ class TextUse(NamedTuple):
     suffix: Ids  # ids after a text
     stop_ids: Ids  # ids that end a text; the first one is the eos of the tokenizer
     chat_template: str = ""  # a program in Jinja; "" if there is none
+
+
+def load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
+    """Loads the tokenizer next to the weights, None if there is none.
+
+    The log names files that contradict each other, and which one is followed.
+
+    Raises:
+        CheckpointError: if the tokenizer belongs to another model: it has more tokens than the
+            embedding has rows (added tokens beyond them are left out), or it frames texts with ids
+            that the embedding lacks; or a file of the model names such an id.
+    """
+    if not (folder / TOKENIZER_FILE).is_file():
+        return None
+    tokenizer = open_tokenizer(str(folder))
+    framing, specials = tokenizer.framing, tokenizer.specials
+    frame = {*framing.text_prefix, *framing.text_suffix, *framing.stop_ids, specials.decoder_start}
+    largest = max(frame)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{folder / TOKENIZER_FILE} has the id {tokenizer.vocab_size - 1}, the model "
+            f"{config.vocab_size} ids: the tokenizer belongs to another model; replace or remove "
+            "this tokenizer.json"
+        )
+    if largest >= config.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the special id {largest} of config.json or generation_config.json is "
+            f"beyond the {config.vocab_size} ids of the model; correct or remove it there"
+        )
+    unused = unused_rows(tokenizer, config.vocab_size)
+    for note in (*tokenizer.notes, *([unused] if unused else [])):
+        LOG.warning("%s: %s", folder, note)
+    return tokenizer
 
 
 def describe(tokenizer: Tokenizer | None) -> list[str]:

@@ -28,7 +28,7 @@ RowFn = Callable[[list[np.ndarray], int, np.random.Generator], dict[str, np.ndar
 
 
 # packed: documents one after another. slices: one stretch of one document. text_pairs: the texts of
-# a text pair (data/text_pairs.py). preferences: a prompt, then the chosen and the rejected reply
+# a text pair (data/sources). preferences: a prompt, then the chosen and the rejected reply
 # (data/chats/preferences.py). image_texts: an image and its text (data/images/rows.py).
 RowKind = Literal["packed", "slices", "text_pairs", "preferences", "image_texts"]
 StoreKind = Literal["documents", "text_pairs", "preferences"]  # As `open_data` opens them.

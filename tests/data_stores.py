@@ -7,7 +7,8 @@ import numpy as np
 
 from data import Data, DataConfig, open_data
 from data.images.settings import ImagesConfig
-from data.store import TokenStore, TokenStoreWriter
+from data.store import TokenStore
+from data.store_writer import TokenStoreWriter
 from data.tokenizers import ByteTokenizer
 
 BOS, EOS, VOCAB = 257, 258, 365  # of the byte tokenizer, fixed by DESIGN

@@ -14,6 +14,7 @@ from arch import CHANNELS, MIXERS, Model, ModelConfig, SequenceInfo
 from arch.block import BlockConfig
 from arch.channels.moe import MoeConfig
 from arch.layers.positions import PositionsConfig
+from arch.layers.rope import RopeConfig
 from arch.mixers.attention import AttentionConfig
 from arch.mixers.bidirectional import BidirectionalConfig
 from arch.mixers.delta_product import DeltaProductConfig
@@ -27,7 +28,6 @@ from arch.mixers.latent_attention import LatentAttentionConfig
 from arch.mixers.lightning import LightningConfig
 from arch.mixers.mamba1 import Mamba1Config
 from arch.mixers.mamba2 import Mamba2Config
-from arch.mixers.rope import RopeConfig
 from arch.mixers.side_by_side import SideBySideConfig
 
 WIDTH, VOCAB = 16, 40

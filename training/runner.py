@@ -34,9 +34,10 @@ from training.run import provenance
 from training.run.atomic_io import read_json
 from training.run.console import LOGGER
 from training.run.folder import RunFolder
-from training.run.log import LogConfig, MetricsLogger
+from training.run.log import MetricsLogger
 from training.run.open_folder import open_as_worker, open_run
 from training.run.resume_check import check_record
+from training.run.settings import LogConfig
 from training.settings import Settings, resolve
 from training.text_reading import run_framing
 

@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 
 from ml_collections import ConfigDict
 
-from arch import CHANNELS, ModelConfig
+from arch import ModelConfig
 from arch.sequence import View
-from data import IMAGE_SOURCES, SOURCES_OF_KIND, DataConfig, StoreKind
+from data import DataConfig
+from data.sources import IMAGE_SOURCES, SOURCE_PATHS, StoreKind
 from errors import ConfigError
 from objectives import (
     OBJECTIVES,
@@ -39,11 +40,11 @@ from settings.types import (
     did_you_mean,
     with_sections,
 )
-from training.checkpoint.manager import CheckpointConfig
+from training.checkpoint.settings import CheckpointConfig
 from training.distributed.fault_injection import parse_faults
 from training.mesh import MeshConfig
 from training.optimizer import OptimizerConfig
-from training.run.log import LogConfig
+from training.run.settings import LogConfig
 
 
 @config
@@ -217,7 +218,7 @@ class Settings:
         """The kinds of token store that the objective reads, documents first."""
         specs = [p.objective.row_spec(self.model, self.train.seq_len) for p in self.mixture_parts()]
         needed = {spec.store_kind for spec in specs}
-        return tuple(kind for kind in SOURCES_OF_KIND if kind in needed)
+        return tuple(kind for kind in SOURCE_PATHS if kind in needed)
 
     def _check_limit(self, spec: RowSpec) -> None:
         if spec.row_kind == "packed" and 0 < self.eval.limit < spec.text_length:
@@ -237,7 +238,7 @@ class Settings:
             )
         if spec.n_images:
             self._check_images(name, spec)
-        if self.data.kind not in (sources := SOURCES_OF_KIND[kind]):
+        if self.data.kind not in (sources := SOURCE_PATHS[kind]):
             raise ConfigError(
                 f"objective {name} reads {kind.replace('_', ' ')}, which data.source "
                 f"{self.data.kind!r} does not have; use {' or '.join(sources)}{spec.source_hint}"
@@ -265,11 +266,11 @@ class Settings:
 
     def _check_view(self, name: str, view: View, objective_hint: str) -> None:
         for spec in self.model.layer_layout().layer_specs():
-            if view in self.model.layer_supported_views(spec):
+            parts = self.model.layer_parts(spec)
+            if view in parts.supported_views():
                 continue
-            channel = CHANNELS[spec.channel]
-            if view not in channel.supported_views(self.model.part_config(*spec[2:])):
-                hint = channel.hint
+            if view not in parts.channel_class.supported_views(parts.channel_config):
+                hint = parts.channel_class.hint
             else:
                 hint = (
                     "set model.bidirectional.weights=shared to run it in both directions, or use "

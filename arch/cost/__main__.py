@@ -20,10 +20,11 @@ from arch.config import ModelConfig
 from arch.cost import Cost, compute_cost
 from arch.sequence import View
 from data.published.hub_files import download
-from data.tokenizers import SPECIAL_TOKENS, ByteTokenizer, bpe_size
+from data.settings import bpe_size
+from data.tokenizers import SPECIAL_TOKENS, ByteTokenizer
 from errors import ConfigError
 from formatting import format_bytes, format_si
-from hub import checkpoint
+from hub.families import lookup
 from hub.hf_config import CONFIG_FILE
 from settings.cli import load_config
 from settings.flag_parser import count_parser, make_parser
@@ -151,8 +152,8 @@ def _tokenizer_size(tokenizer: str) -> int:
 
 def _from_hub(folder: Path) -> PricedModel:
     has_weights = any(folder.glob("*.safetensors"))
-    family, config = checkpoint.detect_family(folder, without_weights=not has_weights)
-    view = checkpoint.VIEW_OF_TASK.get(family.task, "causal")
+    family, config = lookup.detect_family(folder, without_weights=not has_weights)
+    view = lookup.VIEW_OF_TASK.get(family.task, "causal")
     source_length = DEFAULT_LENGTH if config.encoder.depth else 0
     return PricedModel(config, view, DEFAULT_LENGTH, source_length)
 

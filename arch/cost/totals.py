@@ -9,16 +9,13 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from arch.block import Block
-from arch.canon import canon_cost
-from arch.config import CHANNELS, ModelConfig, mixer_class
+from arch.config import ModelConfig
 from arch.layers.embedding import Embedding, OutputHead
 from arch.layers.joint_embedding import JointEmbedding
 from arch.layers.norms import Norm
 from arch.layers.pooler import Pooler
 from arch.layers.positions import RelativePositionBias
 from arch.mixers.attention_config import cross_attention_cost
-from arch.mixers.bidirectional import mixer_cost
 from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.pattern import LayerLayout
 from arch.sequence import View
@@ -94,50 +91,24 @@ def compute_cost(
         images: the images that the vision stack reads for each row.
         images_as_prefix: whether the images enter the text stack, by `vision.projector`.
     """
-    itemsize = jnp.dtype(config.dtype).itemsize
-    has_encoder = config.encoder.depth > 0
+    itemsize, has_encoder = jnp.dtype(config.dtype).itemsize, config.encoder.depth > 0
     context = CostContext(length, view, source_length, itemsize)
-    part_costs = _layer_costs(config, config.layer_layout(), context, has_encoder)
-    D, V, has_text = config.width, config.padded_vocab_size if config.depth else 0, config.depth > 0
-    embedding = Embedding.params(V, D, config.embed, config.positions, config.norm) * has_text
-    norms = _norm_params(config, config.layer_layout(), has_encoder)
-    heads = config.num_relative_heads()
-    relative = RelativePositionBias.params(heads, config.positions) if heads else 0
+    costs = [("embedding", _embedding_cost(config, length, source_length))]
+    costs += _layer_costs(config, config.layer_layout(), context, has_encoder)
     if config.vision.depth:
         images_per_token = images / length if length else 0.0
-        part_costs += _vision_costs(config, images_per_token, itemsize, images_as_prefix)
+        costs += _vision_costs(config, images_per_token, itemsize, images_as_prefix)
     if has_encoder:
-        part_costs += _encoder_costs(config, length, source_length, itemsize)
-        norms += _norm_params(config, config.encoder_layout(), False)
-        relative *= 2
-    head = OutputHead.params(V, D, config.head, config.embed, config.norm) * has_text
-    pooler = Pooler.params(D, config.pooler)  # No objective runs it, so it has no FLOPs.
-    terms = _sum_terms(part_costs)
-    model, executed = (
-        OutputHead.flops(n, D, config.head, config.embed) * has_text for n in (config.vocab_size, V)
-    )
-    terms["head.logits"] = TermFlops(logit_fraction * model, logit_fraction * executed)
-    if config.embed.factorized_width:
-        embedded_tokens = 1 + source_length / length if has_encoder and length else 1.0
-        flops = 2.0 * D * config.embed.factorized_width * embedded_tokens
-        terms["embedding.projection"] = TermFlops(flops, flops)
-    parts = {"embedding": embedding}
-    for name, part_cost in part_costs:
-        parts[name] = parts.get(name, 0) + part_cost.params
-    parts |= {"norms": norms, "head": head} | ({"relative": relative} if relative else {})
-    joint = _joint_params(config)
-    parts |= ({"pooler": pooler} if pooler else {}) | ({"joint": joint} if joint else {})
-    shared = embedding + norms + head + relative + pooler + joint
-    return Cost(
-        params=sum(parts.values()),
-        active_params=shared + sum(part_cost.active_params for _, part_cost in part_costs),
-        model_flops=sum(flops.model for flops in terms.values()),
-        executed_flops=sum(flops.executed for flops in terms.values()),
-        terms=terms,
-        parts=parts,
-        recomputed_flops=_recomputed_flops(config, terms),
-        state_bytes=sum(part_cost.state_bytes for _, part_cost in part_costs),
-    )
+        costs += _encoder_costs(config, length, source_length, itemsize)
+    costs += [("norms", _norms_cost(config)), ("head", _head_cost(config, logit_fraction))]
+    # The pooler has no FLOPs, because no objective runs it.
+    optional = {
+        "relative": _relative_params(config) * (2 if has_encoder else 1),
+        "pooler": Pooler.params(config.width, config.pooler),
+        "joint": _joint_params(config),
+    }
+    costs += [(name, _without_flops(params)) for name, params in optional.items() if params]
+    return _add_up(costs, config.remat)
 
 
 def add_objective_cost(cost: Cost, objective_cost: PartCost) -> Cost:
@@ -180,23 +151,37 @@ def mean_cost(costs: Sequence[Cost], shares: Sequence[float]) -> Cost:
     )
 
 
+def _add_up(costs: list[tuple[str, PartCost]], remat: str) -> Cost:
+    """Returns the cost of a model with these parts; costs of one name are added up."""
+    terms: dict[str, TermFlops] = {}
+    parts: dict[str, int] = {}
+    for name, cost in costs:
+        parts[name] = parts.get(name, 0) + cost.params
+        for term, flops in cost.terms.items():
+            key = f"{name}.{term}"
+            terms[key] = terms[key].plus(flops) if key in terms else flops
+    return Cost(
+        params=sum(cost.params for _, cost in costs),
+        active_params=sum(cost.active_params for _, cost in costs),
+        model_flops=sum(flops.model for flops in terms.values()),
+        executed_flops=sum(flops.executed for flops in terms.values()),
+        terms=terms,
+        parts=parts,
+        recomputed_flops=_recomputed_flops(remat, terms),
+        state_bytes=sum(cost.state_bytes for _, cost in costs),
+    )
+
+
 def _layer_costs(
     config: ModelConfig, layout: LayerLayout, context: CostContext, has_cross_attention: bool
 ) -> list[tuple[str, PartCost]]:
     """Returns the cost of each use of a part in a stack, with the part's name."""
-    costs, D = [], config.width
+    costs: list[tuple[str, PartCost]] = []
     for layer in layout.layer_specs():
-        mixer, mixer_config = mixer_class(layer.mixer), config.part_config(*layer[:2])
-        cost = mixer_cost(mixer, D, mixer_config, config.bidirectional, context)
-        costs.append((layer.mixer, cost))
-        channel_config = config.part_config(*layer[2:])
-        costs.append((layer.channel, CHANNELS[layer.channel].cost(D, channel_config, context)))
-        if points := config.canon_points(layer):
-            costs.append(("canon", canon_cost(points, config.block.canon_width, context)))
+        costs += config.layer_parts(layer).costs(context)
         if has_cross_attention:
-            costs.append(
-                ("cross_attention", cross_attention_cost(D, config.cross_attention, context))
-            )
+            cross = cross_attention_cost(config.width, config.cross_attention, context)
+            costs.append(("cross_attention", cross))
     return costs
 
 
@@ -205,12 +190,9 @@ def _encoder_costs(
 ) -> list[tuple[str, PartCost]]:
     """Returns the encoder's costs per token of the decoder, of which a row has `length`."""
     share = source_length / length if length else 0.0
-    costs = []
     context = CostContext(source_length, "bidirectional", 0, itemsize)
-    for name, cost in _layer_costs(config, config.encoder_layout(), context, False):
-        terms = {term: flops.times(share) for term, flops in cost.terms.items()}
-        costs.append((f"encoder.{name}", PartCost(cost.params, cost.active_params, terms)))
-    return costs
+    costs = _layer_costs(config, config.encoder_layout(), context, False)
+    return [(f"encoder.{name}", _times(cost, share)) for name, cost in costs]
 
 
 def _vision_costs(
@@ -221,17 +203,58 @@ def _vision_costs(
     context = CostContext(n_tokens, "bidirectional", 0, itemsize)
     per_image = list(vision_costs(config, with_projector=with_projector).items())
     for name, cost in _layer_costs(tower, tower.layer_layout(), context, False):
-        terms = {term: flops.times(n_tokens) for term, flops in cost.terms.items()}
-        per_image.append((name, PartCost(cost.params, cost.active_params, terms)))
-    norms = _norm_params(tower, tower.layer_layout(), False)
-    heads = tower.num_relative_heads()
-    norms += RelativePositionBias.params(heads, tower.positions) if heads else 0
-    per_image.append(("norms", PartCost(norms, norms, {})))
-    costs = []
-    for name, cost in per_image:
-        terms = {term: flops.times(images_per_token) for term, flops in cost.terms.items()}
-        costs.append((f"vision.{name}", PartCost(cost.params, cost.active_params, terms)))
-    return costs
+        per_image.append((name, _times(cost, n_tokens)))
+    norms = _norm_params(tower, tower.layer_layout(), False) + _relative_params(tower)
+    per_image.append(("norms", _without_flops(norms)))
+    return [(f"vision.{name}", _times(cost, images_per_token)) for name, cost in per_image]
+
+
+def _times(cost: PartCost, uses: float) -> PartCost:
+    """Returns the cost of `uses` uses per token of a part that keeps nothing while decoding."""
+    terms = {term: flops.times(uses) for term, flops in cost.terms.items()}
+    return PartCost(cost.params, cost.active_params, terms)
+
+
+def _without_flops(params: int) -> PartCost:
+    return PartCost(params, params, {})
+
+
+def _embedding_cost(config: ModelConfig, length: int, source_length: int) -> PartCost:
+    if not config.depth:
+        return _without_flops(0)
+    D, V, embed = config.width, config.padded_vocab_size, config.embed
+    params = Embedding.params(V, D, embed, config.positions, config.norm)
+    if not embed.factorized_width:
+        return _without_flops(params)
+    embedded_tokens = 1 + source_length / length if config.encoder.depth and length else 1.0
+    flops = 2.0 * D * embed.factorized_width * embedded_tokens
+    return PartCost(params, params, {"projection": TermFlops(flops, flops)})
+
+
+def _head_cost(config: ModelConfig, logit_fraction: float) -> PartCost:
+    """Returns the cost of the head, of which the logits of padding ids are executed FLOPs only."""
+    if not config.depth:
+        return PartCost(0, 0, {"logits": TermFlops(0.0, 0.0)})
+    D, V, head, embed = config.width, config.padded_vocab_size, config.head, config.embed
+    params = OutputHead.params(V, D, head, embed, config.norm)
+    model, executed = (OutputHead.flops(n, D, head, embed) for n in (config.vocab_size, V))
+    logits = TermFlops(logit_fraction * model, logit_fraction * executed)
+    return PartCost(params, params, {"logits": logits})
+
+
+def _norms_cost(config: ModelConfig) -> PartCost:
+    """Returns the cost of the norms of both stacks."""
+    has_encoder = config.encoder.depth > 0
+    params = _norm_params(config, config.layer_layout(), has_encoder)
+    if has_encoder:
+        params += _norm_params(config, config.encoder_layout(), False)
+    return _without_flops(params)
+
+
+def _relative_params(config: ModelConfig) -> int:
+    """Returns the parameters of the table of relative positions of one stack."""
+    heads = config.num_relative_heads()
+    return RelativePositionBias.params(heads, config.positions) if heads else 0
 
 
 def _joint_params(config: ModelConfig) -> int:
@@ -243,36 +266,24 @@ def _joint_params(config: ModelConfig) -> int:
 
 def _norm_params(config: ModelConfig, layout: LayerLayout, has_cross_attention: bool) -> int:
     params = sum(
-        Block.params(
-            *(config.width, config.block_config(layer), config.norm, layer.channel),
-            has_cross_attention,
-        )
+        config.layer_parts(layer).norm_params(config.norm, has_cross_attention)
         for layer in layout.layer_specs()
     )
     params -= config.block.skip_first_norm * Norm.params(config.width, config.norm)
     return params + config.final_norm * Norm.params(config.width, config.norm)
 
 
-def _sum_terms(part_costs: list[tuple[str, PartCost]]) -> dict[str, TermFlops]:
-    terms: dict[str, TermFlops] = {}
-    for name, part_cost in part_costs:
-        for term, flops in part_cost.terms.items():
-            key = f"{name}.{term}"
-            terms[key] = terms[key].plus(flops) if key in terms else flops
-    return terms
-
-
-def _recomputed_flops(config: ModelConfig, terms: dict[str, TermFlops]) -> float:
+def _recomputed_flops(remat: str, terms: dict[str, TermFlops]) -> float:
     """Returns the executed FLOPs of the blocks that the backward pass repeats.
 
     With "full" these are all of them, otherwise those that are not a product with a weight. They
     include the last product of a block, whose result the backward pass does not need, although a
     compiler may omit it.
     """
-    if config.remat == "none":
+    if remat == "none":
         return 0.0
     blocks = [flops for name, flops in terms.items() if _part_of_term(name) not in NON_BLOCK_PARTS]
-    repeated = [f for f in blocks if config.remat == "full" or f.elementwise or f.batched]
+    repeated = [f for f in blocks if remat == "full" or f.elementwise or f.batched]
     return sum(flops.executed for flops in repeated)
 
 

@@ -1,8 +1,10 @@
-"""The matrix product that every projection uses."""
+"""Linear maps: the matrix product that every projection uses, and a map of low rank."""
 
 import jax
+from flax import nnx
 from jaxtyping import Array, Float
 
+from arch.sharding import P, make_matrix, make_vector
 from ops.recompute import recompute
 
 
@@ -22,3 +24,18 @@ def linear(
     is_split = jax.sharding.get_abstract_mesh().shape.get("context", 1) > 1
     y = x @ w if is_split else (x.reshape(B * T, D) @ w).reshape(B, T, F)
     return y if bias is None else y + bias.astype(x.dtype)
+
+
+class LowRank(nnx.Module):
+    """A linear map through a narrow layer, `y = (x w_down) w_up + bias`."""
+
+    def __init__(self, D: int, rank: int, width: int, *, key: Array, bias: float | None = None):
+        keys = jax.random.split(key)
+        self.w_down = make_matrix(keys[0], (D, rank), P("data", None))
+        self.w_up = make_matrix(keys[1], (rank, width), P(None, "model"))
+        self.bias = None if bias is None else make_vector(width, bias)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T C"]:
+        """Maps each token."""
+        bias = None if self.bias is None else self.bias[...]
+        return linear(linear(x, self.w_down[...]), self.w_up[...], bias)

@@ -105,3 +105,11 @@ def layer_norm(
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
     wide = wide if scale is None else wide * scale
     return (wide if bias is None else wide + bias).astype(x.dtype)
+
+
+@recompute
+def unit_length(x: Float[Array, "B T H K"]) -> Float[Array, "B T H K"]:
+    """Computes x / sqrt(|x|^2 + 1e-6)."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    square = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(square + 1e-6)).astype(x.dtype)

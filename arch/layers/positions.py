@@ -1,7 +1,7 @@
 """Position encodings: linear biases (ALiBi, arXiv:2108.12409), learned absolute and relative ones.
 
 All use explicit positions, which restart with every packed document. Rotary encodings are in
-`arch/mixers/rope.py`.
+`arch/layers/rope.py`.
 """
 
 import functools

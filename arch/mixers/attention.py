@@ -19,10 +19,10 @@ from jaxtyping import Array, Float
 from arch.layers.linear import linear
 from arch.layers.norms import rms_norm
 from arch.layers.positions import alibi_bias, alibi_bias_bfloat16
+from arch.layers.rope import apply_rope
 from arch.links import Links, LinkSpec
 from arch.mixers.attention_config import AttentionConfig, attention_cost, gate_width
 from arch.mixers.kv_cache import CrossAttentionCache, KVCache
-from arch.mixers.rope import apply_rope
 from arch.part import Memory
 from arch.part_cost import CostContext, PartCost
 from arch.sequence import ALL_VIEWS, CAUSAL_ONLY, SequenceInfo, View
@@ -188,8 +188,21 @@ class Attention(nnx.Module):
         )
 
     def _attend(
-        self, x, q, k, v, queries, keys, key, *, causal, aligned, bias=None, window=None
+        self,
+        x: Float[Array, "B T D"],
+        q: Float[Array, "B T H K"],
+        k: Float[Array, "B S G K"],
+        v: Float[Array, "B S G K"],
+        queries: TokenIndex,
+        keys: TokenIndex,
+        key: Array | None,
+        *,
+        causal: bool,
+        aligned: bool,
+        bias: BiasFn | None = None,
+        window: tuple[int, int] | None = None,
     ) -> Float[Array, "B T D"]:
+        """Computes the outputs of the heads, their gate by `x`, and the output projection."""
         cfg = self.cfg
         y = attention(
             *(q, k, v, queries, keys),

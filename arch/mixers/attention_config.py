@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import ClassVar, Literal
 
-from arch.mixers.rope import RopeConfig
+from arch.layers.rope import RopeConfig
 from arch.part_cost import CostContext, PartCost, TermFlops
 from errors import ConfigError
 from ops.attention.moba import num_whole_blocks

@@ -142,57 +142,43 @@ class Bidirectional(nnx.Module):
         return PartCost(params, active, terms, one_way_cost.state_bytes)
 
 
-def make_mixer(
-    mixer_class: type[Mixer],
-    D: int,
-    mixer_config: object,
-    cfg: BidirectionalConfig,
-    *,
-    key: Array,
-    scale: float = 1.0,
-) -> "Mixer | Bidirectional":
-    """Returns a mixer, which runs in both directions if it reads one and `cfg` asks for it."""
-    if _needs_second_direction(mixer_class, mixer_config, cfg):
-        return Bidirectional(mixer_class, D, mixer_config, cfg, key=key, scale=scale)
-    return mixer_class(D, mixer_config, key=key, scale=scale)
+@dataclasses.dataclass(frozen=True)
+class MixerSpec:
+    """A mixer before it is made: its class and its settings, and those of a second direction.
 
-
-def mixer_views(
-    mixer_class: type[Mixer], mixer_config: object, cfg: BidirectionalConfig
-) -> dict[View, str]:
-    """Returns the views of what `make_mixer` makes, with "full" or "causal" for each."""
-    views = mixer_class.supported_views(mixer_config)
-    is_added = _needs_second_direction(mixer_class, mixer_config, cfg)
-    return {**views, "bidirectional": "full"} if is_added else views
-
-
-def mixer_inner_widths(
-    mixer_class: type[Mixer], D: int, mixer_config: object, cfg: BidirectionalConfig
-) -> tuple[int, ...]:
-    """Returns the widths inside what `make_mixer` makes, at the point of its Canon layer.
-
-    A mixer that runs in both directions has none.
+    The second direction is added if the mixer reads rows in one direction only and
+    `BidirectionalConfig.weights` asks for it.
     """
-    is_wrapped = _needs_second_direction(mixer_class, mixer_config, cfg)
-    return () if is_wrapped else inner_widths(mixer_class, D, mixer_config)
 
+    mixer_class: type[Mixer]
+    config: object  # Of the mixer's class.
+    bidirectional: BidirectionalConfig
 
-def mixer_cost(
-    mixer_class: type[Mixer],
-    D: int,
-    mixer_config: object,
-    cfg: BidirectionalConfig,
-    context: CostContext,
-) -> PartCost:
-    """Returns the cost of what `make_mixer` makes."""
-    cost = mixer_class.cost(D, mixer_config, context)
-    if _needs_second_direction(mixer_class, mixer_config, cfg):
-        return Bidirectional.cost(cost, D, cfg, context)
-    return cost
+    @property
+    def has_second_direction(self) -> bool:
+        """Whether the mixer is made as a `Bidirectional`."""
+        reads_both = "bidirectional" in self.mixer_class.supported_views(self.config)
+        return self.bidirectional.weights != "none" and not reads_both
 
+    def make(self, D: int, *, key: Array, scale: float = 1.0) -> Mixer | Bidirectional:
+        """Returns the mixer for a model of width D (see `Part` in `arch/part.py`)."""
+        if self.has_second_direction:
+            args = self.mixer_class, D, self.config, self.bidirectional
+            return Bidirectional(*args, key=key, scale=scale)
+        return self.mixer_class(D, self.config, key=key, scale=scale)
 
-def _needs_second_direction(
-    mixer_class: type[Mixer], mixer_config: object, cfg: BidirectionalConfig
-) -> bool:
-    views = mixer_class.supported_views(mixer_config)
-    return cfg.weights != "none" and "bidirectional" not in views
+    def supported_views(self) -> dict[View, str]:
+        """Returns the views of the mixer, with "full" or "causal" for each."""
+        views = self.mixer_class.supported_views(self.config)
+        return {**views, "bidirectional": "full"} if self.has_second_direction else views
+
+    def inner_widths(self, D: int) -> tuple[int, ...]:
+        """Returns the widths at the point of its Canon layer; a second direction has no such."""
+        return () if self.has_second_direction else inner_widths(self.mixer_class, D, self.config)
+
+    def cost(self, D: int, context: CostContext) -> PartCost:
+        """Returns the cost of the mixer, with that of a second direction."""
+        cost = self.mixer_class.cost(D, self.config, context)
+        if not self.has_second_direction:
+            return cost
+        return Bidirectional.cost(cost, D, self.bidirectional, context)

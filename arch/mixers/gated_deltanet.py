@@ -11,22 +11,17 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from arch.layers.activations import activate, gate
+from arch.layers.activations import gate
 from arch.layers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
 from arch.layers.linear import linear
-from arch.layers.short_conv import ShortConv
+from arch.layers.norms import unit_length
+from arch.layers.short_conv import ShortConv, conv_heads
 from arch.links import Links
-from arch.mixers.memory_heads import (
-    MatrixMemory,
-    MemoryState,
-    memory_cost,
-    memory_terms,
-    unit_length,
-)
+from arch.mixers.matrix_memory import MatrixMemory, MemoryState
+from arch.mixers.memory_cost import memory_cost, memory_terms
 from arch.part_cost import CostContext, PartCost
 from arch.sharding import P, make_matrix, make_param, make_vector
 from errors import ConfigError
@@ -124,16 +119,13 @@ class GatedDeltaNet(MatrixMemory[GatedDeltaNetConfig]):
     ) -> tuple[Float[Array, "B T H Kv"], tuple[Array, ...], Float[Array, "B H K Kv"]]:
         """Runs the recurrence over each document, from `state` if there is one."""
         cfg, (H, K, Kv) = self.cfg, self.head_shape
-        prev_convs = (None,) * 3 if state is None else state.convs
-        heads, convs = [], []
         matrices = self.w_q, self.w_k, self.w_v
-        parts = zip(matrices, self.convs, prev_convs, (K, K, Kv), strict=True)
-        for w, conv, prev, width in parts:
-            y, conv_state = conv(linear(x, w[...]), reset, prev, cfg.implementation)
-            heads.append(rearrange(activate(y, "silu"), "b t (h k) -> b t h k", k=width))
-            convs.append(conv_state)
-        v, sharing = heads[2], H // (cfg.key_heads or H)
-        q, k = (jnp.repeat(unit_length(y), sharing, axis=2) for y in heads[:2])
+        prev_convs = None if state is None else state.convs
+        (q, k, v), convs = conv_heads(
+            x, matrices, self.convs, (K, K, Kv), reset, prev_convs, cfg.implementation
+        )
+        sharing = H // (cfg.key_heads or H)
+        q, k = (jnp.repeat(unit_length(y), sharing, axis=2) for y in (q, k))
         wide = jnp.promote_types(x.dtype, jnp.float32)
         beta = jax.nn.sigmoid(linear(x, self.w_beta[...]).astype(wide))
         beta = ((2 * beta) if cfg.allow_negative_eigenvalues else beta)[..., None]
@@ -145,7 +137,7 @@ class GatedDeltaNet(MatrixMemory[GatedDeltaNetConfig]):
             chunk_size=cfg.chunk_size,
             implementation=cfg.implementation,
         )
-        return y, tuple(convs), new_state
+        return y, convs, new_state
 
     def gate_output(
         self, y: Float[Array, "B T C"], x: Float[Array, "B T D"]

@@ -13,19 +13,12 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from arch.layers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
-from arch.layers.linear import linear
+from arch.layers.linear import LowRank, linear
+from arch.layers.norms import unit_length
+from arch.layers.short_conv import ConvHeads
 from arch.links import Links
-from arch.mixers.memory_heads import (
-    ConvHeads,
-    LowRank,
-    MatrixMemory,
-    MemoryState,
-    check_rank,
-    head_widths,
-    memory_cost,
-    memory_terms,
-    unit_length,
-)
+from arch.mixers.matrix_memory import MatrixMemory, MemoryState, check_rank, head_widths
+from arch.mixers.memory_cost import memory_cost, memory_terms
 from arch.part_cost import CostContext, PartCost
 from arch.sharding import P, make_matrix, make_param, make_vector
 from ops.recurrent.delta_rule import delta_rule

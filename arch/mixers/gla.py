@@ -12,18 +12,16 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from arch.layers.activations import gate
-from arch.layers.linear import linear
+from arch.layers.linear import LowRank, linear
 from arch.links import Links
-from arch.mixers.memory_heads import (
-    LowRank,
+from arch.mixers.matrix_memory import (
     MatrixMemory,
     MemoryState,
     check_rank,
     head_widths,
-    linear_attention_terms,
-    memory_cost,
     run_linear_attention,
 )
+from arch.mixers.memory_cost import linear_attention_terms, memory_cost
 from arch.part_cost import CostContext, PartCost
 from arch.sharding import P, make_matrix, make_vector
 from settings.types import NonNegativeInt, PositiveFloat, PositiveInt, config

@@ -16,14 +16,8 @@ from jaxtyping import Array, Bool, Float
 from arch.layers.activations import activate
 from arch.layers.linear import linear
 from arch.links import Links, LinkSpec
-from arch.mixers.memory_heads import (
-    MatrixMemory,
-    MemoryState,
-    head_widths,
-    linear_attention_terms,
-    memory_cost,
-    run_linear_attention,
-)
+from arch.mixers.matrix_memory import MatrixMemory, MemoryState, head_widths, run_linear_attention
+from arch.mixers.memory_cost import linear_attention_terms, memory_cost
 from arch.part_cost import CostContext, PartCost
 from arch.sharding import P, make_matrix, make_vector
 from settings.types import NonNegativeInt, PositiveFloat, PositiveInt, config

@@ -10,7 +10,7 @@ the latent itself: w_k_up moves into the query and w_v_up behind the sum. Both a
 decoding, the absorbed form runs on a cache of r + dr numbers per token.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +20,24 @@ from jaxtyping import Array, Float
 
 from arch.layers.linear import linear
 from arch.layers.norms import rms_norm
+from arch.layers.rope import RopeConfig, apply_rope
 from arch.mixers.kv_cache import KVCache
-from arch.mixers.rope import RopeConfig, apply_rope
 from arch.part import Memory
 from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.sequence import ALL_VIEWS, SequenceInfo, View
 from arch.sharding import P, make_matrix, make_vector
 from errors import ConfigError
-from ops.attention.attention import attention
+from ops.attention.attention import TokenIndex, attention
 from settings.types import NonNegativeFloat, NonNegativeInt, PositiveInt, config
+
+
+class LatentSizes(NamedTuple):
+    """The widths of latents and heads."""
+
+    r: int  # Latent of keys and values.
+    dn: int  # Keys of a head, without a position.
+    dr: int  # Key that all heads share, with a position.
+    dv: int  # Values of a head.
 
 
 @config
@@ -66,8 +75,8 @@ class LatentAttentionConfig:
                 f"valid value: {self.rope_dim + 1}"
             )
 
-    def sizes(self, D: int) -> tuple[int, int, int, int]:
-        """Returns r, dn, dr and dv in a model of width D.
+    def sizes(self, D: int) -> LatentSizes:
+        """Returns the widths in a model of width D.
 
         Raises:
             ConfigError: if a latent is wider than the model, or the heads do not divide the width.
@@ -87,7 +96,7 @@ class LatentAttentionConfig:
             )
         dn = self.nope_dim or D // self.heads
         dr = self.rope_dim or max(2, dn // 4 * 2)
-        return self.kv_rank or min(4 * dn, D), dn, dr, self.value_dim or dn
+        return LatentSizes(self.kv_rank or min(4 * dn, D), dn, dr, self.value_dim or dn)
 
 
 class LatentAttention(nnx.Module):
@@ -123,36 +132,32 @@ class LatentAttention(nnx.Module):
         """Attends in the plain form, or in the absorbed form to the tokens in a state."""
         q_nope, q_rope = self._queries(x, seq)
         latent, k_rope = self._latents(x, seq)
-        r, dn, dr, dv = self.sizes
         queries, keys, is_plain = seq.query_index(), seq.key_index(), True
         if state is not None:
-            is_plain = state.is_empty
-            queries, keys = (state.with_cached_offset(index) for index in (queries, keys))
-            cached = jnp.concatenate([latent, k_rope], axis=-1)[:, :, None]
-            stored, _, keys, state = state.append(cached, cached[..., :0], keys)
-            latent, k_rope = stored[:, :, 0, :r], stored[:, :, 0, r:]
+            is_plain, queries = state.is_empty, state.with_cached_offset(queries)
+            latent, k_rope, keys, state = self._cached_latents(latent, k_rope, keys, state)
         latent, k_rope = latent.astype(x.dtype), k_rope.astype(x.dtype)
-        w_v_up = self.w_v_up[...].astype(x.dtype)
+        w_k_up, w_v_up = self.w_k_up[...], self.w_v_up[...].astype(x.dtype)
         if is_plain:
-            weights = self.w_k_up[...], w_v_up
-            q, k, v = plain_form(q_nope, q_rope, latent, k_rope, *weights)
+            q, k, v = plain_form(q_nope, q_rope, latent, k_rope, w_k_up, w_v_up)
         else:
-            q, k, v = absorbed_form(q_nope, q_rope, latent, k_rope, self.w_k_up[...])
+            q, k, v = absorbed_form(q_nope, q_rope, latent, k_rope, w_k_up)
         y = attention(
             *(q, k, v, queries, keys),
             causal=seq.causal,
-            scale=self.cfg.scale or (dn + dr) ** -0.5,
+            scale=self.cfg.scale or (self.sizes.dn + self.sizes.dr) ** -0.5,
             aligned=is_plain,
             implementation=self.cfg.implementation,
         )
         if not is_plain:
-            y = jnp.einsum("bthr,rhv->bthv", y, w_v_up.reshape(r, self.cfg.heads, dv))
+            w_v_up = w_v_up.reshape(self.sizes.r, self.cfg.heads, self.sizes.dv)
+            y = jnp.einsum("bthr,rhv->bthv", y, w_v_up)
         y = rearrange(y, "b t h v -> b t (h v)")
         return linear(y, self.w_o[...], self.b_o[...] if self.cfg.bias else None), state
 
     def init_state(self, batch_size: int, max_length: int, dtype: jnp.dtype) -> KVCache:
         """Returns an empty cache of latents and shared keys, without values of its own."""
-        width = self.sizes[0] + self.sizes[2]
+        width = self.sizes.r + self.sizes.dr
         return KVCache.create(
             *(batch_size, max_length, 1, width, dtype), is_ring=False, value_dim=0
         )
@@ -164,16 +169,29 @@ class LatentAttention(nnx.Module):
             q = linear(x, self.w_q_down[...], self.b_q_down[...] if cfg.bias else None)
             q = rms_norm(q, self.norm_q[...], cfg.norm_eps)
         q = rearrange(linear(q, self.w_q[...]), "b t (h k) -> b t h k", h=cfg.heads)
-        q_nope, q_rope = jnp.split(q, [self.sizes[1]], axis=-1)
+        q_nope, q_rope = jnp.split(q, [self.sizes.dn], axis=-1)
         return q_nope, self._rotate(q_rope, seq)
 
     def _latents(self, x: Array, seq: SequenceInfo) -> tuple[Array, Array]:
         """Returns the latents after their norm [B T r], and the shared keys [B T dr]."""
         cfg = self.cfg
         y = linear(x, self.w_kv_down[...], self.b_kv_down[...] if cfg.bias else None)
-        latent, k_rope = jnp.split(y, [self.sizes[0]], axis=-1)
+        latent, k_rope = jnp.split(y, [self.sizes.r], axis=-1)
         k_rope = self._rotate(k_rope[:, :, None], seq)[:, :, 0]
         return rms_norm(latent, self.norm_kv[...], cfg.norm_eps), k_rope
+
+    def _cached_latents(
+        self,
+        latent: Float[Array, "B T r"],
+        k_rope: Float[Array, "B T dr"],
+        keys: TokenIndex,
+        cache: KVCache,
+    ) -> tuple[Float[Array, "B S r"], Float[Array, "B S dr"], TokenIndex, KVCache]:
+        """Appends latents and shared keys to a cache, as one key without a value for each token."""
+        k = jnp.concatenate([latent, k_rope], axis=-1)[:, :, None]
+        k, _, keys, cache = cache.append(k, k[..., :0], cache.with_cached_offset(keys))
+        latent, k_rope = jnp.split(k[:, :, 0], [self.sizes.r], axis=-1)
+        return latent, k_rope, keys, cache
 
     def _rotate(self, x: Array, seq: SequenceInfo) -> Array:
         is_rotated = self.cfg.position_encoding == "rope"

@@ -16,6 +16,7 @@ from arch.canon import Inner, TwoStageMixer
 from arch.layers.dropout import maybe_split_key
 from arch.layers.norms import rms_norm
 from arch.links import (
+    LinkedOutput,
     Links,
     LinkSpec,
     call_mixer,
@@ -24,13 +25,7 @@ from arch.links import (
     merge_links,
     mixer_links,
 )
-from arch.mixers.bidirectional import (
-    BidirectionalConfig,
-    make_mixer,
-    mixer_cost,
-    mixer_inner_widths,
-    mixer_views,
-)
+from arch.mixers.bidirectional import Bidirectional, MixerSpec
 from arch.mixers.kv_cache import KVCache
 from arch.part import Memory, Mixer
 from arch.part_cost import CostContext, PartCost, TermFlops
@@ -58,13 +53,11 @@ class SideBySideConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SideBySideParts:
-    """The mixers of one layer by name, their classes and configs, and how they are merged."""
+    """The mixers of one layer, before they are made, and how they are merged."""
 
     names: tuple[str, ...]
-    classes: tuple[type[Mixer], ...]
-    configs: tuple[object, ...]
-    cfg: SideBySideConfig
-    bidirectional: BidirectionalConfig  # The second direction of those that read only one.
+    mixers: tuple[MixerSpec, ...]
+    merging: SideBySideConfig
 
     def __post_init__(self) -> None:
         """Checks the factors.
@@ -73,7 +66,7 @@ class SideBySideParts:
             ConfigError: if there are more or fewer than mixers.
         """
         for name in ("in_scales", "out_scales"):
-            scales = getattr(self.cfg, name)
+            scales = getattr(self.merging, name)
             if scales and len(scales) != len(self.names):
                 raise ConfigError(
                     f"model.side_by_side.{name} has {len(scales)} factors, {'&'.join(self.names)} "
@@ -82,7 +75,7 @@ class SideBySideParts:
 
     def scales(self, name: Literal["in_scales", "out_scales"]) -> tuple[float, ...]:
         """Returns one factor for each mixer."""
-        scales: tuple[float, ...] = getattr(self.cfg, name)
+        scales: tuple[float, ...] = getattr(self.merging, name)
         return scales or (1.0,) * len(self.names)
 
 
@@ -93,10 +86,9 @@ class SideBySide(nnx.Module):
         keys = jax.random.split(key, len(cfg.names))
         self.parts = cfg
         self.mixers = nnx.List(
-            make_mixer(mixer, D, part, cfg.bidirectional, key=k, scale=scale)
-            for mixer, part, k in zip(cfg.classes, cfg.configs, keys, strict=True)
+            mixer.make(D, key=k, scale=scale) for mixer, k in zip(cfg.mixers, keys, strict=True)
         )
-        if cfg.cfg.merge == "norm_mean":
+        if cfg.merging.merge == "norm_mean":
             self.norms = nnx.List(make_vector(D, 1.0) for _ in cfg.names)
 
     def __call__(
@@ -133,14 +125,14 @@ class SideBySide(nnx.Module):
     @staticmethod
     def inner_widths(D: int, cfg: SideBySideParts) -> tuple[int, ...]:
         """Returns the widths inside all mixers, in their order."""
-        return tuple(width for widths in _inner_widths(D, cfg) for width in widths)
+        return tuple(width for mixer in cfg.mixers for width in mixer.inner_widths(D))
 
     def project(self, x: Float[Array, "B T D"]) -> Inner:
         """Computes what is convolved inside the mixers, in their order."""
         inner: Inner = ()
         for mixer, a in zip(self.mixers, self.parts.scales("in_scales"), strict=True):
             if isinstance(mixer, TwoStageMixer):
-                inner += mixer.project(x if a == 1 else a * x)
+                inner += mixer.project(_scaled(x, a))
         return inner
 
     def finish(
@@ -155,44 +147,29 @@ class SideBySide(nnx.Module):
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Links | None, tuple[PyTree, ...] | None]:
         """Runs every mixer from what `project` returned, and merges the outputs."""
-        count, cfg = len(self.mixers), self.parts.cfg
         if state is not None:
             _check_capacities(state)
         if self.supported_views(self.parts).get("prefix") == "causal":
             seq = dataclasses.replace(seq, is_prefix=None)
+        count, merging = len(self.mixers), self.parts.merging
+        prior = (None,) * count if state is None else state
+        keys = maybe_split_key(key, count)
+        in_scales, out_scales = self.parts.scales("in_scales"), self.parts.scales("out_scales")
         outputs, states = [], []
-        for i, (mixer, widths, part_state, k, a, b) in enumerate(
-            zip(
-                self.mixers,
-                _inner_widths(x.shape[-1], self.parts),
-                (None,) * count if state is None else state,
-                maybe_split_key(key, count),
-                self.parts.scales("in_scales"),
-                self.parts.scales("out_scales"),
-                strict=True,
+        for i, (mixer, spec) in enumerate(zip(self.mixers, self.parts.mixers, strict=True)):
+            n = len(spec.inner_widths(x.shape[-1]))
+            mixer_inner, inner = inner[:n], inner[n:]
+            y, new_links, new_state = _finish_mixer(
+                *(mixer, mixer_inner, _scaled(x, in_scales[i]), seq, links_within(links, f"{i}.")),
+                state=prior[i],
+                memory=memory,
+                key=keys[i],
             )
-        ):
-            scaled = x if a == 1 else a * x
-            prefix = f"{i}."
-            if isinstance(mixer, TwoStageMixer):
-                first, inner = inner[: len(widths)], inner[len(widths) :]
-                linked = links_within(links, prefix)
-                y, linked, new = mixer.finish(
-                    first, scaled, seq, linked, state=part_state, memory=memory, key=k
-                )
-                links = merge_links(links, prefix, linked)
-            else:
-                y, links, new = call_mixer(
-                    *(mixer, scaled, seq, links),
-                    prefix=prefix,
-                    state=part_state,
-                    memory=memory,
-                    key=k,
-                )
-            if cfg.merge == "norm_mean":
-                y = rms_norm(y, self.norms[i][...], cfg.norm_eps) / count
-            outputs.append(y if b == 1 else b * y)
-            states.append(new)
+            links = merge_links(links, f"{i}.", new_links)
+            if merging.merge == "norm_mean":
+                y = rms_norm(y, self.norms[i][...], merging.norm_eps) / count
+            outputs.append(_scaled(y, out_scales[i]))
+            states.append(new_state)
         return sum(outputs[1:], outputs[0]), links, None if state is None else tuple(states)
 
     def init_state(self, batch_size: int, max_length: int, dtype: jnp.dtype) -> tuple[PyTree, ...]:
@@ -203,8 +180,8 @@ class SideBySide(nnx.Module):
     def supported_views(cfg: SideBySideParts) -> dict[View, str]:
         """Returns the views that all mixers support."""
         views = ALL_VIEWS
-        for mixer, part in zip(cfg.classes, cfg.configs, strict=True):
-            views = intersect_views(views, mixer_views(mixer, part, cfg.bidirectional))
+        for mixer in cfg.mixers:
+            views = intersect_views(views, mixer.supported_views())
         return views
 
     @staticmethod
@@ -212,19 +189,17 @@ class SideBySide(nnx.Module):
         """Returns the dimensions of all mixers that tensor parallelism splits."""
         return {
             f"{name}.{key}": size
-            for name, mixer, part in zip(cfg.names, cfg.classes, cfg.configs, strict=True)
-            for key, size in mixer.tp_dims(D, part).items()
+            for name, mixer in zip(cfg.names, cfg.mixers, strict=True)
+            for key, size in mixer.mixer_class.tp_dims(D, mixer.config).items()
         }
 
     @staticmethod
     def cost(D: int, cfg: SideBySideParts, context: CostContext) -> PartCost:
         """Returns the sum of the costs of the mixers, whose terms have their names in front."""
-        params = active = D * len(cfg.names) * (cfg.cfg.merge == "norm_mean")
+        params = active = D * len(cfg.names) * (cfg.merging.merge == "norm_mean")
         state_bytes, terms = 0, dict[str, TermFlops]()
-        for i, (name, mixer, part) in enumerate(
-            zip(cfg.names, cfg.classes, cfg.configs, strict=True)
-        ):
-            cost = mixer_cost(mixer, D, part, cfg.bidirectional, context)
+        for i, (name, mixer) in enumerate(zip(cfg.names, cfg.mixers, strict=True)):
+            cost = mixer.cost(D, context)
             params, active = params + cost.params, active + cost.active_params
             state_bytes += cost.state_bytes
             name = name if cfg.names.count(name) == 1 else f"{name}{i}"
@@ -232,12 +207,25 @@ class SideBySide(nnx.Module):
         return PartCost(params, active, terms, state_bytes)
 
 
-def _inner_widths(D: int, cfg: SideBySideParts) -> list[tuple[int, ...]]:
-    """Returns the widths inside each mixer."""
-    return [
-        mixer_inner_widths(mixer, D, part, cfg.bidirectional)
-        for mixer, part in zip(cfg.classes, cfg.configs, strict=True)
-    ]
+def _scaled(x: Float[Array, "B T D"], factor: float) -> Float[Array, "B T D"]:
+    return x if factor == 1 else factor * x
+
+
+def _finish_mixer(
+    mixer: Mixer | Bidirectional,
+    inner: Inner,
+    x: Float[Array, "B T D"],
+    seq: SequenceInfo,
+    links: Links | None,
+    *,
+    state: PyTree | None,
+    memory: Memory | None,
+    key: Array | None,
+) -> LinkedOutput:
+    """Runs a mixer, from what its `project` returned if it has two stages."""
+    if isinstance(mixer, TwoStageMixer):
+        return mixer.finish(inner, x, seq, links, state=state, memory=memory, key=key)
+    return call_mixer(mixer, x, seq, links, state=state, memory=memory, key=key)
 
 
 def _check_capacities(state: tuple[PyTree, ...]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from data.loss_weights import WeightedPart
-from data.text_files import LONG_TEXT_BYTES
+from data.readers.long_text import LONG_TEXT_BYTES
 from data.tokenizers import Tokenizer, iter_pieces
 
 

@@ -7,29 +7,19 @@ the chats of both replies state it. The template writes the prompt as it writes 
 training on chats (`data/chats/templates.py`). Preferences with one prompt are in the same split.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from data import corpus, text_files
-from data.chats.templates import (
-    ASSISTANT,
-    MARKER_RULE,
-    TOKENIZER_TEMPLATE,
-    Template,
-    find_template,
-    parse_chat,
-)
-from data.input_files import ReadStats
+from data import corpus
+from data.chats.templates import ASSISTANT, MARKER_RULE, Template, find_template, parse_chat
 from data.loss_weights import PreferenceRecord, WeightedDocument, WeightedPart
-from data.sources import (
-    SOURCES,
-    DataConfig,
-    TextSource,
-    make_local_source,
-    make_split_source,
-    open_examples,
-)
+from data.readers import json_lines, read_policy
+from data.readers.read_stats import ReadStats
+from data.settings import TOKENIZER_TEMPLATE, DataConfig
+from data.sources import documents
+from data.sources.datasets import open_examples
+from data.sources.source import TextSource, make_local_source, make_split_source
 from data.splits import Document, DocumentStream, HasTokens, contains_text
 from data.tokenizers import ByteTokenizer, open_tokenizer
 from settings.json_types import JsonObject
@@ -39,8 +29,8 @@ FIELDS = ("prompt", *REPLY_FIELDS)
 WAY_OUT = "correct it or set data.on_error to skip"
 
 
-def _corpus(cfg: DataConfig) -> TextSource:
-    """The verses of the embedded corpus: plain English is preferred to the literal translation.
+def open_corpus(cfg: DataConfig) -> TextSource:
+    """Returns verses of the embedded corpus: plain English is preferred to the literal translation.
 
     The prompt is the verse before, in plain English.
     """
@@ -53,7 +43,7 @@ def _corpus(cfg: DataConfig) -> TextSource:
 
     identity = {"corpus": corpus.NAME, "sha256": corpus.checksums(), "limit": cfg.max_documents}
     # All objectives share one vocabulary, which is learned from the documents.
-    read_documents = SOURCES["corpus"](cfg).read
+    read_documents = documents.open_corpus(cfg).read
     return TextSource(identity | {"records": "preferred verses"}, 0, read, read_documents)
 
 
@@ -68,12 +58,13 @@ def corpus_preferences(split: str) -> Iterator[tuple[str, str, str]]:
             yield f"{before}\n", plain, literal
 
 
-def _jsonl(cfg: DataConfig) -> TextSource:
+def open_jsonl(cfg: DataConfig) -> TextSource:
+    """Returns the preferences of files of JSON lines."""
     template = _template(cfg)
 
-    def read_preferences(path: Path, policy: text_files.ErrorPolicy) -> Iterator[Document]:
-        for offset, _, record in text_files.iter_json(path, policy):
-            location = text_files.format_location(path, offset)
+    def read_preferences(path: Path, policy: read_policy.ErrorPolicy) -> Iterator[Document]:
+        for offset, _, record in json_lines.iter_json(path, policy):
+            location = read_policy.format_location(path, offset)
             preference = parse_preference(record, template, location, policy)
             if preference is not None:
                 yield preference
@@ -84,11 +75,12 @@ def _jsonl(cfg: DataConfig) -> TextSource:
     return make_local_source(cfg, identity, read_preferences)
 
 
-def _datasets(cfg: DataConfig) -> TextSource:
+def open_datasets(cfg: DataConfig) -> TextSource:
+    """Returns the preferences of a data set."""
     examples = open_examples(cfg)
 
     def read_split(split: str, stats: ReadStats) -> Iterator[Document]:
-        policy = text_files.ErrorPolicy(cfg.on_error, split, stats)
+        policy = read_policy.ErrorPolicy(cfg.on_error, split, stats)
         for location, record in examples.read(split, policy):
             preference = parse_preference(record, None, location, policy)
             if preference is not None:
@@ -108,7 +100,7 @@ def _template(cfg: DataConfig) -> Template | None:
 
 
 def parse_preference(
-    record: JsonObject, template: Template | None, location: str, policy: text_files.ErrorPolicy
+    record: JsonObject, template: Template | None, location: str, policy: read_policy.ErrorPolicy
 ) -> PreferenceRecord | None:
     """Returns the preference of a JSON object, or None if the policy skips it."""
     needed = REPLY_FIELDS if template else FIELDS
@@ -124,7 +116,7 @@ def parse_preference(
 
 
 def _parse_texts(
-    record: JsonObject, location: str, policy: text_files.ErrorPolicy
+    record: JsonObject, location: str, policy: read_policy.ErrorPolicy
 ) -> PreferenceRecord | None:
     texts = []
     for name in FIELDS:
@@ -143,7 +135,7 @@ def _parse_texts(
 
 
 def _parse_chats(
-    record: JsonObject, template: Template, location: str, policy: text_files.ErrorPolicy
+    record: JsonObject, template: Template, location: str, policy: read_policy.ErrorPolicy
 ) -> PreferenceRecord | None:
     chats = []
     for name in REPLY_FIELDS:
@@ -193,7 +185,7 @@ def _chat(prompt: object, reply: object) -> list[object]:
 
 
 def _is_without_preference(
-    chosen: str, rejected: str, location: str, policy: text_files.ErrorPolicy
+    chosen: str, rejected: str, location: str, policy: read_policy.ErrorPolicy
 ) -> bool:
     if chosen != rejected:
         return False
@@ -208,11 +200,3 @@ def _plain_preference(prompt: str, chosen: str, rejected: str) -> PreferenceReco
     """Returns the preference of three texts, of which only the replies count."""
     weighted = ((prompt, 0.0), (chosen, 1.0), (rejected, 1.0))
     return PreferenceRecord(*(WeightedDocument((WeightedPart(*item),)) for item in weighted))
-
-
-# Sources with preferences: functions from DataConfig to a TextSource that reads them.
-PREFERENCE_SOURCES: dict[str, Callable[[DataConfig], TextSource]] = {
-    "corpus": _corpus,
-    "jsonl": _jsonl,
-    "datasets": _datasets,
-}

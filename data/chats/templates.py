@@ -16,14 +16,14 @@ from typing import NamedTuple, Protocol
 
 from data.chats.program import TemplateProgram
 from data.loss_weights import WeightedDocument, WeightedPart
-from data.text_files import ErrorPolicy
+from data.readers.read_policy import ErrorPolicy
+from data.settings import TOKENIZER_TEMPLATE
 from data.tokenizers import Tokenizer
 from errors import ConfigError, DataError
 from settings.json_types import JsonObject
 
 ASSISTANT = "assistant"
 ROLES = ("system", "user", ASSISTANT)
-TOKENIZER_TEMPLATE = "tokenizer"  # Names the template in the files of the tokenizer's model.
 MARKER_RULE = 2  # Version of the rule that markers become special tokens; part of the cache's key.
 
 Messages = Sequence[tuple[str, str]]  # (role, content), in order

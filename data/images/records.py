@@ -10,20 +10,20 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from data import input_files, text_files
 from data.images.decode import ImageError, load_image
 from data.images.settings import ImagesConfig, ImageText
+from data.readers import input_files, json_lines, read_policy, read_stats
 from settings.json_types import JsonObject
 
 INDEX_FIELD = "index"
 
 
 def read_image_texts(
-    path: Path, policy: text_files.ErrorPolicy, cfg: ImagesConfig, text_field: str
+    path: Path, policy: read_policy.ErrorPolicy, cfg: ImagesConfig, text_field: str
 ) -> Iterator[ImageText]:
     """Yields the records of a file; what cannot be used is reported by file, line and reason."""
-    for offset, _, record in text_files.iter_json(path, policy):
-        location = text_files.format_location(path, offset)
+    for offset, _, record in json_lines.iter_json(path, policy):
+        location = read_policy.format_location(path, offset)
         reason = _problem(record, cfg.field, text_field)
         if reason:
             policy.reject_document(f"{location} {reason}")
@@ -50,11 +50,11 @@ def identity(paths: tuple[str, ...], cfg: ImagesConfig, text_field: str) -> Json
 def hash_image_files(files: list[Path], cfg: ImagesConfig) -> str:
     """Returns a hash of names, sizes and times of the images of these files, to see changes."""
     digest = hashlib.sha256()
-    policy = text_files.ErrorPolicy("skip", "train", input_files.ReadStats(warns=False))
+    policy = read_policy.ErrorPolicy("skip", "train", read_stats.ReadStats(warns=False))
     for path in files:
         names = {
             record[cfg.field]
-            for _, _, record in text_files.iter_json(path, policy)
+            for _, _, record in json_lines.iter_json(path, policy)
             if isinstance(record.get(cfg.field), str)
         }
         for name in sorted(names):

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
-from data import fetch, input_files, text_files
+from data import fetch
 from data.prepare.words import Hashes, find_words, hash_ngrams, hash_text, iter_ngrams
 from data.progress import progress
+from data.readers import input_files, read_policy, read_stats, text_files
 from errors import DataError
 from settings.json_types import JsonObject
 
@@ -109,7 +110,7 @@ def _iter_items(spec: str, cache: str) -> Iterator[tuple[str, list[str]]]:
             for number, line in enumerate(fetch.read_file("evals", file, cache).split("\n"), 1):
                 if line.strip():
                     yield f"{file}:{number}", _collect_strings(line, f"{file}:{number}")
-    policy = text_files.ErrorPolicy("strict", "evals", input_files.ReadStats(), setting_prefix="--")
+    policy = read_policy.ErrorPolicy("strict", "evals", read_stats.ReadStats(), setting_prefix="--")
     for path in find_eval_files(spec):
         is_json = any(suffix in JSON_SUFFIXES for suffix in path.suffixes)
         for number, text in enumerate(_iter_entries(path, is_json, policy), 1):
@@ -117,7 +118,7 @@ def _iter_items(spec: str, cache: str) -> Iterator[tuple[str, list[str]]]:
             yield location, _collect_strings(text, location) if is_json else [text]
 
 
-def _iter_entries(path: Path, is_json: bool, policy: text_files.ErrorPolicy) -> Iterator[str]:
+def _iter_entries(path: Path, is_json: bool, policy: read_policy.ErrorPolicy) -> Iterator[str]:
     """Yields the lines of a JSON file, or the paragraphs of a text file."""
     paragraph: list[str] = []
     for _, line in text_files.iter_texts(path, b"\n", policy):

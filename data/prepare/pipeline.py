@@ -17,7 +17,6 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from data import input_files, text_files
 from data.prepare.contamination import find_eval_files
 from data.prepare.document_filter import (
     DocumentBlock,
@@ -34,6 +33,7 @@ from data.prepare.output import LineWriter, partial_folder, partial_path
 from data.prepare.report import FORMAT, PrepareCounts, describe_settings, make_report
 from data.prepare.settings import PrepareConfig
 from data.progress import progress
+from data.readers import input_files, json_lines, read_policy, read_stats, text_files
 from errors import ConfigError, DataError, DiskError
 from settings.json_types import JsonObject
 
@@ -100,7 +100,7 @@ def _filter_documents(
     near: NearDuplicates | None,
     journal: FilterJournal,
 ) -> JsonObject:
-    stats, counts = input_files.ReadStats(), PrepareCounts()
+    stats, counts = read_stats.ReadStats(), PrepareCounts()
     suffix = "jsonl.zst" if cfg.compress else "jsonl"
     exact = ExactDuplicates() if cfg.exact else None
     total = sum(path.stat().st_size for path in paths)
@@ -136,10 +136,10 @@ def _filter_documents(
 
 
 def iter_documents(
-    cfg: PrepareConfig, paths: list[Path], stats: input_files.ReadStats
+    cfg: PrepareConfig, paths: list[Path], stats: read_stats.ReadStats
 ) -> Iterator[InputDocument]:
     """Yields the documents of all files, each as a line of JSON with its text."""
-    policy = text_files.ErrorPolicy(cfg.on_error, "documents", stats, setting_prefix="--")
+    policy = read_policy.ErrorPolicy(cfg.on_error, "documents", stats, setting_prefix="--")
     separator = text_files.parse_separator(cfg.document_separator, "--document_separator")
     for number, path in enumerate(paths):
         first_location, is_empty = number << 48, True
@@ -149,7 +149,7 @@ def iter_documents(
                 raw = json.dumps({cfg.text_field: text})
                 yield InputDocument(first_location | offset, raw, text)
         else:
-            for line in text_files.iter_json_texts(path, cfg.text_field, policy):
+            for line in json_lines.iter_json_texts(path, cfg.text_field, policy):
                 is_empty = False
                 raw = line.raw.strip("\ufeff \t\r\n")
                 if line.text != line.record[cfg.text_field]:  # A lone surrogate was replaced.

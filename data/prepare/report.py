@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from data.input_files import ReadStats
 from data.prepare.document_filter import DocumentFilter
 from data.prepare.settings import PrepareConfig
+from data.readers.read_stats import ReadStats
 from settings.json_types import JsonObject
 
 FORMAT = 3  # Format of report.json. A change of the results of a filter raises it too.

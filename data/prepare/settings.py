@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal, TypeVar
 
 from data.prepare import quality
-from data.sources import DataConfig
+from data.settings import DataConfig
 from errors import ConfigError
 from settings.types import Fraction, PositiveInt, config
 

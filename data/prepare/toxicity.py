@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data import input_files, text_files
 from data.prepare.words import Hashes, hash_words, split_words
+from data.readers import input_files, read_policy, read_stats, text_files
 from errors import DataError
 from settings.json_types import JsonObject
 
@@ -62,7 +62,7 @@ def read_word_list(path: str, min_count: int, min_share: float) -> WordList:
         DataError: if the files have no word.
     """
     phrases: set[tuple[str, ...]] = set()
-    policy = text_files.ErrorPolicy("strict", "list", input_files.ReadStats(), setting_prefix="--")
+    policy = read_policy.ErrorPolicy("strict", "list", read_stats.ReadStats(), setting_prefix="--")
     for file in input_files.find_files(path, "--toxic_words").paths:
         for _, line in text_files.iter_texts(file, b"\n", policy):
             phrases.add(tuple(split_words(line)))

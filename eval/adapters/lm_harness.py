@@ -14,8 +14,9 @@ import importlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from data.chats.templates import CHAT_TEMPLATES, TOKENIZER_TEMPLATE, Template, find_template
+from data.chats.templates import CHAT_TEMPLATES, Template, find_template
 from data.loss_weights import WeightedPart
+from data.settings import TOKENIZER_TEMPLATE
 from errors import ConfigError, DataError
 from eval.generate import GREEDY, Sampling
 from eval.harness import narrow_to_objective

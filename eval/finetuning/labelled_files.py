@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data import text_files
-from data.input_files import DECOMPRESSORS, ReadStats, expand_user, find_files
+from data.readers import json_lines, read_policy, text_files
+from data.readers.decompression import DECOMPRESSORS
+from data.readers.input_files import expand_user, find_files
+from data.readers.read_stats import ReadStats
 from errors import ConfigError, DataError
 from settings.json_types import JsonObject
 from training.run.console import LOGGER
@@ -102,13 +104,13 @@ def _plain_stem(path: Path) -> str:
 
 def _labelled_rows(path: Path, cfg: FinetuneConfig) -> list[tuple[str, JsonObject]]:
     """Returns the records of a file with their locations; none if they have no labels."""
-    policy = text_files.ErrorPolicy("strict", "train", ReadStats(), "eval.finetune.")
+    policy = read_policy.ErrorPolicy("strict", "train", ReadStats(), "eval.finetune.")
     is_packed = path.suffix.lower() in DECOMPRESSORS
     suffix = Path(path.stem if is_packed else path).suffix.lower()
     if suffix in JSON_SUFFIXES:
         rows = [
-            (text_files.format_location(path, offset), record)
-            for offset, _, record in text_files.iter_json(path, policy)
+            (read_policy.format_location(path, offset), record)
+            for offset, _, record in json_lines.iter_json(path, policy)
         ]
     elif suffix in TABLE_SEPARATORS:
         rows = [*_table_rows(path, TABLE_SEPARATORS[suffix], policy)]
@@ -125,7 +127,7 @@ def _labelled_rows(path: Path, cfg: FinetuneConfig) -> list[tuple[str, JsonObjec
 
 
 def _table_rows(
-    path: Path, separator: str, policy: text_files.ErrorPolicy
+    path: Path, separator: str, policy: read_policy.ErrorPolicy
 ) -> Iterator[tuple[str, JsonObject]]:
     """Yields the rows of a table by the names of its header.
 
@@ -138,7 +140,7 @@ def _table_rows(
         if not header:
             header = [name.strip() for name in row]
             continue
-        location = text_files.format_location(path, offset)
+        location = read_policy.format_location(path, offset)
         if len(row) != len(header):
             raise DataError(
                 f"{location} has {len(row)} fields, the header has {len(header)} "

@@ -10,8 +10,8 @@ from arch.block import BlockConfig
 from arch.channels.mlp import MlpConfig
 from arch.layers.embedding import HeadConfig
 from arch.layers.norms import NormConfig
+from arch.layers.rope import RopeConfig
 from arch.mixers.attention import AttentionConfig
-from arch.mixers.rope import RopeConfig
 from errors import ConfigError
 from hub import rotary
 from hub.family import HfFamily, find_part

@@ -11,8 +11,8 @@ from arch import ModelConfig
 from arch.channels.mlp import MlpConfig
 from arch.layers.embedding import HeadConfig
 from arch.layers.norms import NormConfig
+from arch.layers.rope import RopeConfig
 from arch.mixers.attention import AttentionConfig
-from arch.mixers.rope import RopeConfig
 from hub import rotary
 from hub.family import HfFamily, find_part
 from hub.hf_config import HfConfig, activation_name

@@ -88,12 +88,27 @@ def attention(
     if not context:
         requested = None if implementation == "ring" else implementation  # one device has the row
         return _run_implementation(q, k, v, queries, keys, spec, requested)
-    if bias is not None and not isinstance(bias, jax.tree_util.Partial):
-        bias = jax.tree_util.Partial(bias)
+    return _attend_over_context(q, k, v, queries, keys, spec, implementation, context)
 
+
+def _attend_over_context(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G Kv"],
+    queries: TokenIndex,
+    keys: TokenIndex,
+    spec: AttentionSpec,
+    requested: str | None,
+    context: str,
+) -> Float[Array, "B T H Kv"]:
+    """Attends on each device from its part of the queries to all keys of their rows.
+
+    Devices pass their keys around in a ring, or each gathers all of them. `context` is the mesh
+    axis over which the tokens of a row are split.
+    """
     reasons = dict.fromkeys(IMPLEMENTATIONS) | {"ring": spec.reason_not_plain(keys)}
-    preferred = ("ring",) if S >= MIN_TOKENS else ()
-    uses_ring = select_implementation("attention", implementation, reasons, preferred) == "ring"
+    preferred = ("ring",) if k.shape[1] >= MIN_TOKENS else ()
+    uses_ring = select_implementation("attention", requested, reasons, preferred) == "ring"
 
     def attend(
         q: Array,
@@ -108,12 +123,16 @@ def attention(
             return ring(q, k, v, queries, keys, spec)
         local_spec = dataclasses.replace(spec, aligned=False, bias=bias, sinks=sinks)
         k, v, keys = all_gather_tokens((k, v, keys))
-        return _run_implementation(q, k, v, queries, keys, local_spec, implementation)
+        return _run_implementation(q, k, v, queries, keys, local_spec, requested)
 
-    axes = batch_axes(B)
+    # The arrays of a bias are arguments of `attend`, which has its part of them on each device.
+    bias = spec.bias
+    if bias is not None and not isinstance(bias, jax.tree_util.Partial):
+        bias = jax.tree_util.Partial(bias)
+    axes = batch_axes(q.shape[0])
     token_spec = PS(axes or None, context)
     run = map_shards(attend, (*axes, context), (*(token_spec,) * 5, PS(), PS()), token_spec)
-    return run(q, k, v, queries, keys, bias, sinks)
+    return run(q, k, v, queries, keys, bias, spec.sinks)
 
 
 def _run_implementation(

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from data import SOURCES, DataConfig, arrow_files
-from data.input_files import ReadStats
-from data.text_pairs import TEXT_PAIR_SOURCES
+from data import DataConfig
+from data.readers import arrow_files
+from data.readers.read_stats import ReadStats
+from data.sources.source import SOURCES_OF_KIND
 from errors import ConfigError, DataError
+
+SOURCES = SOURCES_OF_KIND["documents"]
 
 pyarrow = pytest.importorskip("pyarrow")
 
@@ -56,7 +59,7 @@ def test_folders_of_datasets_and_of_the_hub_are_read(tmp_path):
     for path in ("saved", "flat", "flat/*.parquet", "test", "test/file.arrow"):
         assert sum(counts(path=str(tmp_path / path)).values()) == 3000, path
     cfg = DataConfig(source="datasets", path=str(tmp_path / "flat"))
-    pairs = list(TEXT_PAIR_SOURCES["datasets"](cfg).read(ReadStats()))
+    pairs = list(SOURCES_OF_KIND["text_pairs"]["datasets"](cfg).read(ReadStats()))
     assert len(pairs) == 3000 and pairs[0][1] == (TEXTS[0], TEXTS[0])
     assert SOURCES["datasets"](cfg).size_bytes == (tmp_path / "flat/0000.parquet").stat().st_size
 

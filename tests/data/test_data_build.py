@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from data import DataConfig, build_store, open_data
-from data.store import TokenStoreWriter
+from data import DataConfig, build_store, fill_stores, open_data
+from data.store_writer import TokenStoreWriter
 from errors import ConfigError, DataError, DiskError
 
 SPLITS = ("train", "valid", "test")
@@ -190,13 +190,13 @@ def test_skipped_and_replaced_documents_are_counted(texts, tmp_path, caplog):
 
 def test_two_builders_make_one_store(texts, monkeypatch, tmp_path):
     started, done = threading.Barrier(4), []
-    write = build_store._write_stores
+    write = build_store.write_stores
 
     def counted(*args):
         done.append(threading.current_thread().name)
         write(*args)
 
-    monkeypatch.setattr(build_store, "_write_stores", counted)
+    monkeypatch.setattr(build_store, "write_stores", counted)
 
     def work() -> None:
         started.wait()
@@ -219,15 +219,15 @@ def test_without_locks_the_first_builder_wins(texts, monkeypatch, tmp_path):
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(build_store.fcntl, "flock", unsupported)
-    write = build_store._write_stores
+    write = build_store.write_stores
 
     def overtaken(*args):
-        monkeypatch.setattr(build_store, "_write_stores", write)
+        monkeypatch.setattr(build_store, "write_stores", write)
         winner.append(open_data(DataConfig(**texts)).folder.stat().st_ino)
         write(*args)
 
     winner: list[int] = []
-    monkeypatch.setattr(build_store, "_write_stores", overtaken)
+    monkeypatch.setattr(build_store, "write_stores", overtaken)
     opened = open_data(DataConfig(**texts))
     assert opened.folder.stat().st_ino == winner[0]
     assert opened.train.n_tokens
@@ -236,7 +236,7 @@ def test_without_locks_the_first_builder_wins(texts, monkeypatch, tmp_path):
 
 def killed(texts) -> None:
     """A builder that dies in the middle, as by kill -9."""
-    build_store._write_stores = lambda *_: os._exit(9)
+    build_store.write_stores = lambda *_: os._exit(9)
     open_data(DataConfig(**texts))
 
 
@@ -251,13 +251,13 @@ def test_a_killed_builder_leaves_nothing_in_the_way(texts, tmp_path):
 
 
 def test_a_source_that_changes_while_it_is_read_is_refused(texts, monkeypatch, tmp_path):
-    write = build_store._write_stores
+    write = build_store.write_stores
 
     def meddled(*args):
         write(*args)
         (tmp_path / "train.txt").write_text("something else")
 
-    monkeypatch.setattr(build_store, "_write_stores", meddled)
+    monkeypatch.setattr(build_store, "write_stores", meddled)
     with pytest.raises(DataError, match="changed while it was read"):
         open_data(DataConfig(**texts))
 
@@ -280,7 +280,7 @@ def test_a_cache_that_cannot_be_written_is_a_disk_error(texts, tmp_path):
 
 def test_many_small_documents_stream_through(texts, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        build_store, "BLOCK_CHARACTERS", 1 << 12
+        fill_stores, "BLOCK_CHARACTERS", 1 << 12
     )  # many blocks, of 16 documents at most
     documents = [f"document {i} " * (i % 7) for i in range(5000)]
     lines = "\n".join(json.dumps({"text": d}) for d in documents)

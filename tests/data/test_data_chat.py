@@ -10,7 +10,8 @@ from data import DataConfig, open_data
 from data.chats.templates import CHAT_TEMPLATES, parse_chat
 from data.loader import Batches, eval_batches
 from data.packing import PackedRows
-from data.text_files import ErrorPolicy, ReadStats
+from data.readers.read_policy import ErrorPolicy
+from data.readers.read_stats import ReadStats
 from errors import ConfigError, DataError
 from objectives import CausalLM
 from settings.changes import with_changes

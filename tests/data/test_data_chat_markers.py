@@ -18,8 +18,8 @@ from data.chats.templates import (
     find_template,
     parse_chat,
 )
-from data.input_files import ReadStats
-from data.text_files import ErrorPolicy
+from data.readers.read_policy import ErrorPolicy
+from data.readers.read_stats import ReadStats
 from data.tokenizers import ByteTokenizer, open_tokenizer
 from errors import ConfigError, DataError
 

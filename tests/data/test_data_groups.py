@@ -9,7 +9,7 @@ import pytest
 from oracle import Bigram, eval_context, nats, successor
 
 from data import DataConfig, open_data
-from data.groups.documents import GroupConfig
+from data.groups.settings import GroupConfig
 from data.groups.shares import epoch_documents
 from data.packing import PackedRows, permutation
 from errors import ConfigError, DataError

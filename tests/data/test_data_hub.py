@@ -5,9 +5,13 @@ import types
 
 import pytest
 
-from data import SOURCES, DataConfig, hf_datasets
-from data.text_files import ReadStats
+from data import DataConfig
+from data.readers import hf_datasets
+from data.readers.read_stats import ReadStats
+from data.sources.source import SOURCES_OF_KIND
 from errors import DataError
+
+SOURCES = SOURCES_OF_KIND["documents"]
 
 
 def documents(**settings) -> dict[str, list[str]]:

@@ -16,7 +16,8 @@ from data.images.decode import ImageError, load_image
 from data.images.rows import ImagePrefix, ImageRows
 from data.images.settings import ImagesConfig, ImageText
 from data.loader import Batches
-from data.store import TokenStore, TokenStoreWriter
+from data.store import TokenStore
+from data.store_writer import TokenStoreWriter
 from data.tokenizers import ByteTokenizer
 from errors import ConfigError, DataError
 from objectives import CausalLM

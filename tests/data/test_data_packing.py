@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.packing import DocumentSlice, PackedRows, permutation
-from data.store import TokenStore, TokenStoreWriter
+from data.store import TokenStore
+from data.store_writer import TokenStoreWriter
 from data.tokenizers import ByteTokenizer
 from errors import DataError
 

@@ -16,12 +16,16 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from data import SOURCES, DataConfig
-from data.input_files import ReadStats, read_blocks
+from data import DataConfig
 from data.prepare import __main__ as command
 from data.prepare import document_filter, journal, pipeline
 from data.prepare.settings import PrepareConfig
+from data.readers.decompression import read_blocks
+from data.readers.read_stats import ReadStats
+from data.sources.source import SOURCES_OF_KIND
 from errors import ConfigError, DataError, DiskError, LockedError
+
+SOURCES = SOURCES_OF_KIND["documents"]
 
 PLAIN = ["--jaccard_threshold=0", "--quality=", "--no-compress"]
 

@@ -7,7 +7,8 @@ import pytest
 from data_stores import BOS, EOS, distinct, made_store
 
 from data import DataConfig, corpus, open_data
-from data.store import TokenStore, TokenStoreWriter
+from data.store import TokenStore
+from data.store_writer import TokenStoreWriter
 from data.text_rows import index_slices, index_text_pairs, make_row_source
 from data.tokenizers import ByteTokenizer
 from errors import ConfigError, DataError

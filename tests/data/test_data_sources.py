@@ -13,11 +13,20 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import SOURCES, DataConfig, text_files
-from data.input_files import ReadStats
+from data import DataConfig
+from data.readers import decompression, json_lines, long_text, read_policy, text_files
+from data.readers.long_text import LongText
+from data.readers.read_stats import ReadStats
+from data.readers.text_files import split_by_separator
+from data.sources.source import SOURCES_OF_KIND
 from data.splits import assign_splits, plan_hold_out
-from data.text_files import LongText, split_by_separator
 from errors import ConfigError, DataError
+
+SOURCES = SOURCES_OF_KIND["documents"]
+
+
+def test_every_source_that_the_table_names_is_there():
+    assert all(callable(table[name]) for table in SOURCES_OF_KIND.values() for name in table)
 
 
 def read(tally: ReadStats | None = None, **settings) -> dict[str, list[str]]:
@@ -59,8 +68,8 @@ def test_long_strings_of_json_are_those_of_json_loads(text, other, n_bytes, is_a
     """In pieces of any size, in which no escape, pair of surrogates or character is cut."""
     record = {"text": text, "other": other, "number": 1.5, "list": [1, "b"]}
     raw = json.dumps(record, ensure_ascii=is_ascii).encode()
-    with mock.patch.object(text_files, "LONG_TEXT_BYTES", n_bytes):
-        found = text_files.parse_long_json(raw)
+    with mock.patch.object(json_lines, "LONG_TEXT_BYTES", n_bytes):
+        found = json_lines.parse_long_json(raw)
         assert found is not None
         n_escaped = len(json.dumps(text, ensure_ascii=is_ascii).encode()) - 2
         assert isinstance(found["text"], LongText) == (n_escaped > n_bytes)
@@ -78,14 +87,16 @@ def test_long_strings_of_json_are_those_of_json_loads(text, other, n_bytes, is_a
     ],
 )
 def test_other_lines_are_left_to_json_loads(line, monkeypatch):
-    monkeypatch.setattr(text_files, "LONG_TEXT_BYTES", 6)
-    assert text_files.parse_long_json(line.encode()) is None
-    assert text_files.parse_long_json(b'{"a": "0123456\xff89"}') is None
+    for module in (long_text, read_policy, json_lines, text_files):
+        monkeypatch.setattr(module, "LONG_TEXT_BYTES", 6)
+    assert json_lines.parse_long_json(line.encode()) is None
+    assert json_lines.parse_long_json(b'{"a": "0123456\xff89"}') is None
 
 
 def test_errors_of_long_lines_are_those_of_short_ones(tmp_path, held, monkeypatch):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "0123456789"}\n{"text": "0123\xff56789"}\n')
-    monkeypatch.setattr(text_files, "LONG_TEXT_BYTES", 6)
+    for module in (long_text, read_policy, json_lines, text_files):
+        monkeypatch.setattr(module, "LONG_TEXT_BYTES", 6)
     with pytest.raises(DataError, match="byte 37 is not UTF-8"):
         lines(tmp_path / "a.jsonl", held)
     assert lines(tmp_path / "a.jsonl", held, on_error="skip") == ["0123456789"]
@@ -325,7 +336,7 @@ def test_reading_is_counted_in_bytes_of_the_disk(tmp_path, held):
     path = tmp_path / "a.gz"
     path.write_bytes(gzip.compress(b"text" * 1000))
     tally = ReadStats()
-    list(text_files.read_blocks(path, tally))
+    list(decompression.read_blocks(path, tally))
     assert tally.bytes_read == path.stat().st_size
     source = SOURCES["text"](DataConfig(source="text", path=str(path), **held["text"]))
     assert source.size_bytes == path.stat().st_size + len("valid text") + len("test text")

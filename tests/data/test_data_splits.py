@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.loss_weights import WeightedDocument, WeightedPart
+from data.readers.long_text import LONG_TEXT_BYTES, LongText
 from data.splits import Document, assign_splits, find_cuts, plan_hold_out
-from data.text_files import LONG_TEXT_BYTES, LongText
 
 SHARES = {"valid": 0.01, "test": 0.01}
 

@@ -10,7 +10,8 @@ from data_stores import distinct, made_store
 
 from data.framing import default_framing
 from data.packing import PackedRows
-from data.store import TokenStore, TokenStoreWriter
+from data.store import TokenStore
+from data.store_writer import TokenStoreWriter
 from data.tokenizers import ByteTokenizer
 from errors import DataError
 

@@ -15,8 +15,8 @@ import generate as command
 from arch import SequenceInfo
 from arch.layers.positions import PositionsConfig
 from data.chats.templates import CHAT_TEMPLATES, parse_chat, reply_prompt
-from data.input_files import ReadStats
-from data.text_files import ErrorPolicy
+from data.readers.read_policy import ErrorPolicy
+from data.readers.read_stats import ReadStats
 from data.tokenizers import ByteTokenizer
 from errors import ConfigError, DataError
 from eval.generate import Sampling, check_positions, generate, stream

@@ -16,9 +16,9 @@ import hub
 from arch.sharding import P
 from data.tokenizers import ByteTokenizer
 from errors import CheckpointError, ConfigError
-from hub import checkpoint, download, rotary, safetensors_io
+from hub import download, hf_config, rotary, safetensors_io, vocabulary
 from hub.config_equivalence import differences
-from hub.families import FAMILIES
+from hub.families import FAMILIES, lookup
 from hub.hf_config import HfConfig
 from hub.tensor_transforms import CONV1D, IDENTITY, TRANSPOSED, TensorMap, concat_fused, split_fused
 from training import mesh as meshes
@@ -70,11 +70,11 @@ def test_no_family_passes_over_a_key(family):
         path
         for root in (goldens.FOLDER, goldens.VISION_FOLDER)
         for path in sorted(root.iterdir())
-        if checkpoint.detect_family(path)[0].model_type == family
+        if lookup.detect_family(path)[0].model_type == family
     )
     values = json.loads((folder / "config.json").read_text())
     names = safetensors_io.read_entries(folder)
-    keys = HfConfig(checkpoint.read_config(folder) | {"new_option": 1}, "x", names)
+    keys = HfConfig(hf_config.read_config(folder) | {"new_option": 1}, "x", names)
     FAMILIES[family].read(keys)
     with pytest.raises(ConfigError, match="new_option=1"):
         keys.check_all_read()
@@ -180,8 +180,8 @@ def test_a_tokenizer_of_another_model_is_refused(folder):
     ByteTokenizer().save(folder)
     with pytest.raises(CheckpointError, match="has the id 364, the model 128 ids"):
         hub.load(folder)
-    big = dataclasses.replace(checkpoint.detect_family(folder)[1], vocab_size=400)
-    assert checkpoint.load_tokenizer(folder, big).vocab_size == 365
+    big = dataclasses.replace(lookup.detect_family(folder)[1], vocab_size=400)
+    assert vocabulary.load_tokenizer(folder, big).vocab_size == 365
 
 
 def test_a_head_that_is_not_the_embedding_it_is_said_to_be(tmp_path):
@@ -307,11 +307,11 @@ def test_shards_are_written_and_read(tmp_path):
 
 def test_a_model_that_no_family_computes_is_refused_with_the_difference():
     with pytest.raises(ConfigError, match="no family computes"):
-        checkpoint.find_export_family(tiny.config("lstm"))
+        lookup.find_export_family(tiny.config("lstm"))
     with pytest.raises(ConfigError, match=r"llama would differ in layer0\.attention\.softcap 3\.0"):
-        checkpoint.find_export_family(tiny.config(**tiny.attention(softcap=3.0)), "llama")
+        lookup.find_export_family(tiny.config(**tiny.attention(softcap=3.0)), "llama")
     with pytest.raises(ConfigError, match="'lama' is not known; did you mean 'llama'"):
-        checkpoint.find_export_family(tiny.config(), "lama")
+        lookup.find_export_family(tiny.config(), "lama")
 
 
 def test_padding_rows_of_the_table_are_not_exported(tmp_path):

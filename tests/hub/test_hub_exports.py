@@ -19,9 +19,9 @@ from arch.mixers.bidirectional import BidirectionalConfig
 from configs.families import switch, vicuna
 from data.tokenizers import ByteTokenizer, train_bpe
 from errors import CheckpointError, ConfigError
-from hub import checkpoint, safetensors_io
+from hub import hf_config, safetensors_io
 from hub import run as runs
-from hub.families import FAMILIES
+from hub.families import FAMILIES, lookup
 from hub.name_binding import LeafIndex, _add_unique, index_leaves, resolve_name_map
 from training.settings import Settings
 
@@ -39,7 +39,7 @@ def resave(folder, target):
     """Loads and saves a folder, and returns the written tensors and keys."""
     model, config, _ = hub.load(folder)
     hub.save(model, config, target)
-    return safetensors_io.read_file(target / "model.safetensors"), checkpoint.read_config(target)
+    return safetensors_io.read_file(target / "model.safetensors"), hf_config.read_config(target)
 
 
 def test_a_folder_that_holds_weights_is_refused(tmp_path):
@@ -55,19 +55,19 @@ def test_a_folder_that_holds_weights_is_refused(tmp_path):
 def test_a_switch_without_slots_is_refused_both_ways(tmp_path):
     """In the reference, expert_capacity 0 drops every token, and a missing key means 64."""
     name = "switch_transformers"
-    _, config = checkpoint.detect_family(goldens.FOLDER / name)
+    _, config = lookup.detect_family(goldens.FOLDER / name)
     free = dataclasses.replace(
         config, moe=dataclasses.replace(config.moe, expert_capacity=0, capacity_factor=1.25)
     )
     with pytest.raises(ConfigError, match=r"moe\.expert_capacity 0, not 64"):
-        checkpoint.find_export_family(free, name)
+        lookup.find_export_family(free, name)
     with pytest.raises(ConfigError, match="expert_capacity 0 is not implemented; known: 1 or more"):
         hub.load(changed_golden(name, tmp_path / "x", {"expert_capacity": 0}))
 
 
 @pytest.mark.parametrize("size", ["base-8", "base-128"])
 def test_published_switches_are_exported_with_their_capacity(size):
-    family, keys = checkpoint.find_export_family(switch.model_config(size))
+    family, keys = lookup.find_export_family(switch.model_config(size))
     assert (family.model_type, keys["expert_capacity"]) == ("switch_transformers", 64)
 
 
@@ -120,16 +120,16 @@ def test_an_untied_encoder_decoder_has_its_table_three_times(tmp_path, name, cha
     ],
 )
 def test_a_bert_without_what_its_class_has_is_refused(name, changes, words):
-    _, config = checkpoint.detect_family(goldens.FOLDER / name)
+    _, config = lookup.detect_family(goldens.FOLDER / name)
     with pytest.raises(ConfigError, match=words):
-        checkpoint.find_export_family(dataclasses.replace(config, **changes), name)
-    assert checkpoint.find_export_family(config, name)[0] is FAMILIES[name]
+        lookup.find_export_family(dataclasses.replace(config, **changes), name)
+    assert lookup.find_export_family(config, name)[0] is FAMILIES[name]
 
 
 def test_a_tied_head_without_a_scale_is_no_switch():
-    _, config = checkpoint.detect_family(goldens.FOLDER / "switch_transformers")
+    _, config = lookup.detect_family(goldens.FOLDER / "switch_transformers")
     with pytest.raises(ConfigError, match=r"head\.tied True without a head\.scale"):
-        checkpoint.find_export_family(
+        lookup.find_export_family(
             dataclasses.replace(config, head=HeadConfig()), "switch_transformers"
         )
 
@@ -162,7 +162,7 @@ def test_what_joins_two_directions_is_no_part_of_the_mixer(mixer, weights, merge
     with pytest.raises(CheckpointError, match=rf"no names for stack\.0\.{mixer}\.bidirectional\."):
         resolve_name_map(config, shapes, family.name_map(config))
     with pytest.raises(ConfigError, match="no family computes"):
-        checkpoint.find_export_family(config)
+        lookup.find_export_family(config)
 
 
 def test_two_leaves_of_one_name_are_refused():
@@ -176,8 +176,8 @@ def test_two_leaves_of_one_name_are_refused():
 
 def test_a_gemma2_without_windows_has_the_window_that_its_class_asks_for():
     """With null the class raises an error."""
-    _, config = checkpoint.detect_family(goldens.FOLDER / "gemma2")
-    _, keys = checkpoint.find_export_family(
+    _, config = lookup.detect_family(goldens.FOLDER / "gemma2")
+    _, keys = lookup.find_export_family(
         dataclasses.replace(config, layers=("attention+mlp",)), "gemma2"
     )
     assert set(keys["layer_types"]) == {"full_attention"}
@@ -186,21 +186,21 @@ def test_a_gemma2_without_windows_has_the_window_that_its_class_asks_for():
 
 def test_a_bamba_without_attention_uses_no_cache():
     """The cache takes its length from an attention layer."""
-    _, config = checkpoint.detect_family(goldens.FOLDER / "bamba")
-    assert "use_cache" not in checkpoint.find_export_family(config, "bamba")[1]
+    _, config = lookup.detect_family(goldens.FOLDER / "bamba")
+    assert "use_cache" not in lookup.find_export_family(config, "bamba")[1]
     mamba_only = dataclasses.replace(config, layers=("mamba2+mlp",), first_layers=())
-    assert checkpoint.find_export_family(mamba_only, "bamba")[1]["use_cache"] is False
+    assert lookup.find_export_family(mamba_only, "bamba")[1]["use_cache"] is False
 
 
 @pytest.mark.parametrize("name", ["phi3", "modernbert", "olmo_hybrid", "kimi_linear"])
 def test_an_id_of_the_reference_without_an_embedding_is_written_as_null(name, tmp_path):
     """Otherwise its class raises: the padding that a missing key means is beyond the table."""
-    family, config = checkpoint.detect_family(goldens.FOLDER / name)
+    family, config = lookup.detect_family(goldens.FOLDER / name)
     large = dataclasses.replace(config, vocab_size=200_000)
     assert family.default_keys(large) == {}
     model, ids = hub.load(goldens.FOLDER / name)[0], {"eos_token_id": 3}
     hub.save(model, config, tmp_path, family=name, extra_config=ids)
-    keys = checkpoint.read_config(tmp_path)
+    keys = hf_config.read_config(tmp_path)
     assert keys["pad_token_id"] is None and keys["eos_token_id"] == 3
 
 
@@ -209,27 +209,23 @@ def test_rotary_fields_that_a_scaling_does_not_use_are_no_difference():
     assert config.attention.rope.original_length == 0
     rope = dataclasses.replace(config.attention.rope, original_length=4096, low_freq_factor=2.0)
     attention = dataclasses.replace(config.attention, rope=rope)
-    _, keys = checkpoint.find_export_family(
-        dataclasses.replace(config, attention=attention), "llama"
-    )
+    _, keys = lookup.find_export_family(dataclasses.replace(config, attention=attention), "llama")
     assert keys["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
     rope = dataclasses.replace(
         rope, scaling="llama3", original_length=4096, factor=8.0, low_freq_factor=1.0
     )
     attention = dataclasses.replace(attention, rope=rope)
-    _, keys = checkpoint.find_export_family(
-        dataclasses.replace(config, attention=attention), "llama"
-    )
+    _, keys = lookup.find_export_family(dataclasses.replace(config, attention=attention), "llama")
     assert keys["rope_scaling"]["original_max_position_embeddings"] == 4096
 
 
 @pytest.mark.parametrize("pad", [256, 0, -1])
 def test_a_roberta_whose_texts_are_padded_otherwise_is_refused(tmp_path, pad):
     """The reference counts the tokens that are not `pad_token_id`, which is one below `offset`."""
-    _, config = checkpoint.detect_family(goldens.FOLDER / "roberta")
+    _, config = lookup.detect_family(goldens.FOLDER / "roberta")
     with pytest.raises(ConfigError, match=f"padding {pad}, which must be 1, one below"):
-        checkpoint.find_export_family(config, pad_id=pad)
-    assert checkpoint.find_export_family(config, pad_id=1)[1]["pad_token_id"] == 1
+        lookup.find_export_family(config, pad_id=pad)
+    assert lookup.find_export_family(config, pad_id=1)[1]["pad_token_id"] == 1
     model, _, _ = hub.load(goldens.FOLDER / "roberta")
     with pytest.raises(ConfigError, match=f"padding {pad}, which"):
         hub.save(model, config, tmp_path / "x", extra_config={"pad_token_id": pad})
@@ -242,12 +238,12 @@ def test_a_decoder_starts_as_it_did_in_training(tmp_path):
     """It starts with the tokenizer's bos, or without a tokenizer with 0, as in published models."""
     model, config, _ = hub.load(goldens.FOLDER / "t5_v1_0")
     hub.save(model, config, tmp_path / "published")
-    assert checkpoint.read_config(tmp_path / "published")["decoder_start_token_id"] == 0
+    assert hf_config.read_config(tmp_path / "published")["decoder_start_token_id"] == 0
     settings, tokenizer = Settings(model=config, objective="denoising"), ByteTokenizer()
     use = runs.text_use(settings, tokenizer, is_causal=False)
     extra_config = runs.make_extra_config(settings, tokenizer, use)
     hub.save(model, config, tmp_path / "trained", extra_config=extra_config)
-    assert checkpoint.read_config(tmp_path / "trained")["decoder_start_token_id"] == 257
+    assert hf_config.read_config(tmp_path / "trained")["decoder_start_token_id"] == 257
 
 
 def test_an_exported_tokenizer_is_one_of_no_model(tmp_path):

@@ -13,7 +13,7 @@ from arch import SequenceInfo
 from data import DataConfig, fetch
 from hub import checkpoint, safetensors_io
 from hub.config_equivalence import differences
-from hub.families import FAMILIES
+from hub.families import FAMILIES, lookup
 from hub.reference_outputs import make_sequence
 
 # These goldens are in the default tests; the others are slow.
@@ -94,7 +94,7 @@ def test_prefill_and_steps_say_the_same_tokens(name):
 def test_what_is_exported_has_the_bytes_that_were_imported(name, tmp_path):
     """All tensors are equal, except buffers, duplicates and old names; so is the config."""
     folder = goldens.FOLDER / name
-    family, config = checkpoint.detect_family(folder)
+    family, config = lookup.detect_family(folder)
     model, _, _ = hub.load(folder)
     dtype = "bfloat16" if name == "llama_bfloat16" else "float32"
     hub.save(model, config, tmp_path, family=family.model_type, dtype=dtype)
@@ -112,7 +112,7 @@ def test_what_is_exported_has_the_bytes_that_were_imported(name, tmp_path):
             safetensors_io.read_tensor(got[key]).tobytes()
             == safetensors_io.read_tensor(original).tobytes()
         ), key
-    reread, reread_config = checkpoint.detect_family(tmp_path)
+    reread, reread_config = lookup.detect_family(tmp_path)
     assert reread.model_type == family.model_type
     assert not differences(config, reread_config)
 
@@ -130,8 +130,8 @@ def test_what_is_exported_has_the_bytes_that_were_imported(name, tmp_path):
     ],
 )
 def test_a_config_finds_a_family_that_computes_the_same(name, kind):
-    _, config = checkpoint.detect_family(goldens.FOLDER / name)
-    family, _ = checkpoint.find_export_family(dataclasses.replace(config, remat="full"))
+    _, config = lookup.detect_family(goldens.FOLDER / name)
+    family, _ = lookup.find_export_family(dataclasses.replace(config, remat="full"))
     assert family.model_type == kind
 
 
@@ -141,7 +141,7 @@ def test_a_config_finds_a_family_that_computes_the_same(name, kind):
 def test_configs_of_older_versions_mean_the_same(path, tmp_path):
     folder = goldens.copy(path, tmp_path / "old", exclude=("config.json",))
     (folder / "config.json").write_text((goldens.FOLDER / path / "config_v4.json").read_text())
-    old, new = (checkpoint.detect_family(f)[1] for f in (folder, goldens.FOLDER / path))
+    old, new = (lookup.detect_family(f)[1] for f in (folder, goldens.FOLDER / path))
     assert not differences(old, new)
 
 

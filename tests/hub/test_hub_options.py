@@ -11,14 +11,14 @@ import hub_goldens as goldens
 import pytest
 
 from errors import ConfigError
-from hub import checkpoint, safetensors_io
+from hub import safetensors_io
 from hub.config_equivalence import canonical_config, differences
-from hub.families import FAMILIES
+from hub.families import FAMILIES, lookup
 from hub.hf_config import HfConfig, read_config
 
 DEFAULTS = json.loads((goldens.FOLDER.parent / "families.json").read_text())
 FOLDERS = [*(goldens.FOLDER / name for name in goldens.NAMES), *goldens.VISION_FOLDER.iterdir()]
-GOLDEN = {checkpoint.detect_family(folder)[0].model_type: folder for folder in FOLDERS}
+GOLDEN = {lookup.detect_family(folder)[0].model_type: folder for folder in FOLDERS}
 
 
 def outcome(kind, keys, names):
@@ -62,7 +62,7 @@ def test_a_missing_key_means_what_it_means_to_the_reference(kind):
 def test_one_kind_of_layer_alone_is_written_as_it_was_read(kind, changes):
     keys = read_config(GOLDEN[kind]) | changes
     config = FAMILIES[kind].read(HfConfig(keys, "config.json", ()))
-    family, written = checkpoint.find_export_family(config, kind)
+    family, written = lookup.find_export_family(config, kind)
     reread = family.read(HfConfig(written, "config.json", ()))
     assert not differences(config, reread)
 
@@ -75,7 +75,7 @@ def test_an_olmo_hybrid_without_a_base_has_no_positions(changes):
     keys = read_config(goldens.FOLDER / "olmo_hybrid") | changes
     config = FAMILIES["olmo_hybrid"].read(HfConfig(keys, "config.json", ()))
     assert config.attention.position_encoding == "none"
-    _, written = checkpoint.find_export_family(config)
+    _, written = lookup.find_export_family(config)
     assert written["rope_theta"] is None and written["layer_types"] == keys["layer_types"]
 
 
@@ -123,7 +123,7 @@ def test_options_of_hybrids_that_are_not_implemented_are_refused(kind, changes, 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_what_is_written_has_the_types_that_the_reference_asks_for(kind):
     """The reference accepts an integer as a float; otherwise the types must be equal."""
-    _, config = checkpoint.detect_family(GOLDEN[kind])
+    _, config = lookup.detect_family(GOLDEN[kind])
     written = json.loads(json.dumps(FAMILIES[kind].write(config)))
     for key, default in DEFAULTS[kind].items():
         if default is not None and written.get(key) is not None:

@@ -14,17 +14,17 @@ import tiny
 
 import hub
 from arch.layers.norms import NormConfig
+from arch.layers.rope import RopeConfig
 from arch.mixers.attention import AttentionConfig
 from arch.mixers.bidirectional import BidirectionalConfig
-from arch.mixers.rope import RopeConfig
-from data.sources import DataConfig
+from data.settings import DataConfig
 from data.tokenizers import ByteTokenizer, train_bpe
 from errors import CheckpointError, ConfigError, DataError
 from eval.load_run import load_run
 from hub import __main__ as command
 from hub import run as runs
 from hub import safetensors_io
-from hub.checkpoint import find_export_family
+from hub.families.lookup import find_export_family
 from settings.tree import freeze, from_json
 from storage import scratch
 from storage.remote import RemoteFolder

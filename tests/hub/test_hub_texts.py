@@ -15,9 +15,10 @@ from tokenizer_files import write_words
 import hub
 from arch.layers.pooler import PoolerConfig
 from arch.mixers.attention import AttentionConfig
-from data.sources import DataConfig
+from data.settings import DataConfig
 from data.tokenizers import open_tokenizer, train_bpe
-from hub import checkpoint, model_card, run, safetensors_io
+from hub import model_card, run, safetensors_io
+from hub.families import lookup
 from training.settings import Settings, TrainConfig
 
 TEXT = ["some words, and more words of a text"] * 9
@@ -100,7 +101,7 @@ def test_config_is_strict_json_with_the_keys_of_both_generations(tmp_path, mixer
         assert keys["rope_parameters"] == {"rope_theta": keys["rope_theta"], "rope_type": "default"}
     else:
         assert keys["time_step_limit"][1] == float(np.finfo(np.float32).max)
-    assert checkpoint.find_export_family(checkpoint.detect_family(tmp_path)[1])[1]
+    assert lookup.find_export_family(lookup.detect_family(tmp_path)[1])[1]
 
 
 def test_encoders_are_exported_as_what_they_are(tmp_path):

@@ -15,8 +15,9 @@ import hub
 from arch.cost.totals import compute_cost
 from configs.images import llava
 from errors import CheckpointError, ConfigError
-from hub import checkpoint, safetensors_io
+from hub import safetensors_io
 from hub.config_equivalence import differences
+from hub.families import lookup
 
 NAMES = sorted(path.name for path in goldens.VISION_FOLDER.iterdir())
 SOME = [pytest.param(n, marks=pytest.mark.slow if n == "llava" else []) for n in NAMES]
@@ -46,7 +47,7 @@ def test_outputs_in_float64_are_those_of_the_reference(name):
 @pytest.mark.parametrize("name", SOME)
 def test_what_is_exported_has_the_bytes_that_were_imported(name, tmp_path):
     folder = goldens.VISION_FOLDER / name
-    family, config = checkpoint.detect_family(folder)
+    family, config = lookup.detect_family(folder)
     model, _, _ = hub.load(folder)
     hub.save(model, config, tmp_path)
     expected, got = (safetensors_io.read_entries(f) for f in (folder, tmp_path))
@@ -56,7 +57,7 @@ def test_what_is_exported_has_the_bytes_that_were_imported(name, tmp_path):
         tensors = [safetensors_io.read_tensor(entries[key]) for entries in (got, expected)]
         assert tensors[0].shape == tensors[1].shape
         assert tensors[0].tobytes() == tensors[1].tobytes(), key
-    reread, reread_config = checkpoint.detect_family(tmp_path)
+    reread, reread_config = lookup.detect_family(tmp_path)
     assert reread.model_type == family.model_type == name
     assert not differences(config, reread_config)
 
@@ -66,7 +67,7 @@ def test_configs_of_older_versions_mean_the_same(name, tmp_path):
     for file in ("config_v4.json", "model.safetensors"):
         target = "config.json" if file.endswith("json") else file
         shutil.copyfile(goldens.VISION_FOLDER / name / file, tmp_path / target)
-    old, new = (checkpoint.detect_family(f)[1] for f in (tmp_path, goldens.VISION_FOLDER / name))
+    old, new = (lookup.detect_family(f)[1] for f in (tmp_path, goldens.VISION_FOLDER / name))
     assert not differences(old, new)
 
 
@@ -111,8 +112,8 @@ def test_images_matter_and_a_text_model_is_no_model_of_images():
     changed = inputs | {"pixel_values": inputs["pixel_values"] + 1}
     a, b = (hub.forward(goldens.VISION_FOLDER / "llava", x, "float32") for x in (inputs, changed))
     assert np.abs(a["logits"] - b["logits"]).max() > 1e-3
-    _, config = checkpoint.detect_family(goldens.FOLDER / "llama3")
-    assert checkpoint.find_export_family(config)[0].model_type == "llama"
+    _, config = lookup.detect_family(goldens.FOLDER / "llama3")
+    assert lookup.find_export_family(config)[0].model_type == "llama"
 
 
 def test_the_preset_of_llava_has_the_published_parameters():

@@ -16,9 +16,9 @@ from data.tokenizers import open_tokenizer
 from errors import CheckpointError, ConfigError, DataError
 from eval.load_run import load_run
 from hub import __main__ as command
-from hub import checkpoint
-from hub.checkpoint import detect_family
+from hub import vocabulary
 from hub.families import FAMILIES
+from hub.families.lookup import detect_family
 
 GPT2 = {"model_type": "gpt2", "bos_token_id": 0, "eos_token_id": 0, "n_positions": 64}
 LLAMA = {"model_type": "llama", "bos_token_id": 1, "eos_token_id": 2}
@@ -168,7 +168,7 @@ def test_ids_beyond_or_below_the_embedding_are_read_with_a_word(tmp_path, size, 
     import dataclasses
 
     with caplog.at_level(logging.WARNING):
-        found = checkpoint.load_tokenizer(tmp_path, dataclasses.replace(model, vocab_size=size))
+        found = vocabulary.load_tokenizer(tmp_path, dataclasses.replace(model, vocab_size=size))
     assert found.encode(["w0 w1"])[0].tolist() == [ids["w0"], ids["w1"]]
     assert found.vocab_size == (23 if size == 23 else 24)
     assert ("the added tokens <pad>" in caplog.text) == (size == 23)
@@ -176,11 +176,11 @@ def test_ids_beyond_or_below_the_embedding_are_read_with_a_word(tmp_path, size, 
     beyond = config | {"eos_token_id": size + 9}
     write_words(tmp_path, SENTENCE, config=beyond)
     with pytest.raises(CheckpointError, match=f"special id {size + 9} of config.json or gen"):
-        checkpoint.load_tokenizer(tmp_path, dataclasses.replace(model, vocab_size=size))
+        vocabulary.load_tokenizer(tmp_path, dataclasses.replace(model, vocab_size=size))
     with pytest.raises(CheckpointError, match="has the id 22, the model 20 ids"):
         config["vocab_size"] = 20
         write_words(tmp_path, SENTENCE, config=config)
-        checkpoint.load_tokenizer(tmp_path, dataclasses.replace(model, vocab_size=20))
+        vocabulary.load_tokenizer(tmp_path, dataclasses.replace(model, vocab_size=20))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from tokenizer_files import write_words
 
 import hub
-from data.sources import DataConfig
+from data.settings import DataConfig
 from errors import CheckpointError, ConfigError
 from eval.adapters.mteb import MtebEncoder
 from eval.load_run import load_run

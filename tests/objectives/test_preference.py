@@ -7,7 +7,8 @@ import pytest
 from data_stores import BOS, EOS
 from oracle import VOCAB, Bigram, successor
 
-from data.store import TokenStore, TokenStoreWriter
+from data.store import TokenStore
+from data.store_writer import TokenStoreWriter
 from data.text_rows import cut_sentence, make_row_source
 from data.tokenizers import ByteTokenizer
 from errors import ConfigError, DataError

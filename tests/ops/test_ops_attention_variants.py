@@ -10,8 +10,8 @@ import tiny
 from golden import golden
 
 from arch import SequenceInfo
+from arch.layers.rope import RopeConfig
 from arch.mixers.latent_attention import LatentAttentionConfig, absorbed_form, plain_form
-from arch.mixers.rope import RopeConfig
 from arch.mixers.side_by_side import SideBySideConfig
 from errors import ConfigError
 from ops.attention import chunked as attention_chunked

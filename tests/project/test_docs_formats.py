@@ -17,7 +17,8 @@ from eval import harness
 from eval.task import EvalContext, Score, TaskEntry
 from eval.tasks import masked
 from training import accounting
-from training.checkpoint.manager import CheckpointConfig, CheckpointManager
+from training.checkpoint.manager import CheckpointManager
+from training.checkpoint.settings import CheckpointConfig
 from training.distributed.fault_injection import FaultInjector
 from training.run import provenance
 from training.run.open_folder import open_run

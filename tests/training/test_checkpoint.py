@@ -26,8 +26,9 @@ from jax.sharding import Mesh, NamedSharding
 from errors import CheckpointError, DiskError
 from training.checkpoint import manifest, restore
 from training.checkpoint import store as checkpoint_store
-from training.checkpoint.manager import CheckpointConfig, CheckpointManager
+from training.checkpoint.manager import CheckpointManager
 from training.checkpoint.param_names import leaf_names, named_leaves
+from training.checkpoint.settings import CheckpointConfig
 from training.distributed.fault_injection import FaultInjector
 from training.run import atomic_io, provenance
 from training.run.open_folder import open_run
@@ -744,7 +745,8 @@ def test_sealing_is_not_paid_by_the_training_thread(run, monkeypatch):
 
 KILLED = """
     import sys, jax.numpy as jnp
-    from training.checkpoint.manager import CheckpointConfig, CheckpointManager
+    from training.checkpoint.manager import CheckpointManager
+    from training.checkpoint.settings import CheckpointConfig
     from training.distributed.fault_injection import FaultInjector
     from training.run.open_folder import open_run
     record = {"format": 2, "run_id": "abc", "created": "", "settings": {}, "fingerprints": {}}

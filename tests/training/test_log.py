@@ -15,8 +15,9 @@ import formatting
 from errors import ConfigError
 from training.run import console, tracker_worker, trackers
 from training.run.console import Console
-from training.run.log import LogConfig, MetricsLogger
+from training.run.log import MetricsLogger
 from training.run.open_folder import open_run
+from training.run.settings import LogConfig
 
 LOGGER = logging.getLogger("isoflop")
 METRICS = {

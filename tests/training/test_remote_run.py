@@ -8,7 +8,7 @@ import board_runs
 import pytest
 
 from data.build_store import ensure_built
-from data.sources import DataConfig
+from data.settings import DataConfig
 from errors import DiskError, LockedError
 from leaderboard import main as leaderboard
 from storage import scratch

@@ -10,7 +10,8 @@ from errors import CheckpointError, ConfigError, DataError
 from protocol.records.run_record import read_run
 from settings.run_json import add_hash
 from training.checkpoint import restore
-from training.checkpoint.manager import CheckpointConfig, CheckpointManager
+from training.checkpoint.manager import CheckpointManager
+from training.checkpoint.settings import CheckpointConfig
 from training.distributed.fault_injection import FaultInjector
 from training.run import seal
 from training.run.atomic_io import validate_run_path

@@ -181,7 +181,8 @@ def test_a_hang_hangs_until_it_is_interrupted():
 STOPPED = """
     import sys, time, jax.numpy as jnp
     from errors import PreemptedError
-    from training.checkpoint.manager import CheckpointConfig, CheckpointManager
+    from training.checkpoint.manager import CheckpointManager
+    from training.checkpoint.settings import CheckpointConfig
     from training.distributed.fault_injection import FaultInjector
     from training.run.open_folder import open_run
     from training.distributed.preemption import GracefulStop

@@ -8,8 +8,9 @@ import types
 import pytest
 
 from training.run import tracker_worker, trackers
-from training.run.log import LogConfig, MetricsLogger
+from training.run.log import MetricsLogger
 from training.run.open_folder import open_run
+from training.run.settings import LogConfig
 
 RECORD = {"format": 2, "run_id": "abc", "created": "", "settings": {}, "fingerprints": {}}
 

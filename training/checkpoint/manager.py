@@ -29,10 +29,10 @@ from jaxtyping import PyTree
 
 from errors import CheckpointError, DiskError, DistributedError, IsoflopError
 from settings.json_types import JsonObject
-from settings.types import NonNegativeInt, PositiveInt, config
 from training.checkpoint import manifest, restore
 from training.checkpoint.param_names import named_leaves, shapes_and_dtypes
 from training.checkpoint.restore import STATE_FOLDER
+from training.checkpoint.settings import CheckpointConfig
 from training.checkpoint.store import CheckpointStore
 from training.distributed.fault_injection import FaultInjector
 from training.distributed.multihost import all_gather_object, run_on_main_process
@@ -40,16 +40,6 @@ from training.run.folder import RunFolder
 from training.run.provenance import package_versions
 
 T = TypeVar("T")
-
-
-@config
-class CheckpointConfig:
-    """Settings of the checkpoints of a run."""
-
-    every: NonNegativeInt = 200  # Steps between checkpoints; 0 saves one at the end only.
-    keep: PositiveInt = 2  # Number of newest valid checkpoints to keep.
-    # Read all bytes back after a save and before a restore; false compares file sizes only.
-    verify: bool = True
 
 
 class CheckpointManager:

@@ -11,10 +11,10 @@ from arch.channels.mlp import MlpConfig
 from arch.channels.moe import MoeConfig
 from arch.layers.embedding import HeadConfig
 from arch.layers.norms import NormConfig
+from arch.layers.rope import RopeConfig
 from arch.mixers.attention import AttentionConfig
 from arch.mixers.mamba1 import Mamba1Config
 from arch.mixers.mamba2 import Mamba2Config
-from arch.mixers.rope import RopeConfig
 from hub import rotary
 from hub.families.experts import experts_map
 from hub.families.llama import (

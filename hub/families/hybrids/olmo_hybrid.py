@@ -9,8 +9,8 @@ import dataclasses
 
 from arch import ModelConfig
 from arch.layers.dt import DtConfig
+from arch.layers.rope import RopeConfig
 from arch.mixers.gated_deltanet import GatedDeltaNetConfig
-from arch.mixers.rope import RopeConfig
 from hub import layer_types, rotary
 from hub.families import olmo
 from hub.families.hybrids.qwen3_next import MIXERS, deltanet_to_hf, read_deltanet

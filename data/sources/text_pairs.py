@@ -5,20 +5,17 @@ positive` and optionally `negative` or `negatives` (a text or a list). No text o
 empty. Text pairs with the same anchor fall into the same split.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from data import corpus, text_files
-from data.input_files import ReadStats
-from data.sources import (
-    SOURCES,
-    DataConfig,
-    TextSource,
-    make_local_source,
-    make_split_source,
-    open_examples,
-)
+from data import corpus
+from data.readers import json_lines, read_policy
+from data.readers.read_stats import ReadStats
+from data.settings import DataConfig
+from data.sources import documents
+from data.sources.datasets import open_examples
+from data.sources.source import TextSource, make_local_source, make_split_source
 from data.splits import Document, DocumentStream, HasTokens, contains_text
 from settings.json_types import JsonObject
 
@@ -27,7 +24,9 @@ NEGATIVE_FIELDS = ("negatives", "negative")
 EXPECTED_FIELDS = "anchor, positive and perhaps negatives, or a, b"
 
 
-def _corpus(cfg: DataConfig) -> TextSource:
+def open_corpus(cfg: DataConfig) -> TextSource:
+    """Returns the verse pairs of the embedded corpus."""
+
     def read(stats: ReadStats, has_tokens: HasTokens = contains_text) -> DocumentStream:
         for split in ("train", "valid", "test"):
             pairs = corpus.iter_text_pairs(split, cfg.adjacent_negatives)
@@ -37,25 +36,28 @@ def _corpus(cfg: DataConfig) -> TextSource:
     identity = {"corpus": corpus.NAME, "sha256": corpus.checksums(), "limit": cfg.max_documents}
     identity |= {"neighbours": cfg.adjacent_negatives} if cfg.adjacent_negatives else {}
     # All objectives share one vocabulary, which is learned from the documents.
-    read_documents = SOURCES["corpus"](cfg).read
+    read_documents = documents.open_corpus(cfg).read
     return TextSource(identity | {"records": "verses"}, 0, read, read_documents)
 
 
-def _jsonl(cfg: DataConfig) -> TextSource:
-    def read_pairs(path: Path, policy: text_files.ErrorPolicy) -> Iterator[Document]:
-        for offset, _, record in text_files.iter_json(path, policy):
-            pair = parse_text_pair(record, text_files.format_location(path, offset), policy)
+def open_jsonl(cfg: DataConfig) -> TextSource:
+    """Returns the text pairs of files of JSON lines."""
+
+    def read_pairs(path: Path, policy: read_policy.ErrorPolicy) -> Iterator[Document]:
+        for offset, _, record in json_lines.iter_json(path, policy):
+            pair = parse_text_pair(record, read_policy.format_location(path, offset), policy)
             if pair is not None:
                 yield pair
 
     return make_local_source(cfg, {"records": EXPECTED_FIELDS}, read_pairs)
 
 
-def _datasets(cfg: DataConfig) -> TextSource:
+def open_datasets(cfg: DataConfig) -> TextSource:
+    """Returns the text pairs of a data set."""
     examples = open_examples(cfg)
 
     def read_split(split: str, stats: ReadStats) -> Iterator[Document]:
-        policy = text_files.ErrorPolicy(cfg.on_error, split, stats)
+        policy = read_policy.ErrorPolicy(cfg.on_error, split, stats)
         for location, record in examples.read(split, policy):
             pair = parse_text_pair(record, location, policy)
             if pair is not None:
@@ -66,7 +68,7 @@ def _datasets(cfg: DataConfig) -> TextSource:
 
 
 def parse_text_pair(
-    record: JsonObject, location: str, policy: text_files.ErrorPolicy
+    record: JsonObject, location: str, policy: read_policy.ErrorPolicy
 ) -> tuple[str, ...] | None:
     """Returns the text pair of a JSON object, or None if the policy skips it."""
     names = next((pair for pair in PAIR_FIELDS if all(name in record for name in pair)), None)
@@ -89,11 +91,3 @@ def parse_text_pair(
             return None
         texts.append(text)
     return tuple(texts)
-
-
-# Sources with text pairs: functions from DataConfig to a TextSource that reads them.
-TEXT_PAIR_SOURCES: dict[str, Callable[[DataConfig], TextSource]] = {
-    "corpus": _corpus,
-    "jsonl": _jsonl,
-    "datasets": _datasets,
-}

@@ -1,33 +1,23 @@
-"""Input files: the search for the files of a setting, and the reading of their decompressed bytes.
+"""Input files: the search for the files of a setting.
 
 Links are followed. A file counts once, whatever names and links lead to it, and a folder is
 searched once, so that a link to one of its parents makes no loop. Only regular files are read: a
 FIFO would wait for a writer, and a device has no end.
 """
 
-import bz2
 import errno
-import functools
 import glob
-import gzip
-import lzma
 import os
 import stat
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
-
-import zstandard
+from typing import NamedTuple
 
 from errors import ConfigError, DataError
 from storage import scratch
 from storage.remote import is_url, normalize_url
 
-BLOCK_BYTES = 1 << 20
 FileId = tuple[int | str, ...]  # Equal for all names of a file.
 FILE_KINDS = {
     stat.S_IFIFO: "a FIFO",
@@ -35,20 +25,6 @@ FILE_KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-# Formats that hold several files, which no source reads.
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".7z", ".rar")
-
-
-@dataclass
-class ReadStats:
-    """Statistics of a pass over a source: bytes read from disk, unreadable documents by split."""
-
-    bytes_read: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-    replaced: Counter[str] = field(default_factory=Counter)
-    # Whether the pass warns of files. Further passes over the same source do not repeat it.
-    warns: bool = True
-    hold_out: str = ""  # How the held-out splits are cut, where users may not expect it.
 
 
 class FoundFiles(NamedTuple):
@@ -144,63 +120,6 @@ def check_regular(path: Path, status: os.stat_result) -> None:
         raise DataError(
             f"{path} is {kind}, must be a regular file or a folder; write its content to a file"
         )
-
-
-def read_blocks(path: Path, stats: ReadStats) -> Iterator[bytes]:
-    """Yields the content of `path` in blocks, decompressed according to its suffix.
-
-    Raises:
-        DataError: if the file is damaged or cannot be read.
-    """
-    bytes_before = stats.bytes_read
-    check_not_archive(path)
-    try:
-        with path.open("rb") as raw:
-            for block in DECOMPRESSORS.get(path.suffix.lower(), _read_plain)(raw):
-                stats.bytes_read = bytes_before + raw.tell()
-                yield block
-    except READ_ERRORS as error:
-        strerror = error.strerror if isinstance(error, OSError) else ""
-        reason = strerror or str(error) or type(error).__name__
-        raise DataError(
-            f"{path} cannot be read: {reason}; replace it, or set on_error to skip"
-        ) from error
-
-
-def check_not_archive(path: Path) -> None:
-    """Refuses archives of several files, compressed or not.
-
-    Raises:
-        DataError: if the suffix is that of an archive.
-    """
-    is_packed = path.suffix.lower() in DECOMPRESSORS
-    suffix = Path(path.stem).suffix.lower() if is_packed else path.suffix.lower()
-    if suffix in ARCHIVE_SUFFIXES:
-        raise DataError(f"{path} is an archive of files; unpack it and name its folder")
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _find_damage(path: Path, size: int, mtime_ns: int) -> str:
-    try:
-        for _ in read_blocks(path, ReadStats()):
-            if path.suffix.lower() not in DECOMPRESSORS:
-                break  # A plain file can be opened; it has no checksum.
-    except DataError as error:
-        return str(error)
-    return ""
-
-
-def find_damage(path: Path) -> str:
-    """Returns why a file cannot be read whole, "" if it can.
-
-    A compressed file is read to its end, where its checksum is. What was read before a failure may
-    be garbage.
-    """
-    try:
-        status = path.stat()
-    except OSError as error:
-        return f"{path} cannot be read: {error.strerror}"
-    return _find_damage(path, status.st_size, status.st_mtime_ns)
 
 
 def _status(path: Path) -> os.stat_result | None:
@@ -314,41 +233,3 @@ def _glob(pattern: Path) -> list[Path]:
         else:
             matches = [folder / part for folder in matches if os.path.lexists(folder / part)]
     return matches
-
-
-def _read_plain(raw: BinaryIO) -> Iterator[bytes]:
-    return iter(lambda: raw.read(BLOCK_BYTES), b"")
-
-
-def _read_compressed(opener: Callable, raw: BinaryIO) -> Iterator[bytes]:
-    with opener(raw) as stream:
-        yield from _read_plain(stream)
-
-
-def _read_zstd(raw: BinaryIO) -> Iterator[bytes]:
-    """Yields the content of all frames of a file.
-
-    The reader of the zstandard library accepts a truncated file without an error.
-
-    Raises:
-        EOFError: if the last frame is truncated.
-    """
-    frame = None
-    for block in iter(lambda: raw.read(BLOCK_BYTES >> 6), b""):
-        while block:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            yield frame.decompress(block)
-            block = frame.unused_data if frame.eof else b""
-            frame = None if frame.eof else frame
-    if frame:
-        raise EOFError("the last zstd frame ends early")
-
-
-# gzip and bz2 raise EOFError and OSError, the others have errors of their own.
-READ_ERRORS = (EOFError, OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
-DECOMPRESSORS: dict[str, Callable[[BinaryIO], Iterator[bytes]]] = {
-    ".gz": functools.partial(_read_compressed, gzip.open),
-    ".bz2": functools.partial(_read_compressed, bz2.open),
-    ".xz": functools.partial(_read_compressed, lzma.open),
-    ".zst": _read_zstd,
-}

@@ -6,7 +6,6 @@ pauses, before the failure is reported. Code from the hub is never run.
 
 import importlib
 import logging
-import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 from errors import DataError
 from settings.json_types import JsonObject
 
-COMMIT_HASH = re.compile("[0-9a-f]{40}")
 MAX_ATTEMPTS = 5  # Maximum number of failures without a document in between.
 NETWORK_MODULES = (
     "aiohttp",

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data import input_files
-from data.text_files import ErrorPolicy
+from data.readers import input_files
+from data.readers.read_policy import ErrorPolicy
 from errors import DataError
 from settings.json_types import JsonObject
 
