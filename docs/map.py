@@ -196,7 +196,7 @@ ROOMS: list[tuple[str, str, str]] = [
         "Statistics",
         "protocol/statistics",
         "hypothesis_tests sample ranks sequential power verdict isoflop envelope size_means "
-        "surface surface_fit scaling_law",
+        "surface surface_fit scaling_law signal decision",
     ),
     (
         "Fits",
@@ -224,7 +224,7 @@ ROOMS: list[tuple[str, str, str]] = [
         "The board",
         "protocol/board",
         "board rows groups comparisons row_verdicts baselines caveats study_cost isoflop_curves "
-        "columns sentences export html figures check verify",
+        "score_signal across_sizes columns sentences export html figures check verify",
     ),
     (
         "Published families",

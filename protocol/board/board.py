@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from protocol.board.across_sizes import AcrossSizes, compare_groups
 from protocol.board.columns import PARETO_COSTS
 from protocol.board.groups import Group, make_groups, sort_key
 from protocol.board.rows import BoardRow
@@ -28,6 +29,7 @@ class ComparableSet(NamedTuple):
     metric: MetricSpec
     metric_name: str
     groups: tuple[Group, ...]
+    across: AcrossSizes | None = None  # What the groups say together; None of a single cost.
 
     @property
     def rows(self) -> list[BoardRow]:
@@ -107,7 +109,8 @@ def _make_comparable_set(
         group._replace(rows=tuple(with_study_costs(group.rows, all_records)))
         for group in _with_pareto(make_groups(records, metric), metric)
     ]
-    return ComparableSet(first.keys, metric, first.metric, tuple(groups))
+    across = compare_groups(groups, metric, first.metric)
+    return ComparableSet(first.keys, metric, first.metric, tuple(groups), across)
 
 
 def _with_pareto(groups: Sequence[Group], metric: MetricSpec) -> list[Group]:

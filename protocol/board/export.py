@@ -18,9 +18,10 @@ from rich.text import Text
 from protocol.board import sentences
 from protocol.board.baselines import Baseline, group_baselines, shown_baselines
 from protocol.board.board import Board, ComparableSet, Group
-from protocol.board.columns import COLUMNS, format_cell, pluralize
+from protocol.board.columns import COLUMNS, format_cell, metric_label, pluralize
 from protocol.board.html import to_html
 from protocol.board.rows import BoardRow
+from protocol.board.score_signal import SIGNAL_COLUMNS
 from protocol.records.comparability import key_label
 from protocol.records.metrics import metric_direction
 from protocol.records.run_record import RunRecord
@@ -53,7 +54,7 @@ def print_board(board: Board, console: Console) -> None:
     groups = list(_iter_groups(board))
     for title, comparable_set, group in groups[:MAX_TERMINAL_GROUPS]:
         table = Table(title=Text(title))
-        metric = sentences.metric_label(comparable_set.metric_name)
+        metric = metric_label(comparable_set.metric_name)
         for label in ("rank", "candidate", metric, "n"):
             table.add_column(label, overflow="fold")
         for key in TERMINAL_COLUMNS:
@@ -74,6 +75,9 @@ def print_board(board: Board, console: Console) -> None:
             console.print(Text(f"baselines: {', '.join(texts)}"))
         for text in (summary.verdict, *summary.comparisons, *summary.confidence):
             console.print(Text(text))
+        if comparable_set.across and group is comparable_set.groups[-1]:
+            for text in comparable_set.across.sentences:
+                console.print(Text(text))
     if len(groups) > MAX_TERMINAL_GROUPS:
         n_more = len(groups) - MAX_TERMINAL_GROUPS
         console.print(
@@ -89,6 +93,9 @@ def to_markdown(board: Board) -> str:
     lines = ["# Leaderboard", "", _escape_markdown(sentences.format_counts(board)) + ".", ""]
     for title, comparable_set, group in _iter_groups(board):
         lines += _group_markdown(title, comparable_set, group)
+        if comparable_set.across and group is comparable_set.groups[-1]:
+            texts = (_escape_markdown(text) for text in comparable_set.across.sentences)
+            lines += ["### Across sizes and budgets", "", *(f"- {text}" for text in texts), ""]
     if board.not_comparable:
         texts = (_escape_markdown(text) for text in board.not_comparable)
         lines += ["## Not comparable with each other", "", *(f"- {text}" for text in texts), ""]
@@ -119,7 +126,7 @@ def _group_markdown(title: str, comparable_set: ComparableSet, group: Group) -> 
     lines += [_escape_markdown(summary.verdict), ""]
     lines += [f"- **{label}:** {_escape_markdown(text)}" for label, text in items.items() if text]
     columns = [key for key in COLUMNS if any(key in row.costs for row in group.rows)]
-    metric = sentences.metric_label(comparable_set.metric_name)
+    metric = metric_label(comparable_set.metric_name)
     titles = ["rank", "candidate", metric, "diverged/n", *(COLUMNS[key].label for key in columns)]
     titles += ["same data", "Pareto", "notes"]
     lines += ["", _markdown_row(titles), "|" + " --- |" * len(titles)]
@@ -132,7 +139,17 @@ def _group_markdown(title: str, comparable_set: ComparableSet, group: Group) -> 
     for item in shown_baselines(_baselines(group, comparable_set)):
         cells = ["", item.label, item.text] + [""] * (len(titles) - 4) + ["baseline"]
         lines.append(_markdown_row(cells))
-    return [*lines, ""]
+    return [*lines, "", *_signal_markdown(group)]
+
+
+def _signal_markdown(group: Group) -> list[str]:
+    """Returns the table of the signal and the noise of several scores."""
+    rows = [[s.score, *s.cells] for s in group.signals if s.result is not None]
+    if len(rows) < 2:
+        return []
+    titles = ["score", *SIGNAL_COLUMNS]
+    header = [_markdown_row(titles), "|" + " --- |" * len(titles)]
+    return [*header, *map(_markdown_row, rows), ""]
 
 
 def to_csv(board: Board) -> str:
@@ -184,17 +201,20 @@ def to_json_tree(board: Board) -> dict[str, object]:
     """Returns the board as JSON; a row has the keys of lm-evaluation-harness, and more."""
     return {
         "format": FORMAT,
-        "comparable_sets": [
-            {
-                "keys": dict(comparable_set.keys),
-                "metric": comparable_set.metric_name,
-                "groups": [_group_json(group, comparable_set) for group in comparable_set.groups],
-            }
-            for comparable_set in board.comparable_sets
-        ],
+        "comparable_sets": [_set_json(s) for s in board.comparable_sets],
         "not_comparable": list(board.not_comparable),
         "tuning_runs": board.tuning_runs,
         "unreadable": [item._asdict() for item in board.unreadable],
+    }
+
+
+def _set_json(comparable_set: ComparableSet) -> dict[str, object]:
+    across = comparable_set.across
+    return {
+        "keys": dict(comparable_set.keys),
+        "metric": comparable_set.metric_name,
+        "groups": [_group_json(group, comparable_set) for group in comparable_set.groups],
+        **({"across_sizes": across.json_tree} if across else {}),
     }
 
 
@@ -212,6 +232,7 @@ def _group_json(group: Group, comparable_set: ComparableSet) -> dict[str, object
             for v in group.verdicts
         ],
         **({"minima": [curve.json_tree for curve in group.curves]} if group.curves else {}),
+        "signals": [signal.json_tree for signal in group.signals],
         "problems": list(group.problems),
         "reference": group.reference_name,
         "baselines": {b.key: [b.low, b.high] for b in _baselines(group, comparable_set)},

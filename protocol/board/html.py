@@ -16,8 +16,9 @@ from markupsafe import Markup
 from protocol.board import sentences
 from protocol.board.baselines import LINES, group_baselines, shown_baselines
 from protocol.board.board import Board, ComparableSet, Group
-from protocol.board.columns import COLUMNS, PARETO_COSTS, format_cell
+from protocol.board.columns import COLUMNS, PARETO_COSTS, format_cell, metric_label
 from protocol.board.rows import BoardRow
+from protocol.board.score_signal import SIGNAL_COLUMNS
 from protocol.records.comparability import key_label
 
 TEMPLATE_FOLDER = Path(__file__).parent
@@ -63,6 +64,7 @@ def to_html(board: Board) -> str:
         column_help=COLUMN_HELP,
         columns=COLUMNS,
         table_columns=TABLE_COLUMNS,
+        signal_columns=SIGNAL_COLUMNS,
     )
 
 
@@ -85,7 +87,7 @@ def _csp_hash(text: str) -> str:
 
 def _set_context(comparable_set: ComparableSet, name: str) -> dict[str, object]:
     """Returns the variables of the template, with those of the script as "data"."""
-    rows, metric = comparable_set.rows, sentences.metric_label(comparable_set.metric_name)
+    rows, metric = comparable_set.rows, metric_label(comparable_set.metric_name)
     names = dict.fromkeys(row.name for row in rows)
     colors = {row_name: index % N_COLORS for index, row_name in enumerate(names)}
     groups = [
@@ -104,6 +106,7 @@ def _set_context(comparable_set: ComparableSet, name: str) -> dict[str, object]:
             if text
         },
         "groups": groups,
+        "across": comparable_set.across,
         "has_probes": bool(probes),
         "has_budgets": len(comparable_set.groups) > 1,
         "data": {
@@ -129,6 +132,7 @@ def _group_context(
         "summary": sentences.summarize_group(group, comparable_set),
         "sentences": [verdict.sentence.replace("+-", "±") for verdict in group.verdicts],
         "columns": columns,
+        "signals": [signal for signal in group.signals if signal.result is not None],
         "has_more_columns": any(key not in TABLE_COLUMNS for key in columns),
         "baselines": shown_baselines(baselines),
         "all_baselines": baselines,

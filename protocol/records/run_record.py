@@ -80,6 +80,10 @@ class RunRecord:
     steps: int = 0
     learning_curve: tuple[tuple[float, float], ...] = ()  # Points (tokens, loss).
     learning_curve_metric: str = ""
+    # Points (step, score) of validation scores near the end of training, by name.
+    late_scores: Mapping[str, tuple[tuple[float, float], ...]] = dataclasses.field(
+        default_factory=dict
+    )
     # Rolling hash of the training data by step.
     data_hashes: Mapping[int, str] = dataclasses.field(default_factory=dict)
     command: str = ""
@@ -156,6 +160,7 @@ def read_run(path: Path, folder: str, plans: Plans | None = None) -> RunRecord:
         steps=steps,
         learning_curve=series.learning_curve(metrics),
         learning_curve_metric=series.learning_curve_metric(metrics),
+        late_scores=series.late_scores(metrics, steps),
         data_hashes={r.count("step") or 0: h for r in metrics if (h := r.text("data_hash"))},
         command=_command(run),
         code_version=_code_version(run.section("code")),
