@@ -157,6 +157,7 @@ COLUMNS: Mapping[str, Column] = {
 AXIS_LABELS = {
     "training_flops": "training FLOPs",
     "tokens": "training tokens",
+    "unique_tokens": "unique training tokens",
     "active_params": "active parameters",
     "params": "parameters",
     "state_bytes": "bytes of decoding state",

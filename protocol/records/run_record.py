@@ -122,7 +122,7 @@ def read_run(path: Path, folder: str, plans: Plans | None = None) -> RunRecord:
     events = parse_jsonl(files.read("events.jsonl") or b"", "events.jsonl")
     settings = run.section("settings")
     steps = settings.section("train").count("steps") or 0
-    results = _read_results(path, steps, files.read)
+    results = read_results(path, steps, files.read)
     manifest = files.read("checkpoints", str(steps), "MANIFEST.json")
     check_seals(run, status, results, files.content)
     study = parse_study(run.section("study"))
@@ -217,7 +217,7 @@ def _require_text(value: str, name: str) -> str:
     return value
 
 
-def _read_results(
+def read_results(
     path: Path, step: int, read_hashed: Callable[..., bytes | None]
 ) -> list[CheckedFields]:
     """Returns the results of all tasks at a step.
@@ -266,7 +266,7 @@ def _identity(settings: CheckedFields) -> tuple[dict[str, str], str]:
     """Returns the settings that may change a result, flat, and their hash."""
     read = drop_inert(settings)
     tree = {k: v for k, v in read.items() if k not in NON_IDENTITY_SECTIONS}
-    train = settings.section("train")
+    train = CheckedFields(read.get("train", {}), "run.json settings train")
     ignored = {*COMPUTE_ONLY_KEYS} - ({"grad_accum_steps"} if _balances_parts(settings) else set())
     tree["train"] = {k: v for k, v in train.tree.items() if k not in ignored}
     hidden = {"balance_over"}  # It has an effect together with grad_accum_steps above 1 alone.
