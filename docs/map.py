@@ -218,13 +218,13 @@ ROOMS: list[tuple[str, str, str]] = [
         "protocol/records",
         "load run_record safe_read series seals study_record plan_file scores run_evidence "
         "run_consistency contradictions inert_settings external_results duplicates comparability "
-        "metrics",
+        "metrics fit_file run_checkpoints",
     ),
     (
         "The board",
         "protocol/board",
         "board rows groups comparisons row_verdicts baselines caveats study_cost isoflop_curves "
-        "score_signal across_sizes columns sentences export html figures check verify",
+        "score_signal across_sizes fitted_laws columns sentences export html figures check verify",
     ),
     (
         "Published families",

@@ -19,6 +19,7 @@ from protocol.board import sentences
 from protocol.board.baselines import Baseline, group_baselines, shown_baselines
 from protocol.board.board import Board, ComparableSet, Group
 from protocol.board.columns import COLUMNS, format_cell, metric_label, pluralize
+from protocol.board.fitted_laws import law_sentences
 from protocol.board.html import to_html
 from protocol.board.rows import BoardRow
 from protocol.board.score_signal import SIGNAL_COLUMNS
@@ -30,6 +31,7 @@ from training.run.atomic_io import disk_errors
 FORMAT = 2  # Format of leaderboard.json.
 FORMULA_PREFIXES = tuple("=+-@＝＋－＠")  # A spreadsheet would evaluate a text that begins so.
 MARKDOWN_SPECIAL = re.compile(r"([\\`*_\[\]<>#|~&$])")
+ACROSS_TITLE, LAWS_TITLE = "Across sizes and budgets", "Fitted laws"
 MAX_TERMINAL_GROUPS, MAX_TERMINAL_ROWS = 8, 20
 TERMINAL_COLUMNS = ("params", "training_flops", "seconds", "state_bytes")
 
@@ -75,14 +77,16 @@ def print_board(board: Board, console: Console) -> None:
             console.print(Text(f"baselines: {', '.join(texts)}"))
         for text in (summary.verdict, *summary.comparisons, *summary.confidence):
             console.print(Text(text))
-        if comparable_set.across and group is comparable_set.groups[-1]:
-            for text in comparable_set.across.sentences:
-                console.print(Text(text))
+        if group is comparable_set.groups[-1]:
+            for lines in _set_sentences(board, comparable_set).values():
+                console.print(Text("\n".join(lines)))
     if len(groups) > MAX_TERMINAL_GROUPS:
         n_more = len(groups) - MAX_TERMINAL_GROUPS
         console.print(
             Text(f"and {pluralize(n_more, 'more group')}; --out=DIR writes a page with all of them")
         )
+    for text in board.fit_problems:
+        console.print(Text(f"not shown: {text}", style="yellow"))
     for item in board.unreadable:
         console.print(Text(f"not readable: {item.folder}: {item.reason}", style="yellow"))
     console.print(Text(sentences.format_counts(board)))
@@ -93,9 +97,12 @@ def to_markdown(board: Board) -> str:
     lines = ["# Leaderboard", "", _escape_markdown(sentences.format_counts(board)) + ".", ""]
     for title, comparable_set, group in _iter_groups(board):
         lines += _group_markdown(title, comparable_set, group)
-        if comparable_set.across and group is comparable_set.groups[-1]:
-            texts = (_escape_markdown(text) for text in comparable_set.across.sentences)
-            lines += ["### Across sizes and budgets", "", *(f"- {text}" for text in texts), ""]
+        if group is comparable_set.groups[-1]:
+            for label, set_texts in _set_sentences(board, comparable_set).items():
+                lines += [f"### {label}", "", *(f"- {_escape_markdown(t)}" for t in set_texts), ""]
+    if board.fit_problems:
+        lines += ["## Laws that are not shown", ""]
+        lines += [*(f"- {_escape_markdown(text)}" for text in board.fit_problems), ""]
     if board.not_comparable:
         texts = (_escape_markdown(text) for text in board.not_comparable)
         lines += ["## Not comparable with each other", "", *(f"- {text}" for text in texts), ""]
@@ -205,7 +212,18 @@ def to_json_tree(board: Board) -> dict[str, object]:
         "not_comparable": list(board.not_comparable),
         "tuning_runs": board.tuning_runs,
         "unreadable": [item._asdict() for item in board.unreadable],
+        **({"fit": board.fit_source} if board.fit_source else {}),
     }
+
+
+def _set_sentences(board: Board, comparable_set: ComparableSet) -> dict[str, list[str]]:
+    """Returns what is said of a comparable set as a whole, by title; only what there is."""
+    across = comparable_set.across
+    texts = {
+        ACROSS_TITLE: list(across.sentences) if across else [],
+        LAWS_TITLE: law_sentences(comparable_set.laws, board.fit_source),
+    }
+    return {title: lines for title, lines in texts.items() if lines}
 
 
 def _set_json(comparable_set: ComparableSet) -> dict[str, object]:
@@ -215,6 +233,7 @@ def _set_json(comparable_set: ComparableSet) -> dict[str, object]:
         "metric": comparable_set.metric_name,
         "groups": [_group_json(group, comparable_set) for group in comparable_set.groups],
         **({"across_sizes": across.json_tree} if across else {}),
+        **({"laws": [law.json_tree for law in comparable_set.laws]} if comparable_set.laws else {}),
     }
 
 

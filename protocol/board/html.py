@@ -17,6 +17,7 @@ from protocol.board import sentences
 from protocol.board.baselines import LINES, group_baselines, shown_baselines
 from protocol.board.board import Board, ComparableSet, Group
 from protocol.board.columns import COLUMNS, PARETO_COSTS, format_cell, metric_label
+from protocol.board.fitted_laws import law_sentences
 from protocol.board.rows import BoardRow
 from protocol.board.score_signal import SIGNAL_COLUMNS
 from protocol.records.comparability import key_label
@@ -49,7 +50,10 @@ def to_html(board: Board) -> str:
     style, script = (
         (TEMPLATE_FOLDER / f"board.{kind}").read_text("utf-8") for kind in ("css", "js")
     )
-    sets = [_set_context(s, f"s{n}") for n, s in enumerate(board.comparable_sets, 1)]
+    sets = [
+        _set_context(s, f"s{n}") | {"laws": law_sentences(s.laws, board.fit_source)}
+        for n, s in enumerate(board.comparable_sets, 1)
+    ]
     if len(sets) > 1:
         for number, context in enumerate(sets, 1):
             context["title"] = f"Set {number}: {context['title']}"
