@@ -9,6 +9,7 @@ The dispersion of candidates that do not differ is not 0. The expected ratio of 
 and the p-value of the F test of equal means are therefore given beside the ratio.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -91,6 +92,7 @@ def signal_to_noise(candidates: Sequence[Sequence[float]]) -> SignalToNoise:
     )
 
 
+@functools.cache
 def expected_range(count: int) -> float:
     """Returns the expected range of `count` standard normal numbers (Tippett 1925)."""
     x = np.linspace(-INTEGRATION_LIMIT, INTEGRATION_LIMIT, N_QUADRATURE)

@@ -1,5 +1,6 @@
 """Checkpoints of a run as further points of a law: their gap, and a bootstrap by run."""
 
+import dataclasses
 import json
 
 import board_runs
@@ -8,6 +9,8 @@ import pytest
 
 from errors import DataError
 from protocol.fit import __main__ as command
+from protocol.records.load import load_records
+from protocol.records.run_checkpoints import read_checkpoints
 from protocol.statistics.isoflop import fit_minima
 from protocol.statistics.scaling_law import Point, ScalingLaw, find_optimum, fit_law, run_indices
 from protocol.statistics.size_means import average_seeds
@@ -166,6 +169,16 @@ def test_a_checkpoint_on_other_text_or_a_damaged_one_is_left_out(tmp_path):
     excluded = [text for text in report["excluded"] if text.startswith("runs/dense-1 ")]
     assert report["n_points"] == 34 and "is not that of the last step" in excluded[1]
     assert "eval/60/bits_per_byte.json is damaged" in excluded[2]
+
+
+def test_scores_without_their_hash_are_no_points_of_a_sealed_run(tmp_path):
+    write_runs(tmp_path / "runs")
+    (record, *_), _ = load_records([tmp_path])
+    path = tmp_path / record.folder.partition("/")[2]
+    assert len(read_checkpoints(path, record, 0.5).points) == 2
+    sealed = dataclasses.replace(record, evidence=record.evidence._replace(is_sealed=True))
+    points, excluded = read_checkpoints(path, sealed, 0.5)
+    assert points == () and "is not as it was written; evaluate the step again" in excluded[1]
 
 
 def test_runs_that_start_from_others_are_left_out(tmp_path):
