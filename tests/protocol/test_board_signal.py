@@ -131,7 +131,7 @@ def write_sizes(root, sizes=("small", "large"), seeds=3):
                 )
                 log = folder / "metrics.jsonl"
                 rows = [json.loads(line) for line in log.read_text().splitlines()]
-                for row in rows[-5:]:
+                for row in rows:  # All but the last fifth are ignored.
                     row["valid/bits_per_byte"] = value + 0.01 * float(rng.normal())
                 rows[-1]["valid/bits_per_byte"] = value
                 log.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -179,6 +179,24 @@ def test_the_last_evaluations_are_those_of_the_last_fifth(tmp_path):
     for record in records:
         points = record.late_scores["valid/bits_per_byte"]
         assert [step for step, _ in points] == [80.0, 85.0, 90.0, 95.0, 100.0]
+
+
+def test_copies_and_scores_of_two_versions_are_left_out(tmp_path):
+    for place, (name, width) in enumerate((("a", 128), ("b", 130), ("copy", 128))):
+        for seed, value in enumerate((2.00, 2.02, 2.01)):
+            own = value + 0.1 * place
+            folder = board_runs.run(
+                tmp_path / f"{name}-{seed}", name, seed, own, model={"width": width}
+            )
+            score = {"name": "probe/genre/accuracy", "value": 0.5 + 0.01 * seed, "weight": 1}
+            task = {"task": "probe", "version": 1 + (name == "b"), "step": 100, "length": 64}
+            record = task | {"data": board_runs.DATA, "scores": [score]}
+            board_runs.write(folder / "eval/100/probe.json", record)
+    (comparable_set,) = make_board(*load_records([tmp_path])).comparable_sets
+    metric, probe = comparable_set.groups[0].signals
+    assert metric.result.n_candidates == 2
+    assert metric.result.dispersion == pytest.approx(0.1)
+    assert probe.result is None and probe.problem.startswith("several versions of its task")
 
 
 def test_one_size_or_one_seed_says_in_one_line_what_is_missing(tmp_path):

@@ -7,8 +7,9 @@ import board_runs
 import numpy as np
 import pytest
 
-from errors import DataError
 from protocol.fit import __main__ as command
+from protocol.fit.points import PointSet
+from protocol.fit.report import FitSettings, fit_points
 from protocol.records.load import load_records
 from protocol.records.run_checkpoints import read_checkpoints
 from protocol.statistics.isoflop import fit_minima
@@ -47,8 +48,9 @@ def test_the_gap_before_the_cooldown_is_a_constant_of_its_own():
     assert fit.df == len(points) - 6
     ignored = fit_surface([p._replace(before_cooldown=0) for p in points], n_resamples=2)
     assert abs(ignored.law.E / LAW.E - 1) > 0.02 and ignored.gap_interval is None
-    ends = fit_law([p for p in trained(ratios=(5, 20, 80))], n_resamples=1).law
-    assert ends.alpha == pytest.approx(LAW.alpha, rel=0.01)  # The Huber fit takes ends alone.
+    ends = fit_law(trained(ratios=(5, 20, 80)), n_resamples=1)
+    assert ends.points_used == 12  # The Huber fit has no gap, and takes the ends of runs alone.
+    assert ends.law.alpha == pytest.approx(LAW.alpha, rel=0.01)
 
 
 def test_points_of_one_run_are_one_cluster():
@@ -82,15 +84,29 @@ def test_a_repeated_point_of_a_run_adds_nothing_to_the_huber_fit():
         Point(n, r * n, LAW.loss(n, r * n) + 0.003 * rng.normal(), run=i)
         for i, (n, r) in enumerate([(n, r) for n in (1e6, 2e6, 4e6) for r in (5, 20, 80)], 1)
     ]
-    one, three = (fit_law(points * count, n_resamples=10) for count in (1, 3))
+    one, three = (fit_law(points * count, n_resamples=20) for count in (1, 3))
     assert three.low.beta == pytest.approx(one.low.beta, rel=1e-3)
     assert three.high.beta == pytest.approx(one.high.beta, rel=1e-3)
+    independent = fit_law([p._replace(run=0) for p in points * 3], n_resamples=20)
+    assert independent.high.beta - independent.low.beta < 0.85 * (one.high.beta - one.low.beta)
 
 
-def test_parabolas_and_optima_take_the_ends_of_runs():
-    points = [p._replace(budget=1e13 * (p.before_cooldown == 0)) for p in trained()]
-    with pytest.raises(DataError, match="set Point.budget"):
-        fit_minima(points)
+def test_parabolas_take_the_ends_of_runs():
+    points = []
+    for budget in (1e12, 4e12):
+        best = find_optimum(LAW, budget).params
+        for number, n in enumerate(best * np.geomspace(0.3, 3, 6), 1 + len(points)):
+            d = budget / 6 / n
+            end = Point(n, d, LAW.loss(n, d), budget=budget, run=number)
+            early = end._replace(
+                tokens=d / 2, loss=LAW.loss(n, d / 2) + GAP, budget=0.0, before_cooldown=1
+            )
+            points += [end, early]
+    settings = FitSettings(approaches=("2",), n_resamples=2)
+    (result,) = fit_points(PointSet("x", tuple(points), "x"), settings).results
+    assert not result.problem
+    alone = fit_minima(p for p in points if not p.before_cooldown)
+    assert [m[:6] for m in result.minima] == [m[:6] for m in alone]
 
 
 def write_runs(root, schedule="wsd"):

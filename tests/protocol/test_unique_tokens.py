@@ -123,6 +123,14 @@ def test_the_board_groups_rows_of_equal_unique_tokens(tmp_path):
     assert "its unique_tokens is 25600, 1.28 times the declared 20000" in problem
 
 
+def test_a_run_without_a_limit_is_that_of_a_version_without_the_setting(tmp_path):
+    for seed, train in enumerate(({}, {"unique_tokens": 0}, {"unique_tokens": 9_000})):
+        board_runs.run(tmp_path / f"a-{seed}", "a", seed, 2.0 + seed / 100, train=train)
+    records, _ = load_records([tmp_path])
+    identities = [record.identity for record in sorted(records, key=lambda r: r.seed)]
+    assert identities[0] == identities[1] != identities[2]
+
+
 def test_a_run_repeats_its_tokens(tmp_path):
     tiny_runs.write_text(tmp_path)
     path, cache = str(tmp_path / "text.txt"), str(tmp_path / "cache")
