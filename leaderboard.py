@@ -13,8 +13,9 @@ from rich.console import Console
 
 from errors import ConfigError
 from protocol.board import export
-from protocol.board.board import make_board
+from protocol.board.board import Board, make_board
 from protocol.board.check import list_contradictions
+from protocol.board.fitted_laws import add_fits
 from protocol.board.verify import verify_board
 from protocol.records.load import iter_run_folders, load_records
 from settings.command import run_command
@@ -41,6 +42,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         metavar="JSON",
         help="leaderboard.json to compare with the run folders",
     )
+    parser.add_argument(
+        "--fit",
+        type=Path,
+        metavar="JSON",
+        help="fit.json of python -m protocol.fit, whose laws the board shows",
+    )
     parser.add_argument("--debug", action="store_true", help="print tracebacks of errors")
     parser.add_argument(
         "--check",
@@ -60,12 +67,17 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def show(results: Sequence[Path], out: Path | None = None, figures: Path | None = None) -> None:
-    """Prints the board of the run folders and files `results`.
+def show(
+    results: Sequence[Path],
+    out: Path | None = None,
+    figures: Path | None = None,
+    fit: Path | None = None,
+) -> None:
+    """Prints the board of the run folders and files `results`, with the laws of `fit`.
 
     Its files are written to the folder `out`, and its charts to the folder `figures`.
     """
-    board = make_board(*load_records(results))
+    board = build_board(results, fit)
     console = Console(highlight=False, emoji=False)
     export.print_board(board, console)
     if out:
@@ -117,12 +129,18 @@ def train_again(results: Sequence[Path], count: int) -> int:
     return 65 if differing or not compared else 0
 
 
-def check(published: Path, results: Sequence[Path]) -> int:
-    """Compares a published leaderboard.json with the run folders.
+def build_board(results: Sequence[Path], fit: Path | None = None) -> Board:
+    """Returns the board of run folders and files, with the laws of a fit.json."""
+    board = make_board(*load_records(results))
+    return add_fits(board, fit) if fit else board
+
+
+def check(published: Path, results: Sequence[Path], fit: Path | None = None) -> int:
+    """Compares a published leaderboard.json with the run folders and the fit.json.
 
     Returns the exit code: 0 if every row matches, else 65.
     """
-    differences = verify_board(published, make_board(*load_records(results)))
+    differences = verify_board(published, build_board(results, fit))
     for line in differences or ["every row matches its run folder"]:
         Console(highlight=False, emoji=False).print(line, markup=False)
     return 65 if differences else 0
@@ -135,16 +153,18 @@ def run(argv: Sequence[str]) -> int:
         ConfigError: if the flags contradict each other.
     """
     args = parse_args(argv)
+    if args.fit:
+        args.fit = scratch.local_copy(args.fit)
     args.results = [scratch.local_copy(path, without=("checkpoints",)) for path in args.results]
     if args.cost and not args.check:
         raise ConfigError("--cost is a part of --check; give both")
     if args.verify:
-        return check(args.verify, args.results)
+        return check(args.verify, args.results, args.fit)
     if args.check:
         return check_folders(args.results, with_cost=args.cost)
     if args.rerun:
         return train_again(args.results, args.rerun)
-    show(args.results, args.out, args.figures)
+    show(args.results, args.out, args.figures, args.fit)
     return 0
 
 

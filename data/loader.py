@@ -5,6 +5,7 @@ its own contiguous share of them. Therefore the global batch does not depend on 
 and a run resumes at any step without a saved iterator.
 """
 
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from data.loss_weights import row_weights
-from data.packing import EXAMPLE_STREAM, DocumentSlice, philox
+from data.packing import EXAMPLE_STREAM, REPEAT_STREAM, DocumentSlice, permutation, philox
 from errors import ConfigError, DataError
 
 HostBatch = dict[str, np.ndarray]
@@ -33,6 +34,39 @@ class RowSource(Protocol):
 
     def row(self, index: int) -> Sequence[DocumentSlice]:
         """Returns the slices of a row."""
+
+
+class RepeatedRows:
+    """The first rows of an endless source in its order, then again and again in new orders.
+
+    Runs of another seed repeat other rows. Every epoch has the same rows, where a whole split is
+    cut into new rows in each epoch.
+    """
+
+    def __init__(self, source: RowSource, n_rows: int, seed: int):
+        """Sets up `n_rows` rows of `source`.
+
+        Raises:
+            DataError: if the source has fewer distinct rows.
+        """
+        self.row_length, self.image_shape = source.row_length, source.image_shape
+        self.epoch_length = self.unique_length = n_rows * self.row_length
+        self.is_endless = True
+        if self.unique_length > source.unique_length:
+            raise DataError(
+                f"train.unique_tokens asks for {self.unique_length:,} distinct tokens, the "
+                f"training split has {source.unique_length:,}; lower it, or set it to 0 for all"
+            )
+        self._source, self._n_rows, self._seed = source, n_rows, seed
+        self._order = functools.lru_cache(maxsize=2)(self._permute)
+
+    def row(self, index: int) -> Sequence[DocumentSlice]:
+        """Returns the slices of a row."""
+        epoch, rank = divmod(index, self._n_rows)
+        return self._source.row(int(self._order(epoch)[rank]) if epoch else rank)
+
+    def _permute(self, epoch: int) -> np.ndarray:
+        return permutation(self._seed, epoch, REPEAT_STREAM, self._n_rows)
 
 
 class Batches:

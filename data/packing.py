@@ -23,8 +23,9 @@ from data.groups.shares import epoch_documents
 from data.store import TokenStore
 from errors import DataError
 
-# Streams of random numbers: the order of documents, the order of rows, the content of a row.
-DOCUMENT_STREAM, ROW_STREAM, EXAMPLE_STREAM = 1, 2, 3
+# Streams of random numbers: the order of documents, the order of rows, the content of a row, and
+# the order in which the first rows repeat.
+DOCUMENT_STREAM, ROW_STREAM, EXAMPLE_STREAM, REPEAT_STREAM = 1, 2, 3, 8
 
 
 class DocumentSlice(NamedTuple):

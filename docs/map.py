@@ -207,7 +207,7 @@ ROOMS: list[tuple[str, str, str]] = [
         "Statistics",
         "protocol/statistics",
         "hypothesis_tests sample ranks sequential power verdict isoflop envelope size_means "
-        "surface surface_fit scaling_law",
+        "surface surface_fit scaling_law signal decision",
     ),
     (
         "Fits",
@@ -229,13 +229,13 @@ ROOMS: list[tuple[str, str, str]] = [
         "protocol/records",
         "load run_record safe_read series seals study_record plan_file scores run_evidence "
         "run_consistency contradictions inert_settings external_results duplicates comparability "
-        "metrics",
+        "metrics fit_file run_checkpoints",
     ),
     (
         "The board",
         "protocol/board",
         "board rows groups comparisons row_verdicts baselines caveats study_cost isoflop_curves "
-        "columns sentences export html figures check verify",
+        "score_signal across_sizes fitted_laws columns sentences export html figures check verify",
     ),
     (
         "Published families",

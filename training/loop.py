@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from arch import Cost
 from data import Data
-from data.loader import Batches, MixtureBatches, ReadAhead, read_ahead
+from data.loader import Batches, MixtureBatches, ReadAhead, RepeatedRows, RowSource, read_ahead
 from data.text_rows import make_row_source
 from errors import ConfigError, DataError, NonFiniteError
 from objectives import Metrics, MixturePart, Trainable
@@ -180,7 +180,9 @@ def part_batches(settings: Settings, part: MixturePart, data: Data, mesh: Mesh) 
     """Returns the batches of one part of a mixture, or of the one objective."""
     train, seed, objective = settings.train, settings.seed, part.objective
     spec = objective.row_spec(settings.model, train.seq_len)
-    rows = make_row_source(data.select(spec.store_kind).train, spec, seed)
+    rows: RowSource = make_row_source(data.select(spec.store_kind).train, spec, seed)
+    if train.unique_tokens:
+        rows = RepeatedRows(rows, train.unique_tokens // rows.row_length, seed)
     make_row = objective.make_row_fn(settings.model, train.seq_len, data.tokenizer)
     rank, world = meshes.process_shard(mesh, train.batch_size)
     return Batches(rows, train.batch_size, make_row, seed, rank=rank, world_size=world)

@@ -54,6 +54,8 @@ class TrainConfig:
     steps: NonNegativeInt = 1000  # Number of training steps (optimizer updates).
     batch_size: PositiveInt = 16  # Rows per step, over all devices (B).
     seq_len: PositiveInt = 256  # Tokens per row (T).
+    # Distinct tokens of training, in whole rows, that a run repeats; 0: those of the whole split.
+    unique_tokens: NonNegativeInt = 0
     grad_accum_steps: PositiveInt = 1  # Microbatches per step.
     hang_timeout: NonNegativeInt = 1800  # Seconds without a step before the run ends; 0: no limit.
     # Folder of compiled programs, shared by all runs; "": no cache.
@@ -153,8 +155,8 @@ class Settings:
 
         Raises:
             ConfigError: if rows are longer than learned positions, microbatches do not divide the
-                batch, eval.limit is below one window, or the model or the data do not suit the
-                objective.
+                batch, eval.limit is below one window, train.unique_tokens below one batch, or the
+                model or the data do not suit the objective.
         """
         positions, T = self.model.positions, max_row_length(self)
         if positions.learned and 0 < positions.max_length < T:
@@ -184,6 +186,7 @@ class Settings:
             self._check_view(name, spec.view, spec.hint)
             self._check_source(name, spec)
             self._check_limit(spec)
+            self._check_unique_tokens(name, part, spec)
             if not part.objective.sums_over_rows and batch_size < 2:
                 raise ConfigError(
                     f"train.batch_size {batch_size} is too small for objective {name}, which "
@@ -226,6 +229,20 @@ class Settings:
                 f"eval.limit {self.eval.limit} is below one window of {spec.text_length} tokens, "
                 f"so that nothing would be scored; set it to {spec.text_length} or more, or to 0 "
                 "for whole splits"
+            )
+
+    def _check_unique_tokens(self, name: str, part: MixturePart, spec: RowSpec) -> None:
+        limit, row_tokens = self.train.unique_tokens, spec.text_length * spec.n_texts
+        if 0 < limit < row_tokens * self.train.batch_size:
+            raise ConfigError(
+                f"train.unique_tokens {limit} is below one batch of {self.train.batch_size} x "
+                f"{row_tokens} tokens; set it to {row_tokens * self.train.batch_size} or more, or "
+                "to 0 for the whole split"
+            )
+        if limit and part.objective.memory_bank is not None:
+            raise ConfigError(
+                f"train.unique_tokens {limit} with objective {name}, whose memory bank reads the "
+                "whole split; set it to 0"
             )
 
     def _check_source(self, name: str, spec: RowSpec) -> None:

@@ -65,7 +65,10 @@ class Baselines:
         train = ctx.data.train
         spec = ctx.objective.row_spec(ctx.settings.model, ctx.settings.train.seq_len)
         stretches = {"train": split_stretches(train, MAX_BYTES)}
-        n_rows = ctx.settings.train.steps * ctx.settings.train.batch_size
+        cfg = ctx.settings.train
+        n_rows = cfg.steps * cfg.batch_size
+        if cfg.unique_tokens:
+            n_rows = min(n_rows, cfg.unique_tokens // spec.text_length)
         if spec.row_kind == "packed" and n_rows:
             rows = PackedRows(train, spec.text_length, spec.overlap, ctx.settings.seed)
             stretches = {"seen": seen_stretches(rows, n_rows, MAX_BYTES)} | stretches

@@ -9,12 +9,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from protocol.board.across_sizes import AcrossSizes, compare_groups
 from protocol.board.columns import PARETO_COSTS
 from protocol.board.groups import Group, make_groups, sort_key
 from protocol.board.rows import BoardRow
 from protocol.board.study_cost import with_study_costs
 from protocol.records.comparability import COMPARABILITY_KEYS, NO_EVALUATION, key_label
 from protocol.records.contradictions import mark_contradictions
+from protocol.records.fit_file import FittedLaw
 from protocol.records.metrics import metric_direction, metric_problem
 from protocol.records.run_record import RunRecord, UnreadableResult
 from protocol.records.scores import part_difference
@@ -28,6 +30,8 @@ class ComparableSet(NamedTuple):
     metric: MetricSpec
     metric_name: str
     groups: tuple[Group, ...]
+    across: AcrossSizes | None = None  # What the groups say together; None of a single cost.
+    laws: tuple[FittedLaw, ...] = ()  # Laws that were fitted to the runs (`fitted_laws.py`).
 
     @property
     def rows(self) -> list[BoardRow]:
@@ -42,6 +46,8 @@ class Board(NamedTuple):
     not_comparable: tuple[str, ...]  # For each further set, the keys in which it differs.
     tuning_runs: int  # Number of runs that served to choose a setting.
     unreadable: tuple[UnreadableResult, ...]
+    fit_source: str = ""  # File of the fitted laws, with its hash; blank: none was given.
+    fit_problems: tuple[str, ...] = ()  # Why laws of that file are not shown.
 
 
 def make_board(records: Iterable[RunRecord], unreadable: Iterable[UnreadableResult] = ()) -> Board:
@@ -107,7 +113,8 @@ def _make_comparable_set(
         group._replace(rows=tuple(with_study_costs(group.rows, all_records)))
         for group in _with_pareto(make_groups(records, metric), metric)
     ]
-    return ComparableSet(first.keys, metric, first.metric, tuple(groups))
+    across = compare_groups(groups, metric, first.metric)
+    return ComparableSet(first.keys, metric, first.metric, tuple(groups), across)
 
 
 def _with_pareto(groups: Sequence[Group], metric: MetricSpec) -> list[Group]:

@@ -84,6 +84,11 @@ COLUMNS: Mapping[str, Column] = {
         format_joules,
     ),
     "tokens": Column("tokens", "Training tokens, with repetitions.", format_si),
+    "tokens_per_param": Column(
+        "tokens/param",
+        "Training tokens over active parameters without embedding and head.",
+        _format_plain,
+    ),
     "unique_tokens": Column("unique tokens", "Training tokens, without repetitions.", format_si),
     "epochs": Column("epochs", "Passes over the training text.", _format_plain),
     "seconds": Column(
@@ -152,6 +157,7 @@ COLUMNS: Mapping[str, Column] = {
 AXIS_LABELS = {
     "training_flops": "training FLOPs",
     "tokens": "training tokens",
+    "unique_tokens": "unique training tokens",
     "active_params": "active parameters",
     "params": "parameters",
     "state_bytes": "bytes of decoding state",
@@ -175,3 +181,9 @@ def format_cell(key: str, value: float | None) -> str:
 def pluralize(count: int, noun: str) -> str:
     """Returns a count with its noun, in the plural unless it is 1."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def metric_label(metric: str) -> str:
+    """Returns the label of a metric: "bits per byte on test" for test/bits_per_byte."""
+    split, _, name = metric.rpartition("/")
+    return name.replace("_", " ") + (f" on {split}" if split else "")

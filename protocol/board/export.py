@@ -18,9 +18,11 @@ from rich.text import Text
 from protocol.board import sentences
 from protocol.board.baselines import Baseline, group_baselines, shown_baselines
 from protocol.board.board import Board, ComparableSet, Group
-from protocol.board.columns import COLUMNS, format_cell, pluralize
+from protocol.board.columns import COLUMNS, format_cell, metric_label, pluralize
+from protocol.board.fitted_laws import law_sentences
 from protocol.board.html import to_html
 from protocol.board.rows import BoardRow
+from protocol.board.score_signal import SIGNAL_COLUMNS
 from protocol.records.comparability import key_label
 from protocol.records.metrics import metric_direction
 from protocol.records.run_record import RunRecord
@@ -29,6 +31,7 @@ from training.run.atomic_io import disk_errors
 FORMAT = 2  # Format of leaderboard.json.
 FORMULA_PREFIXES = tuple("=+-@＝＋－＠")  # A spreadsheet would evaluate a text that begins so.
 MARKDOWN_SPECIAL = re.compile(r"([\\`*_\[\]<>#|~&$])")
+ACROSS_TITLE, LAWS_TITLE = "Across sizes and budgets", "Fitted laws"
 MAX_TERMINAL_GROUPS, MAX_TERMINAL_ROWS = 8, 20
 TERMINAL_COLUMNS = ("params", "training_flops", "seconds", "state_bytes")
 
@@ -53,7 +56,7 @@ def print_board(board: Board, console: Console) -> None:
     groups = list(_iter_groups(board))
     for title, comparable_set, group in groups[:MAX_TERMINAL_GROUPS]:
         table = Table(title=Text(title))
-        metric = sentences.metric_label(comparable_set.metric_name)
+        metric = metric_label(comparable_set.metric_name)
         for label in ("rank", "candidate", metric, "n"):
             table.add_column(label, overflow="fold")
         for key in TERMINAL_COLUMNS:
@@ -74,11 +77,16 @@ def print_board(board: Board, console: Console) -> None:
             console.print(Text(f"baselines: {', '.join(texts)}"))
         for text in (summary.verdict, *summary.comparisons, *summary.confidence):
             console.print(Text(text))
+        if group is comparable_set.groups[-1]:
+            for lines in _set_sentences(board, comparable_set).values():
+                console.print(Text("\n".join(lines)))
     if len(groups) > MAX_TERMINAL_GROUPS:
         n_more = len(groups) - MAX_TERMINAL_GROUPS
         console.print(
             Text(f"and {pluralize(n_more, 'more group')}; --out=DIR writes a page with all of them")
         )
+    for text in board.fit_problems:
+        console.print(Text(f"not shown: {text}", style="yellow"))
     for item in board.unreadable:
         console.print(Text(f"not readable: {item.folder}: {item.reason}", style="yellow"))
     console.print(Text(sentences.format_counts(board)))
@@ -89,6 +97,12 @@ def to_markdown(board: Board) -> str:
     lines = ["# Leaderboard", "", _escape_markdown(sentences.format_counts(board)) + ".", ""]
     for title, comparable_set, group in _iter_groups(board):
         lines += _group_markdown(title, comparable_set, group)
+        if group is comparable_set.groups[-1]:
+            for label, set_texts in _set_sentences(board, comparable_set).items():
+                lines += [f"### {label}", "", *(f"- {_escape_markdown(t)}" for t in set_texts), ""]
+    if board.fit_problems:
+        lines += ["## Laws that are not shown", ""]
+        lines += [*(f"- {_escape_markdown(text)}" for text in board.fit_problems), ""]
     if board.not_comparable:
         texts = (_escape_markdown(text) for text in board.not_comparable)
         lines += ["## Not comparable with each other", "", *(f"- {text}" for text in texts), ""]
@@ -119,7 +133,7 @@ def _group_markdown(title: str, comparable_set: ComparableSet, group: Group) -> 
     lines += [_escape_markdown(summary.verdict), ""]
     lines += [f"- **{label}:** {_escape_markdown(text)}" for label, text in items.items() if text]
     columns = [key for key in COLUMNS if any(key in row.costs for row in group.rows)]
-    metric = sentences.metric_label(comparable_set.metric_name)
+    metric = metric_label(comparable_set.metric_name)
     titles = ["rank", "candidate", metric, "diverged/n", *(COLUMNS[key].label for key in columns)]
     titles += ["same data", "Pareto", "notes"]
     lines += ["", _markdown_row(titles), "|" + " --- |" * len(titles)]
@@ -132,7 +146,17 @@ def _group_markdown(title: str, comparable_set: ComparableSet, group: Group) -> 
     for item in shown_baselines(_baselines(group, comparable_set)):
         cells = ["", item.label, item.text] + [""] * (len(titles) - 4) + ["baseline"]
         lines.append(_markdown_row(cells))
-    return [*lines, ""]
+    return [*lines, "", *_signal_markdown(group)]
+
+
+def _signal_markdown(group: Group) -> list[str]:
+    """Returns the table of the signal and the noise of several scores."""
+    rows = [[s.score, *s.cells] for s in group.signals if s.result is not None]
+    if len(rows) < 2:
+        return []
+    titles = ["score", *SIGNAL_COLUMNS]
+    header = [_markdown_row(titles), "|" + " --- |" * len(titles)]
+    return [*header, *map(_markdown_row, rows), ""]
 
 
 def to_csv(board: Board) -> str:
@@ -184,17 +208,32 @@ def to_json_tree(board: Board) -> dict[str, object]:
     """Returns the board as JSON; a row has the keys of lm-evaluation-harness, and more."""
     return {
         "format": FORMAT,
-        "comparable_sets": [
-            {
-                "keys": dict(comparable_set.keys),
-                "metric": comparable_set.metric_name,
-                "groups": [_group_json(group, comparable_set) for group in comparable_set.groups],
-            }
-            for comparable_set in board.comparable_sets
-        ],
+        "comparable_sets": [_set_json(s) for s in board.comparable_sets],
         "not_comparable": list(board.not_comparable),
         "tuning_runs": board.tuning_runs,
         "unreadable": [item._asdict() for item in board.unreadable],
+        **({"fit": board.fit_source} if board.fit_source else {}),
+    }
+
+
+def _set_sentences(board: Board, comparable_set: ComparableSet) -> dict[str, list[str]]:
+    """Returns what is said of a comparable set as a whole, by title; only what there is."""
+    across = comparable_set.across
+    texts = {
+        ACROSS_TITLE: list(across.sentences) if across else [],
+        LAWS_TITLE: law_sentences(comparable_set.laws, board.fit_source),
+    }
+    return {title: lines for title, lines in texts.items() if lines}
+
+
+def _set_json(comparable_set: ComparableSet) -> dict[str, object]:
+    across = comparable_set.across
+    return {
+        "keys": dict(comparable_set.keys),
+        "metric": comparable_set.metric_name,
+        "groups": [_group_json(group, comparable_set) for group in comparable_set.groups],
+        **({"across_sizes": across.json_tree} if across else {}),
+        **({"laws": [law.json_tree for law in comparable_set.laws]} if comparable_set.laws else {}),
     }
 
 
@@ -212,6 +251,7 @@ def _group_json(group: Group, comparable_set: ComparableSet) -> dict[str, object
             for v in group.verdicts
         ],
         **({"minima": [curve.json_tree for curve in group.curves]} if group.curves else {}),
+        "signals": [signal.json_tree for signal in group.signals],
         "problems": list(group.problems),
         "reference": group.reference_name,
         "baselines": {b.key: [b.low, b.high] for b in _baselines(group, comparable_set)},

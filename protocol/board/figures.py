@@ -18,10 +18,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from formatting import format_scientific
-from protocol.board import sentences
 from protocol.board.baselines import LINES, Baseline, group_baselines
 from protocol.board.board import Board, ComparableSet
-from protocol.board.columns import COLUMNS, PARETO_COSTS, format_score
+from protocol.board.columns import COLUMNS, PARETO_COSTS, format_score, metric_label
 from protocol.board.groups import Group, sort_key
 from protocol.board.rows import BoardRow
 from protocol.statistics.verdict import MetricSpec
@@ -273,4 +272,4 @@ def _legend_mark(index: int) -> Line2D:
 
 def _metric_label(comparable_set: ComparableSet) -> str:
     arrow = "lower" if comparable_set.metric.better == "lower" else "higher"
-    return f"{sentences.metric_label(comparable_set.metric_name)} ({arrow} is better)"
+    return f"{metric_label(comparable_set.metric_name)} ({arrow} is better)"

@@ -17,6 +17,7 @@ from protocol.board.comparisons import data_agreement
 from protocol.board.isoflop_curves import IsoflopCurve
 from protocol.board.row_verdicts import compare_rows
 from protocol.board.rows import DEFAULT_AXIS, TOLERANCE, BoardRow, distinct_names, make_row
+from protocol.board.score_signal import ScoreSignal, group_signals
 from protocol.records.run_record import RunRecord
 from protocol.statistics.sample import CandidateSample
 from protocol.statistics.verdict import MetricSpec, Verdict
@@ -38,6 +39,7 @@ class Group(NamedTuple):
     reference_name: str = ""
     order: RowOrder = "nothing"  # What orders the rows.
     data_problems: tuple[str, ...] = ()  # Pairs of rows that saw other data.
+    signals: tuple[ScoreSignal, ...] = ()  # Signal and noise of each score, the metric first.
 
     @property
     def reference(self) -> BoardRow:
@@ -163,5 +165,6 @@ def _make_group(
         curves=tuple(curves),
         reference_name=reference.name,
         data_problems=tuple(result.data_problems),
+        signals=group_signals(rows, is_curve=bool(curves)),
         order="ranks" if result.ranks else "reference" if result.standings else "nothing",
     )

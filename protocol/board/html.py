@@ -16,8 +16,10 @@ from markupsafe import Markup
 from protocol.board import sentences
 from protocol.board.baselines import LINES, group_baselines, shown_baselines
 from protocol.board.board import Board, ComparableSet, Group
-from protocol.board.columns import COLUMNS, PARETO_COSTS, format_cell
+from protocol.board.columns import COLUMNS, PARETO_COSTS, format_cell, metric_label
+from protocol.board.fitted_laws import law_sentences
 from protocol.board.rows import BoardRow
+from protocol.board.score_signal import SIGNAL_COLUMNS
 from protocol.records.comparability import key_label
 
 TEMPLATE_FOLDER = Path(__file__).parent
@@ -48,7 +50,10 @@ def to_html(board: Board) -> str:
     style, script = (
         (TEMPLATE_FOLDER / f"board.{kind}").read_text("utf-8") for kind in ("css", "js")
     )
-    sets = [_set_context(s, f"s{n}") for n, s in enumerate(board.comparable_sets, 1)]
+    sets = [
+        _set_context(s, f"s{n}") | {"laws": law_sentences(s.laws, board.fit_source)}
+        for n, s in enumerate(board.comparable_sets, 1)
+    ]
     if len(sets) > 1:
         for number, context in enumerate(sets, 1):
             context["title"] = f"Set {number}: {context['title']}"
@@ -63,6 +68,7 @@ def to_html(board: Board) -> str:
         column_help=COLUMN_HELP,
         columns=COLUMNS,
         table_columns=TABLE_COLUMNS,
+        signal_columns=SIGNAL_COLUMNS,
     )
 
 
@@ -85,7 +91,7 @@ def _csp_hash(text: str) -> str:
 
 def _set_context(comparable_set: ComparableSet, name: str) -> dict[str, object]:
     """Returns the variables of the template, with those of the script as "data"."""
-    rows, metric = comparable_set.rows, sentences.metric_label(comparable_set.metric_name)
+    rows, metric = comparable_set.rows, metric_label(comparable_set.metric_name)
     names = dict.fromkeys(row.name for row in rows)
     colors = {row_name: index % N_COLORS for index, row_name in enumerate(names)}
     groups = [
@@ -104,6 +110,7 @@ def _set_context(comparable_set: ComparableSet, name: str) -> dict[str, object]:
             if text
         },
         "groups": groups,
+        "across": comparable_set.across,
         "has_probes": bool(probes),
         "has_budgets": len(comparable_set.groups) > 1,
         "data": {
@@ -129,6 +136,7 @@ def _group_context(
         "summary": sentences.summarize_group(group, comparable_set),
         "sentences": [verdict.sentence.replace("+-", "±") for verdict in group.verdicts],
         "columns": columns,
+        "signals": [signal for signal in group.signals if signal.result is not None],
         "has_more_columns": any(key not in TABLE_COLUMNS for key in columns),
         "baselines": shown_baselines(baselines),
         "all_baselines": baselines,

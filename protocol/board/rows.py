@@ -14,6 +14,7 @@ from protocol.board.columns import AXIS_COLUMN_ALIASES, COLUMNS, TIME_COLUMNS, p
 from protocol.records.metrics import metric_problem
 from protocol.records.run_record import RunRecord
 from protocol.records.safe_read import sanitize
+from protocol.records.series import VALIDATION_PREFIX
 from protocol.statistics.hypothesis_tests import Interval
 from protocol.statistics.ranks import RankInterval
 from protocol.statistics.sample import MIN_RANKED_RUNS, CandidateSample
@@ -21,7 +22,6 @@ from settings.types import did_you_mean
 
 TOLERANCE = 0.01  # Relative difference within which matched costs agree.
 VALUE_TOLERANCE = 1e-6  # Relative difference within which two results of a seed agree.
-VALIDATION_PREFIX = "valid/"
 MAX_PLANS = 1_000_000  # Above the place of any plan in plan.json.
 TIME_TOLERANCE = 0.05  # The same, where the matched cost is time.
 DEFAULT_AXIS = "training_flops"  # The axis where none is declared.

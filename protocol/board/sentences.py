@@ -25,10 +25,12 @@ from protocol.board.columns import (
     COLUMNS,
     format_cell,
     format_score,
+    metric_label,
     pluralize,
 )
 from protocol.board.groups import Group
 from protocol.board.rows import BoardRow
+from protocol.board.score_signal import signal_sentences
 from protocol.records.comparability import NOT_STATED
 from protocol.statistics.verdict import Verdict
 
@@ -79,12 +81,6 @@ def group_title(group: Group) -> str:
         return f"{axis[:1].upper()}{axis[1:]} unknown"
     exploratory = " (exploratory)" if group.is_exploratory else ""
     return f"At {format_scientific(group.value)} {axis}{exploratory}"
-
-
-def metric_label(metric: str) -> str:
-    """Returns the label of a metric: "bits per byte on test" for test/bits_per_byte."""
-    split, _, name = metric.rpartition("/")
-    return name.replace("_", " ") + (f" on {split}" if split else "")
 
 
 def shorten_hashes(text: str) -> str:
@@ -345,7 +341,7 @@ def _confidence_sentences(group: Group) -> tuple[str, ...]:
         sentences.append("Nothing is ranked: a rank needs 3 training runs of each candidate.")
     sentences += [*margin_sentences(group), *origin_sentences(group)]
     sentences += [*equal_score_sentences(group), *tokenizer_sentences(group)]
-    sentences += seal_sentences(group)
+    sentences += [*signal_sentences(group.signals), *seal_sentences(group)]
     lost = [(row, sum(r.state in ("failed", "unfinished") for r in row.runs)) for row in ranked]
     sentences += [
         f"{row.name}: {pluralize(n, 'unfinished or failed run')} {'is' if n == 1 else 'are'} "

@@ -6,7 +6,6 @@ are fitted all the same. docs/laws.md explains the output. jax is not needed.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +15,11 @@ from protocol.board.figures import save_figures
 from protocol.fit.figures import iter_figures
 from protocol.fit.points import PointSet, read_points, read_runs
 from protocol.fit.report import APPROACHES, FitSettings, describe, fit_points, to_json
+from protocol.records.fit_file import FORMAT
 from settings.command import run_command
 from settings.flag_parser import count_parser, make_parser
 from settings.types import did_you_mean
+from training.run.atomic_io import encode_json
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -50,6 +51,13 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         "--outside", action="store_true", help="use minima of parabolas outside the sizes trained"
     )
     parser.add_argument(
+        "--checkpoints",
+        default="",
+        metavar="SHARE",
+        help="use scored checkpoints (python -m eval --step=N) too, after this share of the steps "
+        "at the full learning rate, such as 0.5",
+    )
+    parser.add_argument(
         "--resamples", type=count_parser("--resamples"), default=200, help="bootstrap resamples"
     )
     parser.add_argument("--out", type=Path, help="folder for fit.json and pictures (PDF and SVG)")
@@ -64,13 +72,19 @@ def read_sources(args: argparse.Namespace) -> list[PointSet]:
         ConfigError: if a flag does not suit the results.
     """
     if [path.suffix for path in args.results] == [".csv"]:
+        if args.checkpoints:
+            raise ConfigError(
+                "--checkpoints is for run folders; a CSV file has the columns run and "
+                "before_cooldown"
+            )
         where = dict(_split_pair("--where", text, "=") for text in _items(args.where))
         return [read_points(args.results[0], where, args.sha256)]
     if args.where or args.sha256:
         raise ConfigError(
             "--where and --sha256 are for a CSV file; give one file that ends in .csv"
         )
-    return read_runs(args.results, args.with_head)
+    share = _share("--checkpoints", args.checkpoints) if args.checkpoints else None
+    return read_runs(args.results, args.with_head, share)
 
 
 def parse_settings(args: argparse.Namespace) -> FitSettings:
@@ -104,7 +118,8 @@ def run(argv: Sequence[str]) -> None:
     if args.out:
         paths = save_figures(iter_figures(reports), args.out)
         record = args.out / "fit.json"
-        record.write_text(json.dumps([to_json(r) for r in reports], indent=1) + "\n", "utf-8")
+        tree = {"format": FORMAT, "reports": [to_json(report) for report in reports]}
+        record.write_text(encode_json(tree, indent=1) + "\n", "utf-8")
         for path in (record, *paths):
             print(path)
 
@@ -132,6 +147,16 @@ def _positive(flag: str, text: str) -> float:
         value = 0.0
     if not 0 < value < float("inf"):
         raise ConfigError(f"{flag}={text}, must be a number above 0, such as 1e21")
+    return value
+
+
+def _share(flag: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise ConfigError(f"{flag}={text}, must be a share from 0 to below 1, such as 0.5")
     return value
 
 

@@ -47,7 +47,7 @@ def _residuals(report: FitReport, fit: SurfaceFit) -> Figure:
     axes = figure.subplots()
     means = fit.means
     compute = 6 * means.params * means.tokens
-    residuals = means.losses - fit.law.loss(means.params, means.tokens)
+    residuals = means.losses - fit.law.loss(means.params, means.tokens) - fit.gap * means.gaps
     axes.plot(compute, residuals, linestyle="", marker="o", color=COLORS[0], ms=4)
     axes.axhline(0.0, color="0.4", linewidth=0.8)
     axes.set(xscale="log", xlabel="6 N D", ylabel="loss - surface", title=report.source.name)

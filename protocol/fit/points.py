@@ -4,12 +4,17 @@ import csv
 import hashlib
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from errors import ConfigError, DataError
-from protocol.records.load import load_records
+from protocol.board.columns import pluralize
+from protocol.records.comparability import FROM_SCRATCH, NOT_STATED
+from protocol.records.contradictions import mark_contradictions
+from protocol.records.fit_file import FittedRun
+from protocol.records.load import iter_run_folders, load_records
+from protocol.records.run_checkpoints import RunCheckpoints, ScoredCheckpoint, read_checkpoints
 from protocol.records.run_record import RunRecord
 from protocol.statistics.scaling_law import Point
 from settings.types import did_you_mean
@@ -22,8 +27,14 @@ COLUMN_NAMES = {  # Column of a table: the names that are accepted for it.
     "training_flops": ("training_flops",),
     "epochs": ("epochs",),
     "budget": ("budget", "budget_flops"),
+    "run": ("run",),
+    "before_cooldown": ("before_cooldown",),
 }
+WHOLE_NUMBERS = ("run", "before_cooldown")
 REQUIRED = ("params", "tokens", "loss")
+# Comparability keys in which the points of one law agree. Others, as the batch size, may grow with
+# the size.
+LAW_KEYS = ("objective", "data", "tokenizer", "metric", "evaluation")
 # Tokens of the first epoch's worth that repetition can add at most, R*_D of arXiv:2305.16264.
 REPETITION_CONSTANT = 15.387756
 
@@ -36,6 +47,8 @@ class PointSet(NamedTuple):
     source: str  # What was read, with its SHA-256 if it is a file.
     head_shares: tuple[float, ...] = ()  # Share of the head in the FLOPs of each point, if known.
     excluded: tuple[str, ...] = ()  # Points that are left out, with the reason.
+    runs: tuple[FittedRun, ...] = ()  # The runs of the points; empty of a file.
+    metric: str = ""  # The metric of the loss; blank: a file does not state it.
 
 
 def effective_tokens(tokens: float, epochs: float) -> float:
@@ -101,7 +114,7 @@ def read_points(path: Path, where: Mapping[str, str], sha256: str = "") -> Point
 def _row_point(
     path: Path, number: int, row: Mapping[str, str], columns: Mapping[str, str]
 ) -> Point:
-    values = {}
+    values: dict[str, float] = {}
     for key, name in columns.items():
         text = row[name] if name else ""
         if not text and key not in REQUIRED:
@@ -112,26 +125,38 @@ def _row_point(
             raise DataError(
                 f"{path}, row {number}: {name} is {text!r}, must be a number; remove the row"
             ) from None
-    return Point(**values)
+    run, before_cooldown = (int(values.pop(key, 0.0)) for key in WHOLE_NUMBERS)
+    return Point(**values, run=run, before_cooldown=before_cooldown)
 
 
-def read_runs(paths: Sequence[Path], with_head: bool) -> list[PointSet]:
-    """Returns the points of run folders by candidate.
+def read_runs(
+    paths: Sequence[Path], with_head: bool, checkpoint_share: float | None = None
+) -> list[PointSet]:
+    """Returns the points of run folders by candidate, and by what makes losses comparable.
+
+    Runs that contradict their own files or other runs are left out, as on the board.
 
     Args:
         paths: run folders, or folders of them.
         with_head: count the parameters of embedding and head in N.
+        checkpoint_share: use scored checkpoints after this share of the steps at the full learning
+            rate too (`run_checkpoints.py`); None: the last step alone.
 
     Raises:
         DataError: if no reported run has a score.
     """
     records, unreadable = load_records(paths)
-    by_name: dict[str, list[RunRecord]] = {}
-    for record in records:
-        if record.is_reported:
-            by_name.setdefault(record.study.candidate or record.name, []).append(record)
+    members = _group_by_law([r for r in mark_contradictions(records) if r.is_reported])
     key = "active_params" if with_head else "active_non_embedding_params"
-    sets = [_candidate_points(name, runs, key) for name, runs in by_name.items()]
+    folders = {} if checkpoint_share is None else {n: p for p, n in iter_run_folders(paths)}
+
+    def read_late(record: RunRecord) -> RunCheckpoints:
+        path = folders.get(record.folder)
+        if path is None or checkpoint_share is None:
+            return RunCheckpoints((), ())
+        return read_checkpoints(path, record, checkpoint_share)
+
+    sets = [_candidate_points(name, runs, key, read_late) for (name, *_), runs in members.items()]
     sets = [one for one in sets if one.points]
     if not sets:
         raise DataError(
@@ -141,15 +166,37 @@ def read_runs(paths: Sequence[Path], with_head: bool) -> list[PointSet]:
     return sets
 
 
-def _candidate_points(name: str, runs: Sequence[RunRecord], size_key: str) -> PointSet:
-    points, shares, excluded = [], [], []
-    for run in runs:
+def _group_by_law(records: Sequence[RunRecord]) -> dict[tuple[str, ...], list[RunRecord]]:
+    """Returns the runs of each candidate whose losses are comparable.
+
+    A run without a score, which has no evaluation either, is listed with the first of them.
+    """
+    members: dict[tuple[str, ...], list[RunRecord]] = {}
+    for record in sorted(records, key=lambda r: r.value is None):
+        name = record.study.candidate or record.name
+        key = (name, *(record.keys[k] for k in LAW_KEYS))
+        if record.value is None:
+            key = next((other for other in members if other[0] == name), key)
+        members.setdefault(key, []).append(record)
+    return members
+
+
+def _candidate_points(
+    name: str,
+    runs: Sequence[RunRecord],
+    size_key: str,
+    read_late: Callable[[RunRecord], RunCheckpoints],
+) -> PointSet:
+    points, shares, excluded, fitted = [], [], [], []
+    for number, run in enumerate(runs, 1):
         size, tokens = run.costs.get(size_key), run.costs.get("tokens")
         reason = ""
         if run.value is None or not math.isfinite(run.value):
             reason = f"no finite {run.metric or 'score'}"
         elif run.exclusions:
             reason = run.exclusions[0]
+        elif (source := run.keys["init_from"]) not in (FROM_SCRATCH, NOT_STATED):
+            reason = f"it starts from {source}, whose tokens are not counted in its D"
         elif not size or not tokens:
             reason = f"its {size_key} or tokens are unknown"
         if reason or run.value is None or not size or not tokens:
@@ -157,8 +204,31 @@ def _candidate_points(name: str, runs: Sequence[RunRecord], size_key: str) -> Po
             continue
         flops, epochs = (run.costs.get(key, 0.0) for key in ("training_flops", "epochs"))
         budget = (run.study.value or 0.0) if run.study.isoflop_curve else 0.0
-        points.append(Point(size, tokens, run.value, flops, epochs or 1.0, budget))
-        shares.append(run.costs.get("head_share", 0.0))
+        late, late_excluded = read_late(run)
+        end = Point(size, tokens, run.value, flops, epochs or 1.0, budget, number if late else 0)
+        points += [end, *(_late_point(end, checkpoint) for checkpoint in late)]
+        excluded += late_excluded
+        shares += [run.costs.get("head_share", 0.0)] * (1 + len(late))
+        fitted.append(FittedRun(run.folder, run.run_id, run.content_hash))
     metric = runs[0].metric
-    source = f"{len(points)} runs, {metric}"
-    return PointSet(name, tuple(points), source, tuple(shares), tuple(excluded))
+    n_late = len(points) - len(fitted)
+    source = f"{pluralize(len(fitted), 'run')}, {metric}"
+    if n_late:
+        source = f"{pluralize(len(fitted), 'run')} and {n_late} of their checkpoints, {metric}"
+    return PointSet(
+        *(name, tuple(points), source, tuple(shares), tuple(excluded)),
+        runs=tuple(fitted),
+        metric=metric,
+    )
+
+
+def _late_point(end: Point, checkpoint: ScoredCheckpoint) -> Point:
+    """Returns the point of a checkpoint of the run that ends at `end`."""
+    return end._replace(
+        tokens=end.tokens * checkpoint.share,
+        loss=checkpoint.value,
+        training_flops=end.training_flops * checkpoint.share,
+        epochs=end.epochs * checkpoint.share,
+        budget=0.0,
+        before_cooldown=int(checkpoint.before_cooldown),
+    )

@@ -88,16 +88,27 @@ def _fit_approach(approach: str, points: Sequence[Point], settings: FitSettings)
     n = settings.n_resamples
     try:
         if approach == "1":
-            return ApproachResult(approach, frontier=fit_envelope(points, n_resamples=n))
+            # A gap that is the same everywhere moves no envelope.
+            curves = [p for p in points if p.before_cooldown] or points
+            return ApproachResult(approach, frontier=fit_envelope(curves, n_resamples=n))
         if approach == "2":
-            minima = tuple(fit_minima(points))
-            frontier = fit_isoflop(points, n_resamples=n, with_outside=settings.with_outside)
+            ends = _run_ends(points)
+            minima = tuple(fit_minima(ends))
+            frontier = fit_isoflop(ends, n_resamples=n, with_outside=settings.with_outside)
             return ApproachResult(approach, frontier=frontier, minima=minima)
         if approach == "3":
             return ApproachResult(approach, fit=fit_law(points, n_resamples=n))
         return ApproachResult(approach, fit=fit_surface(points, n_resamples=max(n, 1)))
     except DataError as error:
         return ApproachResult(approach, problem=str(error))
+
+
+def _run_ends(points: Sequence[Point]) -> list[Point]:
+    """Returns the points without those of checkpoints before the end of their run."""
+    last: dict[int, float] = {}
+    for point in points:
+        last[point.run] = max(last.get(point.run, 0.0), point.tokens)
+    return [point for point in points if not point.run or point.tokens == last[point.run]]
 
 
 def _influence(points: Sequence[Point], fit: SurfaceFit, budget: float) -> tuple[str, float] | None:
@@ -124,7 +135,7 @@ def extrapolation_factor(points: Sequence[Point], params: float, tokens: float) 
         (params, [p.params for p in points]),
         (tokens, [p.tokens for p in points]),
     ):
-        factors += [value / max(values), min(values) / value]
+        factors += [value / max(values), min(values) / value if value else math.inf]
     return max(factors)
 
 
@@ -161,9 +172,12 @@ def _checklist(report: FitReport) -> list[str]:
     points, settings = report.points, report.settings
     used, dropped = select_points(points)
     runs_at = {(p.budget, p.params, p.tokens) for p in used}
+    n_late = len(points) - len(_run_ends(points))
+    noun = "scores" if n_late else "runs"
     lines = [
-        f"points: {len(used)} runs at {len(runs_at)} sizes (the seeds of a size are one point), N "
-        f"{_format_range([p.params for p in used])}, D {_format_range([p.tokens for p in used])}, "
+        f"points: {len(used)} {noun} at {len(runs_at)} sizes (the seeds of a size are one point), "
+        f"N {_format_range([p.params for p in used])}, D "
+        f"{_format_range([p.tokens for p in used])}, "
         f"loss {min(p.loss for p in used):.4g} to {max(p.loss for p in used):.4g}",
         "repetition: "
         + (
@@ -179,6 +193,13 @@ def _checklist(report: FitReport) -> list[str]:
         f"intervals: 95 %, bootstrap with {settings.n_resamples} resamples",
         _flops_line(report),
     ]
+    if n_late:
+        n_early = sum(p.before_cooldown for p in points)
+        lines.append(
+            f"checkpoints: {n_late} points are steps before the end of their runs, {n_early} of "
+            "them before a cooldown: the surface gives these a gap, approach 1 takes them alone, "
+            "approach 3 leaves them out; bootstraps resample the points of a run together"
+        )
     if report.influence:
         text, factor = report.influence
         lines.append(
@@ -236,6 +257,9 @@ def _law_lines(report: FitReport, fit: ScalingFit | SurfaceFit) -> list[str]:
     lines = []
     for name, value, low, high in zip(ScalingLaw._fields, fit.law, fit.low, fit.high, strict=True):
         lines.append(f"{name} = {value:.6g} (95 %: {low:.4g} to {high:.4g})")
+    if isinstance(fit, SurfaceFit) and fit.gap_interval:
+        low, high = fit.gap_interval
+        lines.append(f"gap before the cooldown = {fit.gap:.4g} (95 %: {low:.4g} to {high:.4g})")
     exponent = fit.law.beta / (fit.law.alpha + fit.law.beta)
     lines.append(f"optimal N grows as C^{exponent:.4f}, D as C^{1 - exponent:.4f}")
     if isinstance(fit, SurfaceFit):
@@ -281,32 +305,51 @@ def _format_range(values: Sequence[float]) -> str:
 
 
 def to_json(report: FitReport) -> dict[str, object]:
-    """Returns a report as JSON."""
-    tree: dict[str, object] = {
+    """Returns a report as JSON, with the runs that it was fitted to and their hashes."""
+    budgets = report.settings.budgets or (report.budget,)
+    return {
         "name": report.source.name,
         "source": report.source.source,
+        "metric": report.source.metric,
         "n_points": len(report.points),
         "excluded": [*report.source.excluded],
         "lines": describe(report),
+        "fits": {r.approach: _result_json(report, r, budgets) for r in report.results},
+        "runs": [run._asdict() for run in report.source.runs],
     }
-    fits: dict[str, object] = {}
-    for result in report.results:
-        entry: dict[str, object] = {"problem": result.problem}
-        if result.frontier:
-            entry |= {
-                "params": result.frontier.params._asdict(),
-                "tokens": result.frontier.tokens._asdict(),
-                "exponent_interval": [*result.frontier.exponent_interval],
-            }
-        if result.fit:
-            entry |= {
-                "law": result.fit.law._asdict(),
-                "low": result.fit.low._asdict(),
-                "high": result.fit.high._asdict(),
-                "optima": [
-                    {"budget": b} | find_optimum(result.fit.law, b)._asdict()
-                    for b in report.settings.budgets
-                ],
-            }
-        fits[result.approach] = entry
-    return tree | {"fits": fits}
+
+
+def _result_json(
+    report: FitReport, result: ApproachResult, budgets: Sequence[float]
+) -> dict[str, object]:
+    tree: dict[str, object] = {"problem": result.problem}
+    if frontier := result.frontier:
+        tree |= {
+            "params": frontier.params._asdict(),
+            "tokens": frontier.tokens._asdict(),
+            "exponent_interval": [*frontier.exponent_interval],
+        }
+    if fit := result.fit:
+        tree |= {
+            "law": fit.law._asdict(),
+            "low": fit.low._asdict(),
+            "high": fit.high._asdict(),
+            "gap": fit.gap if isinstance(fit, SurfaceFit) and fit.gap_interval else None,
+            "optima": [_optimum_json(report, fit, budget) for budget in budgets],
+        }
+    return tree
+
+
+def _optimum_json(
+    report: FitReport, fit: ScalingFit | SurfaceFit, budget: float
+) -> dict[str, object]:
+    """Returns the compute-optimal N and D of a budget, by C = 6 N D."""
+    best = find_optimum(fit.law, budget)
+    low, high = interval_of([find_optimum(law, budget).params for law in bootstrap_laws(fit)])
+    factor = extrapolation_factor(report.points, best.params, best.tokens)
+    return {
+        "budget": budget,
+        **best._asdict(),
+        "params_interval": [low, high],
+        "extrapolation": factor,
+    }

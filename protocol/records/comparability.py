@@ -17,6 +17,9 @@ COMPARABILITY_KEYS = (
 )
 KEY_LABELS = {"seq_len": "row length", "init_from": "initialization"}
 NOT_STATED = "not stated"  # Value of a key that an external result does not state.
+FROM_SCRATCH = (
+    "scratch"  # Value of the key "init_from" of a run that starts from random parameters.
+)
 NO_EVALUATION = "none"  # Value of the key "evaluation" of a run without a score.
 COMPILER_PACKAGES = ("jax", "libtpu", "tokamax")  # Prefixes of package names.
 
@@ -54,7 +57,7 @@ def comparability_keys(
         "batch_size": f"{train.count('batch_size')} sequences",
         "precision": settings.section("model").text("dtype", 20),
         "optimizer": settings.section("optimizer").text("name", 40),
-        "init_from": run.section("flags").text("init_from") or "scratch",
+        "init_from": run.section("flags").text("init_from") or FROM_SCRATCH,
         "metric": metric or "none",
         "evaluation": evaluations.get(metric, NO_EVALUATION),
         "tuning_trials": trials,

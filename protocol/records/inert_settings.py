@@ -45,6 +45,8 @@ def drop_inert(settings: CheckedFields) -> dict[str, object]:
         tree["model"] = _drop_from_model(settings.section("model"))
     if "optimizer" in tree:
         tree["optimizer"] = _drop_from_optimizer(settings.section("optimizer"))
+    if (train := settings.section("train")).count("unique_tokens") == 0:
+        tree["train"] = {k: v for k, v in train.tree.items() if k != "unique_tokens"}
     return tree
 
 

@@ -55,12 +55,26 @@ DIRECTION: dict[str, Direction] = {  # By the name without split or task, and wi
     "state_bytes_estimate": "lower",
 }
 DIRECTIONS: dict[str, Direction] = {"lower": "lower", "higher": "higher"}
+COSTS = (  # Scores that are costs of a model, not its quality.
+    *("prefill_tokens_per_second", "decode_ms_per_token"),
+    *("state_bytes", "state_bytes_estimate"),
+)
 CONTEXT_SUFFIX = re.compile(r"@\d{1,12}x?$")
+
+
+def score_direction(score: str) -> Direction | None:
+    """Returns the better direction of a score by its name; None if `DIRECTION` has none."""
+    return DIRECTION.get(_base_name(score))
+
+
+def is_quality(score: str) -> bool:
+    """Returns whether a score is the quality of a model, with a known better direction."""
+    return score_direction(score) is not None and _base_name(score) not in COSTS
 
 
 def metric_direction(metric: str, study: StudyRecord) -> Direction | None:
     """Returns the better direction, from `DIRECTION`, else from the study; None if unknown."""
-    return _table_direction(metric) or DIRECTIONS.get(study.better)
+    return score_direction(metric) or DIRECTIONS.get(study.better)
 
 
 def check_direction(metric: str, better: Direction) -> Direction:
@@ -69,7 +83,7 @@ def check_direction(metric: str, better: Direction) -> Direction:
     Raises:
         ConfigError: if `DIRECTION` has the opposite one.
     """
-    if (expected := _table_direction(metric)) not in (None, better):
+    if (expected := score_direction(metric)) not in (None, better):
         raise ConfigError(
             f"better is {better!r}, but {expected} {metric} is better; set better={expected!r}"
         )
@@ -89,5 +103,5 @@ def metric_problem(metric: str, study: StudyRecord) -> str:
     return ""
 
 
-def _table_direction(metric: str) -> Direction | None:
-    return DIRECTION.get(CONTEXT_SUFFIX.sub("", metric.rpartition("/")[2]))
+def _base_name(score: str) -> str:
+    return CONTEXT_SUFFIX.sub("", score.rpartition("/")[2])

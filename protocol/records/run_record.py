@@ -80,6 +80,10 @@ class RunRecord:
     steps: int = 0
     learning_curve: tuple[tuple[float, float], ...] = ()  # Points (tokens, loss).
     learning_curve_metric: str = ""
+    # Points (step, score) of validation scores near the end of training, by name.
+    late_scores: Mapping[str, tuple[tuple[float, float], ...]] = dataclasses.field(
+        default_factory=dict
+    )
     # Rolling hash of the training data by step.
     data_hashes: Mapping[int, str] = dataclasses.field(default_factory=dict)
     command: str = ""
@@ -118,7 +122,7 @@ def read_run(path: Path, folder: str, plans: Plans | None = None) -> RunRecord:
     events = parse_jsonl(files.read("events.jsonl") or b"", "events.jsonl")
     settings = run.section("settings")
     steps = settings.section("train").count("steps") or 0
-    results = _read_results(path, steps, files.read)
+    results = read_results(path, steps, files.read)
     manifest = files.read("checkpoints", str(steps), "MANIFEST.json")
     check_seals(run, status, results, files.content)
     study = parse_study(run.section("study"))
@@ -156,6 +160,7 @@ def read_run(path: Path, folder: str, plans: Plans | None = None) -> RunRecord:
         steps=steps,
         learning_curve=series.learning_curve(metrics),
         learning_curve_metric=series.learning_curve_metric(metrics),
+        late_scores=series.late_scores(metrics, steps),
         data_hashes={r.count("step") or 0: h for r in metrics if (h := r.text("data_hash"))},
         command=_command(run),
         code_version=_code_version(run.section("code")),
@@ -212,7 +217,7 @@ def _require_text(value: str, name: str) -> str:
     return value
 
 
-def _read_results(
+def read_results(
     path: Path, step: int, read_hashed: Callable[..., bytes | None]
 ) -> list[CheckedFields]:
     """Returns the results of all tasks at a step.
@@ -261,7 +266,7 @@ def _identity(settings: CheckedFields) -> tuple[dict[str, str], str]:
     """Returns the settings that may change a result, flat, and their hash."""
     read = drop_inert(settings)
     tree = {k: v for k, v in read.items() if k not in NON_IDENTITY_SECTIONS}
-    train = settings.section("train")
+    train = CheckedFields(read.get("train", {}), "run.json settings train")
     ignored = {*COMPUTE_ONLY_KEYS} - ({"grad_accum_steps"} if _balances_parts(settings) else set())
     tree["train"] = {k: v for k, v in train.tree.items() if k not in ignored}
     hidden = {"balance_over"}  # It has an effect together with grad_accum_steps above 1 alone.

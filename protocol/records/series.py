@@ -4,8 +4,11 @@ import math
 import statistics
 
 from errors import DataError
-from protocol.records.safe_read import CheckedFields, parse_jsonl
+from protocol.records.safe_read import CheckedFields, parse_jsonl, sanitize
 
+LATE_SHARE = 0.2  # Share of the steps at the end of a run in which scores count as late.
+MAX_LATE_SCORES = 30  # The number of last checkpoints of arXiv:2508.13144.
+VALIDATION_PREFIX = "valid/"
 MAX_CURVE_POINTS = 100  # Points of a learning curve that the page draws.
 CURVE_METRICS = ("bits_per_byte", "nats", "loss")  # The first one that a run logs is its curve.
 LAST_ROW_COLUMNS = {  # Metrics of which the last row is shown, with their columns.
@@ -26,7 +29,7 @@ COST_COLUMNS = (
         "head_share",
         "elementwise_share",
     ),
-    "tokens",
+    *("tokens", "tokens_per_param"),
     *("unique_tokens", "epochs", "seconds", "tokens_per_second", "mfu", "peak_memory"),
     *("prefill_tokens_per_second", "decode_ms_per_token", "decode_flops"),
     *("state_bytes", "measured_state_bytes"),
@@ -101,6 +104,9 @@ def read_costs(
         "tokens_per_second": _median(series, "tokens_per_second"),
         "mfu": _median(series, "mfu"),
     }
+    size, tokens = columns.get("active_non_embedding_params"), columns["tokens"]
+    if size is not None and tokens is not None and size > 0:
+        columns["tokens_per_param"] = tokens / size
     columns |= _energy_columns(series, steps, settings.section("log"))
     for name in ("prefill_tokens_per_second", "decode_ms_per_token"):
         columns[name] = _longest_context(scores, name)
@@ -173,3 +179,24 @@ def learning_curve(series: list[CheckedFields]) -> tuple[tuple[float, float], ..
             points.append((x, y))
     stride = max(1, math.ceil(len(points) / MAX_CURVE_POINTS))
     return tuple(points[::-1][::stride][::-1])
+
+
+def late_scores(
+    series: list[CheckedFields], steps: int
+) -> dict[str, tuple[tuple[float, float], ...]]:
+    """Returns the points (step, score) of the validation scores of the last steps of a run.
+
+    A run logs them during training where `eval.every` is set.
+    """
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in series:
+        step = row.count("step") or 0
+        if step < (1 - LATE_SHARE) * steps:
+            continue
+        for name in row.tree:
+            if not name.startswith(VALIDATION_PREFIX):
+                continue
+            value = row.number(name)
+            if value is not None and math.isfinite(value):
+                points.setdefault(sanitize(name, 80), []).append((float(step), value))
+    return {name: tuple(values[-MAX_LATE_SCORES:]) for name, values in points.items()}

@@ -9,11 +9,11 @@ The caller decides whether N includes the embedding. All points of a fit must fo
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import optimize, special
 
 from errors import DataError
@@ -39,6 +39,9 @@ class Point(NamedTuple):
     training_flops: float = 0.0  # Exact training FLOPs; 0: 6 N D.
     epochs: float = 1.0
     budget: float = 0.0  # Planned training FLOPs; points of one budget form an isoFLOP curve.
+    run: int = 0  # Number of the run; points of one run are not independent. 0: a run of its own.
+    # 1: a checkpoint before the cooldown of its run, whose loss lies above the law by a gap.
+    before_cooldown: int = 0
 
     @property
     def compute(self) -> float:
@@ -110,10 +113,13 @@ def select_points(points: Iterable[Point]) -> tuple[list[Point], int]:
 def fit_law(points: Iterable[Point], *, n_resamples: int = 200, seed: int = 0) -> ScalingFit:
     """Fits the law to the points and bootstraps it; with few points the intervals are too narrow.
 
+    The bootstrap resamples runs, each with all of its points. Points before the cooldown of their
+    run are left out, because the law has no gap.
+
     Raises:
         DataError: if the points do not determine the five constants.
     """
-    used, points_dropped = select_points(points)
+    used, points_dropped = select_points(p for p in points if not p.before_cooldown)
     distinct = [len({getattr(point, name) for point in used}) for name in ("params", "tokens")]
     if len(used) < MIN_POINTS or min(distinct) < 3:
         raise DataError(
@@ -132,13 +138,22 @@ def fit_law(points: Iterable[Point], *, n_resamples: int = 200, seed: int = 0) -
     law = _law_from_theta(optima[0].x, n.mean(), d.mean())
     _check_exponents(law)
     rng, laws = np.random.default_rng(seed), []
+    runs = run_indices(used)
+    shares = np.full(runs.max() + 1, 1 / (runs.max() + 1))
     for _ in range(n_resamples):
-        weights = rng.multinomial(len(used), ones / len(used)).astype(float)
+        weights = rng.multinomial(len(shares), shares).astype(float)[runs]
         best = min((_minimize(o.x, data, weights) for o in optima), key=lambda r: r.fun)
         laws.append(_law_from_theta(best.x, n.mean(), d.mean()))
     low, high = np.quantile(laws or [law], [0.025, 0.975], axis=0).tolist()
     bounds = ScalingLaw(*low), ScalingLaw(*high)
     return ScalingFit(law, *bounds, len(used), points_dropped, tuple(laws))
+
+
+def run_indices(points: Sequence[Point]) -> Int[np.ndarray, " n"]:
+    """Returns the index of the run of each point, from 0 on; a point of run 0 is one of its own."""
+    keys = [(point.run, 0 if point.run else i) for i, point in enumerate(points)]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys])
 
 
 def find_optimum(law: ScalingLaw, budget: float) -> Optimum:

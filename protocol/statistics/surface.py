@@ -5,6 +5,11 @@ one budget. Parabolas are biased where alpha differs from beta or the sizes are 
 optimum (arXiv:2603.22339); the surface is not, if the law holds. Its bootstrap resamples sizes
 (residuals of their means, which carry all that is particular to a size), and, beside it, seeds
 within sizes.
+
+Checkpoints of a run may be further points. Those before the cooldown of the learning rate lie above
+the law by a gap, a sixth constant, which is assumed to be the same at all N and D. Points of one
+run are not independent: the bootstrap then draws one factor a run for all residuals of its points
+(the wild cluster bootstrap of Cameron, Gelbach & Miller 2008, with the six weights of Webb 2014).
 """
 
 from collections.abc import Iterable
@@ -27,7 +32,9 @@ from protocol.statistics.size_means import LackOfFit, SizeMeans, average_seeds, 
 from protocol.statistics.surface_fit import SurfaceData, SurfaceSolutions, solve_surfaces
 
 N_RESAMPLES = 200
-N_CONSTANTS = 5
+N_CONSTANTS = 5  # Besides the gap.
+# Factors of the residuals of a run, of mean 0 and variance 1 (Webb 2014).
+WILD_WEIGHTS = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
 REACH = 100.0  # Factor beyond the sizes trained within which an optimum is searched.
 NORMAL_QUANTILE = 1.959963984540054
 
@@ -57,7 +64,9 @@ class SurfaceFit(NamedTuple):
     df: int
     misfit: LackOfFit
     size_laws: Float[Array, "r 5"]  # E, A, alpha, B, beta of each resample of sizes.
-    seed_laws: Float[Array, "r 5"]  # The same over seeds; empty: one seed each.
+    seed_laws: Float[Array, "r 5"]  # The same over seeds; empty: one seed each, or shared runs.
+    gap: float = 0.0  # Loss above the law before the cooldown; 0 too if no point is.
+    gap_interval: Interval | None = None  # 95 %, bootstrap; None: no point is before a cooldown.
 
     @property
     def low(self) -> ScalingLaw:
@@ -91,9 +100,12 @@ class SurfaceFit(NamedTuple):
     def standard_error(self, params: float, tokens: float) -> float:
         """Returns the standard error of the surface at N and D, by the delta method."""
         log_n, log_d = np.log(self.means.params), np.log(self.means.tokens)
-        jacobian = _gradient(self.law, log_n, log_d) * np.sqrt(self.means.weights)[:, None]
+        jacobian = _gradient(self.law, log_n, log_d, self.means.gaps)
+        jacobian *= np.sqrt(self.means.weights)[:, None]
         scale = np.sqrt((jacobian**2).sum(0)) + 1e-300
-        row = _gradient(self.law, np.log([params]), np.log([tokens]))[0] / scale
+        row = _gradient(self.law, np.log([params]), np.log([tokens]), np.zeros(1))[0]
+        # At the end of a run there is no gap.
+        row = np.append(row, np.zeros(len(scale) - len(row))) / scale
         inverse = np.linalg.pinv((jacobian / scale).T @ (jacobian / scale), rcond=1e-13)
         return float(np.sqrt(max(row @ inverse @ row, 0.0) * self.scatter))
 
@@ -126,23 +138,31 @@ def fit_surface(
             "and 3 token counts or more"
         )
     log_n, log_d = np.log(means.params), np.log(means.tokens)
-    data = SurfaceData(log_n - log_n.mean(), log_d - log_d.mean(), means.weights)
+    gaps = means.gaps if means.gaps.any() else None
+    if gaps is not None and gaps.all():
+        raise DataError("all points are before the cooldown of their runs; give points at the end")
+    data = SurfaceData(log_n - log_n.mean(), log_d - log_d.mean(), means.weights, gaps)
     check_spread(data.log_n, data.log_d)
     centers = float(log_n.mean()), float(log_d.mean())
     solution = solve_surfaces(data, means.losses[None])
     law = ScalingLaw(*_laws(solution, centers)[0].tolist())
-    df = len(means.losses) - N_CONSTANTS
+    gap = 0.0 if gaps is None else float(solution.constants[0, 3])
+    df = len(means.losses) - N_CONSTANTS - (gaps is not None)
     scatter = float(solution.squares[0]) / df
     rng = np.random.default_rng(seed)
-    fitted = law.loss(means.params, means.tokens)
+    fitted = law.loss(means.params, means.tokens) + gap * means.gaps
     by_size = _resample_sizes(law, means, fitted, n_resamples, rng)
     seeds = by_size[:0]
-    if with_seeds and means.seed_df:
+    if with_seeds and means.seed_df and not means.is_clustered:
         seeds = _resample_seeds(means, fitted, n_resamples, rng)
-    laws = _laws(solve_surfaces(data, np.concatenate([by_size, seeds])), centers)
+    solutions = solve_surfaces(data, np.concatenate([by_size, seeds]))
+    laws, interval = _laws(solutions, centers), None
+    if gaps is not None:
+        ends = np.quantile(solutions.constants[: len(by_size), 3], [0.025, 0.975])
+        interval = Interval(*ends.tolist())
     return SurfaceFit(
         *(law, means, points_dropped, scatter, df, lack_of_fit(scatter, df, means)),
-        *(laws[: len(by_size)], laws[len(by_size) :]),
+        *(laws[: len(by_size)], laws[len(by_size) :], gap, interval),
     )
 
 
@@ -191,15 +211,16 @@ def _minimize_path(laws: Array, path: _TokenPath) -> Array:
     return (low + high) / 2
 
 
-def _gradient(law: ScalingLaw, log_n: Array, log_d: Array) -> Float[Array, "k 5"]:
-    """Returns the derivatives of the loss by E, A, alpha, B and beta."""
+def _gradient(law: ScalingLaw, log_n: Array, log_d: Array, gaps: Array) -> Float[Array, "k c"]:
+    """Returns the derivatives of the loss by E, A, alpha, B and beta, and by the gap if any."""
     u, v = np.exp(-law.alpha * log_n), np.exp(-law.beta * log_d)
-    return np.stack([np.ones_like(u), u, -law.A * u * log_n, v, -law.B * v * log_d], -1)
+    columns = [np.ones_like(u), u, -law.A * u * log_n, v, -law.B * v * log_d]
+    return np.stack([*columns, gaps] if gaps.any() else columns, -1)
 
 
 def _laws(solutions: SurfaceSolutions, centers: tuple[float, float]) -> Float[Array, "m 5"]:
     """Returns E, A, alpha, B and beta of N and D that are not centered."""
-    (alpha, beta), (E, a, b) = solutions.exponents.T, solutions.constants.T
+    (alpha, beta), (E, a, b) = solutions.exponents.T, solutions.constants.T[:3]
     A, B = a * np.exp(alpha * centers[0]), b * np.exp(beta * centers[1])
     return np.stack([E, A, alpha, B, beta], -1)
 
@@ -209,14 +230,21 @@ def _resample_sizes(
 ) -> Float[Array, "r k"]:
     """Returns losses with resampled residuals of sizes, as large as the degrees of freedom ask."""
     roots = np.sqrt(means.weights)
-    jacobian = _gradient(law, np.log(means.params), np.log(means.tokens)) * roots[:, None]
+    jacobian = _gradient(law, np.log(means.params), np.log(means.tokens), means.gaps)
+    jacobian *= roots[:, None]
     basis = np.linalg.svd(jacobian / np.sqrt((jacobian**2).sum(0) + 1e-300), False)[0]
     leverage = np.minimum((basis**2).sum(-1), 0.95)
     residual = (means.losses - fitted) * roots / np.sqrt(1 - leverage)
     residual -= residual.mean()
-    df = len(fitted) - N_CONSTANTS
+    df = len(fitted) - jacobian.shape[1]
     scatter = float((means.weights * (means.losses - fitted) ** 2).sum()) / df
     spread = np.sqrt(scatter / max(float((residual**2).mean()), 1e-300))
+    if means.is_clustered:
+        n_runs = means.clusters.max() + 1
+        run_df = max(n_runs - jacobian.shape[1], 2)
+        residual *= spread * special.stdtrit(run_df, 0.975) / NORMAL_QUANTILE
+        factors = rng.choice(WILD_WEIGHTS, (count, n_runs))[:, means.clusters]
+        return fitted + factors * residual / roots
     residual *= spread * special.stdtrit(df, 0.975) / NORMAL_QUANTILE
     return fitted + rng.choice(residual, (count, len(fitted))) / roots
 

@@ -1,9 +1,10 @@
 """Least squares of L = E + A / N^alpha + B / D^beta by variable projection, for many data at once.
 
-For given exponents the law is linear in E, A and B, which follow by non-negative least squares
-(of three constants, so that all sets of positive ones are tried). Only the two exponents are
-searched: on a grid, then by Levenberg-Marquardt with Kaufman's approximation of the Jacobian
-(Golub & Pereyra 1973; Kaufman 1975). All resamples of a bootstrap are fitted as one array.
+For given exponents the law is linear in E, A and B, and in the gap of points before a cooldown if
+there are any. They follow by non-negative least squares (all sets of positive ones are tried). Only
+the two exponents are searched: on a grid, then by Levenberg-Marquardt with Kaufman's approximation
+of the Jacobian (Golub & Pereyra 1973; Kaufman 1975). All resamples of a bootstrap are fitted as one
+array.
 """
 
 import itertools
@@ -18,7 +19,6 @@ MIN_EXPONENT, MAX_EXPONENT = 0.01, 3.0  # Bounds of the exponents.
 N_GRID = 16  # Exponents of each kind that the grid has.
 N_ITERATIONS = 60  # Limit of Levenberg-Marquardt; it stops when no fit improves.
 TOLERANCE = 1e-13  # Relative decrease of the squares below which a fit has converged.
-SETS = np.array([s for s in itertools.product((0.0, 1.0), repeat=3) if any(s)])  # Positive ones.
 
 
 class SurfaceData(NamedTuple):
@@ -27,13 +27,16 @@ class SurfaceData(NamedTuple):
     log_n: Float[Array, " k"]
     log_d: Float[Array, " k"]
     weights: Float[Array, " k"]
+    gaps: Float[Array, " k"] | None = (
+        None  # 1: the point lies above the law by the gap; None: none.
+    )
 
 
 class SurfaceSolutions(NamedTuple):
     """The constants of many fits: A and B belong to the centered logarithms of the data."""
 
     exponents: Float[Array, "m 2"]
-    constants: Float[Array, "m 3"]  # E, A and B.
+    constants: Float[Array, "m c"]  # E, A, B, and the gap if the data have one.
     squares: Float[Array, " m"]  # Weighted sums of squared residuals.
 
 
@@ -103,7 +106,7 @@ def _lm_step(
     design = _design(data, exponents)
     residual = (losses - (design @ constants[..., None])[..., 0]) * roots
     x = np.stack([data.log_n, data.log_d], -1)
-    slopes = x * design[..., 1:] * (constants[:, None, 1:] * exponents[:, None, :])
+    slopes = x * design[..., 1:3] * (constants[:, None, 1:3] * exponents[:, None, :])
     slopes = slopes * roots[:, None]  # Of the residual, at fixed constants.
     weighted = design * roots[:, None] * (constants[:, None, :] > 0)
     gram = _ridge(np.einsum("mki,mkj->mij", weighted, weighted))
@@ -118,11 +121,14 @@ def _lm_step(
     return np.clip(step, -1.0, 1.0)
 
 
-def _design(data: SurfaceData, exponents: Array) -> Array:
-    """Returns the columns 1, N^-alpha and D^-beta for each pair of exponents, (m, k, 3)."""
+def _design(data: SurfaceData, exponents: Array) -> Float[Array, "m k c"]:
+    """Returns the columns 1, N^-alpha, D^-beta and the gap for each pair of exponents."""
     x = np.stack([data.log_n, data.log_d], -1)
     powers = np.exp(-exponents[:, None, :] * x)
-    return np.concatenate([np.ones_like(powers[..., :1]), powers], -1)
+    columns = [np.ones_like(powers[..., :1]), powers]
+    if data.gaps is not None:
+        columns.append(np.broadcast_to(data.gaps[:, None], columns[0].shape))
+    return np.concatenate(columns, -1)
 
 
 def _solve_constants(design: Array, weights: Array, losses: Array) -> tuple[Array, Array]:
@@ -142,9 +148,11 @@ def _solve_constants(design: Array, weights: Array, losses: Array) -> tuple[Arra
 
 def _solve_sets(gram: Array, right: Array) -> Array:
     """Returns the best constants over all sets of positive ones."""
-    pairs = SETS[:, :, None] * SETS[:, None, :]
-    masked = gram[:, None] * pairs + np.eye(3) * (1 - SETS)[:, None, :]
-    constants = np.linalg.solve(_ridge(masked), (right[:, None] * SETS)[..., None])[..., 0]
+    count = right.shape[-1]
+    sets = np.array([s for s in itertools.product((0.0, 1.0), repeat=count) if any(s)])
+    pairs = sets[:, :, None] * sets[:, None, :]
+    masked = gram[:, None] * pairs + np.eye(count) * (1 - sets)[:, None, :]
+    constants = np.linalg.solve(_ridge(masked), (right[:, None] * sets)[..., None])[..., 0]
     explained = (constants * right[:, None]).sum(-1)
     explained = np.where((constants >= 0).all(-1), explained, -np.inf)
     best = explained.argmax(-1)
@@ -153,5 +161,6 @@ def _solve_sets(gram: Array, right: Array) -> Array:
 
 def _ridge(gram: Array) -> Array:
     """Returns the matrices with 1e-14 of the mean diagonal added, so that none is singular."""
-    scale = np.einsum("...ii->...", gram) / 3
-    return gram + 1e-14 * scale[..., None, None] * np.eye(3)
+    count = gram.shape[-1]
+    scale = np.einsum("...ii->...", gram) / count
+    return gram + 1e-14 * scale[..., None, None] * np.eye(count)

@@ -5,6 +5,8 @@
   (`protocol/study/model_sizing.py`).
 - `match_by_steps`: same size. The steps are solved for equal training FLOPs, tokens or measured
   seconds.
+- `match_as_is`: nothing is solved. Runs of equal unique tokens (data-limited studies) may differ in
+  their steps, and so in their epochs.
 - `match_isoflop`: several sizes at each of several budgets of training FLOPs, with the steps solved
   for each. `protocol/statistics/isoflop.py` fits the results. It is the strongest comparison.
 
@@ -28,7 +30,14 @@ MIN_BUDGETS, MIN_SIZES = 3, 6  # Minimal budgets and sizes of an isoFLOP compari
 TOKENS_PER_PARAM = 20.0  # Approximate compute-optimal ratio (arXiv:2203.15556).
 
 Axis = Literal[
-    "params", "active_params", "training_flops", "tokens", "wall_clock", "state_bytes", "decode"
+    "params",
+    "active_params",
+    "training_flops",
+    "tokens",
+    "unique_tokens",
+    "wall_clock",
+    "state_bytes",
+    "decode",
 ]
 SIZE_AXES = ("training_flops", "params", "active_params", "state_bytes", "decode")
 STEP_AXES = ("training_flops", "tokens", "wall_clock")
@@ -41,12 +50,14 @@ class RunCosts(NamedTuple):
     active_params: float
     training_flops: float  # Model FLOPs of all steps, forward and backward.
     tokens: float  # Tokens of text.
+    unique_tokens: float  # Of these, the distinct ones; 0: train.unique_tokens does not limit them.
     wall_clock: float  # Seconds of all steps; 0: not measured.
     state_bytes: float  # Bytes that decoding stores for a sequence.
     decode: float  # FLOPs of generating the last token of a row.
     non_embedding_params: float  # Parameters without embedding and head.
     non_embedding_flops: float  # Training FLOPs without the head.
     executed_flops: float
+    epochs: float  # Tokens over unique tokens; 0: unknown.
     head_share: float  # Share of the head in the model FLOPs; the board mentions it above .25.
 
 
@@ -66,18 +77,22 @@ class MatchedModel(NamedTuple):
 def compute_run_costs(settings: Settings, step_seconds: float = 0.0) -> RunCosts:
     """Returns the costs of a run of resolved settings, which include the vocabulary size."""
     train, rows, cost = settings.train, settings.row_spec, model_cost(settings)
-    n_tokens = run_tokens(settings)
+    n_tokens, row_tokens = run_tokens(settings), rows.text_length * rows.n_texts
+    text_tokens = train.steps * train.batch_size * row_tokens
+    unique_tokens = min(text_tokens, train.unique_tokens // row_tokens * row_tokens)
     return RunCosts(
         params=cost.params,
         active_params=cost.active_params,
         training_flops=cost.training_flops * n_tokens,
-        tokens=train.steps * train.batch_size * rows.text_length * rows.n_texts,
+        tokens=text_tokens,
+        unique_tokens=unique_tokens,
         wall_clock=step_seconds * train.steps,
         state_bytes=cost.state_bytes,
         decode=decode_flops(settings),
         non_embedding_params=cost.non_embedding_params,
         non_embedding_flops=3 * cost.non_embedding_flops * n_tokens,
         executed_flops=executed_flops_per_token(settings) * n_tokens,
+        epochs=text_tokens / unique_tokens if unique_tokens else 0.0,
         head_share=cost.head_flops / cost.model_flops,
     )
 
@@ -185,6 +200,8 @@ def match_as_is(
         ConfigError: if a candidate has another cost than the reference.
     """
     _check_reference(candidates, reference)
+    if axis == "unique_tokens":
+        _check_unique_tokens(candidates)
     if axis == "wall_clock":
         raise ConfigError("wall_clock is unknown before it is measured; match it by steps")
     reference_costs = compute_run_costs(candidates[reference])
@@ -335,6 +352,20 @@ def _check_reference(candidates: Mapping[str, Settings], reference: str) -> None
         raise ConfigError(
             f"the reference {reference!r} is not a candidate; {did_you_mean(reference, candidates)}"
         )
+
+
+def _check_unique_tokens(candidates: Mapping[str, Settings]) -> None:
+    """Refuses candidates without a number of unique tokens.
+
+    Raises:
+        ConfigError: if there is one.
+    """
+    for name, settings in candidates.items():
+        if not settings.train.unique_tokens:
+            raise ConfigError(
+                f"{name} has train.unique_tokens 0, the whole training split, with the axis "
+                "unique_tokens; set it to the number of distinct tokens of a run"
+            )
 
 
 def _check_equal_settings(candidates: Mapping[str, Settings], keys: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from errors import ConfigError
 from eval.split_part import common_limit
+from formatting import format_si
 from protocol.board.columns import AXIS_LABELS
 from protocol.records.metrics import Direction
 from protocol.study.budget import (
@@ -189,6 +190,9 @@ def describe_unmatched(matched_plan: MatchedPlan) -> list[str]:
             parts.append(f"{AXIS_LABELS[axis]} {residual} from {target}")
         costs = f"relative costs: {ratios}" if ratios else "other costs are equal"
         parts.append("reference" if is_reference else costs)
+        if matched.costs.epochs:
+            unique = format_si(matched.costs.unique_tokens)
+            parts.append(f"{matched.costs.epochs:.3g} epochs of {unique} unique tokens")
         lines.append(f"{key.candidate} ({shape}): {'; '.join(parts)}")
     return lines
 
@@ -210,6 +214,11 @@ def _check_study(study: Study) -> None:
         raise ConfigError(
             f"axis 'wall_clock' with match_by={study.match_by!r}: seconds are matched by the "
             "number of steps; set match_by to steps"
+        )
+    if study.axis == "unique_tokens" and study.match_by != "as_is":
+        raise ConfigError(
+            f"axis 'unique_tokens' with match_by={study.match_by!r}, which solves another cost; "
+            "set match_by to as_is, and train.unique_tokens and train.steps in the settings"
         )
     if study.match_by == "isoflop" and study.axis != "training_flops":
         raise ConfigError(

@@ -163,6 +163,19 @@ def test_a_damaged_file_of_scores_is_computed_again(context):
     assert list(baselines.Baselines()(context)) == first
 
 
+def test_repeated_rows_are_seen_once(context):
+    """More steps over two repeated rows see no more text than the steps of one pass."""
+
+    def weight(**changes):
+        train = dataclasses.replace(context.settings.train, **changes)
+        changed = types.SimpleNamespace(**vars(context))
+        changed.settings = dataclasses.replace(context.settings, train=train)
+        scores = {s.name: s.weight for s in baselines.Baselines()(changed)}
+        return scores["test/baseline/seen/byte_1"]
+
+    assert weight(steps=6, unique_tokens=128) == weight(steps=1) < weight(steps=6)
+
+
 def test_a_run_that_trained_nothing_has_no_text_seen(context):
     """An imported checkpoint is such a run."""
     train = dataclasses.replace(context.settings.train, steps=0)

@@ -132,6 +132,8 @@ def test_it_filters(page):
     assert page.names() == []
     page.type("#filter", " ")
     assert len(page.names()) == 5 and page.do(drawn) == 5
+    # What is said of all groups together has no rows, and stays.
+    assert page.do("return document.querySelector('.whole').offsetHeight") > 0
 
 
 def test_every_chart_is_drawn(page):

@@ -85,6 +85,13 @@ def least(group, name):
     return math.exp(centre + best), a + b * best + c * best**2, math.sqrt(at @ covariance @ at)
 
 
+def height_at(group, name, log_size):
+    """By numpy: the parabola through one point a size."""
+    rows = [row for row in group.rows if row.first_run.study.candidate == name]
+    x = np.log([row.first_run.costs["active_non_embedding_params"] for row in rows])
+    return np.polyval(np.polyfit(x, [np.mean(row.sample.values) for row in rows], 2), log_size)
+
+
 def test_candidates_are_compared_at_their_minima(tmp_path):
     study(tmp_path, "dense", DENSE)
     study(tmp_path, "mamba2", MAMBA)
@@ -130,6 +137,17 @@ def test_candidates_are_compared_at_their_minima(tmp_path):
     assert 1000 * surface_size == pytest.approx(MAMBA[1], rel=0.1)
     assert verdict.sentence.replace("+-", "±") in head.comparisons[2]
     assert group.problems == ()
+    assert any("rows of a curve differ in size" in text for text in head.confidence)
+    across = found.comparable_sets[0].across
+    assert len(across.steps) == 3 and all(s.accuracy.n_same == 1 for s in across.steps)
+    assert (
+        "at 6.14e11 training FLOPs is that at 2.46e12 training FLOPs for 1 of 1 pair"
+        in (across.sentences[0])
+    )
+    for place in (p for p in across.places if p.cost == "6.14e11 training FLOPs"):
+        log_size = 0.5 * math.log(1.024e11 / place.ratio)  # N D is 1.024e11 in all runs.
+        heights = [height_at(group, name, log_size) for name in place.candidates]
+        assert place.is_curve and heights == sorted(heights)
     said = json.loads(json.dumps(export.to_json_tree(found)))["comparable_sets"][0]["groups"][0]
     assert [m["candidate"] for m in said["minima"]] == ["mamba2", "dense"]
     low, high = said["minima"][1]["surface"]["params_interval"]
