@@ -215,6 +215,11 @@ class ModelConfig:
         """Returns the parts of each distinct block of both stacks, sorted by name."""
         return [self.layer_parts(layer) for layer in sorted(self.layer_specs())]
 
+    def stack_parts(self, layout: LayerLayout) -> list[LayerParts]:
+        """Returns the parts of every block of a stack, in order."""
+        parts = {layer: self.layer_parts(layer) for layer in {*layout.layer_specs()}}
+        return [parts[layer] for layer in layout.layer_specs()]
+
     def layer_parts(self, layer: LayerSpec) -> LayerParts:
         """Returns the classes and the settings of the parts of a layer.
 
