@@ -28,7 +28,7 @@ from arch.layers.dropout import dropout, maybe_split_key
 from arch.layers.norms import Norm, NormConfig
 from arch.links import Links
 from arch.mixers.attention import Attention, AttentionState
-from arch.mixers.bidirectional import Bidirectional
+from arch.mixers.combined.bidirectional import Bidirectional
 from arch.part import Channel, Memory, Mixer
 from arch.sequence import SequenceInfo
 from arch.sharding import constrain

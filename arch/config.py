@@ -20,7 +20,8 @@ from arch.layers.pooler import PoolerConfig
 from arch.layers.positions import PositionsConfig
 from arch.mixers.attention import Attention, AttentionConfig
 from arch.mixers.attention_config import relative_heads
-from arch.mixers.bidirectional import BidirectionalConfig, MixerSpec
+from arch.mixers.combined.bidirectional import BidirectionalConfig, MixerSpec
+from arch.mixers.combined.side_by_side import SideBySide, SideBySideConfig, SideBySideParts
 from arch.mixers.delta_product import DeltaProduct, DeltaProductConfig
 from arch.mixers.gated_conv import GatedConv, GatedConvConfig
 from arch.mixers.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
@@ -33,7 +34,6 @@ from arch.mixers.lightning import Lightning, LightningConfig
 from arch.mixers.lstm import Lstm, LstmConfig
 from arch.mixers.mamba1 import Mamba1, Mamba1Config
 from arch.mixers.mamba2 import Mamba2, Mamba2Config
-from arch.mixers.side_by_side import SideBySide, SideBySideConfig, SideBySideParts
 from arch.part import Channel, Mixer
 from arch.pattern import LayerLayout, LayerSpec, make_layout, parse_layer
 from arch.sequence import ALL_VIEWS, View, intersect_views
@@ -214,6 +214,11 @@ class ModelConfig:
     def distinct_parts(self) -> list[LayerParts]:
         """Returns the parts of each distinct block of both stacks, sorted by name."""
         return [self.layer_parts(layer) for layer in sorted(self.layer_specs())]
+
+    def stack_parts(self, layout: LayerLayout) -> list[LayerParts]:
+        """Returns the parts of every block of a stack, in order."""
+        parts = {layer: self.layer_parts(layer) for layer in {*layout.layer_specs()}}
+        return [parts[layer] for layer in layout.layer_specs()]
 
     def layer_parts(self, layer: LayerSpec) -> LayerParts:
         """Returns the classes and the settings of the parts of a layer.

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from arch.block import Block, BlockConfig
 from arch.canon import canon_cost, inner_widths, point_widths
 from arch.layers.norms import NormConfig
-from arch.mixers.bidirectional import MixerSpec
+from arch.mixers.combined.bidirectional import MixerSpec
 from arch.part import Channel
 from arch.part_cost import CostContext, PartCost
 from arch.pattern import LayerSpec

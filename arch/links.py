@@ -59,7 +59,7 @@ class Links:
         """Returns how many earlier layers have this name: the number of this layer's row."""
         return jnp.sum(jnp.asarray(dict(self.users)[name]) < self.layer)
 
-    def hand_on(self, name: str, value: Array) -> "Links":
+    def hand_on(self, name: str, value: Float[Array, "B T ..."]) -> "Links":
         """Returns the links in which later layers find `value` under this name."""
         value = value.astype(self.values[name].dtype)
         return dataclasses.replace(self, values=self.values | {name: value})

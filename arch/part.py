@@ -43,7 +43,7 @@ class Part(Protocol[PartConfig]):
 
         "full" means that it reads what the view shows, "causal" that it reads a prefix in one
         direction only. A mixer without "bidirectional" can be wrapped by
-        `arch/mixers/bidirectional.py`.
+        `arch/mixers/combined/bidirectional.py`.
         """
 
     @staticmethod

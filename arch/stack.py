@@ -160,13 +160,13 @@ class Stack(nnx.Module):
     def _run_blocks(
         self,
         blocks: Sequence[Block],
-        x: Array,
+        x: Float[Array, "B T D"],
         links: Links | None,
         seq: SequenceInfo,
         states: BlockStates,
         memory: Memory | None,
         key: Array | None,
-    ) -> tuple[Array, Links | None, list[AuxMetrics], BlockStates]:
+    ) -> tuple[Float[Array, "B T D"], Links | None, list[AuxMetrics], BlockStates]:
         """Runs blocks that are not stacked, one after another."""
         run, auxes, new_states = self._remat(_call_block), [], []
         for block, state, k in zip(blocks, states, maybe_split_key(key, len(blocks)), strict=True):
@@ -178,13 +178,13 @@ class Stack(nnx.Module):
 
     def _scan_repeats(
         self,
-        x: Array,
+        x: Float[Array, "B T D"],
         links: Links | None,
         seq: SequenceInfo,
         states: BlockStates,
         memory: Memory | None,
         key: Array | None,
-    ) -> tuple[Array, Links | None, list[AuxMetrics], BlockStates]:
+    ) -> tuple[Float[Array, "B T D"], Links | None, list[AuxMetrics], BlockStates]:
         """Runs the blocks of the pattern, repeat by repeat; states and reports have that axis."""
         leaves, old_structure = jax.tree.flatten(states)
         structures = [old_structure]  # A state may know that it is no longer empty.
@@ -252,7 +252,7 @@ def _make_block(
 
 def _call_block(
     block: Block,
-    x: Array,
+    x: Float[Array, "B T D"],
     seq: SequenceInfo,
     links: Links | None,
     state: BlockState | None,

@@ -45,7 +45,12 @@ ROOMS: list[tuple[str, str, str]] = [
         "arch/mixers",
         "attention attention_config kv_cache mamba1 mamba2 gated_deltanet kda gdn2 "
         "delta_product gla hgrn2 lightning matrix_memory memory_cost latent_attention lstm "
-        "gated_conv side_by_side bidirectional",
+        "gated_conv",
+    ),
+    (
+        "Mixers of mixers",
+        "arch/mixers/combined",
+        "bidirectional side_by_side",
     ),
     (
         "Channels",

@@ -16,7 +16,8 @@ from arch.channels.moe import MoeConfig
 from arch.layers.positions import PositionsConfig
 from arch.layers.rope import RopeConfig
 from arch.mixers.attention import AttentionConfig
-from arch.mixers.bidirectional import BidirectionalConfig
+from arch.mixers.combined.bidirectional import BidirectionalConfig
+from arch.mixers.combined.side_by_side import SideBySideConfig
 from arch.mixers.delta_product import DeltaProductConfig
 from arch.mixers.gated_conv import GatedConvConfig
 from arch.mixers.gated_deltanet import GatedDeltaNetConfig
@@ -28,7 +29,6 @@ from arch.mixers.latent_attention import LatentAttentionConfig
 from arch.mixers.lightning import LightningConfig
 from arch.mixers.mamba1 import Mamba1Config
 from arch.mixers.mamba2 import Mamba2Config
-from arch.mixers.side_by_side import SideBySideConfig
 
 WIDTH, VOCAB = 16, 40
 

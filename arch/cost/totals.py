@@ -177,8 +177,8 @@ def _layer_costs(
 ) -> list[tuple[str, PartCost]]:
     """Returns the cost of each use of a part in a stack, with the part's name."""
     costs: list[tuple[str, PartCost]] = []
-    for layer in layout.layer_specs():
-        costs += config.layer_parts(layer).costs(context)
+    for layer in config.stack_parts(layout):
+        costs += layer.costs(context)
         if has_cross_attention:
             cross = cross_attention_cost(config.width, config.cross_attention, context)
             costs.append(("cross_attention", cross))
@@ -266,8 +266,7 @@ def _joint_params(config: ModelConfig) -> int:
 
 def _norm_params(config: ModelConfig, layout: LayerLayout, has_cross_attention: bool) -> int:
     params = sum(
-        config.layer_parts(layer).norm_params(config.norm, has_cross_attention)
-        for layer in layout.layer_specs()
+        layer.norm_params(config.norm, has_cross_attention) for layer in config.stack_parts(layout)
     )
     params -= config.block.skip_first_norm * Norm.params(config.width, config.norm)
     return params + config.final_norm * Norm.params(config.width, config.norm)

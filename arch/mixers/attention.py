@@ -241,7 +241,7 @@ class Attention(nnx.Module):
             )
         return state.k, state.v, state.token_index, state
 
-    def _log_decay(self, x: Array, seq: SequenceInfo) -> Float[Array, "B T H 2"]:
+    def _log_decay(self, x: Float[Array, "B T D"], seq: SequenceInfo) -> Float[Array, "B T H 2"]:
         """Returns the cumulative log of the forget gates."""
         gate = linear(x, self.w_forget[...], self.b_forget[...])
         log_f = jax.nn.log_sigmoid(gate.astype(jnp.promote_types(x.dtype, jnp.float32)))
@@ -263,11 +263,11 @@ class Attention(nnx.Module):
             return None
         return (window - 1, window - 1) if causal else (window // 2, window // 2)
 
-    def _project_queries(self, x: Array) -> Float[Array, "B T width"]:
+    def _project_queries(self, x: Float[Array, "B T D"]) -> Float[Array, "B T width"]:
         return linear(x, self.w_q[...], self.b_q[...] if self.cfg.bias_qkv else None)
 
     def _project_keys_values(
-        self, x: Array
+        self, x: Float[Array, "B S D"]
     ) -> tuple[Float[Array, "B S width"], Float[Array, "B S width"]]:
         has_bias = self.cfg.bias_qkv
         return (
@@ -275,7 +275,7 @@ class Attention(nnx.Module):
             linear(x, self.w_v[...], self.b_v[...] if has_bias else None),
         )
 
-    def _query_heads(self, q: Array) -> Float[Array, "B T H K"]:
+    def _query_heads(self, q: Float[Array, "B T width"]) -> Float[Array, "B T H K"]:
         cfg, (H, _, _) = self.cfg, self.head_shape
         if cfg.qk_norm == "full":
             q = self._norm(q, self.norm_q[...])
@@ -284,7 +284,7 @@ class Attention(nnx.Module):
         return self._norm(q, self.norm_q[...]) if cfg.qk_norm == "head" else q
 
     def _key_value_heads(
-        self, k: Array, v: Array
+        self, k: Float[Array, "B S width"], v: Float[Array, "B S width"]
     ) -> tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]]:
         cfg, (_, G, _) = self.cfg, self.head_shape
         if cfg.qk_norm == "full":
@@ -298,14 +298,18 @@ class Attention(nnx.Module):
         """Returns the name under which layers of the same head shape share their first values."""
         return "values {}x{}".format(*self.head_shape[1:])
 
-    def _add_first_values(self, v: Array, links: Links) -> tuple[Float[Array, "B T G K"], Links]:
+    def _add_first_values(
+        self, v: Float[Array, "B T G K"], links: Links
+    ) -> tuple[Float[Array, "B T G K"], Links]:
         """Mixes the values of the first layer into those of a later one (arXiv:2410.17897)."""
         name, (first, later) = self._values_name(), self.mix_values[...].astype(v.dtype)
         is_first = links.is_first(name)
         links = links.hand_on(name, jnp.where(is_first, v, links.values[name]))
         return jnp.where(is_first, v, first * links.values[name] + later * v), links
 
-    def _norm(self, x: Array, scale: Array) -> Array:
+    def _norm(
+        self, x: Float[Array, "B T ..."], scale: Float[Array, " width"]
+    ) -> Float[Array, "B T ..."]:
         """Applies RMSNorm to queries or keys."""
         scale = 1 + scale if self.cfg.qk_norm_unit_offset else scale
         return rms_norm(x, scale, self.cfg.qk_norm_eps)

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from arch.layers.activations import activate
 from arch.layers.linear import linear
@@ -108,7 +108,7 @@ class Hgrn2(MatrixMemory[Hgrn2Config]):
         )
 
 
-def lower_bound(logits: Float[Array, "layers C"], index: Array) -> Float[Array, " C"]:
+def lower_bound(logits: Float[Array, "layers C"], index: Int[Array, ""]) -> Float[Array, " C"]:
     """Computes the bound of layer `index`: the sum of softmax(logits) over layers 1 to `index`."""
     layers = jnp.arange(logits.shape[0])[:, None]
     shares = jax.nn.softmax(logits, axis=0)

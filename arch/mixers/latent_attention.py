@@ -162,8 +162,10 @@ class LatentAttention(nnx.Module):
             *(batch_size, max_length, 1, width, dtype), is_ring=False, value_dim=0
         )
 
-    def _queries(self, x: Array, seq: SequenceInfo) -> tuple[Array, Array]:
-        """Returns the parts of the queries without and with a position [B T H .]."""
+    def _queries(
+        self, x: Float[Array, "B T D"], seq: SequenceInfo
+    ) -> tuple[Float[Array, "B T H dn"], Float[Array, "B T H dr"]]:
+        """Returns the parts of the queries without and with a position."""
         cfg, q = self.cfg, x
         if cfg.query_rank:
             q = linear(x, self.w_q_down[...], self.b_q_down[...] if cfg.bias else None)
@@ -172,8 +174,10 @@ class LatentAttention(nnx.Module):
         q_nope, q_rope = jnp.split(q, [self.sizes.dn], axis=-1)
         return q_nope, self._rotate(q_rope, seq)
 
-    def _latents(self, x: Array, seq: SequenceInfo) -> tuple[Array, Array]:
-        """Returns the latents after their norm [B T r], and the shared keys [B T dr]."""
+    def _latents(
+        self, x: Float[Array, "B T D"], seq: SequenceInfo
+    ) -> tuple[Float[Array, "B T r"], Float[Array, "B T dr"]]:
+        """Returns the latents after their norm, and the shared keys."""
         cfg = self.cfg
         y = linear(x, self.w_kv_down[...], self.b_kv_down[...] if cfg.bias else None)
         latent, k_rope = jnp.split(y, [self.sizes.r], axis=-1)
@@ -193,7 +197,7 @@ class LatentAttention(nnx.Module):
         latent, k_rope = jnp.split(k[:, :, 0], [self.sizes.r], axis=-1)
         return latent, k_rope, keys, cache
 
-    def _rotate(self, x: Array, seq: SequenceInfo) -> Array:
+    def _rotate(self, x: Float[Array, "B T H dr"], seq: SequenceInfo) -> Float[Array, "B T H dr"]:
         is_rotated = self.cfg.position_encoding == "rope"
         return apply_rope(x, seq.positions, self.cfg.rope) if is_rotated else x
 

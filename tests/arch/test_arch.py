@@ -20,7 +20,7 @@ from arch.layers.norms import NormConfig, gated_rms_norm, layer_norm, rms_norm
 from arch.layers.positions import PositionsConfig, alibi_slopes
 from arch.layers.rope import RopeConfig, apply_rope, attention_factor, inv_freq, rotate
 from arch.mixers.attention import Attention, AttentionConfig
-from arch.mixers.bidirectional import BidirectionalConfig
+from arch.mixers.combined.bidirectional import BidirectionalConfig
 from arch.mixers.gated_deltanet import GatedDeltaNetConfig
 from arch.mixers.mamba1 import Mamba1, Mamba1Config
 from arch.mixers.mamba2 import Mamba2, Mamba2Config

@@ -17,7 +17,7 @@ from arch.block import BlockConfig
 from arch.config import EncoderConfig
 from arch.layers.positions import PositionsConfig, relative_position_bucket
 from arch.mixers.attention import AttentionConfig
-from arch.mixers.bidirectional import BidirectionalConfig
+from arch.mixers.combined.bidirectional import BidirectionalConfig
 from errors import ConfigError
 
 RELATIVE = {

@@ -12,7 +12,7 @@ from test_contracts import multiply_adds
 from arch import Model, ModelConfig, SequenceInfo, compute_cost
 from arch.layers.patches import VisionConfig, cut_patches, normalize_pixels
 from arch.mixers.attention import AttentionConfig
-from arch.mixers.bidirectional import BidirectionalConfig
+from arch.mixers.combined.bidirectional import BidirectionalConfig
 from arch.vision import insert_images, pooled_cost
 from errors import ConfigError
 

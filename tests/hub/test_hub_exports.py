@@ -15,7 +15,7 @@ import tiny
 import hub
 from arch import Model
 from arch.layers.embedding import EmbedConfig, HeadConfig
-from arch.mixers.bidirectional import BidirectionalConfig
+from arch.mixers.combined.bidirectional import BidirectionalConfig
 from configs.families import switch, vicuna
 from data.tokenizers import ByteTokenizer, train_bpe
 from errors import CheckpointError, ConfigError

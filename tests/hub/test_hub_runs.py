@@ -16,7 +16,7 @@ import hub
 from arch.layers.norms import NormConfig
 from arch.layers.rope import RopeConfig
 from arch.mixers.attention import AttentionConfig
-from arch.mixers.bidirectional import BidirectionalConfig
+from arch.mixers.combined.bidirectional import BidirectionalConfig
 from data.settings import DataConfig
 from data.tokenizers import ByteTokenizer, train_bpe
 from errors import CheckpointError, ConfigError, DataError

@@ -11,8 +11,8 @@ from golden import golden
 
 from arch import SequenceInfo
 from arch.layers.rope import RopeConfig
+from arch.mixers.combined.side_by_side import SideBySideConfig
 from arch.mixers.latent_attention import LatentAttentionConfig, absorbed_form, plain_form
-from arch.mixers.side_by_side import SideBySideConfig
 from errors import ConfigError
 from ops.attention import chunked as attention_chunked
 from ops.attention.attention import TokenIndex, attention

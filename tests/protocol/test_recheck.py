@@ -10,7 +10,12 @@ import leaderboard
 from errors import DataError
 from eval import __main__ as eval_command
 from eval.again import ScorePair
-from protocol.records.inert_settings import OPTIMIZER_READERS, PART_SECTIONS, drop_inert
+from protocol.records.inert_settings import (
+    OBJECTIVE_SECTIONS,
+    OPTIMIZER_READERS,
+    PART_SECTIONS,
+    drop_inert,
+)
 from protocol.records.safe_read import CheckedFields
 
 
@@ -71,11 +76,13 @@ def test_scores_of_a_machine_may_differ():
 
 def test_the_tables_of_inert_settings_are_those_of_the_code():
     from arch.config import CHANNELS, MIXERS, ModelConfig
+    from objectives import OBJECTIVES
     from training.settings import Settings
 
     names = (*MIXERS, *CHANNELS, "side_by_side")
     sections = {name for name in names if hasattr(ModelConfig(), name)}
-    assert sections == {*PART_SECTIONS}
+    assert sections == {*PART_SECTIONS}, "name the part in protocol/records/inert_settings.py"
+    assert {*OBJECTIVE_SECTIONS} == {*OBJECTIVES, "mixture"}, "name the objective there"
     optimizer = Settings().optimizer
     assert all(hasattr(optimizer, name) for name in OPTIMIZER_READERS)
     tree = {

@@ -11,8 +11,8 @@ from arch import ModelConfig
 from arch.channels.mlp import MlpConfig
 from arch.layers.embedding import EmbedConfig, HeadConfig
 from arch.layers.norms import NormConfig
+from arch.mixers.combined.side_by_side import SideBySideConfig
 from arch.mixers.mamba2 import Mamba2Config
-from arch.mixers.side_by_side import SideBySideConfig
 from hub import rotary
 from hub.families.hybrids.bamba import NORM_MAP
 from hub.families.llama import (

@@ -25,7 +25,7 @@ from arch.links import (
     merge_links,
     mixer_links,
 )
-from arch.mixers.bidirectional import Bidirectional, MixerSpec
+from arch.mixers.combined.bidirectional import Bidirectional, MixerSpec
 from arch.mixers.kv_cache import KVCache
 from arch.part import Memory, Mixer
 from arch.part_cost import CostContext, PartCost, TermFlops

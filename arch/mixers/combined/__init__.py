@@ -1,0 +1,1 @@
+"""Mixers that run other mixers: in both directions, or side by side."""
