@@ -160,11 +160,11 @@ def replace_case(cases: list[dict[str, Any]], result: dict[str, Any]) -> list[di
     """Returns the cases with a new result, in the order of the table."""
     by_case = {tuple(case[name] for name in Case._fields): case for case in cases}
     by_case[tuple(result[name] for name in Case._fields)] = result
-    return sorted(by_case.values(), key=_place)
+    return sorted(by_case.values(), key=sort_key)
 
 
-def _place(case: dict[str, Any]) -> tuple[int, int, int, int]:
-    """Returns where a case stands in the table."""
+def sort_key(case: dict[str, Any]) -> tuple[int, int, int, int]:
+    """Returns what orders the rows of the table."""
     model = MODELS.index(case["model"])
     return model, case["width"], case["seq_len"], -len(case["dtype"])
 

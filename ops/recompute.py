@@ -6,20 +6,18 @@ activations, writing and reading these values takes longer than computing them a
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import TypeVar, cast
 
 import jax
 from jaxtyping import PyTree
 
 from ops.implementation import platform
 
-Inputs = ParamSpec("Inputs")
+Function = TypeVar("Function", bound=Callable[..., PyTree])
 Output = TypeVar("Output", bound=PyTree)
 
 
-def recompute(
-    function: Callable[Inputs, Output], static_argnums: int | tuple[int, ...] = ()
-) -> Callable[Inputs, Output]:
+def recompute(function: Function, static_argnums: int | tuple[int, ...] = ()) -> Function:
     """Makes `function` keep only its inputs for the backward pass; a decorator.
 
     On CPUs its outputs are also written to memory in the forward pass. XLA:CPU would compute them
@@ -27,17 +25,17 @@ def recompute(
     Mamba-2 layer, which takes a sixth of a training step.
 
     Args:
-        function: a function of arrays, cheap to compute.
+        function: a function of positional arguments, cheap to compute.
         static_argnums: the positions of its arguments that are no arrays.
     """
     checkpointed = jax.checkpoint(function, prevent_cse=False, static_argnums=static_argnums)
 
     @functools.wraps(function)
-    def run(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Output:
-        output: Output = checkpointed(*args, **kwargs)
+    def run(*args: PyTree) -> PyTree:
+        output = checkpointed(*args)
         return _materialize(output) if platform() == "cpu" else output
 
-    return run
+    return cast(Function, run)
 
 
 @jax.custom_jvp

@@ -8,7 +8,7 @@ activation.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from ops.context_parallel import broadcast_from_last, context_axis, left_halo
 from ops.implementation import PS, auto_axes, batch_axes, map_shards, select_implementation
@@ -115,25 +115,31 @@ def _shifted_sum(
     T, W, wide = x.shape[1], w.shape[0], jnp.promote_types(x.dtype, jnp.float32)
     inputs = jnp.concatenate([state.astype(wide), x.astype(wide)], axis=1)
     last = jax.lax.slice_in_dim(inputs, T, T + W - 1, axis=1)
-    age = None if reset is None else _tokens_since_reset(reset, W)
+    visible = None if reset is None else _visible_inputs(reset, W)
     y = jnp.zeros(x.shape, wide)
     for i in range(W):
-        shifted, shift = jax.lax.slice_in_dim(inputs, i, i + T, axis=1), W - 1 - i
-        if age is not None and shift:
-            shifted = jnp.where(age[..., None] >= shift, shifted, 0)
+        shifted, distance = jax.lax.slice_in_dim(inputs, i, i + T, axis=1), W - 1 - i
+        if visible is not None and distance:
+            shifted = jnp.where(visible[distance][..., None], shifted, 0)
         y = y + w[i].astype(wide) * shifted
     if bias is not None:
         y = y + bias.astype(wide)
-    if age is not None and T:
-        distance = jnp.arange(W - 2, -1, -1)  # of each input of the state from the last token
-        last = jnp.where((age[:, -1:] >= distance)[..., None], last, 0)
+    if visible is not None and T and W > 1:
+        of_last_token = jnp.stack([mask[:, -1] for mask in visible[W - 2 :: -1]], axis=1)
+        last = jnp.where(of_last_token[..., None], last, 0)
     return y.astype(x.dtype), last.astype(state.dtype)
 
 
-def _tokens_since_reset(reset: Bool[Array, "B T"], W: int) -> Int[Array, "B T"]:
-    """Counts the tokens of its document before each token; at least W if it began earlier."""
-    position = jnp.arange(reset.shape[1])
-    return position - jax.lax.cummax(jnp.where(reset, position, -W), axis=1)
+def _visible_inputs(reset: Bool[Array, "B T"], W: int) -> list[Bool[Array, "B T"]]:
+    """Returns for each distance below W whether the input so far back is of the token's document.
+
+    Inputs before the first token are, until a document begins.
+    """
+    visible, T = [jnp.ones_like(reset)], reset.shape[1]
+    for distance in range(1, W):
+        begins_between = jnp.pad(reset, ((0, 0), (distance - 1, 0)))[:, :T]
+        visible.append(visible[-1] & ~begins_between)
+    return visible
 
 
 IMPLEMENTATIONS = {"reference": reference, "xla": shifted_sum}
