@@ -225,5 +225,9 @@ def test_a_table_may_name_runs_and_what_is_before_a_cooldown(tmp_path, capsys):
     ):
         assert command.main([str(tmp_path / "x.csv"), flag]) != 0
         assert message in capsys.readouterr().err
+    for row in ("1e6,1e7,2.0,1.5,0", "1e6,1e7,2.0,1,2", "1e6,1e7,2.0,-1,0", "1e6,1e7,2.0,nan,0"):
+        (tmp_path / "y.csv").write_text(f"{lines[0]}\n{row}\n")
+        assert command.main([str(tmp_path / "y.csv")]) != 0
+        assert "must be a whole number from 0 on, and 0 or 1" in capsys.readouterr().err
     assert command.main([str(tmp_path), "--checkpoints=1"]) != 0
     assert "must be a share from 0 to below 1" in capsys.readouterr().err
