@@ -7,9 +7,10 @@ import board_runs
 import numpy as np
 import pytest
 
+from errors import DataError
 from protocol.fit import __main__ as command
 from protocol.fit.points import PointSet, read_runs
-from protocol.fit.report import FitSettings, fit_points, to_json
+from protocol.fit.report import FitSettings, describe, fit_points, to_json
 from protocol.records.load import load_records
 from protocol.records.run_checkpoints import read_checkpoints
 from protocol.statistics.isoflop import fit_minima
@@ -51,6 +52,22 @@ def test_the_gap_before_the_cooldown_is_a_constant_of_its_own():
     ends = fit_law(trained(ratios=(5, 20, 80)), n_resamples=1)
     assert ends.points_used == 12  # The Huber fit has no gap, and takes the ends of runs alone.
     assert ends.law.alpha == pytest.approx(LAW.alpha, rel=0.01)
+
+
+def test_checkpoints_that_do_not_follow_the_law_are_refused_or_named():
+    below = [p._replace(loss=p.loss - 1.5 * GAP * p.before_cooldown) for p in trained()]
+    with pytest.raises(DataError, match="their gap is 0, its bound; leave them out"):
+        fit_surface(below, n_resamples=1)
+    settings = FitSettings(approaches=("surface",), n_resamples=40)
+    for growth, said in ((0.0, "inside the interval"), (0.5, "outside the interval")):
+        points = [
+            p._replace(loss=p.loss + p.before_cooldown * growth * np.log10(p.params / 1e6))
+            for p in trained(ratios=(5, 20, 80), rng=np.random.default_rng(3), own=1e-4)
+        ]
+        lines = describe(fit_points(PointSet("x", tuple(points), "x"), settings))
+        (line,) = [text for text in lines if text.startswith("the ends of runs alone give")]
+        assert said in line and ("trust the ends" in line) == (growth > 0)
+        assert f"alpha {LAW.alpha:.2f}" in line
 
 
 def test_points_of_one_run_are_one_cluster():
