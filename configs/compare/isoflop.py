@@ -2,7 +2,8 @@
 
     uv run compare.py --config=configs/compare/isoflop.py --dry_run
     uv run compare.py --config=configs/compare/isoflop.py --workdir=runs/compare/isoflop
-    uv run python -m protocol.fit runs/compare/isoflop
+    uv run python -m protocol.fit runs/compare/isoflop --out=runs/compare/isoflop/fit
+    uv run leaderboard.py runs/compare/isoflop --fit=runs/compare/isoflop/fit/fit.json
 
 72 runs: 2 candidates x 3 budgets x 6 sizes x 2 seeds, at the learning rate of the config. The sizes
 are not tuned, so that the result holds at this rate. With bytes as tokens the head is small.

@@ -12,7 +12,7 @@ import numpy as np
 
 from errors import DataError
 from formatting import format_percent
-from protocol.board.columns import metric_label, pluralize
+from protocol.board.columns import metric_label
 from protocol.board.rows import BoardRow
 from protocol.records.metrics import is_quality
 from protocol.records.series import VALIDATION_PREFIX
@@ -128,8 +128,10 @@ def signal_sentences(signals: Sequence[ScoreSignal]) -> list[str]:
         )
     if ratios := {s.score: s.result.ratio for s in others if s.result}:
         best = max(ratios, key=lambda name: ratios[name])
-        count = pluralize(len(ratios), "further score")
-        sentences.append(f"Of {count}, {best} has the highest ratio, {ratios[best]:.3g}.")
+        subject = f"Of {len(ratios)} further scores, {best} has the highest ratio,"
+        if len(ratios) == 1:
+            subject = f"The further score {best} has a ratio of"
+        sentences.append(f"{subject} {ratios[best]:.3g}.")
     return sentences
 
 

@@ -125,8 +125,13 @@ def _row_point(
             raise DataError(
                 f"{path}, row {number}: {name} is {text!r}, must be a number; remove the row"
             ) from None
-    run, before_cooldown = (int(values.pop(key, 0.0)) for key in WHOLE_NUMBERS)
-    return Point(**values, run=run, before_cooldown=before_cooldown)
+    run, before_cooldown = (values.pop(key, 0.0) for key in WHOLE_NUMBERS)
+    if not (run >= 0 and run.is_integer() and before_cooldown in (0, 1)):
+        raise DataError(
+            f"{path}, row {number}: run is {run:g} and before_cooldown {before_cooldown:g}, must "
+            "be a whole number from 0 on, and 0 or 1; remove the row"
+        )
+    return Point(**values, run=int(run), before_cooldown=int(before_cooldown))
 
 
 def read_runs(

@@ -57,6 +57,7 @@ class ApproachResult(NamedTuple):
     frontier: Frontier | None = None  # Of approaches 1 and 2.
     fit: ScalingFit | SurfaceFit | None = None  # Of approach 3 and of the surface.
     minima: tuple[Minimum, ...] = ()  # Of approach 2.
+    ends_law: ScalingLaw | None = None  # Of the surface: without checkpoints, if there are any.
 
 
 class FitReport(NamedTuple):
@@ -98,9 +99,24 @@ def _fit_approach(approach: str, points: Sequence[Point], settings: FitSettings)
             return ApproachResult(approach, frontier=frontier, minima=minima)
         if approach == "3":
             return ApproachResult(approach, fit=fit_law(points, n_resamples=n))
-        return ApproachResult(approach, fit=fit_surface(points, n_resamples=max(n, 1)))
+        surface = fit_surface(points, n_resamples=max(n, 1))
+        return ApproachResult(approach, fit=surface, ends_law=_ends_law(points))
     except DataError as error:
         return ApproachResult(approach, problem=str(error))
+
+
+def _ends_law(points: Sequence[Point]) -> ScalingLaw | None:
+    """Returns the surface through the ends of runs alone; None if it has the same points or none.
+
+    Checkpoints follow the law of the ends only if their gap is the same everywhere.
+    """
+    ends = _run_ends(points)
+    if len(ends) == len(points):
+        return None
+    try:
+        return fit_surface(ends, n_resamples=1, with_seeds=False).law
+    except DataError:
+        return None
 
 
 def _run_ends(points: Sequence[Point]) -> list[Point]:
@@ -164,7 +180,7 @@ def describe(report: FitReport) -> list[str]:
         elif result.frontier:
             lines += _frontier_lines(report, result)
         elif result.fit:
-            lines += _law_lines(report, result.fit)
+            lines += [*_law_lines(report, result.fit), *_ends_lines(report, result)]
     return lines
 
 
@@ -282,6 +298,23 @@ def _law_lines(report: FitReport, fit: ScalingFit | SurfaceFit) -> list[str]:
             f"the law: {low:.4f} to {high:.4f}){_far(report, params, tokens)}"
         )
     return lines
+
+
+def _ends_lines(report: FitReport, result: ApproachResult) -> list[str]:
+    """Returns the law of the ends of runs alone, and whether the checkpoints agree with it."""
+    if (law := result.ends_law) is None or result.fit is None:
+        return []
+    best = find_optimum(law, report.budget).params
+    low, high = interval_of(
+        [find_optimum(one, report.budget).params for one in bootstrap_laws(result.fit)]
+    )
+    agrees = low <= best <= high
+    return [
+        f"the ends of runs alone give E {law.E:.4g}, alpha {law.alpha:.4g}, beta {law.beta:.4g}, "
+        f"and the optimal N {format_si(best)} at {format_scientific(report.budget)} FLOPs, "
+        + ("inside the interval of all points" if agrees else "outside the interval of all points")
+        + "; warning: the gap is not the same everywhere, trust the ends" * (not agrees)
+    ]
 
 
 def _optimum_line(report: FitReport, budget: float, params: float, tokens: float, note: str) -> str:

@@ -147,6 +147,11 @@ def fit_surface(
     solution = solve_surfaces(data, means.losses[None])
     law = ScalingLaw(*_laws(solution, centers)[0].tolist())
     gap = 0.0 if gaps is None else float(solution.constants[0, 3])
+    if gaps is not None and gap <= 0:
+        raise DataError(
+            "points before the cooldown do not lie above the ends of runs: their gap is 0, its "
+            "bound; leave them out, or take later checkpoints of longer runs"
+        )
     df = len(means.losses) - N_CONSTANTS - (gaps is not None)
     scatter = float(solution.squares[0]) / df
     rng = np.random.default_rng(seed)

@@ -165,6 +165,11 @@ def test_the_board_states_signal_noise_and_decision_accuracy(tmp_path):
     ratio = tree["groups"][0]["signals"][0]["ratio"]
     said = f"The signal to noise ratio of bits per byte on test is {ratio:.3g}: "
     assert any(text.startswith(said) for text in head.confidence)
+    late = 100 * tree["groups"][0]["signals"][0]["late_noise"]
+    assert f"The last evaluations of a run scatter by {late:.2g} % about their trend, on the " in (
+        " ".join(head.confidence)
+    )
+    assert any(text.startswith("The further score probe/genre/acc") for text in head.confidence)
     text = "The order by bits per byte on test at 3.84e10 training FLOPs is that at 1.54e11 "
     page, document = export.to_html(board), export.to_markdown(board)
     assert text in page and text in document and "Across sizes and budgets" in document

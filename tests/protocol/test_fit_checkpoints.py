@@ -7,9 +7,10 @@ import board_runs
 import numpy as np
 import pytest
 
+from errors import DataError
 from protocol.fit import __main__ as command
-from protocol.fit.points import PointSet
-from protocol.fit.report import FitSettings, fit_points
+from protocol.fit.points import PointSet, read_runs
+from protocol.fit.report import FitSettings, describe, fit_points, to_json
 from protocol.records.load import load_records
 from protocol.records.run_checkpoints import read_checkpoints
 from protocol.statistics.isoflop import fit_minima
@@ -53,6 +54,22 @@ def test_the_gap_before_the_cooldown_is_a_constant_of_its_own():
     assert ends.law.alpha == pytest.approx(LAW.alpha, rel=0.01)
 
 
+def test_checkpoints_that_do_not_follow_the_law_are_refused_or_named():
+    below = [p._replace(loss=p.loss - 1.5 * GAP * p.before_cooldown) for p in trained()]
+    with pytest.raises(DataError, match="their gap is 0, its bound; leave them out"):
+        fit_surface(below, n_resamples=1)
+    settings = FitSettings(approaches=("surface",), n_resamples=40)
+    for growth, said in ((0.0, "inside the interval"), (0.5, "outside the interval")):
+        points = [
+            p._replace(loss=p.loss + p.before_cooldown * growth * np.log10(p.params / 1e6))
+            for p in trained(ratios=(5, 20, 80), rng=np.random.default_rng(3), own=1e-4)
+        ]
+        lines = describe(fit_points(PointSet("x", tuple(points), "x"), settings))
+        (line,) = [text for text in lines if text.startswith("the ends of runs alone give")]
+        assert said in line and ("trust the ends" in line) == (growth > 0)
+        assert f"alpha {LAW.alpha:.2f}" in line
+
+
 def test_points_of_one_run_are_one_cluster():
     points = [Point(1e6, d, 2.0, run=run) for d in (1e7, 2e7) for run in (1, 2)]
     points += [Point(2e6, 1e7, 2.0), Point(2e6, 2e7, 2.0)]
@@ -65,12 +82,12 @@ def test_points_of_one_run_are_one_cluster():
 def test_the_bootstrap_by_run_covers_where_that_by_point_does_not():
     """Runs of 8 configurations with errors of their own; the law is fitted to their checkpoints."""
     rng, covered = np.random.default_rng(8), {"run": 0, "point": 0}
-    true, n_studies = find_optimum(LAW, 1e15).params, 60
+    true, n_studies = find_optimum(LAW, 1e15).params, 40
     for _ in range(n_studies):
         points = trained(ratios=(10, 20, 40), rng=rng, own=0.01, step=0.001)
         for kind in covered:
             used = points if kind == "run" else [p._replace(run=0) for p in points]
-            fit = fit_surface(used, n_resamples=60)
+            fit = fit_surface(used, n_resamples=50)
             laws = [ScalingLaw(*row) for row in fit.size_laws.tolist()]
             values = [find_optimum(law, 1e15).params for law in laws]
             low, high = np.quantile(values, [0.025, 0.975])
@@ -138,17 +155,19 @@ def write_runs(root, schedule="wsd"):
                 )
 
 
-def fit(folder, *flags):
-    out = folder / "fit"
-    argv = [str(folder / "runs"), "--resamples=10", f"--out={out}", *flags]
-    assert command.main(argv) == 0
-    return json.loads((out / "fit.json").read_text())["reports"]
+def fit(folder, share=None):
+    settings = FitSettings(approaches=("surface",), n_resamples=10)
+    sources = read_runs([folder / "runs"], False, share)
+    return [to_json(fit_points(source, settings)) for source in sources]
 
 
 def test_scored_checkpoints_of_run_folders_are_points(tmp_path, capsys):
     write_runs(tmp_path / "runs")
-    (report,) = fit(tmp_path, "--approach=surface,3", "--checkpoints=0.5")
+    (report,) = fit(tmp_path, 0.5)
+    argv = [str(tmp_path / "runs"), "--approach=surface", "--checkpoints=0.5", "--resamples=10"]
+    assert command.main(argv) == 0
     out = capsys.readouterr().out
+    assert out == "\n".join([*report["lines"], ""])
     assert report["n_points"] == 36 and len(report["runs"]) == 12
     assert "# dense: 12 runs and 24 of their checkpoints, test/bits_per_byte" in out
     assert "24 points are steps before the end of their runs, 24 of them before a cooldown" in out
@@ -162,16 +181,16 @@ def test_scored_checkpoints_of_run_folders_are_points(tmp_path, capsys):
         "runs/dense-1 at step 20: it is before step 35, from which on checkpoints count",
         "runs/dense-1 at step 80: it is in the cooldown, which begins at step 60",
     ]
-    (plain,) = fit(tmp_path, "--approach=surface")
+    (plain,) = fit(tmp_path)
     assert plain["n_points"] == 12 and plain["fits"]["surface"]["gap"] is None
 
 
 def test_the_schedule_decides_which_checkpoints_are_points(tmp_path):
     write_runs(tmp_path / "a/runs", "constant")
-    (report,) = fit(tmp_path / "a", "--approach=surface", "--checkpoints=0")
+    (report,) = fit(tmp_path / "a", 0.0)
     assert report["n_points"] == 60 and report["fits"]["surface"]["gap"] is None
     write_runs(tmp_path / "b/runs", "cosine")
-    (report,) = fit(tmp_path / "b", "--approach=surface", "--checkpoints=0")
+    (report,) = fit(tmp_path / "b", 0.0)
     assert report["n_points"] == 12
     assert "under the schedule cosine its learning rate is between others" in report["excluded"][0]
 
@@ -181,7 +200,7 @@ def test_a_checkpoint_on_other_text_or_a_damaged_one_is_left_out(tmp_path):
     for step, old, new in ((50, board_runs.DATA, "e" * 64), (60, "{", "{,")):
         path = tmp_path / f"runs/dense-1/eval/{step}/bits_per_byte.json"
         path.write_text(path.read_text().replace(old, new, 1))
-    (report,) = fit(tmp_path, "--approach=surface", "--checkpoints=0.5")
+    (report,) = fit(tmp_path, 0.5)
     excluded = [text for text in report["excluded"] if text.startswith("runs/dense-1 ")]
     assert report["n_points"] == 34 and "is not that of the last step" in excluded[1]
     assert "eval/60/bits_per_byte.json is damaged" in excluded[2]
@@ -203,7 +222,7 @@ def test_runs_that_start_from_others_are_left_out(tmp_path):
     run = json.loads(path.read_text())
     run["flags"]["init_from"] = "runs/first"
     path.write_text(json.dumps(run))
-    (report,) = fit(tmp_path, "--approach=surface")
+    (report,) = fit(tmp_path)
     assert report["n_points"] == 11
     (reason,) = report["excluded"]
     assert (
@@ -223,5 +242,9 @@ def test_a_table_may_name_runs_and_what_is_before_a_cooldown(tmp_path, capsys):
     ):
         assert command.main([str(tmp_path / "x.csv"), flag]) != 0
         assert message in capsys.readouterr().err
+    for row in ("1e6,1e7,2.0,1.5,0", "1e6,1e7,2.0,1,2", "1e6,1e7,2.0,-1,0", "1e6,1e7,2.0,nan,0"):
+        (tmp_path / "y.csv").write_text(f"{lines[0]}\n{row}\n")
+        assert command.main([str(tmp_path / "y.csv")]) != 0
+        assert "must be a whole number from 0 on, and 0 or 1" in capsys.readouterr().err
     assert command.main([str(tmp_path), "--checkpoints=1"]) != 0
     assert "must be a share from 0 to below 1" in capsys.readouterr().err
