@@ -138,7 +138,7 @@ def search_rates(
             rates.setdefault(key, rate)
     trials = []
     for width, seed in cells:
-        for key, rate in rates.items():
+        for key, rate in sorted(rates.items(), key=lambda item: item[1]):
             trial = by_key.get((width, key, seed))
             if trial is None:
                 trial = RateTrial(width, rate, seed, _loss(settings, data, width, rate, seed))
