@@ -28,6 +28,7 @@ from arch.layers.embedding import TABLE_STD, Embedding, HeadWeights, OutputHead
 from arch.layers.joint_embedding import JointEmbedding
 from arch.layers.pooler import Pooler
 from arch.sequence import SequenceInfo
+from arch.sharding import scale_readouts
 from arch.stack import Stack
 from arch.stack_state import StackState
 from arch.vision import VisionTower, insert_images
@@ -62,6 +63,9 @@ class Model(nnx.Module):
         widths = vision.width or D, D, vision.embed_dim
         joint_key = jax.random.fold_in(key, 6)
         self.joint = JointEmbedding(*widths, key=joint_key) if has_joint else None
+        if config.parametrization == "mup":
+            # Variance 1 / (in m) with m = width / base_width (arXiv:2203.03466, table 8).
+            scale_readouts(self, (config.base_width / D) ** 0.5)
         if config.dtype == "float64":
             _to_float64(self)
 

@@ -36,27 +36,45 @@ def make_param(
     role: ParamRole = "table",
     decay: bool = True,
     rate: float = 0.0,
+    is_readout: bool = False,
 ) -> nnx.Param:
     """Makes a float32 parameter whose metadata holds its layout and the optimizer's hints.
 
     The value is not placed on devices, so construction can stay abstract. Optimizers read `role`
     (only a "matrix" [.. in out] may be orthogonalized, and `training/mup.py` scales rates by it),
-    `decay` (whether weight decay applies) and, for a "balance_bias", the step size `rate`.
+    `decay` (whether weight decay applies) and, for a "balance_bias", the step size `rate`. A
+    readout starts smaller in a wide model under muP (`scale_readouts`).
     """
-    value = init(key, shape, jnp.float32)
     return nnx.Param(
-        value, out_sharding=spec, eager_sharding=False, role=role, decay=decay, rate=rate
+        init(key, shape, jnp.float32),
+        out_sharding=spec,
+        eager_sharding=False,
+        role=role,
+        decay=decay,
+        rate=rate,
+        is_readout=is_readout,
     )
 
 
-def make_matrix(key: Array, shape: tuple[int, ...], spec: P, scale: float = 1.0) -> nnx.Param:
+def make_matrix(
+    key: Array, shape: tuple[int, ...], spec: P, scale: float = 1.0, *, is_readout: bool = False
+) -> nnx.Param:
     """Makes a matrix [.. in out] of variance scale^2 / in, truncated at two standard deviations.
 
-    The variance is that of LeCun et al. (1998).
+    The variance is that of LeCun et al. (1998). A readout maps vectors that grow with the width to
+    a few numbers that the rest of the model does not average over, such as the logits of a router.
     """
     # Truncation at two deviations lowers the standard deviation to 0.8796 of its value.
     stddev = scale * shape[-2] ** -0.5 / 0.87962566
-    return make_param(key, shape, spec, nnx.initializers.truncated_normal(stddev), role="matrix")
+    init = nnx.initializers.truncated_normal(stddev)
+    return make_param(key, shape, spec, init, role="matrix", is_readout=is_readout)
+
+
+def scale_readouts(module: nnx.Module, scale: float) -> None:
+    """Scales the initial values of all readouts of a module, in place."""
+    for param in jax.tree.leaves(module, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)):
+        if param.get_metadata("is_readout"):
+            param.set_value(scale * param[...])
 
 
 def make_vector(

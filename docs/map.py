@@ -206,13 +206,13 @@ ROOMS: list[tuple[str, str, str]] = [
         "Studies",
         "protocol/study",
         "study declaration prior_results study_plan plan plan_record cells budget model_sizing "
-        "tuning run_study recheck step_timing time_estimate",
+        "tuning search_space tuning_lines run_study recheck step_timing time_estimate",
     ),
     (
         "Statistics",
         "protocol/statistics",
         "hypothesis_tests sample ranks sequential power verdict isoflop envelope size_means "
-        "surface surface_fit scaling_law signal decision",
+        "surface surface_fit scaling_law signal decision tuning_spread",
     ),
     (
         "Fits",
@@ -232,15 +232,16 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Records",
         "protocol/records",
-        "load run_record safe_read series seals study_record plan_file scores run_evidence "
-        "run_consistency contradictions inert_settings external_results duplicates comparability "
-        "metrics fit_file run_checkpoints",
+        "load run_record safe_read series seals study_record plan_file tuning_record scores "
+        "run_evidence run_consistency contradictions inert_settings external_results duplicates "
+        "comparability metrics fit_file run_checkpoints",
     ),
     (
         "The board",
         "protocol/board",
-        "board rows groups comparisons row_verdicts baselines caveats study_cost isoflop_curves "
-        "score_signal across_sizes fitted_laws columns sentences export html figures check verify",
+        "board rows groups comparisons row_verdicts baselines caveats study_cost "
+        "isoflop_curves score_signal across_sizes fitted_laws columns sentences export html "
+        "figures check verify",
     ),
     (
         "Published families",

@@ -9,9 +9,11 @@ multiplied by m to the power of
     Muon          -in (1 - out/2)  the spectral norm of a step is that of sqrt(out / in)
     SGD           out - in
 
-Matrices start with the variance 1 / in under both parametrizations, those of the router and of
-Mamba's step size, b and c included. The last would vanish in wide models if they were scaled as
-output weights (Vankadara et al., NeurIPS 2024). Gated DeltaNet needs nothing else: its keys and
+Matrices start with the variance 1 / in under both parametrizations, those of Mamba's step size, b
+and c included, which would vanish in wide models if they were scaled as output weights (Vankadara
+et al., NeurIPS 2024). Readouts (routers, gates with one number) start with 1 / (in m): updates of
+the vector that they read are aligned with their columns, so that with 1 / in the first changes of
+router logits would grow with the root of the width. Gated DeltaNet needs nothing else: its keys and
 queries have unit length, and its outputs are normed (arXiv:2606.04048). Logits are divided by m
 (`ModelConfig.logit_scale`), and an untied table starts at 0 (D.2 there). Heads follow the width, so
 that K is constant; for heads that widen instead, `attention.base_head_dim` divides scores by K.

@@ -37,7 +37,7 @@ class MoE(nnx.Module):
     def __init__(self, D: int, cfg: MoeConfig, *, key: Array, scale: float = 1.0):
         E, F, keys = cfg.num_experts, cfg.inner_dim(D), jax.random.split(key, 5)
         self.cfg = cfg
-        self.w_router = make_matrix(keys[0], (D, E), P("data", None))
+        self.w_router = make_matrix(keys[0], (D, E), P("data", None), is_readout=True)
         if cfg.router_bias:
             self.b_router = make_vector(E, 0.0)
         self.w_in = make_matrix(keys[1], (E, D, F), P("expert", "data", "model"))
@@ -61,7 +61,8 @@ class MoE(nnx.Module):
             self.shared = Mlp(D, cfg.shared_experts_config(D), key=keys[4], scale=scale)
             if cfg.shared_gate:
                 gate = jax.random.fold_in(keys[4], 0)
-                self.w_shared_gate = make_matrix(gate, (D, 1), P("data", None))
+                spec = P("data", None)
+                self.w_shared_gate = make_matrix(gate, (D, 1), spec, is_readout=True)
 
     def __call__(
         self, x: Float[Array, "B T D"], seq: SequenceInfo, *, key: Array | None = None

@@ -12,7 +12,7 @@ and that `copy` is a copy, as `results/known_answers/leaderboard.md` records.
 
 The number of seeds was raised from three to five after a look: with three, p was .033 by Welch
 and .066 after Holm, no claim. The record therefore shows the instrument, and is no test of it that
-was fixed in advance; `benchmarks/calibration.py` is.
+was fixed in advance; `benchmarks/simulations/calibration.py` is.
 """
 
 from configs.compare import quickstart

@@ -4,10 +4,24 @@ import math
 import statistics
 from collections import defaultdict
 
+from formatting import format_percent
+from protocol.board.columns import format_score
 from protocol.board.groups import Group
+from protocol.board.rows import BoardRow
 from protocol.board.study_cost import run_joules
+from protocol.records.metrics import Direction
+from protocol.records.plan_file import RecordedChoice
 from protocol.records.series import JOULES_PER_KWH
+from protocol.records.tuning_record import (
+    DERIVED_SETTINGS,
+    TrialRecord,
+    best_trial,
+    describe_edges,
+)
+from protocol.statistics.tuning_spread import TunedDifference, expected_best, tuned_difference
+from protocol.statistics.verdict import Verdict
 
+MAX_TUNED_PAIRS = 6  # Differences whose intervals over tunings are listed.
 MAX_MARGIN_SIGMAS = 3.0  # Standard deviations of seeds that a margin should not exceed.
 
 
@@ -135,3 +149,104 @@ def tokenizer_sentences(group: Group) -> list[str]:
     """Returns what a lossy tokenizer of these runs means, with the runs' own shares."""
     runs = [run for row in group.rows for run in row.runs]
     return sorted({run.evidence.lossy_tokenizer for run in runs} - {""})
+
+
+def tuning_sentences(group: Group) -> list[str]:
+    """Returns what other trials of the searches could change, and which optima are at an end."""
+    rows = {row.name: row for row in group.rows if not row.exclusions}
+    choices = {name: choice for name, row in rows.items() if (choice := _choice(row))}
+    searches = {
+        name: choice
+        for name, choice in choices.items()
+        if _is_search(choice) and _is_tuned_by_metric(rows[name])
+    }
+    spreads = []
+    for verdict in group.verdicts:
+        a, b = (searches.get(sample.name) for sample in (verdict.a, verdict.b))
+        if a and b and (spread := _spread(verdict, a, b)):
+            spreads.append((verdict, spread, len(a.trials)))
+    spreads.sort(key=lambda item: not _is_undone(item[0], item[1]))
+    sentences = [_spread_sentence(*item) for item in spreads[:MAX_TUNED_PAIRS]]
+    for name, choice in choices.items():
+        sentences += _choice_sentences(name, choice, rows[name].first_run.study.better)
+    return sentences
+
+
+def _choice(row: BoardRow) -> RecordedChoice | None:
+    """Returns what tuning selected for a row, if its trials are recorded and it was selected."""
+    choice = row.first_run.choice
+    scored = choice is not None and any(trial.score is not None for trial in choice.trials)
+    return choice if scored else None
+
+
+def _is_tuned_by_metric(row: BoardRow) -> bool:
+    """Returns whether a row was tuned by the metric that ranks it, on another split."""
+    run = row.first_run
+    metrics = (run.metric, run.plan.tuning_metric if run.plan else "")
+    return len({metric.rpartition("/")[2] for metric in metrics}) == 1
+
+
+def _is_search(choice: RecordedChoice) -> bool:
+    return all(trial.name for trial in choice.trials)
+
+
+def _spread(verdict: Verdict, a: RecordedChoice, b: RecordedChoice) -> TunedDifference | None:
+    """Returns the intervals of a verdict over seeds and tunings, where both had a search."""
+    half_width = verdict.half_width
+    if verdict.difference is None or half_width is None:
+        return None
+    return tuned_difference(
+        float(verdict.difference.mean),
+        half_width,
+        ([trial.score for trial in a.trials], [trial.score for trial in b.trials]),
+        better=verdict.metric.better,
+        level=verdict.level,
+        same_trials=[*map(_declared, a.trials)] == [*map(_declared, b.trials)],
+    )
+
+
+def _declared(trial: TrialRecord) -> tuple[object, ...]:
+    """Returns what identifies a trial of a search, without what follows from it."""
+    settings = sorted(item for item in trial.overrides.items() if item[0] not in DERIVED_SETTINGS)
+    return trial.name, trial.learning_rate, settings
+
+
+def _spread_sentence(verdict: Verdict, spread: TunedDifference, n_trials: int) -> str:
+    names = f"{verdict.a.name} - {verdict.b.name}"
+    sentence = (
+        f"{names} is {_format(spread.seeds)} over seeds, {_format(spread.tunings)} over tunings "
+        f"({n_trials} trials resampled), and {_format(spread.total)} over both "
+        f"({format_percent(verdict.level)})"
+    )
+    if _is_undone(verdict, spread):
+        sentence += ": other trials could undo this claim"
+    return f"{sentence}."
+
+
+def _is_undone(verdict: Verdict, spread: TunedDifference) -> bool:
+    """Returns whether a claim over seeds does not hold over seeds and tunings."""
+    is_claim = verdict.kind in ("lower", "higher")
+    return is_claim and spread.total.low <= 0 <= spread.total.high
+
+
+def _format(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:+.3f} to {interval[1]:+.3f}"
+
+
+def _choice_sentences(name: str, choice: RecordedChoice, better: str) -> list[str]:
+    """Returns what half the trials would have reached, and at which end the best one is."""
+    scored = [trial for trial in choice.trials if trial.score is not None]
+    best = best_trial(scored, better)
+    sentences = [f"{line}." for line in describe_edges(name, choice.trials, best)]
+    if not _is_search(choice) or best.score is None:
+        return sentences
+    direction: Direction = "higher" if better == "higher" else "lower"
+    n_half = len(choice.trials) // 2
+    half = expected_best([trial.score for trial in choice.trials], n_half, direction)
+    if half is None:
+        return sentences
+    return [
+        f"{name}: the best of {len(choice.trials)} tuning trials has {format_score(best.score)}; "
+        f"of {n_half} random ones, the best is expected at {format_score(half)}.",
+        *sentences,
+    ]

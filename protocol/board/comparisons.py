@@ -12,6 +12,7 @@ from typing import NamedTuple
 from protocol.board.rows import BoardRow
 from protocol.records.run_record import RunRecord
 from protocol.records.study_record import MAX_COMPARISONS, StudyRecord
+from protocol.records.tuning_record import BATCH_SIZE
 
 MAX_RANKED = 40  # Candidates of a group whose pairs are compared at most.
 
@@ -148,6 +149,8 @@ def data_agreement(row: BoardRow, reference: BoardRow) -> str:
     """Returns up to which step two rows saw the same batches; the minimum over shared seeds."""
     if row is reference:
         return "reference"
+    if _has_tuned_batches(row, reference):
+        return "other batch size, by tuning"
     steps_by_seed = _common_steps(row, reference)
     if not steps_by_seed:
         return ""
@@ -158,10 +161,12 @@ def data_agreement(row: BoardRow, reference: BoardRow) -> str:
 def other_data_problem(a: BoardRow, b: BoardRow) -> str:
     """Returns why two rows did not see the same data; blank if their hashes agree.
 
-    Studies that vary the objective make other batches from the same documents; their hashes show
-    nothing.
+    Studies that vary the objective, or tune the batch size, make other batches from the same
+    documents; their hashes show nothing.
     """
     if any(run.study.varied_settings for row in (a, b) for run in row.runs):
+        return ""
+    if _has_tuned_batches(a, b):
         return ""
     for seed, (step, shorter, _) in sorted(_common_steps(a, b).items()):
         if step < 0:
@@ -175,6 +180,13 @@ def other_data_problem(a: BoardRow, b: BoardRow) -> str:
                 f"of {shorter:,} (seed {seed})"
             )
     return ""
+
+
+def _has_tuned_batches(a: BoardRow, b: BoardRow) -> bool:
+    """Returns whether tuning gave two rows other batch sizes."""
+    runs = [run for row in (a, b) for run in row.runs]
+    is_tuned = all(BATCH_SIZE in run.study.tuned_settings for run in runs)
+    return is_tuned and len({run.settings.get(BATCH_SIZE) for run in runs}) > 1
 
 
 def _common_steps(a: BoardRow, b: BoardRow) -> dict[int, tuple[int, int, int]]:

@@ -18,6 +18,7 @@ from protocol.board.caveats import (
     origin_sentences,
     seal_sentences,
     tokenizer_sentences,
+    tuning_sentences,
 )
 from protocol.board.columns import (
     AXIS_COLUMN_ALIASES,
@@ -339,7 +340,7 @@ def _confidence_sentences(group: Group) -> tuple[str, ...]:
         sentences += [_order_sentence(group), ASSUMPTIONS]
     elif len(group.rows) > 1 and not group.problems and not group.curves:
         sentences.append("Nothing is ranked: a rank needs 3 training runs of each candidate.")
-    sentences += [*margin_sentences(group), *origin_sentences(group)]
+    sentences += [*tuning_sentences(group), *margin_sentences(group), *origin_sentences(group)]
     sentences += [*equal_score_sentences(group), *tokenizer_sentences(group)]
     sentences += [*signal_sentences(group.signals), *seal_sentences(group)]
     lost = [(row, sum(r.state in ("failed", "unfinished") for r in row.runs)) for row in ranked]

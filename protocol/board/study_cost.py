@@ -14,9 +14,10 @@ from protocol.board.columns import format_joules, format_seconds, pluralize
 from protocol.board.rows import BoardRow
 from protocol.records.run_record import RunRecord
 from protocol.records.study_record import TUNING
+from protocol.records.tuning_record import BATCH_SIZE, DERIVED_SETTINGS
 
 FORWARD_SHARE = 1 / 3  # Share of the forward pass in the FLOPs of training.
-TUNED_SECTION = "optimizer."  # Settings that tuning runs vary.
+TUNED_SECTION = "optimizer."  # Settings that tuning runs may vary, whatever a study declares.
 
 # Runs of one candidate at one size, whatever tuning varies: name, and settings without these.
 CandidateKey = tuple[str, frozenset[tuple[str, str]]]
@@ -95,9 +96,10 @@ def with_study_costs(rows: Sequence[BoardRow], records: Sequence[RunRecord]) -> 
 
 
 def _key(record: RunRecord) -> CandidateKey:
-    fixed = frozenset(
-        item for item in record.settings.items() if not item[0].startswith(TUNED_SECTION)
-    )
+    tuned = (TUNED_SECTION, *record.study.tuned_settings)
+    if BATCH_SIZE in tuned:
+        tuned += DERIVED_SETTINGS
+    fixed = frozenset(item for item in record.settings.items() if not item[0].startswith(tuned))
     return record.study.candidate or record.name, fixed
 
 

@@ -46,6 +46,15 @@ def comparability_keys(
     data, fingerprints = settings.section("data"), run.section("fingerprints")
     train = settings.section("train")
     trials = "not declared" if study.tuning_trials is None else str(study.tuning_trials)
+    if study.tuned_settings:
+        trials += f" of {', '.join(study.tuned_settings)}"
+    batch_size, optimizer = (
+        "tuned" if key in study.tuned_settings else text
+        for key, text in (
+            ("train.batch_size", f"{train.count('batch_size')} sequences"),
+            ("optimizer.name", settings.section("optimizer").text("name", 40)),
+        )
+    )
     return {
         "objective": " ".join(
             [objective, *_objective_settings(settings, objective, study.varied_settings)]
@@ -54,9 +63,9 @@ def comparability_keys(
         "tokenizer": f"{data.text('tokenizer')} {fingerprints.text('tokenizer')}{_loss(run)}"
         + _frame(run),
         "seq_len": f"{train.count('seq_len')} tokens",
-        "batch_size": f"{train.count('batch_size')} sequences",
+        "batch_size": batch_size,
         "precision": settings.section("model").text("dtype", 20),
-        "optimizer": settings.section("optimizer").text("name", 40),
+        "optimizer": optimizer,
         "init_from": run.section("flags").text("init_from") or FROM_SCRATCH,
         "metric": metric or "none",
         "evaluation": evaluations.get(metric, NO_EVALUATION),

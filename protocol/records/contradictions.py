@@ -15,7 +15,7 @@ from protocol.records.study_record import TUNING
 # Fields that all runs of one plan declare alike.
 PLAN_FIELDS = (
     *("axis", "metric", "better", "margin", "comparisons", "n_comparisons", "seeds"),
-    *("reference", "is_paired", "looks", "tuning_seeds"),
+    *("reference", "is_paired", "looks", "tuning_seeds", "tuned_settings"),
 )
 
 MIN_CURVE_POINTS = 3  # Logged losses of which equal ones are no accident.

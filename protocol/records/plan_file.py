@@ -11,13 +11,20 @@ the file can be edited alone.
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from errors import DataError
 from protocol.records.safe_read import CheckedFields, flatten, parse_object, read_file, sanitize
 from protocol.records.study_record import TUNING, StudyRecord, parse_study
+from protocol.records.tuning_record import (
+    RATE_TOLERANCE,
+    TrialRecord,
+    find_choice_problem,
+    find_trials_problem,
+    read_trials,
+)
 
 FILE_NAME = "plan.json"
 FORMAT = 1
@@ -31,7 +38,6 @@ RUN_SETTINGS = (
     *NON_IDENTITY_SETTINGS,
     *("mesh", "train.grad_accum_steps", "optimizer.learning_rate"),
 )
-RATE_TOLERANCE = 1e-9
 SHOWN_DIFFERENCES = 3  # Settings of a run that are listed.
 
 
@@ -52,7 +58,8 @@ class RecordedChoice(NamedTuple):
     learning_rate: float | None
     n_trials: int | None
     overrides: Mapping[str, str]
-    problem: str  # Why it is not the optimum of its own curve; blank if it is.
+    problem: str  # Why it does not follow from its trials, or these are others than declared.
+    trials: tuple[TrialRecord, ...] = ()  # The trials of its sweep, where they are recorded.
 
 
 class PlanRecord(NamedTuple):
@@ -65,6 +72,15 @@ class PlanRecord(NamedTuple):
     cells: tuple[PlannedCell, ...]
     choices: Mapping[tuple[str, str, str], RecordedChoice]  # By candidate, objective and size.
     tuning_costs: Mapping[str, Mapping[str, float]]  # Costs of tuning, by candidate.
+    tuning_metric: str = ""  # Metric by which tuning selected, as valid/bits_per_byte.
+
+
+class PlanCheck(NamedTuple):
+    """What plan.json says of a run."""
+
+    plan: PlanRecord | None = None
+    choice: RecordedChoice | None = None  # What tuning selected for the cell of the run.
+    problems: Sequence[str] = ()  # Where the run contradicts its plan.
 
 
 Plans = Mapping[tuple[str, str], PlanRecord]  # By the hashes of plan and choices.
@@ -95,41 +111,26 @@ def read_plans(folder: Path) -> dict[tuple[str, str], PlanRecord]:
     return by_hashes
 
 
-def plan_problems(
-    study: StudyRecord, settings: CheckedFields, plans: Plans
-) -> tuple[PlanRecord | None, list[str]]:
-    """Returns the plan of a run, and where the run contradicts it."""
+def check_plan(study: StudyRecord, settings: CheckedFields, plans: Plans) -> PlanCheck:
+    """Returns the plan of a run, what tuning selected for it, and where it contradicts them."""
     if not plans or not study.plan:
-        return None, []
+        return PlanCheck()
     choices = {key[1]: plan for key, plan in plans.items() if key[0] == study.plan}
     if not choices:
-        return None, [f"{FILE_NAME} has no plan with the hash {study.plan[:12]} that it records"]
+        problem = f"{FILE_NAME} has no plan with the hash {study.plan[:12]} that it records"
+        return PlanCheck(problems=[problem])
     if study.role == TUNING:
-        return next(iter(choices.values())), []
+        return PlanCheck(next(iter(choices.values())))
     if study.choices not in choices:
-        return None, [f"{FILE_NAME} has no tuning choices with the hash {study.choices[:12]!r}"]
+        problem = f"{FILE_NAME} has no tuning choices with the hash {study.choices[:12]!r}"
+        return PlanCheck(problems=[problem])
     plan = choices[study.choices]
     problems = [
         f"it declares {name} {_show(recorded)}, its plan {_show(declared)}"
         for name, recorded, declared in _declared_fields(study, plan.study)
         if recorded != declared
     ]
-    return plan, [*problems, *_run_problems(study, settings, plan)]
-
-
-def _declared_fields(a: StudyRecord, b: StudyRecord) -> list[tuple[str, object, object]]:
-    names = (
-        *("axis", "metric", "better", "margin", "comparisons", "n_comparisons", "seeds"),
-        *("reference", "is_paired", "looks", "tuning_seeds", "varied_settings"),
-    )
-    x, y = a._asdict(), b._asdict()
-    return [(name, x[name], y[name]) for name in names]
-
-
-def _run_problems(study: StudyRecord, settings: CheckedFields, plan: PlanRecord) -> list[str]:
-    """Returns where the seed and the settings of a run contradict its plan."""
-    seed, rate = settings.count("seed"), settings.section("optimizer").number("learning_rate")
-    problems = []
+    seed = settings.count("seed")
     if seed not in plan.study.seeds:
         problems.append(f"its seed {seed} is none of its plan, {_show(plan.study.seeds)}")
     flat = flatten(without_settings(settings.tree, RUN_SETTINGS))
@@ -141,14 +142,25 @@ def _run_problems(study: StudyRecord, settings: CheckedFields, plan: PlanRecord)
         and cell.isoflop_curve == study.isoflop_curve
     ]
     if not cells:
-        return [*problems, f"its plan has no candidate {study.candidate} under {objective}"]
+        problem = f"its plan has no candidate {study.candidate} under {objective}"
+        return PlanCheck(plan, None, [*problems, problem])
     differences = [_setting_differences(flat, cell, plan) for cell in cells]
     nearest = min(range(len(cells)), key=lambda i: len(differences[i]))
     cell = cells[nearest]
     problems += [f"it has {text}" for text in differences[nearest][:SHOWN_DIFFERENCES]]
     if study.value != cell.value:
         problems.append(f"it declares the value {_show(study.value)}, its plan {_show(cell.value)}")
-    return [*problems, *_choice_problems(study, rate, plan.choices.get(cell[:3]))]
+    rate, choice = settings.section("optimizer").number("learning_rate"), plan.choices.get(cell[:3])
+    return PlanCheck(plan, choice, [*problems, *_choice_problems(study, rate, choice)])
+
+
+def _declared_fields(a: StudyRecord, b: StudyRecord) -> list[tuple[str, object, object]]:
+    names = (
+        *("axis", "metric", "better", "margin", "comparisons", "n_comparisons", "seeds"),
+        *("reference", "is_paired", "looks", "tuning_seeds", "varied_settings", "tuned_settings"),
+    )
+    x, y = a._asdict(), b._asdict()
+    return [(name, x[name], y[name]) for name in names]
 
 
 def _setting_differences(
@@ -185,22 +197,6 @@ def _choice_problems(
     return problems
 
 
-def find_choice_problem(curve: CheckedFields, rate: float | None, better: str) -> str:
-    """Returns why a rate is not the optimum of its recorded curve; blank if it is, or none is."""
-    rates = [item for item in curve.numbers("learning_rates") if item is not None]
-    scores = curve.numbers("scores")
-    if not rates or rate is None or len(rates) != len(scores):
-        return ""
-    sign = -1 if better == "higher" else 1
-    finite = [(sign * y, x) for x, y in zip(rates, scores, strict=True) if y is not None]
-    if not finite:
-        return ""
-    best = min(finite)[1]
-    if math.isclose(best, rate, rel_tol=RATE_TOLERANCE):
-        return ""
-    return f"its learning rate {rate:g} is not the optimum of its recorded sweep, {best:g}"
-
-
 def _parse_plan(fields: CheckedFields, position: int) -> PlanRecord:
     declared, choices = fields.section("declared"), fields.section("choices")
     study = parse_study(declared.section("study"))
@@ -208,24 +204,39 @@ def _parse_plan(fields: CheckedFields, position: int) -> PlanRecord:
     groups = {(cell.objective, cell.isoflop_curve or cell.size) for cell in cells}
     study = study._replace(n_comparisons=len(groups) * len(study.comparisons))
     picks: dict[tuple[str, str, str], RecordedChoice] = {}
+    search = _parse_search(declared)
     costs: dict[str, dict[str, float]] = {}
     for cell in choices.objects("cells"):
-        rate = cell.number("learning_rate")
         key = (cell.text("candidate", 80), cell.text("objective"), cell.text("size", 80))
-        picks[key] = RecordedChoice(
-            rate,
-            cell.count("n_trials"),
-            flatten(cell.section("overrides").tree),
-            # Curves are of the metric of tuning, which has the direction of the study's metric.
-            find_choice_problem(cell.section("curve"), rate, study.better),
-        )
+        picks[key] = _parse_choice(cell, study.better, search)
         total = costs.setdefault(key[0], {})
         for name in ("training_flops", "seconds", "joules", "n_runs"):
             if (cost := cell.nonnegative(f"tuning_{name}")) is not None:
                 total[name] = total.get(name, 0.0) + cost
-    return PlanRecord(
-        position, hash_json(declared.tree), hash_json(choices.tree), study, cells, picks, costs
-    )
+    hashes = hash_json(declared.tree), hash_json(choices.tree)
+    metric = declared.section("tuning").text("metric", 80)
+    return PlanRecord(position, *hashes, study, cells, picks, costs, metric)
+
+
+def _parse_search(declared: CheckedFields) -> list[tuple[str, Mapping[str, str]]] | None:
+    """Returns the names and settings of the trials of a declared search; None without one."""
+    tuning = declared.section("tuning")
+    if "search" not in tuning.tree:
+        return None
+    trials = tuning.section("search").objects("trials")
+    return [(x.text("name", 80), flatten(x.section("overrides").tree)) for x in trials]
+
+
+def _parse_choice(
+    cell: CheckedFields, better: str, search: Sequence[tuple[str, Mapping[str, str]]] | None
+) -> RecordedChoice:
+    rate, n_trials = cell.number("learning_rate"), cell.count("n_trials")
+    overrides, trials = flatten(cell.section("overrides").tree), read_trials(cell.section("curve"))
+    # Curves are of the metric of tuning, which has the direction of the study's metric.
+    problem = find_choice_problem(trials, rate, overrides, better)
+    if search is not None and n_trials:
+        problem = problem or find_trials_problem(trials, search)
+    return RecordedChoice(rate, n_trials, overrides, problem, tuple(trials))
 
 
 def _parse_cell(cell: CheckedFields) -> PlannedCell:

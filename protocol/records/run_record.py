@@ -20,7 +20,7 @@ from protocol.records import series
 from protocol.records.comparability import comparability_keys, describe_platform
 from protocol.records.inert_settings import drop_inert
 from protocol.records.metrics import DEFAULT_METRICS
-from protocol.records.plan_file import PlanRecord, Plans, plan_problems
+from protocol.records.plan_file import PlanRecord, Plans, RecordedChoice, check_plan
 from protocol.records.run_consistency import find_inconsistencies
 from protocol.records.run_evidence import RunEvidence, read_evidence
 from protocol.records.safe_read import (
@@ -96,6 +96,7 @@ class RunRecord:
     external_source: str = ""  # Source of an external result; blank for a run folder.
     created: str = ""  # Time at which the run was created, as ISO 8601.
     plan: PlanRecord | None = None  # The plan that plan.json beside the run has for it.
+    choice: RecordedChoice | None = None  # What tuning selected for the run, by its plan.
     evidence: RunEvidence = RunEvidence()  # What the files of the run say of its result.
 
     @property
@@ -131,13 +132,12 @@ def read_run(path: Path, folder: str, plans: Plans | None = None) -> RunRecord:
     scores, evaluations, parts = read_scores(results, metric)
     state = _record_state(status, metrics, scores.get(metric))
     identity_settings, identity = _identity(settings)
-    evidence = read_evidence(
-        *(run, settings, metrics, results, manifest), is_finished=state == "finished"
-    )
+    is_finished = state == "finished"
+    evidence = read_evidence(run, settings, metrics, results, manifest, is_finished=is_finished)
     inconsistencies = find_inconsistencies(
-        *(run, status, metrics, events, results), is_finished=state == "finished"
+        *(run, status, metrics, events, results), is_finished=is_finished
     )
-    plan, plan_contradictions = plan_problems(study, settings, plans or {})
+    planned = check_plan(study, settings, plans or {})
     run_tokens = _run_tokens(run, objective)
     return RunRecord(
         folder=folder,
@@ -170,8 +170,9 @@ def read_run(path: Path, folder: str, plans: Plans | None = None) -> RunRecord:
         error_message=status.text("message"),
         content_hash=files.digest,
         created=run.text("created", 40),
-        plan=plan,
-        evidence=evidence.with_contradictions(*inconsistencies, *plan_contradictions),
+        plan=planned.plan,
+        choice=planned.choice,
+        evidence=evidence.with_contradictions(*inconsistencies, *planned.problems),
     )
 
 

@@ -194,7 +194,8 @@ def late_scores(
         if step < (1 - LATE_SHARE) * steps:
             continue
         for name in row.tree:
-            if not name.startswith(VALIDATION_PREFIX):
+            # The label of the part of a split is a text.
+            if not name.startswith(VALIDATION_PREFIX) or row.is_text(name):
                 continue
             value = row.number(name)
             if value is not None and math.isfinite(value):

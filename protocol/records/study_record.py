@@ -33,6 +33,8 @@ class StudyRecord(NamedTuple):
     is_paired: bool = False  # Runs with the same seed are compared with each other.
     looks: tuple[int, ...] = ()  # Numbers of seeds at which the results are examined.
     tuning_seeds: tuple[int, ...] = ()  # Seeds that selected settings, and are never reported.
+    # Settings that tuning selects for each candidate by a search, besides those of a grid.
+    tuned_settings: tuple[str, ...] = ()
     choices: str = ""  # Hash of the tuning choices, which plan.json has beside the plan.
 
 
@@ -58,5 +60,6 @@ def parse_study(fields: CheckedFields) -> StudyRecord:
         is_paired=fields.boolean("is_paired"),
         looks=tuple(fields.counts("looks")),
         tuning_seeds=tuple(fields.counts("tuning_seeds")),
+        tuned_settings=tuple(fields.texts("tuned_settings", 80)),
         choices=fields.text("choices"),
     )

@@ -9,7 +9,11 @@ from protocol.records.metrics import Direction
 from protocol.records.study_record import Role
 from protocol.study.budget import Axis
 from protocol.study.cells import CellKey
-from protocol.study.tuning import MIN_RATES, NO_TRIAL, TuningTrial
+from protocol.study.search_space import SearchSpace
+from protocol.study.tuning import MIN_RATES, NO_TRIAL, SweepPoint, TuningTrial, learning_rate_grid
+from training.settings import Settings
+
+MIN_SEARCH_SEEDS = 2  # Tuning seeds of a search, whose many trials a lucky seed would decide.
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Tuning:
     n_rates: int = MIN_RATES
     seeds: tuple[int, ...] = (1000,)  # Never reported.
     trials: tuple[TuningTrial, ...] = ()  # Further trials at the best learning rate.
+    search: SearchSpace | None = None  # Settings that are tuned together; None: the rate alone.
 
     def __post_init__(self) -> None:
         split, _, name = self.metric.partition("/")
@@ -45,6 +50,29 @@ class Tuning:
                 f"the metric of tuning is {self.metric!r}, must be of the validation split, "
                 "because claims are made on the test split; name one as valid/bits_per_byte"
             )
+        if self.search and len(self.seeds) < MIN_SEARCH_SEEDS:
+            raise ConfigError(
+                f"a search has the tuning seeds {list(self.seeds)}, must have {MIN_SEARCH_SEEDS} "
+                "or more, because the luckiest of many trials is selected; add seeds"
+            )
+        if self.search and self.trials:
+            raise ConfigError(
+                f"tuning_trials {[trial.name for trial in self.trials]} stand beside a search; "
+                "declare their settings in the search"
+            )
+
+    def first_points(self, settings: Settings) -> tuple[SweepPoint, ...]:
+        """Returns the points that a sweep of a cell with these settings begins with.
+
+        A grid of rates may be extended; a search is complete.
+
+        Raises:
+            ConfigError: if the settings do not permit one of them.
+        """
+        if self.search:
+            return self.search.points(settings)
+        rates = learning_rate_grid(settings.optimizer.learning_rate, self.n_rates)
+        return tuple(SweepPoint(rate) for rate in rates)
 
 
 class TuningChoice(NamedTuple):

@@ -12,12 +12,11 @@ from protocol.board.columns import pluralize
 from protocol.records.metrics import check_direction
 from protocol.records.plan_file import hash_json
 from protocol.records.study_record import REPORTED, TUNING, Role
-from protocol.statistics.power import (
-    NoiseFloor,
-)
+from protocol.statistics.power import NoiseFloor
 from protocol.study.budget import compute_run_costs
 from protocol.study.cells import Cell, CellKey
 from protocol.study.declaration import PlannedRun, Tuning, TuningChoice
+from protocol.study.prior_results import find_search_problem
 from protocol.study.study_plan import NAME_PATTERN, StudyPlan, axis_value, choices_tree
 from protocol.study.time_estimate import (
     ASSUMED_EFFICIENCY,
@@ -26,24 +25,22 @@ from protocol.study.time_estimate import (
     PlanTime,
     estimate_time,
 )
-from protocol.study.tuning import NO_TRIAL, TuningTrial, learning_rate_grid
+from protocol.study.tuning import NO_TRIAL, SweepPoint, TuningTrial
+from protocol.study.tuning_lines import describe_tuning
 from settings.changes import with_changes
 from settings.tree import as_json
 
 
 def sweep_runs(
-    plan: StudyPlan, learning_rates: Mapping[CellKey, Sequence[float]] | None = None
+    plan: StudyPlan, points: Mapping[CellKey, Sequence[SweepPoint]] | None = None
 ) -> list[PlannedRun]:
-    """Returns the runs of the first grids, or of further rates (`tuning.extend_grids`)."""
+    """Returns the runs of a sweep, or of further points of it (`tuning.extend_grids`)."""
     tuning = _require_tuning(plan)
-    learning_rates = learning_rates or {
-        c.key: learning_rate_grid(c.settings.optimizer.learning_rate, tuning.n_rates)
-        for c in plan.cells
-    }
+    points = points or {cell.key: tuning.first_points(cell.settings) for cell in plan.cells}
     return [
-        _make_run(plan, cell, rate, seed, TUNING, n_trials=None)
+        _make_run(plan, cell, rate, seed, TUNING, trial)
         for cell in plan.cells
-        for rate in learning_rates.get(cell.key, ())
+        for rate, trial in points.get(cell.key, ())
         for seed in tuning.seeds
     ]
 
@@ -52,7 +49,7 @@ def trial_runs(plan: StudyPlan, best_rates: Mapping[CellKey, float]) -> list[Pla
     """Returns the runs of the declared trials at the best learning rates."""
     tuning = _require_tuning(plan)
     return [
-        _make_run(plan, cell, best_rates[cell.key], seed, TUNING, trial, None)
+        _make_run(plan, cell, best_rates[cell.key], seed, TUNING, trial)
         for cell in plan.cells
         for trial in tuning.trials
         for seed in tuning.seeds
@@ -73,9 +70,7 @@ def reported_runs(
         raise ConfigError(
             f"{'/'.join(missing[0])} has no tuning choice; tune it, or give a TuningChoice"
         )
-    counts = {tuning_choices[cell.key].n_trials for cell in plan.cells}
-    if len(counts) > 1:
-        raise ConfigError(f"candidates had {sorted(counts)} tuning trials, must be equally many")
+    _check_equal_trials(plan, tuning_choices)
     choices = hash_json(choices_tree(plan, tuning_choices, sweep_hash))
     runs = [
         _make_run(plan, cell, choice.learning_rate, seed, REPORTED, choice.trial, choice.n_trials)
@@ -84,6 +79,24 @@ def reported_runs(
         for seed in plan.seeds
     ]
     return [run._replace(study=run.study | {"choices": choices}) for run in runs]
+
+
+def _check_equal_trials(plan: StudyPlan, tuning_choices: Mapping[CellKey, TuningChoice]) -> None:
+    """Refuses choices from unequal tuning.
+
+    Raises:
+        ConfigError: if cells had different numbers of trials, or others than the search declares.
+    """
+    counts = {tuning_choices[cell.key].n_trials for cell in plan.cells}
+    if len(counts) > 1:
+        raise ConfigError(
+            f"candidates had {sorted(counts)} tuning trials, must be equally many; tune them again "
+            "(--stage=tune)"
+        )
+    for cell in plan.cells:
+        choice = tuning_choices[cell.key]
+        if choice.curve and (problem := find_search_problem(plan, choice.curve)):
+            raise ConfigError(f"{'/'.join(cell.key)}: {problem}; tune it again (--stage=tune)")
 
 
 def format_plan(
@@ -111,6 +124,7 @@ def format_plan(
         f"matched: {declared.axis}; metric: {declared.metric}; margin of practical equivalence: "
         f"{declared.margin:g} {declared.unit}; comparisons: {plan.n_comparisons:,}",
         _format_detectable_difference(plan),
+        *describe_tuning(plan),
     ]
     lines += [f"{a} and {b} have the same settings: never ranked" for a, b in plan.duplicates()]
     return lines
@@ -223,6 +237,7 @@ def _make_run(
         "is_paired": declared.is_paired,
         "looks": list(declared.looks),
         "tuning_seeds": list(plan.tuning.seeds) if plan.tuning else [],
+        **plan.tuned_settings_tree,
     }
     if declared.varied_settings:
         study["varied_settings"] = list(declared.varied_settings)

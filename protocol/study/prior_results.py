@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from errors import DataError
-from protocol.records.plan_file import find_choice_problem
-from protocol.records.safe_read import CheckedFields
+from protocol.records.safe_read import CheckedFields, flatten
+from protocol.records.tuning_record import find_choice_problem, find_trials_problem, read_trials
 from protocol.statistics.power import NoiseFloor, estimate_noise_floor
 from protocol.study.cells import Cell, CellKey
 from protocol.study.declaration import TuningChoice
@@ -22,7 +22,7 @@ from settings.json_types import JsonObject
 from training.run.atomic_io import read_json
 
 FORMAT = 2  # Format of recorded sweeps and noise floors.
-UNUSED_SWEEP = " has no learning rate for these settings: not used"
+UNUSED_SWEEP = " has no choice for these settings: not used"
 
 
 class PriorResults(NamedTuple):
@@ -45,10 +45,12 @@ def load_prior_results(folder: str, plan: StudyPlan) -> PriorResults:
     sweep, noise, sweep_hash = root / "sweep.json", root / "noise.json", ""
     if (tree := _read_record(sweep)) is not None:
         mismatch = _metric_mismatch(tree, plan.tuning.metric if plan.tuning else None)
-        choices = {} if mismatch else _read_choices(tree, plan, sweep)
+        if not mismatch:
+            choices, mismatch = _read_choices(tree, plan, sweep)
         sweep_hash = _hash_file(sweep) if choices else ""
-        label = "learning rates from " if choices else ""
-        sources.append(label + cite_file(sweep) + (mismatch or UNUSED_SWEEP * (not choices)))
+        has_search = plan.tuning is not None and plan.tuning.search is not None
+        label = "tuned settings from " if has_search else "learning rates from "
+        sources.append(label * bool(choices) + cite_file(sweep) + mismatch)
     floors: dict[str, NoiseFloor] = {}
     if (tree := _read_record(noise)) is not None:
         floors, mismatch = _read_floors(tree, plan, choices, str(noise))
@@ -85,27 +87,46 @@ def _read_floors(
     return floors, problem if has_cells else ""
 
 
-def _read_choices(tree: JsonObject, plan: StudyPlan, path: Path) -> dict[CellKey, TuningChoice]:
-    """Returns the recorded choices for the cells of a plan.
+def _read_choices(
+    tree: JsonObject, plan: StudyPlan, path: Path
+) -> tuple[dict[CellKey, TuningChoice], str]:
+    """Returns the recorded choices for the cells of a plan, and why one is not used.
 
     Raises:
-        DataError: if a rate is not the optimum of its own curve: the record was edited.
+        DataError: if a choice is not the best of its own trials: the record was edited.
     """
-    by_key, choices = {cell.key: cell for cell in plan.cells}, dict[CellKey, TuningChoice]()
+    by_key, unused = {cell.key: cell for cell in plan.cells}, UNUSED_SWEEP
+    choices: dict[CellKey, TuningChoice] = {}
     for record in tree["cells"]:
         key = CellKey(record["candidate"], record["objective"], record["size"])
-        if key in by_key and by_key[key].matches_settings(record["settings"]):
-            name, rate, curve = record["trial_name"], record["learning_rate"], record["curve"]
-            fields = CheckedFields(curve, f"{path} curve")
-            if problem := find_choice_problem(fields, rate, plan.declaration.better):
-                raise DataError(
-                    f"{path} was edited: of {'/'.join(key)}, {problem}; tune again "
-                    "(--stage=tune), or restore the file"
-                )
-            trial = TuningTrial(name, record["overrides"]) if name else NO_TRIAL
-            costs = record.get("costs", {})
-            choices[key] = TuningChoice(rate, record["n_trials"], trial, curve, costs)
-    return choices
+        if key not in by_key or not by_key[key].matches_settings(record["settings"]):
+            continue
+        name, rate, curve = record["trial_name"], record["learning_rate"], record["curve"]
+        trials = read_trials(CheckedFields(curve, f"{path} curve"))
+        overrides, better = flatten(record["overrides"]), plan.declaration.better
+        if problem := find_choice_problem(trials, rate, overrides, better):
+            raise DataError(
+                f"{path} was edited: of {'/'.join(key)}, {problem}; tune again (--stage=tune), or "
+                "restore the file"
+            )
+        if problem := find_search_problem(plan, curve):
+            unused = f": of {'/'.join(key)}, {problem}: not used"
+            continue
+        trial = TuningTrial(name, record["overrides"]) if name else NO_TRIAL
+        costs = record.get("costs", {})
+        choices[key] = TuningChoice(rate, record["n_trials"], trial, curve, costs)
+    return choices, "" if choices else unused
+
+
+def find_search_problem(plan: StudyPlan, curve: Mapping[str, object]) -> str:
+    """Returns why the trials of a recorded sweep are not those of the plan; blank if they are."""
+    trials = read_trials(CheckedFields(curve, "curve"))
+    search = plan.tuning.search if plan.tuning else None
+    if search is None:
+        is_search = any(trial.name for trial in trials)
+        return "its trials are of a search, and the study declares none" if is_search else ""
+    declared = search.trials(plan.cells[0].settings)
+    return find_trials_problem(trials, [(x.name, flatten(x.overrides)) for x in declared])
 
 
 def _metric_mismatch(tree: JsonObject, metric: str | None) -> str:

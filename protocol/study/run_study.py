@@ -12,13 +12,20 @@ from eval import harness
 from eval.split_part import eval_share
 from protocol.records.study_record import TUNING
 from protocol.study.cells import CellKey
-from protocol.study.declaration import PlannedRun, TuningChoice
+from protocol.study.declaration import PlannedRun, Tuning, TuningChoice
 from protocol.study.plan import reported_runs, sweep_runs, trial_runs
 from protocol.study.prior_results import dump_record
 from protocol.study.study import Study
 from protocol.study.study_plan import StudyPlan, axis_value
 from protocol.study.time_estimate import read_train_joules, read_train_seconds
-from protocol.study.tuning import SweepCurve, extend_grids, make_sweep_curve, select_trial
+from protocol.study.tuning import (
+    SweepCurve,
+    SweepPoint,
+    extend_grids,
+    make_sweep_curve,
+    select_trial,
+)
+from protocol.study.tuning_lines import describe_sweep_edges
 from settings.changes import with_changes
 from settings.tree import from_json
 from training import runner
@@ -103,44 +110,42 @@ def run_tuning(plan: StudyPlan, folder: Path, print_line: PrintLine) -> dict[str
 
     Raises:
         ConfigError: if the plan declares no tuning.
-        DataError: if a run failed, or every rate of a cell diverged.
+        DataError: if a run failed, or every trial of a cell diverged.
     """
     if plan.tuning is None:
         raise ConfigError("the plan declares no tuning")
     metric, better = plan.tuning.metric, plan.declaration.better
-    curves = _run_sweeps(plan, metric, folder, print_line)
-    rates = {key: curve.best_rate for key, curve in curves.items()}
-    if diverged := [key for key, rate in rates.items() if rate is None]:
-        name = "/".join(diverged[0])
-        raise DataError(f"every rate of {name} diverged; lower the center of its grid")
-    best_rates = {key: rate for key, rate in rates.items() if rate is not None}
-    trial_scores: dict[CellKey, dict[str, list[float]]] = {key: {} for key in best_rates}
-    trials = trial_runs(plan, best_rates)
+    curves = _run_sweeps(plan, plan.tuning, folder, print_line)
+    points = {key: curve.best_point for key, curve in curves.items()}
+    if diverged := [key for key, point in points.items() if point is None]:
+        remedy = "lower the rates of the search" if plan.tuning.search else "lower its rate"
+        raise DataError(f"every trial of {'/'.join(diverged[0])} diverged; {remedy}")
+    best_points = {key: point for key, point in points.items() if point is not None}
+    trial_scores: dict[CellKey, dict[str, list[float]]] = {key: {} for key in best_points}
+    trials = trial_runs(plan, {key: point.learning_rate for key, point in best_points.items()})
     for result in run_all(trials, folder, print_line, metric):
         scores = trial_scores[result.run.cell_key]
         scores.setdefault(result.run.trial_name, []).append(result.score)
-    overrides = {trial.name: dict(trial.overrides) for trial in plan.tuning.trials}
     cells = []
     for cell in plan.cells:
-        curve, rate = curves[cell.key], best_rates[cell.key]
-        base = curve.scores[curve.learning_rates.index(rate)]
+        curve, point = curves[cell.key], best_points[cell.key]
+        base = curve.scores[curve.points.index(point)]
         name = select_trial(base if base is not None else math.inf, trial_scores[cell.key], better)
+        trial = next((t for t in plan.tuning.trials if t.name == name), point.trial)
         cells.append(
             {
                 **cell.key._asdict(),
                 "settings": cell.identity_settings,
-                "learning_rate": rate,
-                "n_trials": len(curve.learning_rates) + len(overrides),
-                "trial_name": name,
-                "overrides": overrides.get(name, {}),
+                "learning_rate": point.learning_rate,
+                "n_trials": len(curve.points) + len(plan.tuning.trials),
+                "trial_name": trial.name,
+                "overrides": dict(trial.overrides),
                 "costs": _tuning_costs(plan, cell.key, curve, trials, folder),
-                "curve": {
-                    "learning_rates": curve.learning_rates,
-                    "scores": curve.scores,
-                    "best_at_edge": curve.best_at_edge,
-                },
+                "curve": curve.record,
             }
         )
+        for line in describe_sweep_edges(cell.key, curve):
+            print_line(line)
     return {"metric": metric, "plan": plan.digest, "cells": cells}
 
 
@@ -152,7 +157,7 @@ def _tuning_costs(
     folder: Path,
 ) -> dict[str, float]:
     """Returns the training FLOPs, seconds, joules and the number of the tuning runs of a cell."""
-    runs = sweep_runs(plan, {key: curve.learning_rates})
+    runs = sweep_runs(plan, {key: curve.points})
     runs += [run for run in trials if run.cell_key == key]
     seconds = [read_train_seconds(folder / run.name, run.steps) for run in runs]
     return {
@@ -164,30 +169,43 @@ def _tuning_costs(
 
 
 def _run_sweeps(
-    plan: StudyPlan, metric: str, folder: Path, print_line: PrintLine
+    plan: StudyPlan, tuning: Tuning, folder: Path, print_line: PrintLine
 ) -> dict[CellKey, SweepCurve]:
-    """Runs the grids of all cells, and extends them while an optimum is at an edge.
+    """Runs the sweeps of all cells, and extends grids of rates while an optimum is at an edge.
 
     Raises:
         DataError: if a run failed.
     """
-    scores: dict[CellKey, dict[float, list[float]]] = {cell.key: {} for cell in plan.cells}
-    rates: Mapping[CellKey, Sequence[float]] | None = None
+    points = {cell.key: tuning.first_points(cell.settings) for cell in plan.cells}
+    new_points: Mapping[CellKey, Sequence[SweepPoint]] = points
+    scores: dict[CellKey, dict[tuple[float, str], list[float]]] = {key: {} for key in points}
     while True:
-        for result in run_all(sweep_runs(plan, rates), folder, print_line, metric):
+        for result in run_all(sweep_runs(plan, new_points), folder, print_line, tuning.metric):
             run = result.run
             if result.error_message:
-                raise DataError(f"{run.name} failed, so that no learning rate can be selected")
-            scores[run.cell_key].setdefault(run.learning_rate, []).append(result.score)
+                raise DataError(f"{run.name} failed, so that no setting can be selected")
+            point_key = run.learning_rate, run.trial_name
+            scores[run.cell_key].setdefault(point_key, []).append(result.score)
+        if tuning.search:
+            return {
+                key: SweepCurve(
+                    of_cell,
+                    tuple(tuple(scores[key][rate, trial.name]) for rate, trial in of_cell),
+                    plan.declaration.better,
+                )
+                for key, of_cell in points.items()
+            }
         curves = {
-            key: make_sweep_curve(by_rate, plan.declaration.better)
-            for key, by_rate in scores.items()
+            key: make_sweep_curve(
+                {rate: values for (rate, _), values in by_point.items()}, plan.declaration.better
+            )
+            for key, by_point in scores.items()
         }
         next_rates = extend_grids(curves)
         if not next_rates:
             return curves
         print_line("An optimum is at the edge of its grid: all grids are extended.")
-        rates = {key: (rate,) for key, rate in next_rates.items()}
+        new_points = {key: (SweepPoint(rate),) for key, rate in next_rates.items()}
 
 
 def default_choices(plan: StudyPlan) -> dict[CellKey, TuningChoice]:

@@ -29,6 +29,7 @@ from protocol.study.budget import (
 )
 from protocol.study.cells import Cell, CellKey
 from protocol.study.declaration import Declaration, Tuning
+from protocol.study.search_space import SearchSpace
 from protocol.study.study_plan import StudyPlan
 from protocol.study.tuning import TuningTrial
 from settings.changes import with_changes
@@ -69,6 +70,8 @@ class Study:
     tuning_metric: str = "valid/bits_per_byte"
     tuning_seeds: tuple[int, ...] = (1000,)
     tuning_trials: tuple[TuningTrial, ...] = ()
+    # Settings that are tuned together by quasi-random trials; None: a grid of learning rates.
+    search: SearchSpace | None = None
     noise_seeds: tuple[int, ...] = tuple(range(2000, 2008))
     # Compare runs with the same seed: they must see the same data in the same order.
     paired: bool = False
@@ -165,7 +168,12 @@ def make_plan(
         is_paired=study.paired,
         looks=study.looks,
     )
-    tuning = Tuning(study.tuning_metric, seeds=study.tuning_seeds, trials=study.tuning_trials)
+    tuning = Tuning(
+        study.tuning_metric,
+        seeds=study.tuning_seeds,
+        trials=study.tuning_trials,
+        search=study.search,
+    )
     plan = StudyPlan(tuple(cells), declaration, study.seeds, tuning)
     return MatchedPlan(plan, matched, study.reference)
 

@@ -14,6 +14,7 @@ from functools import cached_property
 
 from errors import ConfigError
 from protocol.records.plan_file import hash_json
+from protocol.records.tuning_record import BATCH_SIZE
 from protocol.statistics.power import (
     NoiseFloor,
     critical_difference_of_minima,
@@ -23,6 +24,7 @@ from protocol.statistics.sequential import check_looks
 from protocol.study.budget import TOLERANCE, compute_run_costs
 from protocol.study.cells import Cell, CellKey
 from protocol.study.declaration import Declaration, Tuning, TuningChoice
+from settings.changes import with_changes
 from settings.json_types import JsonObject
 from settings.types import did_you_mean
 from training.run.atomic_io import to_json_value
@@ -44,6 +46,7 @@ class StudyPlan:
     def __post_init__(self) -> None:
         _check_plan(self)
         _check_axis(self)
+        _check_search(self)
 
     @cached_property
     def digest(self) -> str:
@@ -60,16 +63,11 @@ class StudyPlan:
             "looks": list(declared.looks),
             "varied_settings": list(declared.varied_settings),
             "tuning_seeds": list(tuning.seeds) if tuning else [],
+            **self.tuned_settings_tree,
         }
-        trials = tuning.trials if tuning else ()
         tree = {
             "study": study,
-            "tuning": tuning
-            and {
-                "metric": tuning.metric,
-                "n_rates": tuning.n_rates,
-                "trials": [[trial.name, dict(trial.overrides)] for trial in trials],
-            },
+            "tuning": tuning and _tuning_tree(tuning, self.cells[0]),
             "cells": [
                 {
                     **cell.key._asdict(),
@@ -81,6 +79,12 @@ class StudyPlan:
             ],
         }
         return redact(to_json_value(tree))
+
+    @property
+    def tuned_settings_tree(self) -> JsonObject:
+        """The settings of a search, under the key with which runs declare them; empty without."""
+        search = self.tuning.search if self.tuning else None
+        return {"tuned_settings": sorted(search.settings)} if search else {}
 
     @property
     def n_comparisons(self) -> int:
@@ -158,6 +162,13 @@ def choices_tree(
     return redact(to_json_value({"sweep": sweep_hash, "cells": cells}))
 
 
+def _tuning_tree(tuning: Tuning, cell: Cell) -> JsonObject:
+    if tuning.search:
+        return {"metric": tuning.metric, "search": tuning.search.tree(cell.settings)}
+    trials = [[trial.name, dict(trial.overrides)] for trial in tuning.trials]
+    return {"metric": tuning.metric, "n_rates": tuning.n_rates, "trials": trials}
+
+
 def _check_plan(plan: StudyPlan) -> None:
     """Refuses a plan whose names, comparisons, margin or seeds are missing or inconsistent.
 
@@ -211,3 +222,32 @@ def _check_axis(plan: StudyPlan) -> None:
                 f"the {target:.6g} of its group, must be within {TOLERANCE:.0%}; match it with "
                 "protocol/study/budget.py"
             )
+
+
+def _check_search(plan: StudyPlan) -> None:
+    """Refuses a search whose trials would cost something else than their cell.
+
+    Raises:
+        ConfigError: if there is one, or a cell does not permit a trial.
+    """
+    search, axis = plan.tuning.search if plan.tuning else None, plan.declaration.axis
+    if plan.tuning is None or search is None:
+        return
+    if axis == "wall_clock" and BATCH_SIZE in search.settings:
+        raise ConfigError(
+            f"the search varies {BATCH_SIZE} at equal wall_clock, but equal tokens of other "
+            "batches take other times; match tokens or training_flops, or remove it from the search"
+        )
+    for cell in plan.cells:
+        points = plan.tuning.first_points(cell.settings)
+        if axis == "wall_clock" or all(key.startswith("optimizer.") for key in search.settings):
+            continue
+        value = compute_run_costs(cell.settings)._asdict()[axis]
+        for _, trial in points:
+            costs = compute_run_costs(with_changes(cell.settings, trial.overrides))._asdict()
+            if abs(costs[axis] / value - 1) > TOLERANCE:
+                raise ConfigError(
+                    f"{trial.name} of the search gives {'/'.join(cell.key)} {axis} "
+                    f"{costs[axis]:.6g}, {costs[axis] / value - 1:+.2%} from its own; tune "
+                    "settings that leave the cost"
+                )

@@ -14,11 +14,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from protocol.records.plan_file import hash_json, without_settings
 from protocol.records.run_record import list_result_files
 from protocol.records.safe_read import parse_jsonl, parse_object, read_file
 from protocol.records.series import read_step_joules
 from protocol.study.cells import CellKey
 from protocol.study.declaration import PlannedRun
+from training.optimizer import INPUT_SETTINGS
 
 MATRIX_SIZE = {"cpu": 1024}  # Size of the multiplied matrices by platform; 8192 elsewhere.
 REPEATS = 5
@@ -114,8 +116,14 @@ def estimate_time(
     evaluation = seconds_per_flop * sum(
         run.training_flops * shares.get(run.cell_key, 0.0) for run in runs
     )
-    start = ASSUMED_START_SECONDS * len({(run.cell_key, run.trial_name) for run in runs})
+    start = ASSUMED_START_SECONDS * len({*map(_program_key, runs)})
     return PlanTime(training / 3600, evaluation / 3600, start / 3600, False)
+
+
+def _program_key(run: PlannedRun) -> tuple[CellKey, str]:
+    """Returns what runs share that share a compiled program: all but the inputs of a step."""
+    inputs = tuple(f"optimizer.{name}" for name in INPUT_SETTINGS)
+    return run.cell_key, hash_json(without_settings(run.settings, ("seed", *inputs)))
 
 
 def _logged_step_seconds(run_folder: Path) -> list[float]:

@@ -1,6 +1,7 @@
-"""Equal tuning: grids of learning rates, what they select, and when they are extended.
+"""Equal tuning: sweeps over trials, what they select, and when grids of rates are extended.
 
-The rates of a grid are a factor of 2 apart, and there are at least 5. If an optimum is at the edge
+A sweep scores the points of a search (`protocol/study/search_space.py`), or learning rates alone:
+the rates of a grid are a factor of 2 apart, and there are at least 5. If an optimum is at the edge
 of its grid, all grids are extended, so that every candidate has the same number of trials. Choices
 are made on validation data, with seeds that are never reported.
 """
@@ -13,6 +14,7 @@ import numpy as np
 
 from errors import ConfigError, DataError
 from protocol.records.metrics import Direction
+from settings.json_types import JsonObject
 
 MIN_RATES, MAX_RATES = 5, 11
 GRID_FACTOR = 2.0
@@ -30,19 +32,48 @@ class TuningTrial(NamedTuple):
 NO_TRIAL = TuningTrial("", {})
 
 
+class SweepPoint(NamedTuple):
+    """A point of a sweep: a learning rate, and the other settings of a trial."""
+
+    learning_rate: float
+    trial: TuningTrial = NO_TRIAL  # None but the rate, for a grid of rates.
+
+
 class SweepCurve(NamedTuple):
     """The complete result of a sweep, which is published."""
 
-    learning_rates: tuple[float, ...]  # Increasing.
-    scores: tuple[float | None, ...]  # Mean over seeds by rate; None: a seed diverged.
+    points: tuple[SweepPoint, ...]  # Rates of a grid increase.
+    seed_scores: tuple[tuple[float, ...], ...]  # By point and tuning seed; nan: the run diverged.
     better: Direction
-    n_diverged: int  # Diverged runs, which count as trials.
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """The rate of each point."""
+        return tuple(point.learning_rate for point in self.points)
+
+    @property
+    def scores(self) -> tuple[float | None, ...]:
+        """The mean over seeds of each point; None if a seed diverged."""
+        return tuple(
+            float(np.mean(scores)) if all(map(math.isfinite, scores)) else None
+            for scores in self.seed_scores
+        )
+
+    @property
+    def n_diverged(self) -> int:
+        """The number of diverged runs, which count as trials."""
+        return sum(not math.isfinite(score) for scores in self.seed_scores for score in scores)
+
+    @property
+    def best_point(self) -> SweepPoint | None:
+        """The point with the best score; None if every point diverged."""
+        index = self._best_index()
+        return None if index is None else self.points[index]
 
     @property
     def best_rate(self) -> float | None:
         """The rate with the best score; None if every rate diverged."""
-        index = self._best_index()
-        return None if index is None else self.learning_rates[index]
+        return None if self.best_point is None else self.best_point.learning_rate
 
     @property
     def best_at_edge(self) -> Literal["low", "high"] | None:
@@ -50,14 +81,30 @@ class SweepCurve(NamedTuple):
         index = self._best_index()
         if index is None or index == 0:
             return "low"
-        return "high" if index == len(self.learning_rates) - 1 else None
+        return "high" if index == len(self.points) - 1 else None
 
     @property
     def neighbor_scores(self) -> dict[float, float | None]:
         """The scores at the rates beside the best one, which show how sharp the optimum is."""
-        index, count = self._best_index(), len(self.learning_rates)
+        index, count = self._best_index(), len(self.points)
         neighbors = [] if index is None else [i for i in (index - 1, index + 1) if 0 <= i < count]
         return {self.learning_rates[i]: self.scores[i] for i in neighbors}
+
+    @property
+    def record(self) -> JsonObject:
+        """The sweep as sweep.json and plan.json have it (`protocol/records/tuning_record.py`)."""
+        trials = [point.trial for point in self.points]
+        tree: JsonObject = {
+            "learning_rates": list(self.learning_rates),
+            "scores": list(self.scores),
+            "seed_scores": [
+                [score if math.isfinite(score) else None for score in scores]
+                for scores in self.seed_scores
+            ],
+        }
+        if trials[0] == NO_TRIAL:
+            return tree | {"best_at_edge": self.best_at_edge}
+        return tree | {"trials": [{"name": x.name, "overrides": dict(x.overrides)} for x in trials]}
 
     def _best_index(self) -> int | None:
         sign = 1 if self.better == "lower" else -1
@@ -95,10 +142,8 @@ def make_sweep_curve(
         )
     if len({len(results[rate]) for rate in rates}) > 1 or not results[rates[0]]:
         raise DataError(f"rates {rates} must all have the same seeds; run the missing ones")
-    is_finite = {rate: all(map(math.isfinite, results[rate])) for rate in rates}
-    scores = tuple(float(np.mean(results[rate])) if is_finite[rate] else None for rate in rates)
-    n_diverged = sum(not math.isfinite(x) for rate in rates for x in results[rate])
-    return SweepCurve(tuple(rates), scores, better, n_diverged)
+    points = tuple(SweepPoint(rate) for rate in rates)
+    return SweepCurve(points, tuple(tuple(results[rate]) for rate in rates), better)
 
 
 def extend_grids(curves: Mapping[Key, SweepCurve], max_rates: int = MAX_RATES) -> dict[Key, float]:
@@ -110,7 +155,7 @@ def extend_grids(curves: Mapping[Key, SweepCurve], max_rates: int = MAX_RATES) -
     Raises:
         DataError: if the grids do not have the same number of rates.
     """
-    counts = {len(c.learning_rates) for c in curves.values()}
+    counts = {len(c.points) for c in curves.values()}
     if len(counts) > 1:
         raise DataError(
             f"grids have {sorted(counts)} rates, must have equally many; run the missing ones"

@@ -1,9 +1,9 @@
 """Finds the best rate over widths: `python -m protocol.transfer --config=FILE.py --out=DIR`.
 
 A model is trained at each width at an odd number of rates, a factor of 2^1/2 apart, whose middle is
-the rate of the config. DIR/transfer.json has all trials; the same command continues it. Under a
-parametrization whose rates transfer, the best rates differ by at most 1.5. docs/laws.md explains
-the output.
+the rate of the config. DIR/transfer.json has all trials; the same command continues it, with
+another rate or other --rates too. Under a parametrization whose rates transfer, the best rates
+differ by at most 1.5. docs/laws.md explains the output.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
+from protocol.records.plan_file import without_settings
 from settings.cli import parse_args
 from settings.tree import as_json
 from training.run.cli_errors import run_command
@@ -47,8 +48,7 @@ def run(argv: Sequence[str]) -> None:
     widths = parse_widths(args.widths)
     data = open_data(command.settings.data, command.settings.store_kinds)
     settings = resolve(command.settings, data.tokenizer.vocab_size)
-    shared = json.dumps(as_json(settings) | {"data": data.fingerprint}, sort_keys=True)
-    digest = hashlib.sha256(shared.encode()).hexdigest()
+    digest = search_digest(settings, data.fingerprint)
     record = Path(args.out) / "transfer.json"
     saved = read_json(record) or {}
     if saved.get("settings_sha256") != digest:
@@ -66,6 +66,13 @@ def run(argv: Sequence[str]) -> None:
     print("\n".join(describe(search)), flush=True)
     for path in (record, *save_figures(iter_figures(search), record.parent)):
         print(path)
+
+
+def search_digest(settings: Settings, fingerprint: str) -> str:
+    """Returns the hash of what all trials of a search share: all but the rate and the seed."""
+    tree = without_settings(as_json(settings), ("seed", "optimizer.learning_rate"))
+    shared = json.dumps(tree | {"data": fingerprint}, sort_keys=True)
+    return hashlib.sha256(shared.encode()).hexdigest()
 
 
 if __name__ == "__main__":

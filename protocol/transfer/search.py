@@ -25,6 +25,7 @@ from training.short_run import iter_steps
 RATE_FACTOR = math.sqrt(2)
 MIN_RATES = 3
 MAX_RATIO = 1.5  # Ratio of best rates up to which a rate counts as transferred.
+LATTICE_TOLERANCE = 1e-3  # Deviation of a rate from those of a grid, in factors of 2^1/2.
 LOSS_SHARE = 0.1  # Share of the steps, the last ones, whose mean is the loss of a trial.
 
 
@@ -111,7 +112,8 @@ def search_rates(
         widths: widths of the model.
         num_rates: rates of the grid, a factor of 2^1/2 apart.
         num_seeds: seeds of each trial, from that of the settings on.
-        done: trials that need not be run again.
+        done: trials that need not be run again. Those of a grid that was shifted count too, at
+            rates that were tried at every width and seed.
         on_trial: called after each trial.
 
     Raises:
@@ -122,18 +124,33 @@ def search_rates(
             f"--rates is {num_rates}, must be an odd number of {MIN_RATES} or more; nearest: "
             f"{max(num_rates + 1 - num_rates % 2, MIN_RATES)}"
         )
-    by_key = {(t.width, f"{t.rate:.6g}", t.seed): t for t in done}
+    by_key = {(t.width, _rate_key(t.rate), t.seed): t for t in done}
+    center, seeds = (
+        settings.optimizer.learning_rate,
+        range(settings.seed, settings.seed + num_seeds),
+    )
+    rates = {_rate_key(rate): rate for rate in rate_grid(center, num_rates)}
+    cells = [(width, seed) for width in sorted({*widths}) for seed in seeds]
+    for rate in sorted({trial.rate for trial in by_key.values()}):
+        key, steps = _rate_key(rate), math.log(rate / center, RATE_FACTOR)
+        is_complete = all((width, key, seed) in by_key for width, seed in cells)
+        if is_complete and abs(steps - round(steps)) < LATTICE_TOLERANCE:
+            rates.setdefault(key, rate)
     trials = []
-    for width in sorted({*widths}):
-        for rate in rate_grid(settings.optimizer.learning_rate, num_rates):
-            for seed in range(settings.seed, settings.seed + num_seeds):
-                trial = by_key.get((width, f"{rate:.6g}", seed))
-                if trial is None:
-                    trial = RateTrial(width, rate, seed, _loss(settings, data, width, rate, seed))
-                    on_trial(trial)
-                trials.append(trial)
+    for width, seed in cells:
+        for key, rate in sorted(rates.items(), key=lambda item: item[1]):
+            trial = by_key.get((width, key, seed))
+            if trial is None:
+                trial = RateTrial(width, rate, seed, _loss(settings, data, width, rate, seed))
+                on_trial(trial)
+            trials.append(trial)
     model = settings.model
     return RateSearch(model.layers, model.parametrization, settings.train.steps, tuple(trials))
+
+
+def _rate_key(rate: float) -> str:
+    """Returns a rate without the rounding of its last digits."""
+    return f"{rate:.6g}"
 
 
 def rate_grid(center: float, num_rates: int) -> list[float]:

@@ -26,8 +26,11 @@ DECLARED = {
 }
 
 
-def write_study(root, values=VALUES, **declared):
-    """Writes a study that is sound: its runs, and the plan that they declare."""
+def write_study(root, values=VALUES, *, search=(), picks_of=None, **declared):
+    """Writes a study that is sound: its runs, and the plan that they declare.
+
+    `search` are the trials of a declared search, and `picks_of` what a candidate's choice records.
+    """
     star = [[name, "dense"] for name in values if name != "dense"]
     study = DECLARED | {"comparisons": star} | declared
     layers = {name: {"layers": [f"{name}+mlp"]} for name in values}
@@ -39,9 +42,13 @@ def write_study(root, values=VALUES, **declared):
         identity = without_settings(settings, NON_IDENTITY_SETTINGS)
         cells.append(key | {"isoflop_curve": "", "value": value, "settings": identity})
         picks.append(
-            key | {"learning_rate": 0.004, "n_trials": 5, "overrides": {}} | {"curve": CURVE}
+            key
+            | {"learning_rate": 0.004, "n_trials": 5, "overrides": {}, "curve": CURVE}
+            | (picks_of or {}).get(name, {})
         )
     plan = {"study": study, "cells": cells}
+    if search:
+        plan["tuning"] = {"metric": "valid/bits_per_byte", "search": {"trials": list(search)}}
     choices = {"sweep": "s" * 64, "cells": picks}
     write_plans(root, (plan, choices))
     stated = study | {"plan": hash_json(plan), "choices": hash_json(choices)}

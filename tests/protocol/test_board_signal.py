@@ -180,7 +180,12 @@ def test_the_board_states_signal_noise_and_decision_accuracy(tmp_path):
 
 def test_the_last_evaluations_are_those_of_the_last_fifth(tmp_path):
     write_sizes(tmp_path, ("small",), seeds=1)
-    records, _ = load_records([tmp_path])
+    # A score of a part of the split is logged with the label of the part, which is no number.
+    label = {"step": 100, "valid/part": "128 of 16,785 windows of 32, sha256 d6"}
+    for path in tmp_path.rglob("metrics.jsonl"):
+        path.write_text(path.read_text() + json.dumps(label) + "\n")
+    records, unreadable = load_records([tmp_path])
+    assert records and not unreadable
     for record in records:
         points = record.late_scores["valid/bits_per_byte"]
         assert [step for step, _ in points] == [80.0, 85.0, 90.0, 95.0, 100.0]

@@ -9,7 +9,7 @@ import pytest
 
 import compare
 from errors import ConfigError, DataError, NonFiniteError, PreemptedError
-from protocol.records.plan_file import plan_problems, read_plans
+from protocol.records.plan_file import check_plan, read_plans
 from protocol.records.safe_read import CheckedFields
 from protocol.records.study_record import parse_study
 from protocol.statistics.isoflop import fit_minima
@@ -20,7 +20,6 @@ from protocol.study import plan as plans
 from protocol.study.cells import CellKey
 from protocol.study.prior_results import load_prior_results
 from protocol.study.study import Study
-from training.run.atomic_io import write_json
 from training.settings import EvalConfig, Settings, TrainConfig
 
 VOCAB = 300
@@ -44,29 +43,6 @@ STUDY = Study(
 @pytest.fixture
 def made():
     return study.make_plan(STUDY, SHARED, VOCAB)
-
-
-@pytest.fixture
-def trained(monkeypatch):
-    """Stands in for training: writes what a run is judged by, or fails as it is told to."""
-    calls = []
-
-    def train(settings, folder, judges_of, *, flags, study, **rest):
-        calls.append((folder.name, settings, study))
-        what = train.failures.get(study["candidate"])
-        if what is not None:
-            raise what
-        score = train.scores(settings)
-        split = settings.eval.splits[0]
-        scores = [{"name": f"{split}/bits_per_byte", "value": score, "weight": None}]
-        path = folder / "eval" / str(settings.train.steps) / "bits_per_byte.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"version": 1, "scores": scores})
-
-    train.failures, train.calls = {}, calls
-    train.scores = lambda settings: 2.0 + 0.01 * settings.seed
-    monkeypatch.setattr(run_study.runner, "train", train)
-    return train
 
 
 def silent(text, **how):
@@ -384,8 +360,8 @@ def test_the_plan_is_written_beside_the_runs_and_its_hashes_are_theirs(made, tra
     for run in runs:
         parsed = CheckedFields(json.loads(json.dumps(run.study)), "study")
         settings = CheckedFields(json.loads(json.dumps(run.settings)), "settings")
-        found = plan_problems(parse_study(parsed), settings, read_plans(tmp_path))
-        assert found == (record, [])
+        found = check_plan(parse_study(parsed), settings, read_plans(tmp_path))
+        assert (found.plan, found.problems) == (record, [])
     assert plan_record.write_plan(tmp_path, made.plan, choices) == []  # it is there already
     more = dataclasses.replace(made.plan, seeds=(0, 1, 2, 3))
     (line,) = plan_record.write_plan(tmp_path, more, choices)

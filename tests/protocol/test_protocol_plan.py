@@ -18,6 +18,7 @@ from protocol.study.plan import format_plan
 from protocol.study.study_plan import StudyPlan
 from protocol.study.time_estimate import CellSeconds, estimate_time
 from protocol.study.tuning import (
+    SweepPoint,
     TuningTrial,
     extend_grids,
     learning_rate_grid,
@@ -133,7 +134,9 @@ def test_a_sweep_is_cells_times_rates_times_seeds(plan):
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", run.name)
     assert runs[0].name == "dense_causal_lm_tiny_lr0.001_seed1000_tuning"
     key = CellKey("moe", "causal_lm", "tiny")
-    assert [r.learning_rate for r in plans.sweep_runs(plan, {key: (32e-3,)})] == [32e-3] * 2
+    assert [r.learning_rate for r in plans.sweep_runs(plan, {key: (SweepPoint(32e-3),)})] == [
+        32e-3
+    ] * 2
 
 
 def test_further_trials_change_what_they_declare(plan):

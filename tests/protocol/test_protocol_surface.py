@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from benchmarks import minima_calibration
+from benchmarks.simulations import minima_calibration
 from errors import DataError
 from protocol.statistics import isoflop, size_means, surface, surface_fit
 from protocol.statistics.scaling_law import Point, ScalingLaw, find_optimum
@@ -173,7 +173,7 @@ def test_points_of_no_surface_are_refused(points, message):
 
 
 def test_the_simulated_studies_keep_their_level():
-    """The record of benchmarks/minima_calibration.py, and a few studies of it again."""
+    """The record of benchmarks/simulations/minima_calibration.py, and a few studies of it again."""
     rows = json.loads(RECORD.read_text("utf-8"))
     names = {cell.name for cell in minima_calibration.cells()}
     assert {row["name"] for row in rows} <= names and len(rows) >= 12

@@ -10,6 +10,7 @@ import tiny
 
 from arch import MIXERS, Model
 from arch.activation_taps import run_with_taps
+from arch.channels.moe_config import MoeConfig
 from arch.layers.embedding import EmbedConfig, HeadConfig
 from arch.mixers.attention import AttentionConfig
 from errors import ConfigError
@@ -110,6 +111,25 @@ def test_logits_are_divided_by_the_growth_and_so_is_what_is_exported():
     net, hidden = Model(model, key=jax.random.key(0)), jnp.ones((1, 2, tiny.WIDTH))
     logits, expected = net.logits(hidden), 0.125 * hidden @ net.embed.table[...].T
     np.testing.assert_allclose(logits[..., : tiny.VOCAB], expected[..., : tiny.VOCAB], rtol=1e-5)
+
+
+def test_routers_start_smaller_in_wide_models_and_nothing_else_does():
+    """By RATIO^-1/2 = 1/2, so that logits of a router have the variance 1 / m."""
+    moe = {"channel": "moe", "moe": MoeConfig(shared_experts=1, shared_gate=True)}
+    named = {
+        parametrization: named_leaves(
+            Model(as_mup(parametrization=parametrization, **moe), key=jax.random.key(0))
+        )
+        for parametrization in ("mup", "standard")
+    }
+    ratios = {
+        name: float(jnp.max(jnp.abs(leaf)) / jnp.max(jnp.abs(named["standard"][name])))
+        for name, leaf in named["mup"].items()
+        if jnp.any(leaf)
+    }
+    readouts = {name for name in ratios if name.endswith(("w_router", "w_shared_gate"))}
+    assert len(readouts) == 2
+    assert ratios == pytest.approx({n: 0.5 if n in readouts else 1.0 for n in ratios})
 
 
 def test_an_untied_readout_starts_at_zero_under_mup_alone():

@@ -1,6 +1,6 @@
 """Simulates isoFLOP studies of two candidates of one law, and counts claims and coverage.
 
-    python benchmarks/minima_calibration.py --out=results/minima_calibration.json
+    python benchmarks/simulations/minima_calibration.py --out=results/minima_calibration.json
 
 A study has three budgets of 6 sizes. A size has a mean of its own (size noise, of the same standard
 deviation as seeds, or none), which its seeds share. The sizes of one candidate can be twice off the

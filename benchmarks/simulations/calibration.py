@@ -1,6 +1,6 @@
 """Simulates studies with known means, and counts what the board would claim falsely.
 
-    python benchmarks/calibration.py --out=results/calibration.json
+    python benchmarks/simulations/calibration.py --out=results/calibration.json
 
 A cell is a kind of errors, a design (all comparisons with a reference, or all pairs), a number of
 candidates and of seeds, and a pattern of true means. In each simulated study the board's own
