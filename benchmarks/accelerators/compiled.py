@@ -15,6 +15,7 @@ import json
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from benchmarks.accelerator import RESULTS, read_record, replace_table
 
 TOPOLOGIES = ("h100:1", "v5e:1")
 TRAIN_ROW = 2048  # tokens of a row, as in benchmarks/accelerator.py
-MAX_SECONDS = 120  # to compile one step
+MAX_SECONDS = 120  # of all cores together, so that other load does not count, to compile one step
 MAX_PROCESS_BYTES = 6 * 2**30  # memory of the process that compiles it
 MAX_ERROR = 0.2  # of the estimate of the step's memory
 TIMEOUT = 540  # seconds for the process of one case
@@ -54,7 +55,9 @@ def compile_case(model: str, topology: str) -> dict[str, Any]:
     settings = with_changes(settings, {"train.batch_size": rows})
     program = make_program(settings, meshes.make_mesh(settings.mesh, target.devices[:1]))
     program = fit_to_memory(program, target.chip.memory_bytes)
+    start = time.process_time()
     result, settings = check.try_compile(program, target.chip), program.settings
+    cpu_seconds = time.process_time() - start
     step = roofline.estimate_step(program, roofline.CHIP_SPEEDS[topology.partition(":")[0]])
     return {
         "jax": jax.__version__,
@@ -69,6 +72,7 @@ def compile_case(model: str, topology: str) -> dict[str, Any]:
         "estimated": memory_estimate.estimate(program),
         "memory_bytes": target.chip.memory_bytes,
         "compile_seconds": round(result.seconds, 1),
+        "compile_cpu_seconds": round(cpu_seconds, 1),
         "process_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "roofline_tokens_per_second": settings.train.batch_size * TRAIN_ROW / step.seconds,
         "roofline_mfu": step.mfu,
@@ -99,7 +103,7 @@ def format_table(record: dict[str, Any]) -> str:
     lines = [
         "",
         "| training step | for | rows | remat, optimizer | memory: compiler, estimate | fits | "
-        "compiled in, with | roofline |",
+        "CPU seconds, memory to compile | roofline |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, case in record.items():
@@ -114,7 +118,7 @@ def format_table(record: dict[str, Any]) -> str:
             f"{_gib(case['compiled_bytes'])}, {_gib(estimate)} GiB "
             f"({estimate / max(case['compiled_bytes'], 1) - 1:+.0%}) | "
             f"{'yes' if case['fits'] else '**no**'}, {_gib(case['memory_bytes'])} GiB | "
-            f"{case['compile_seconds']:.0f} s, {_gib(case['process_bytes'])} GiB | "
+            f"{case['compile_cpu_seconds']:.0f} s, {_gib(case['process_bytes'])} GiB | "
             f"{case['roofline_tokens_per_second']:,.0f} tokens/s, {case['roofline_mfu']:.0%} |"
         )
     return "\n".join(lines) + "\n\n"
@@ -130,7 +134,8 @@ def missed_limits(record: dict[str, Any]) -> list[str]:
         error = sum(case["estimated"].values()) / max(case["compiled_bytes"], 1) - 1
         limits = {
             "it does not fit": not case["fits"],
-            f"it compiled in {case['compile_seconds']} s": case["compile_seconds"] > MAX_SECONDS,
+            f"it compiled in {case['compile_cpu_seconds']} s": case["compile_cpu_seconds"]
+            > MAX_SECONDS,
             f"its compilation took {_gib(case['process_bytes'])} GiB": case["process_bytes"]
             > MAX_PROCESS_BYTES,
             f"the estimate differs by {error:+.0%}": abs(error) > MAX_ERROR,

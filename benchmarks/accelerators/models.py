@@ -1,6 +1,6 @@
 """The models of benchmarks/accelerator.py, and the settings with which one fits a device."""
 
-from collections.abc import Iterator
+from typing import Any
 
 from settings.changes import with_changes
 from training.preflight import memory_estimate
@@ -58,33 +58,32 @@ def fit_to_memory(program: TrainProgram, memory_bytes: int | None) -> TrainProgr
     """
     if memory_bytes is None:
         return program
-    candidate, limit = program, MEMORY_SHARE * memory_bytes
+    smallest, limit = program, MEMORY_SHARE * memory_bytes
     for optimizer in ("adamw", "lion"):
         largest = None
         for remat in ("none", "dots", "full"):
-            for candidate in _batches(program, optimizer, remat):
-                if sum(memory_estimate.estimate(candidate).values()) <= limit:
-                    if largest is None or _rows(candidate) > _rows(largest):
-                        largest = candidate
-                    break
-            if largest and _rows(largest) >= min(MIN_ROWS, _rows(program)):
+            changes = {"optimizer.name": optimizer, "model.remat": remat}
+            smallest = _with_changes(program, changes | {"train.batch_size": 1})
+            if not _fits(smallest, limit):
+                continue
+            candidate = _with_changes(program, changes)
+            while _rows(candidate) > 1 and not _fits(candidate, limit):
+                candidate = _with_changes(candidate, {"train.batch_size": _rows(candidate) // 2})
+            if largest is None or _rows(candidate) > _rows(largest):
+                largest = candidate
+            if _rows(largest) >= min(MIN_ROWS, _rows(program)):
                 break
         if largest:
             return largest
-    return candidate
+    return smallest
 
 
-def _batches(program: TrainProgram, optimizer: str, remat: str) -> Iterator[TrainProgram]:
-    """Yields the program with half as many rows each time."""
-    rows = _rows(program)
-    while rows:
-        changes = {
-            "optimizer.name": optimizer,
-            "model.remat": remat,
-            "train.batch_size": rows,
-        }
-        yield make_program(with_changes(program.settings, changes), program.mesh)
-        rows //= 2
+def _with_changes(program: TrainProgram, changes: dict[str, Any]) -> TrainProgram:
+    return make_program(with_changes(program.settings, changes), program.mesh)
+
+
+def _fits(program: TrainProgram, limit: float) -> bool:
+    return sum(memory_estimate.estimate(program).values()) <= limit
 
 
 def _rows(program: TrainProgram) -> int:

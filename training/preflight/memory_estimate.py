@@ -50,17 +50,27 @@ def estimate(program: TrainProgram) -> dict[str, int]:
 def compiled_memory(compiled_step: jax.stages.Compiled) -> dict[str, int]:
     """Returns the memory of a compiled step by its compiler, in bytes per device by component.
 
+    The compiler of TPUs reports as temporary what does not exist at the same time, and the peak
+    besides. That of CPUs reports no peak.
+
     Raises:
         RuntimeError: if the compiler does not report it.
     """
     analysis = compiled_step.memory_analysis()
     if analysis is None:
         raise RuntimeError("the compiler of this platform does not report memory")
-    return {
-        "arguments": analysis.argument_size_in_bytes,
-        "unaliased outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
-        "temporary": analysis.temp_size_in_bytes,
-    }
+    arguments = analysis.argument_size_in_bytes
+    outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    temporary = analysis.temp_size_in_bytes
+    if _platform(compiled_step) == "tpu":
+        temporary = max(analysis.peak_memory_in_bytes - arguments - outputs, 0)
+    return {"arguments": arguments, "unaliased outputs": outputs, "temporary": temporary}
+
+
+def _platform(compiled_step: jax.stages.Compiled) -> str:
+    """Returns the platform of the devices that a step is compiled for."""
+    sharding = jax.tree.leaves(compiled_step.input_shardings)[0]
+    return next(iter(sharding.device_set)).platform
 
 
 def _layer_bytes(program: TrainProgram) -> int:
@@ -123,7 +133,9 @@ def activation_bytes(program: TrainProgram, model: ModelConfig) -> int:
 
         return jax.vjp(loss, trainable)[1]
 
-    saved = jax.tree.leaves(jax.eval_shape(backward, trainable, microbatch, jax.random.key(0)))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with jax.set_mesh(program.mesh):  # operations choose their implementation by its devices
+        saved = jax.tree.leaves(jax.eval_shape(backward, trainable, microbatch, key))
     params = {(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(trainable)}
     residuals = (leaf for leaf in saved if (leaf.shape, leaf.dtype) not in params)
     return sum(x.size * x.dtype.itemsize for x in residuals) // _token_shards(program)
