@@ -8,16 +8,17 @@ from training.program import TrainProgram, make_program
 from training.settings import Settings, resolve
 
 VOCAB = 32768
+# The 1B models have about equally many parameters, 0.97 to 1.10 billion.
 HYBRID = (*("gated_deltanet+mlp",) * 3, "attention+mlp")
 MODELS = {  # width, depth, layers, largest batch
     "dense 150M": (768, 16, ("attention+mlp",), 32),
     "dense 1B": (2048, 20, ("attention+mlp",), 16),
     "MoE 8 x 150M, top-2": (768, 16, ("attention+moe",), 32),
     "Mamba-2 1B": (2048, 40, ("mamba2+none",), 16),
-    "gated DeltaNet 1B": (2048, 20, ("gated_deltanet+mlp",), 16),
-    "hybrid 1B, 3:1": (2048, 20, HYBRID, 16),
+    "gated DeltaNet 1B": (2048, 17, ("gated_deltanet+mlp",), 16),
+    "hybrid 1B, 3:1": (2048, 16, HYBRID, 16),
 }
-MEMORY_SHARE = 0.9  # of a device's memory that the estimate may fill
+MEMORY_SHARE = 0.95  # of a device's memory that the estimate may fill
 MIN_ROWS = 4  # with fewer rows in a batch, remat is faster than its FLOPs suggest
 
 

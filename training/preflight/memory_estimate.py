@@ -4,7 +4,8 @@ Parameters, optimizer state and batch are exact. The activations are the residua
 would save under the model's remat policy, divided by the devices that share the batch. To these the
 estimate adds the gradients, the residuals of one layer of a scan and their gradients, the logits of
 one chunk, and the parameters that FSDP gathers: those outside the scan and those of one
-repetition in it, unsharded, and as many bytes for their gradients before these are scattered.
+repetition in it, unsharded, and as many bytes for their gradients before these are scattered. On
+TPUs it adds the parameters in the model's dtype, because the compiler casts all layers at once.
 
 How a compiler reuses memory is not known before it runs. `preflight.py` compiles the step and
 prints the compiler's figure beside this one.
@@ -44,7 +45,17 @@ def estimate(program: TrainProgram) -> dict[str, int]:
         "layer residuals": _layer_bytes(program),
         "logits": _logit_bytes(program),
         **({"gathered parameters": gathered} if gathered else {}),
+        **({"cast parameters": cast} if (cast := _cast_param_bytes(program)) else {}),
     }
+
+
+def _cast_param_bytes(program: TrainProgram) -> int:
+    """Bytes of the parameters in the dtype of the model, which TPUs cast before the scan."""
+    dtype = jnp.dtype(program.settings.model.dtype)
+    device = program.mesh.devices.flat[0]
+    if device.platform != "tpu" or dtype.itemsize >= jnp.dtype(jnp.float32).itemsize:
+        return 0
+    return bytes_per_device(program.abstract_state.trainable) * dtype.itemsize // 4
 
 
 def compiled_memory(compiled_step: jax.stages.Compiled) -> dict[str, int]:
