@@ -7,6 +7,7 @@ the forward pass; training costs three times as many (arXiv:2203.15556, appendix
 """
 
 import dataclasses
+from typing import Literal
 
 from arch.sequence import View
 
@@ -17,12 +18,15 @@ class TermFlops:
 
     `elementwise` marks operations that are not matrix products. `batched` marks products that are
     not a plain product with a weight: `model.remat=dots` computes them again in the backward pass.
+    `groups` marks those of them that multiply groups of tokens with a weight each, and says whether
+    the groups have equal or ragged sizes.
     """
 
     model: float
     executed: float
     elementwise: bool = False
     batched: bool = False
+    groups: Literal["", "equal", "ragged"] = ""
 
     def plus(self, other: "TermFlops") -> "TermFlops":
         """Returns the sum of both terms, with the flags of this one."""

@@ -50,7 +50,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def run_stage(name: str, args: argparse.Namespace, seconds: float) -> str:
     """Runs one stage in a process of its own, and returns how it ended."""
-    command = [sys.executable, "-P", str(ROOT / "benchmarks" / "accelerator_stages.py"), name]
+    command = [sys.executable, "-P", str(ROOT / "benchmarks" / "accelerators" / "stages.py"), name]
     command += [f"--out={args.out / name}.json"] + ["--tiny"] * args.tiny
     command += [f"--seconds={seconds:.0f}"]
     if name == "rivals":
@@ -114,12 +114,11 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
-def write_page(folder: Path) -> None:
-    """Replaces the accelerator's table in docs/performance.md."""
+def replace_table(begin: str, end: str, table: str) -> None:
+    """Replaces what stands between two lines of docs/performance.md."""
     text = PAGE.read_text("utf-8")
-    before, _, with_table = text.partition(TABLE_BEGIN)
-    after = with_table.partition(TABLE_END)[2]
-    PAGE.write_text(before + TABLE_BEGIN + format_table(folder) + TABLE_END + after, "utf-8")
+    before, _, with_table = text.partition(begin)
+    PAGE.write_text(before + begin + table + end + with_table.partition(end)[2], "utf-8")
 
 
 def main() -> int:
@@ -135,7 +134,7 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="write docs/performance.md and end")
     args = parser.parse_args()
     if args.table:
-        write_page(args.out)
+        replace_table(TABLE_BEGIN, TABLE_END, format_table(args.out))
         return 0
     if unknown := {*args.only.split(",")} - {*STAGES}:
         parser.error(f"--only has {min(unknown)!r}; choose from {', '.join(STAGES)}")

@@ -77,7 +77,8 @@ ROOMS: list[tuple[str, str, str]] = [
         "Recurrences",
         "ops/recurrent",
         "selective_scan selective_scan_loop selective_scan_kernel selective_scan_mosaic ssd gla "
-        "delta_rule delta_chunks channel_decay chunked_recurrence causal_conv lstm",
+        "delta_rule delta_chunks channel_decay chunked_recurrence matrix_memory "
+        "matrix_memory_chunk matrix_memory_kernel tpu_kernel causal_conv lstm",
     ),
     (
         "Experts",

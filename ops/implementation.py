@@ -57,13 +57,16 @@ def select_implementation(
     return requested
 
 
-def prefer_step(num_tokens: int) -> tuple[str, ...]:
+def prefer_step(
+    num_tokens: int, by_platform: Mapping[str, Sequence[str]] | None = None
+) -> Sequence[str]:
     """Returns the preferred implementations of a recurrence over rows of `num_tokens` tokens.
 
     One token, as in decoding, is a step of the recurrence itself, which reads and writes the state
-    once. Chunked forms would copy it to other layouts and multiply matrices of one row.
+    once. Chunked forms would copy it to other layouts and multiply matrices of one row. For more
+    tokens `by_platform` names the fastest implementations, best first.
     """
-    return ("reference",) if num_tokens == 1 else ()
+    return ("reference",) if num_tokens == 1 else (by_platform or {}).get(platform(), ())
 
 
 def auto_axes() -> dict[str, int]:

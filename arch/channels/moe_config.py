@@ -149,16 +149,22 @@ def moe_cost(D: int, cfg: MoeConfig, context: CostContext) -> PartCost:
     expert_flops = expert.terms["mlp"].model
     params, active = E * expert.params, k * expert.params
     capacity = cfg.max_tokens_per_expert(T)
+    has_slots = cfg.implementation == "gather" or (cfg.implementation == "auto" and capacity < T)
     if cfg.implementation == "reference":
         experts_per_token = float(E)
-    elif cfg.implementation == "gather" or (cfg.implementation == "auto" and capacity < T):
+    elif has_slots:
         experts_per_token = E * capacity / T
     else:
         experts_per_token = float(k)
     router = 2.0 * D * E
     terms = {
         "router": TermFlops(router, router),
-        "routed": TermFlops(k * expert_flops, experts_per_token * expert_flops, batched=True),
+        "routed": TermFlops(
+            k * expert_flops,
+            experts_per_token * expert_flops,
+            batched=True,
+            groups="equal" if has_slots or cfg.implementation == "reference" else "ragged",
+        ),
     }
     common = D * E + (E if cfg.bias_update_rate else 0) + E * cfg.router_bias
     if cfg.shared_experts:

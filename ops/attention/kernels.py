@@ -6,6 +6,7 @@ of a row. Two cases are left out on purpose: splash with prefixes, and the packe
 because the number of documents is data.
 """
 
+import importlib.util
 import math
 from collections.abc import Callable
 
@@ -130,6 +131,9 @@ def cudnn_unsupported_reason(
     (_, T, _, K), S, Kv = q.shape, k.shape[1], v.shape[-1]
     cases = {
         f"it needs an NVIDIA GPU, this is a {platform()}": not _is_nvidia(),
+        "the GPU is absent, and so is cuDNN's library to compile for it (--extra cuda)": (
+            not _has_cudnn()
+        ),
         f"it takes bfloat16 or float16, not {q.dtype}": q.dtype not in (jnp.bfloat16, jnp.float16),
         f"heads must be multiples of 8 up to 128 wide, not {K}": K % 8 != 0 or K > 128,
         f"values must be as wide as keys, not {Kv} and {K}": Kv != K,
@@ -157,8 +161,16 @@ def _first_reason(cases: dict[str, bool]) -> str | None:
 
 
 def _is_nvidia() -> bool:
-    """Returns whether an NVIDIA GPU is attached; without one JAX has no cuDNN to compile for."""
-    return platform() == "gpu" and "NVIDIA" in jax.devices()[0].device_kind
+    """Returns whether the current mesh, else this machine, has NVIDIA GPUs."""
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    return platform() == "gpu" and "NVIDIA" in device.device_kind
+
+
+def _has_cudnn() -> bool:
+    """Returns whether JAX can compile for cuDNN: a GPU is attached, or the library is installed."""
+    if jax.default_backend() == "gpu":
+        return True
+    return all(importlib.util.find_spec(name) for name in ("nvidia", "nvidia.cudnn"))
 
 
 def _on_mesh(

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, DTypeLike, Float
 
 from ops.recurrent.chunked_recurrence import make_einsum
@@ -86,14 +85,15 @@ def unit_lower_inverse(x: Float[Array, "*axes Q Q"]) -> Float[Array, "*axes Q Q"
     1, 2, 4 .. tokens, it is as exact as substitution, which needs one step for each token. A series
     of powers of x is not exact, because the powers grow.
     """
-    i, j = np.ogrid[: x.shape[-1], : x.shape[-1]]
-    inverse, size = jnp.eye(x.shape[-1], dtype=x.dtype), 1
-    while size < x.shape[-1]:
-        corner = jnp.where((i // size == j // size + 1) & (j // size % 2 == 0), x, 0)
+    Q = x.shape[-1]
+    i, j = (jax.lax.broadcasted_iota(jnp.int32, (Q, Q), axis) for axis in (0, 1))
+    inverse = jnp.where(i == j, jnp.ones((), x.dtype), 0)
+    for level in range((Q - 1).bit_length()):  # of blocks of 2^level tokens
+        block_i, block_j = i >> level, j >> level
+        corner = jnp.where((block_i == block_j + 1) & (block_j & 1 == 0), x, 0)
         inverse = inverse - (
-            matmul_highest(inverse, matmul_highest(corner, inverse)) if size > 1 else corner
+            matmul_highest(inverse, matmul_highest(corner, inverse)) if level else corner
         )
-        size *= 2
     return jnp.broadcast_to(inverse, x.shape)
 
 

@@ -35,6 +35,7 @@ from jaxtyping import Array, Bool, Float
 from ops.context_parallel import context_axis, propagate_state
 from ops.implementation import PS, batch_axes, map_shards, prefer_step, select_implementation
 from ops.recompute import recompute
+from ops.recurrent import matrix_memory, tpu_kernel
 from ops.recurrent.channel_decay import decayed_products
 from ops.recurrent.chunked_recurrence import (
     from_blocks,
@@ -48,6 +49,7 @@ from ops.recurrent.delta_chunks import (
     matmul_highest,
     unit_lower_inverse,
 )
+from ops.recurrent.matrix_memory import MemoryInputs
 
 
 def delta_rule(
@@ -84,9 +86,6 @@ def delta_rule(
     wide = jnp.promote_types(v.dtype, jnp.float32)
     reset = jnp.zeros((B, T), bool) if reset is None else reset
     state = jnp.zeros((B, H, K, Kv), wide) if state is None else state.astype(wide)
-    name = select_implementation(
-        *("delta_rule", implementation, dict.fromkeys(IMPLEMENTATIONS)), prefer_step(T)
-    )
     g, n = log_decay_with_resets(g.astype(wide), reset), steps[0] if steps else 1
 
     def in_step(z: Array, step: int) -> Array:
@@ -97,6 +96,10 @@ def delta_rule(
     k, v, erase, write = (
         z.reshape(B, T * n, H, z.shape[-1]) for z in (k, v, erase.astype(wide), write.astype(wide))
     )
+    reason = matrix_memory.why_not(q, v, (g, erase, write), wide, chunk_size)
+    reasons = dict.fromkeys(IMPLEMENTATIONS) | {"pallas": reason}
+    preferred = prefer_step(T, tpu_kernel.PREFERRED)
+    name = select_implementation("delta_rule", implementation, reasons, preferred)
     inputs = in_step(q, n - 1), k, v, in_step(g, 0), erase, write, state
     o, state = IMPLEMENTATIONS[name](*inputs, chunk_size)
     return o[:, n - 1 :: n], state
@@ -217,4 +220,19 @@ def _chunk_scan(
     return from_blocks(o, T), state
 
 
-IMPLEMENTATIONS = {"reference": reference, "xla": chunked}
+def in_kernel(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H Kv"],
+    g: Float[Array, "B T H 1"],
+    erase: Float[Array, "B T H 1"],
+    write: Float[Array, "B T H 1"],
+    state: Float[Array, "B H K Kv"],
+    chunk_size: int | None,
+) -> tuple[Float[Array, "B T H Kv"], Float[Array, "B H K Kv"]]:
+    """Computes the chunked form by the Pallas kernels of TPUs, where a head has one decay."""
+    gates = jnp.concatenate([g, write, erase], axis=-1)
+    return matrix_memory.on_mesh(MemoryInputs(q, k, v, gates), state)
+
+
+IMPLEMENTATIONS = {"reference": reference, "xla": chunked, "pallas": in_kernel}

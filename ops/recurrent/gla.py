@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float
 from ops.context_parallel import context_axis, propagate_state
 from ops.implementation import PS, batch_axes, map_shards, prefer_step, select_implementation
 from ops.recompute import recompute
+from ops.recurrent import matrix_memory, tpu_kernel
 from ops.recurrent.channel_decay import decayed_products
 from ops.recurrent.chunked_recurrence import (
     from_blocks,
@@ -33,6 +34,7 @@ from ops.recurrent.chunked_recurrence import (
     make_einsum,
     to_blocks,
 )
+from ops.recurrent.matrix_memory import MemoryInputs
 
 
 def gla(
@@ -64,9 +66,10 @@ def gla(
     wide = jnp.promote_types(v.dtype, jnp.float32)
     reset = jnp.zeros((B, T), bool) if reset is None else reset
     state = jnp.zeros((B, H, K, Kv), wide) if state is None else state.astype(wide)
-    name = select_implementation(
-        *("gla", implementation, dict.fromkeys(IMPLEMENTATIONS)), prefer_step(T)
-    )
+    reason = matrix_memory.why_not(q, v, (g,), wide, chunk_size)
+    reasons = dict.fromkeys(IMPLEMENTATIONS) | {"pallas": reason}
+    preferred = prefer_step(T, tpu_kernel.PREFERRED)
+    name = select_implementation("gla", implementation, reasons, preferred)
     g = log_decay_with_resets(g.astype(wide), reset)
     return IMPLEMENTATIONS[name](q, k, v, g, state, chunk_size)
 
@@ -153,6 +156,18 @@ def _chunk_scan(
     return from_blocks(o, T), state
 
 
+def in_kernel(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H Kv"],
+    g: Float[Array, "B T H 1"],
+    state: Float[Array, "B H K Kv"],
+    chunk_size: int | None,
+) -> tuple[Float[Array, "B T H Kv"], Float[Array, "B H K Kv"]]:
+    """Computes the chunked form by the Pallas kernels of TPUs, where a head has one decay."""
+    return matrix_memory.on_mesh(MemoryInputs(q, k, v, g), state)
+
+
 def lightning_slopes(
     layer: int, layers: int, heads: int, table: Literal["transnormer", "minimax"]
 ) -> Float[np.ndarray, " heads"]:
@@ -167,4 +182,4 @@ def lightning_slopes(
     return 2.0 ** (-8 * (j + 1) / heads) * (1 - layer / (layers - 1 + 1e-5) + 1e-5)
 
 
-IMPLEMENTATIONS = {"reference": reference, "xla": chunked}
+IMPLEMENTATIONS = {"reference": reference, "xla": chunked, "pallas": in_kernel}

@@ -31,7 +31,6 @@ from ops.implementation import (
     auto_axes,
     batch_axes,
     map_shards,
-    platform,
     prefer_step,
     select_implementation,
 )
@@ -73,7 +72,7 @@ def selective_scan(
         "pallas": selective_scan_kernel.why_not(C // model_size(C), wide),
         "mosaic_gpu": selective_scan_mosaic.why_not(C // model_size(C), N, wide),
     }
-    preferred = prefer_step(T) or PREFERRED.get(platform(), ())
+    preferred = prefer_step(T, PREFERRED)
     name = select_implementation("selective_scan", implementation, reasons, preferred)
     return IMPLEMENTATIONS[name](u, dt, a, b, c, reset, state)
 

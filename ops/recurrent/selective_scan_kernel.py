@@ -18,17 +18,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float
 
-LANES = 128  # lanes of a register: the tokens of a chunk, and a divisor of the channels of a block
+from ops.recurrent import tpu_kernel
+from ops.recurrent.tpu_kernel import LANES
+
 MAX_BLOCK = 512  # channels of a block; all states of a chunk in the backward pass take 4 MiB then
 
 
 def why_not(num_channels: int, dtype: DTypeLike) -> str | None:
     """Returns why the kernels cannot run states of `dtype` on this device's channels, or None."""
-    if dtype != jnp.float32:
-        return f"the state is {jnp.dtype(dtype).name}, the kernel computes in float32"
     if num_channels % LANES:
         return f"{num_channels} channels per device are no multiple of {LANES}"
-    return None
+    return tpu_kernel.why_not_here(dtype)
 
 
 def scan_rows(
@@ -210,18 +210,5 @@ class _BlockSpecs:
 
     def call(self, kernel, in_specs, out_specs, out_shapes, scratch, interpret):  # type: ignore[no-untyped-def]
         """Returns the kernel as a function of arrays; all arrays are float32."""
-        import jax.experimental.pallas as pl
-        import jax.experimental.pallas.tpu as pltpu
-
-        return pl.pallas_call(
-            kernel,
-            grid=self._grid,
-            in_specs=in_specs,
-            out_specs=out_specs,
-            out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in out_shapes],
-            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
-            compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "parallel", "arbitrary")
-            ),
-            interpret=interpret,
-        )
+        outputs = [(shape, jnp.float32) for shape in out_shapes]
+        return tpu_kernel.call(kernel, self._grid, in_specs, out_specs, outputs, scratch, interpret)

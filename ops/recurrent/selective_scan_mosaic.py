@@ -1,9 +1,10 @@
 """The selective scan's forward pass as one Mosaic GPU kernel, for NVIDIA's Hopper and newer.
 
 `ops/recurrent/selective_scan.py` has the equations. A program of the grid owns a row and 128
-channels, one for each thread, and takes the chunks one after the other. A thread keeps the N
-numbers of its channel's state in registers, so that of global memory the pass reads its inputs and
-writes its outputs once, and the state after each chunk. The backward pass is that of the unrolled
+channels, one for each thread, and takes the chunks one after the other, while the inputs of the
+next one are on their way. A thread keeps the N numbers of its channel's state in registers, so that
+of global memory the pass reads its inputs and writes its outputs once, and the state after each
+chunk. The backward pass is that of the unrolled
 form, which recomputes the states of a chunk from the one before it.
 
 B rows, T tokens, C channels, N numbers of state per channel, M chunks of Q tokens.
@@ -43,12 +44,12 @@ def scan_rows(
     reset: Bool[Array, "B T"],
     h: Float[Array, "B N C"],
     *,
-    interpret: bool = False,
+    interpret: object = None,
 ) -> tuple[Float[Array, "B T C"], Float[Array, "B N C"]]:
     """Returns y and the state after the last token; see `ops.recurrent.selective_scan`.
 
-    `reset` is True at the first token of a document. `interpret` interprets the kernel instead of
-    compiling it, which works on any platform.
+    `reset` is True at the first token of a document. `interpret` holds the parameters of Pallas'
+    interpreter of GPUs, which runs the kernel on any platform; None compiles it.
     """
     T = u.shape[1]
     tokens = ScanInputs(
@@ -60,14 +61,14 @@ def scan_rows(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(
-    interpret: bool, tokens: ScanInputs, a: Float[Array, "N C"], h: Float[Array, "B N C"]
+    interpret: object, tokens: ScanInputs, a: Float[Array, "N C"], h: Float[Array, "B N C"]
 ) -> tuple[Array, Array]:
     """Scans tokens [B T ..], where T is a multiple of Q."""
     return _forward(interpret, tokens, a, h)[0]
 
 
 def _forward(
-    interpret: bool, tokens: ScanInputs, a: Array, h: Array
+    interpret: object, tokens: ScanInputs, a: Array, h: Array
 ) -> tuple[tuple[Array, Array], tuple]:
     y, states = _run_kernel(interpret, tokens, a, h)
     chunk_states = jnp.concatenate([h[None], jnp.moveaxis(states, 1, 0)[:-1]])
@@ -75,7 +76,7 @@ def _forward(
 
 
 def _backward(
-    interpret: bool, residuals: tuple, grads: tuple[Array, Array]
+    interpret: object, residuals: tuple, grads: tuple[Array, Array]
 ) -> tuple[ScanInputs, Array, Array]:
     tokens, a, chunk_states = residuals
     T = tokens.u.shape[1]
@@ -96,55 +97,67 @@ _scan.defvjp(_forward, _backward)
 
 
 def _run_kernel(
-    interpret: bool, tokens: ScanInputs, a: Float[Array, "N C"], h: Float[Array, "B N C"]
+    interpret: object, tokens: ScanInputs, a: Float[Array, "N C"], h: Float[Array, "B N C"]
 ) -> tuple[Float[Array, "B T C"], Float[Array, "B M N C"]]:
     """Returns y, and the state after each chunk."""
-    import jax.experimental.pallas as pl  # a slow import
-    from jax.experimental.pallas import mosaic_gpu as plgpu
+    from jax.experimental.pallas import mosaic_gpu as plgpu  # a slow import
 
     (B, T, C), N, M = tokens.u.shape, a.shape[0], tokens.u.shape[1] // Q
-    channels = pl.BlockSpec((1, Q, THREADS), lambda i, j, m: (i, m, j))
-    numbers = pl.BlockSpec((1, Q, N), lambda i, j, m: (i, m, 0))
     # A copy to shared memory needs a multiple of 128 bytes, so that resets are as wide as b.
     keep = jnp.broadcast_to(1 - tokens.reset.astype(h.dtype)[..., None], tokens.b.shape)
-    return pl.pallas_call(
-        functools.partial(_kernel, N),
-        grid=(B, C // THREADS, M),
-        in_specs=[
-            *(channels, channels, pl.BlockSpec((N, THREADS), lambda i, j, m: (0, j))),
-            *(numbers,) * 3,
-            pl.BlockSpec((1, N, THREADS), lambda i, j, m: (i, 0, j)),
-        ],
-        out_specs=[channels, pl.BlockSpec((1, 1, N, THREADS), lambda i, j, m: (i, m, 0, j))],
-        out_shape=[
+    run = plgpu.kernel(
+        _kernel,
+        out_type=(
             jax.ShapeDtypeStruct((B, T, C), h.dtype),
             jax.ShapeDtypeStruct((B, M, N, C), h.dtype),
-        ],
-        scratch_shapes=[plgpu.SMEM((N, THREADS), h.dtype)],
-        compiler_params=plgpu.CompilerParams(
-            dimension_semantics=["parallel", "parallel", "sequential"]
         ),
+        grid=(B, C // THREADS),
+        grid_names=("row", "block"),
         interpret=interpret,
-    )(*(x.astype(h.dtype) for x in (tokens.u, tokens.dt, a, tokens.b, tokens.c, keep, h)))
+    )
+    y, states = run(
+        *(x.astype(h.dtype) for x in (tokens.u, tokens.dt, tokens.b, tokens.c, keep, a, h))
+    )
+    return y, states
 
 
-def _kernel(N: int, u, dt, a, b, c, keep, h, y, chunk_state, state) -> None:  # type: ignore[no-untyped-def]
-    """Scans a chunk; arguments are references to blocks of the arrays in shared memory."""
+def _kernel(u, dt, b, c, keep, a, h, y, states) -> None:  # type: ignore[no-untyped-def]
+    """Scans the chunks of a row; arguments are references to whole arrays in global memory.
+
+    The pipeline copies a chunk's inputs to shared memory while the chunk before it is computed.
+    """
     import jax.experimental.pallas as pl
+    from jax.experimental.pallas import mosaic_gpu as plgpu
 
-    is_first = pl.program_id(2) == 0
-    initial = tuple(jnp.where(is_first, h[0, n], state[n]) for n in range(N))
+    row, block = jax.lax.axis_index("row"), jax.lax.axis_index("block")
+    threads, (N, M) = pl.ds(block * THREADS, THREADS), (a.shape[0], states.shape[1])
+    decays = [a[n, threads] for n in range(N)]
 
-    def step(t: Array, numbers: tuple[Array, ...]) -> tuple[Array, ...]:
-        dt_t, delta_u, y_t = dt[0, t], dt[0, t] * u[0, t], 0.0
-        next_numbers = []
+    def scan_chunk(indices, u, dt, b, c, keep, numbers):  # type: ignore[no-untyped-def]
+        (m,) = indices
+
+        def step(t: Array, numbers: tuple[Array, ...]) -> tuple[Array, ...]:
+            dt_t, delta_u, y_t = dt[0, t], dt[0, t] * u[0, t], 0.0
+            next_numbers = []
+            for n, number in enumerate(numbers):
+                deltaA = jnp.exp(dt_t * decays[n])
+                next_numbers.append(deltaA * (keep[0, t, n] * number) + delta_u * b[0, t, n])
+                y_t = y_t + next_numbers[-1] * c[0, t, n]
+            y[row, m * Q + t, threads] = y_t
+            return tuple(next_numbers)
+
+        numbers = jax.lax.fori_loop(0, Q, step, numbers)
         for n, number in enumerate(numbers):
-            deltaA = jnp.exp(dt_t * a[n])
-            next_numbers.append(deltaA * (keep[0, t, n] * number) + delta_u * b[0, t, n])
-            y_t = y_t + next_numbers[-1] * c[0, t, n]
-        y[0, t] = y_t
-        return tuple(next_numbers)
+            states[row, m, n, threads] = number
+        return numbers
 
-    for n, number in enumerate(jax.lax.fori_loop(0, Q, step, initial)):
-        state[n] = number
-        chunk_state[0, 0, n] = number
+    channels = plgpu.BlockSpec((1, Q, THREADS), lambda m: (row, m, block))
+    per_token = plgpu.BlockSpec((1, Q, N), lambda m: (row, m, 0))
+    pipeline = plgpu.emit_pipeline(
+        scan_chunk,
+        grid=(M,),
+        in_specs=[channels, channels, per_token, per_token, per_token],
+        max_concurrent_steps=2,
+        init_carry=tuple(h[row, n, threads] for n in range(N)),
+    )
+    pipeline(u, dt, b, c, keep)

@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float
 
 from ops.context_parallel import context_axis, propagate_state
 from ops.implementation import PS, batch_axes, map_shards, prefer_step, select_implementation
+from ops.recurrent import matrix_memory, tpu_kernel
 from ops.recurrent.chunked_recurrence import (
     ChunkDecays,
     chunk_decays,
@@ -36,6 +37,7 @@ from ops.recurrent.chunked_recurrence import (
     pairwise_sum,
     to_blocks,
 )
+from ops.recurrent.matrix_memory import MemoryInputs
 
 
 def ssd(
@@ -69,9 +71,10 @@ def ssd(
     wide = jnp.promote_types(x.dtype, jnp.float32)
     reset = jnp.zeros((B, T), bool) if reset is None else reset
     state = jnp.zeros((B, H, P, N), wide) if state is None else state.astype(wide)
-    name = select_implementation(
-        *("ssd", implementation, dict.fromkeys(IMPLEMENTATIONS)), prefer_step(T)
-    )
+    reason = matrix_memory.why_not(c, x, (dt,), wide, chunk_size)
+    reasons = dict.fromkeys(IMPLEMENTATIONS) | {"pallas": reason}
+    preferred = prefer_step(T, tpu_kernel.PREFERRED)
+    name = select_implementation("ssd", implementation, reasons, preferred)
     return IMPLEMENTATIONS[name](x, dt, a, b, c, reset, state, chunk_size)
 
 
@@ -324,4 +327,22 @@ def _split_heads(z: Float[Array, "B M G Q repP"], block: SsdInputs) -> Float[Arr
     return jnp.swapaxes(z, 2, 3).reshape(block.x.shape)
 
 
-IMPLEMENTATIONS = {"reference": reference, "xla": chunked}
+def in_kernel(
+    x: Float[Array, "B T H P"],
+    dt: Float[Array, "B T H"],
+    a: Float[Array, " H"],
+    b: Float[Array, "B T G N"],
+    c: Float[Array, "B T G N"],
+    reset: Bool[Array, "B T"],
+    state: Float[Array, "B H P N"],
+    chunk_size: int | None,
+) -> tuple[Float[Array, "B T H P"], Float[Array, "B H P N"]]:
+    """Computes the chunked form by the Pallas kernels of TPUs."""
+    dt = dt.astype(state.dtype)
+    A = log_decay_with_resets(dt * a.astype(state.dtype), reset)
+    inputs = MemoryInputs(c, b, x, jnp.stack([A, dt], axis=-1))
+    y, state = matrix_memory.on_mesh(inputs, jnp.swapaxes(state, 2, 3))
+    return y, jnp.swapaxes(state, 2, 3)
+
+
+IMPLEMENTATIONS = {"reference": reference, "xla": chunked, "pallas": in_kernel}

@@ -543,6 +543,7 @@ def test_platform_chooses(platform, changes, chosen, monkeypatch):
     for module in (attention_module, attention_kernels):
         monkeypatch.setattr(module, "platform", lambda: platform)
     monkeypatch.setattr(attention_kernels, "_is_nvidia", lambda: platform == "gpu")
+    monkeypatch.setattr(attention_kernels, "_has_cudnn", lambda: True)
     ran = []
     stub = {
         name: (lambda *a, name=name: ran.append(name), why)
@@ -590,14 +591,65 @@ def test_splash_equals_reference(name):
     assert_same(*jax.jit(lambda: (run(kernel), run(reference)))())
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (1, 2, 1, 1, 4), (1, 2, 2, 1, 2)])
-@pytest.mark.parametrize(("kernel", "platform"), [("splash", "tpu"), ("cudnn", "cuda")])
-def test_kernel_lowers_for_its_platform(kernel, platform, shape, monkeypatch):
-    """The kernel runs on one device's part: of 8 heads over 2, each of 4 devices has 2 over 1."""
+@pytest.fixture
+def installed_cudnn(monkeypatch):
+    """Lets JAX lower cuDNN's attention as if its library were installed."""
     cudnn = "jax._src.cudnn.fused_attention_stablehlo."
     monkeypatch.setattr(cudnn + "check_cudnn_version", lambda: 91100)
-    monkeypatch.setattr(cudnn + "check_compute_capability", lambda least: True)
-    monkeypatch.setattr(cudnn + "is_cuda_compute_capability_equal", lambda version: False)
+    monkeypatch.setattr(attention_kernels, "_has_cudnn", lambda: True)
+
+
+ON_H100 = jax.sharding.AbstractMesh(
+    *((1,), ("data",)),
+    axis_types=(jax.sharding.AxisType.Auto,),
+    abstract_device=jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", 132, "cuda"),
+)
+
+
+def lowered_for_h100(implementation=None, is_prefix=None, **options) -> str:
+    """Returns the text of attention and its gradients for a GPU that is not attached."""
+    index = tokens(documents(2, 64))._replace(is_prefix=is_prefix)
+    arrays = [x.astype(jnp.bfloat16) for x in inputs(2, 64, H=4, G=2, K=64, Kv=64)]
+
+    def forward(q, k, v):
+        options_ = {"causal": True, "scale": 0.1} | options
+        return attention(q, k, v, index, index, implementation=implementation, **options_)
+
+    with jax.sharding.use_abstract_mesh(ON_H100):
+        program = jax.jit(functools.partial(pulled, forward)).trace(*arrays)
+        return program.lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"window": (7, 0)},
+        {"is_prefix": jnp.arange(64)[None] < jnp.asarray([[9], [0]])},
+        {"causal": False},
+        {"causal": False, "window": (5, 9)},
+    ],
+)
+def test_every_mask_lowers_to_cudnn_for_a_gpu_that_is_absent(options, installed_cudnn):
+    text = lowered_for_h100(**options)
+    assert "__cudnn$fmhaScaleBiasSoftmax(" in text
+    assert "__cudnn$fmhaScaleBiasSoftmaxBackward(" in text
+
+
+def test_a_gpu_that_is_absent_gets_a_reason_where_cudnn_cannot_run(installed_cudnn, monkeypatch):
+    assert "__cudnn" not in lowered_for_h100(softcap=2.0)
+    with pytest.raises(ConfigError, match="it has no softcap"):
+        lowered_for_h100("cudnn", softcap=2.0)
+    monkeypatch.setattr(attention_kernels, "_has_cudnn", lambda: False)
+    assert "__cudnn" not in lowered_for_h100()
+    with pytest.raises(ConfigError, match="the GPU is absent, and so is cuDNN's library"):
+        lowered_for_h100("cudnn")
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (1, 2, 1, 1, 4), (1, 2, 2, 1, 2)])
+@pytest.mark.parametrize(("kernel", "platform"), [("splash", "tpu"), ("cudnn", "cuda")])
+def test_kernel_lowers_for_its_platform(kernel, platform, shape, installed_cudnn):
+    """The kernel runs on one device's part: of 8 heads over 2, each of 4 devices has 2 over 1."""
     index, run = tokens(documents(4, 256)), IMPLEMENTATIONS[kernel][0]
     arrays = [x.astype(jnp.bfloat16) for x in inputs(4, 256, H=8, K=64, Kv=64)]
 

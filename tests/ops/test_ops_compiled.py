@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from errors import ConfigError
+from ops.attention.attention import TokenIndex, attention
+from ops.attention.kernels import _has_cudnn
 from ops.experts.experts import Routes, experts
 from ops.experts.mlp import ExpertWeights
 from ops.recurrent.delta_rule import delta_rule
@@ -28,6 +30,7 @@ HEADS = ((B, T, H, K), BF16)
 RECURRENCES = {  # function, and the shapes and dtypes of its arguments
     "ssd": (ssd, [HEADS, ((B, T, H), F32), ((H,), F32), *[((B, T, 1, K), BF16)] * 2]),
     "gla": (gla, [*[HEADS] * 3, ((B, T, H, K), F32)]),
+    "lightning": (gla, [*[HEADS] * 3, ((B, T, H, 1), F32)]),
     "gated_delta": (delta_rule, [*[HEADS] * 3, *[((B, T, H, 1), F32)] * 3]),
     "kda": (delta_rule, [*[HEADS] * 3, ((B, T, H, K), F32), *[((B, T, H, 1), F32)] * 2]),
     "selective_scan": (
@@ -76,6 +79,26 @@ def test_a_kernel_of_the_selective_scan_compiles(topology, name, call):
     function, arguments = RECURRENCES["selective_scan"]
     scan = functools.partial(function, implementation=name)
     assert call in compiled(topology, scan, arguments)
+
+
+@pytest.mark.parametrize("topology", ["v5e:1", "v6e:1"])
+@pytest.mark.parametrize("name", ["ssd", "lightning", "gated_delta", "selective_scan"])
+def test_a_recurrence_on_a_tpu_is_one_kernel_for_each_pass(topology, name):
+    text = compiled(topology, *RECURRENCES[name])
+    assert text.count('custom_call_target="tpu_custom_call"') == 2
+    assert not hlo_kernels.loops(text)
+
+
+def test_attention_on_a_gpu_is_cudnn_where_its_library_is_installed():
+    segments = jnp.repeat(jnp.arange(1, 3, dtype=jnp.int32), T // 2)[None].repeat(B, axis=0)
+    order = jnp.broadcast_to(jnp.arange(T), (B, T))
+    index = TokenIndex(order, segments, order)
+
+    def run(q, k, v):
+        return (attention(q, k, v, index, index, causal=True, window=(100, 0), scale=0.1),)
+
+    text = compiled("h100:1", run, [HEADS] * 3)
+    assert ("__cudnn$fmhaScaleBiasSoftmaxBackward" in text) == _has_cudnn()
 
 
 def test_experts_on_a_gpu_multiply_a_row_by_the_weights_of_its_experts_alone():

@@ -15,11 +15,13 @@ from ops.recurrent import (
     delta_chunks,
     delta_rule,
     gla,
+    matrix_memory,
     selective_scan,
     selective_scan_kernel,
     selective_scan_loop,
     selective_scan_mosaic,
     ssd,
+    tpu_kernel,
 )
 
 PS = jax.P
@@ -294,7 +296,7 @@ def delta_by_hand(q, k, v, g, beta, reset, state):
     return o, last
 
 
-@pytest.mark.parametrize("name", delta_rule.IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", ["reference", "xla"])
 @pytest.mark.parametrize("positions", [(), (0, 4, 9, 10, 22)])
 def test_gated_delta_by_hand(name, positions):
     rows, _, state = example("gated_delta")
@@ -396,11 +398,21 @@ def test_unrolled_chunks_compute_what_a_loop_over_tokens_does(monkeypatch):
         near(a, b, 1e-10)
 
 
+def gpu_interpreter():
+    """Returns the parameters of Pallas' interpreter of GPUs, which jax 0.10 does not export."""
+    from jax.experimental.pallas import mosaic_gpu
+
+    if not hasattr(mosaic_gpu, "InterpretGPUParams"):
+        from jax._src.pallas.mosaic_gpu.interpret import params as mosaic_gpu
+    return mosaic_gpu.InterpretGPUParams()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("module", [selective_scan_kernel, selective_scan_mosaic])
 def test_an_interpreted_kernel_computes_what_a_loop_over_tokens_does(module, monkeypatch):
     """Rows of several chunks end inside one, and documents begin in the middle of a chunk."""
-    interpreted = functools.partial(module.scan_rows, interpret=True)
+    interpreter = gpu_interpreter() if module is selective_scan_mosaic else True
+    interpreted = functools.partial(module.scan_rows, interpret=interpreter)
     run_on_mesh = functools.partial(selective_scan._on_mesh, interpreted)
     monkeypatch.setitem(selective_scan.IMPLEMENTATIONS, "interpreted", run_on_mesh)
     rng, T = np.random.default_rng(0), 150
@@ -414,6 +426,94 @@ def test_an_interpreted_kernel_computes_what_a_loop_over_tokens_does(module, mon
     )
     for a, b in zip(actual, expected, strict=True):
         near(a, b, 2e-5)
+
+
+@pytest.fixture
+def interpreted_memory(monkeypatch):
+    """Interprets the kernels of matrix memories, as on a TPU."""
+    interpreted = functools.partial(matrix_memory.scan_rows, interpret=True)
+    monkeypatch.setattr(matrix_memory, "scan_rows", interpreted)
+    monkeypatch.setattr(tpu_kernel, "platform", lambda: "tpu")
+
+
+def memory_example(op: str, T: int):
+    """Returns an operation on heads with one decay each, and its rows, other arrays and state."""
+    rng, B, H = np.random.default_rng(0), 2, 4
+    k, v = normal(rng, B, T, 2 if op == "ssd" else H, 128), normal(rng, B, T, H, 64)
+    k, q = k / np.linalg.norm(k, axis=-1, keepdims=True), normal(rng, *k.shape)
+    dt, state = 0.3 * rng.random((B, T, H)), normal(rng, B, H, 128, 64)
+    if op == "ssd":
+        function = functools.partial(ssd.ssd, a=-rng.random(H).astype(np.float32))
+        return function, [v, dt, k, q], np.swapaxes(state, 2, 3)
+    if op == "gla":
+        return gla.gla, [q, k, v, -dt[..., None]], state
+    return with_beta, [q, k, v, -dt, 2 * rng.random((B, T, H))], state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", ["ssd", "gla", "gated_delta"])
+def test_an_interpreted_kernel_computes_what_the_recurrence_does(op, interpreted_memory):
+    """Two chunks, of which the last is not full, and documents that begin inside a chunk."""
+    T = 150
+    function, rows, state = memory_example(op, T)
+    rows, state = narrow((rows, state))
+
+    def values(rows, state, name):
+        if op == "ssd":
+            x, dt, b, c = rows
+            return function(x, dt, b=b, c=c, reset=reset, state=state, implementation=name)
+        return function(*rows, reset=reset, state=state, implementation=name)
+
+    def with_gradients(name):
+        out, pull = jax.vjp(functools.partial(values, name=name), rows, state)
+        cots = tuple(jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape) for x in out)
+        return jax.tree.leaves((out, pull(cots)))
+
+    reset = resets(T, 0, 30, 129)
+    expected, actual = (
+        jax.jit(with_gradients, static_argnums=0)(n) for n in ("reference", "pallas")
+    )
+    for a, b in zip(actual, expected, strict=True):
+        near(a, b, 5e-5)
+
+
+@pytest.mark.slow
+def test_an_interpreted_kernel_runs_on_the_heads_of_each_device(interpreted_memory):
+    _, rows, state = memory_example("ssd", 128)
+    (x, dt, b, c), state = narrow((rows, state))
+    a = -np.ones(4, np.float32)
+
+    @jax.jit
+    def gradients(x, dt, a, b, c, state):
+        def loss(*arrays):
+            y, h = ssd.ssd(*arrays[:5], state=arrays[5], implementation="pallas")
+            return jnp.sum(y * jnp.cos(y)) + jnp.sum(h**2)
+
+        return jax.grad(loss, range(6))(x, dt, a, b, c, state)
+
+    expected = gradients(x, dt, a, b, c, state)
+    shape, axes = (1, 2, 1, 1, 2), ("replica", "data", "context", "expert", "model")
+    devices = np.array(jax.devices()[:4]).reshape(shape)
+    mesh = jax.sharding.Mesh(devices, axes, axis_types=(jax.sharding.AxisType.Auto,) * 5)
+    with jax.set_mesh(mesh):
+        actual = gradients(x, dt, a, b, c, state)
+    for one, other in zip(actual, expected, strict=True):
+        near(one, other, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "it needs a TPU, this is a cpu"),
+        ({"chunk_size": 64}, "its chunks have 128 tokens, more than chunk_size 64"),
+        ({"g": 3}, "its gates are for heads, these are for channels"),
+    ],
+)
+def test_a_kernel_says_why_it_cannot_run(changes, said):
+    rows = narrow(example("gla")[0])
+    rows[3] = rows[3][..., : changes.get("g", 1)]
+    with pytest.raises(ConfigError, match=said):
+        gla.gla(*rows, chunk_size=changes.get("chunk_size"), implementation="pallas")
 
 
 def test_selective_scan_never_holds_all_states(monkeypatch):

@@ -246,3 +246,20 @@ def test_devices_are_made_however_they_are_asked_for(monkeypatch, argv, count):
     flag = f"--xla_a=1 --xla_force_host_platform_device_count={count}" if count else "--xla_a=1"
     assert made["XLA_FLAGS"] == flag
     assert (made.get("JAX_PLATFORMS") == "cpu") == bool(argv)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Ran out of memory in memory space hbm. Used 15.90G of 15.75G hbm.",
+        "Ran out of memory on HBM, the total memory required for HLO temporaries (15.90G) exceeds "
+        "available HBM (15.75G).",
+    ],
+)
+def test_a_compiler_that_refuses_a_step_says_what_it_needs(message):
+    class Refused:
+        def compile_step(self):
+            raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {message}")
+
+    result = check.try_compile(Refused(), topology.CHIPS["v5e"])
+    assert not result.fits and result.total_bytes == int(15.9 * 2**30)

@@ -26,7 +26,9 @@ from training.settings import Settings
 
 MAX_COMPILES = 3  # number of suggestions that are compiled
 MAX_MEMORY_FRACTION = 0.97  # a suggestion's scaled estimate must leave 3 % of the memory free
-OOM_PATTERN = re.compile(r"[Uu]sed ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])")
+# Of XLA's compiler of TPUs: "Used 35.1G of 15.7G hbm", or "the total memory required for HLO
+# temporaries (15.90G) exceeds available HBM (15.75G)".
+OOM_PATTERN = re.compile(r"(?:[Uu]sed |\()([\d.]+)([KMGT])(?: of |\) exceeds available HBM)")
 BYTE_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 SettingChange = tuple[str, str | int]  # dotted key and value

@@ -4,7 +4,8 @@ Parameters, optimizer state and batch are exact. The activations are the residua
 would save under the model's remat policy, divided by the devices that share the batch. To these the
 estimate adds the gradients, the residuals of one layer of a scan and their gradients, the logits of
 one chunk, and the parameters that FSDP gathers: those outside the scan and those of one
-repetition in it, unsharded, and as many bytes for their gradients before these are scattered.
+repetition in it, unsharded, and as many bytes for their gradients before these are scattered. On
+TPUs it adds the parameters in the model's dtype, because the compiler casts all layers at once.
 
 How a compiler reuses memory is not known before it runs. `preflight.py` compiles the step and
 prints the compiler's figure beside this one.
@@ -44,11 +45,24 @@ def estimate(program: TrainProgram) -> dict[str, int]:
         "layer residuals": _layer_bytes(program),
         "logits": _logit_bytes(program),
         **({"gathered parameters": gathered} if gathered else {}),
+        **({"cast parameters": cast} if (cast := _cast_param_bytes(program)) else {}),
     }
+
+
+def _cast_param_bytes(program: TrainProgram) -> int:
+    """Bytes of the parameters in the dtype of the model, which TPUs cast before the scan."""
+    dtype = jnp.dtype(program.settings.model.dtype)
+    device = program.mesh.devices.flat[0]
+    if device.platform != "tpu" or dtype.itemsize >= jnp.dtype(jnp.float32).itemsize:
+        return 0
+    return bytes_per_device(program.abstract_state.trainable) * dtype.itemsize // 4
 
 
 def compiled_memory(compiled_step: jax.stages.Compiled) -> dict[str, int]:
     """Returns the memory of a compiled step by its compiler, in bytes per device by component.
+
+    The compiler of TPUs reports as temporary what does not exist at the same time, and the peak
+    besides. That of CPUs reports no peak.
 
     Raises:
         RuntimeError: if the compiler does not report it.
@@ -56,11 +70,18 @@ def compiled_memory(compiled_step: jax.stages.Compiled) -> dict[str, int]:
     analysis = compiled_step.memory_analysis()
     if analysis is None:
         raise RuntimeError("the compiler of this platform does not report memory")
-    return {
-        "arguments": analysis.argument_size_in_bytes,
-        "unaliased outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
-        "temporary": analysis.temp_size_in_bytes,
-    }
+    arguments = analysis.argument_size_in_bytes
+    outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    temporary = analysis.temp_size_in_bytes
+    if _platform(compiled_step) == "tpu":
+        temporary = max(analysis.peak_memory_in_bytes - arguments - outputs, 0)
+    return {"arguments": arguments, "unaliased outputs": outputs, "temporary": temporary}
+
+
+def _platform(compiled_step: jax.stages.Compiled) -> str:
+    """Returns the platform of the devices that a step is compiled for."""
+    sharding = jax.tree.leaves(compiled_step.input_shardings)[0]
+    return next(iter(sharding.device_set)).platform
 
 
 def _layer_bytes(program: TrainProgram) -> int:
@@ -123,7 +144,9 @@ def activation_bytes(program: TrainProgram, model: ModelConfig) -> int:
 
         return jax.vjp(loss, trainable)[1]
 
-    saved = jax.tree.leaves(jax.eval_shape(backward, trainable, microbatch, jax.random.key(0)))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with jax.set_mesh(program.mesh):  # operations choose their implementation by its devices
+        saved = jax.tree.leaves(jax.eval_shape(backward, trainable, microbatch, key))
     params = {(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(trainable)}
     residuals = (leaf for leaf in saved if (leaf.shape, leaf.dtype) not in params)
     return sum(x.size * x.dtype.itemsize for x in residuals) // _token_shards(program)

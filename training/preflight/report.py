@@ -103,8 +103,9 @@ def roofline_table(
         (key, value), seconds = faster
         table.add_row(f"faster: --config.{key}={value}", f"{1e3 * seconds:.3g} ms")
     table.caption = (
-        f"Assumed: products with weights at {speed.sustained:.0%} of the peak, other products at "
-        f"half of that, {speed.memory_bandwidth / 1e12:.2f} TB/s of memory, "
+        f"Assumed: products with weights at {speed.sustained:.0%} of the peak, those of experts "
+        f"at {roofline.GROUPED_SHARE['ragged']:.0%} of that and those of activations at "
+        f"{roofline.BATCHED_SHARE:.0%}, {speed.memory_bandwidth / 1e12:.2f} TB/s of memory, "
         f"{speed.link_bandwidth / 1e9:.0f} GB/s between devices, "
         f"{speed.network_bandwidth / 1e9:.0f} GB/s between hosts, "
         "collectives hidden behind computation"

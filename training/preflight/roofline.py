@@ -4,9 +4,11 @@
     step time   = max(device time, bytes of collectives / bandwidth of the links)
 
 Products of weights run at the sustained share of the peak, products of activations (attention,
-chunks of a recurrence) at `BATCHED_SHARE` of that. Memory traffic is that of what one pass leaves
-to the next: activations, parameters, gradients and optimizer state. Collectives are hidden behind
-computation as far as it lasts. `docs/machines.md` compares the estimates with published figures.
+chunks of a recurrence) at `BATCHED_SHARE` of that. Experts multiply groups of tokens with a weight
+each: groups of equal sizes, as with a capacity, like one weight, others at `GROUPED_SHARE` of that.
+Memory traffic is that of what one pass leaves to the next: activations, parameters, gradients and
+optimizer state. Collectives are hidden behind computation as far as it lasts. `docs/machines.md`
+compares the estimates with published figures.
 """
 
 import dataclasses
@@ -27,6 +29,7 @@ from training.program import TrainProgram, make_program
 from training.settings import Settings
 
 BATCHED_SHARE = 0.5  # speed of products of two activations, relative to products with a weight
+GROUPED_SHARE = {"equal": 1.0, "ragged": 0.85}  # the same of groups of tokens by experts' weights
 FP32_SLOWDOWN = {
     "tpu": 6.0,
     "cuda": 15.0,
@@ -118,7 +121,8 @@ def product_seconds(cost: Cost, speed: ChipSpeed, dtype: str) -> float:
         if flops.elementwise:
             seconds += flops.executed * BYTES_PER_ELEMENTWISE_FLOP / speed.memory_bandwidth
         else:
-            seconds += flops.executed / (rate * (BATCHED_SHARE if flops.batched else 1.0))
+            share = BATCHED_SHARE if flops.batched else 1.0
+            seconds += flops.executed / (rate * GROUPED_SHARE.get(flops.groups, share))
     return seconds
 
 

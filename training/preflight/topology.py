@@ -1,8 +1,8 @@
 """Machines to compile for that need not be present: chips by name, and their devices.
 
-libtpu describes TPUs (`v5e:2x2` is a shape of the torus), NVIDIA's plugin describes H100s from the
-figures below (`h100:8` is a number of devices), and this machine stands for `cpu:8`. Nothing is
-executed.
+libtpu describes TPUs (`v5e:2x2` is a shape of the torus, `v5e:1` is one chip), NVIDIA's plugin
+describes H100s from the figures below (`h100:8` is a number of devices), and this machine stands
+for `cpu:8`. Nothing is executed.
 """
 
 import importlib.util
@@ -109,7 +109,15 @@ def _tpu_devices(name: str, shape: str, chip: Chip) -> list[jax.Device]:
             f"topology {name!r} needs libtpu, which compiles for TPUs; install it with "
             "`uv sync --extra tpu`, or pip install 'jax[tpu]'"
         )
-    return _topology_devices(name, lambda: topologies.get_topology_desc(name, "tpu"))
+    if math.prod(map(int, shape.split("x"))) > 1:
+        return _topology_devices(name, lambda: topologies.get_topology_desc(name, "tpu"))
+    # A host has four chips or more by default; one chip is a host of its own.
+    axes = "x".join("1" * (chip.example.count("x") + 1))
+    one_chip = f"{name.partition(':')[0]}:{axes}"
+    return _topology_devices(
+        name,
+        lambda: topologies.get_topology_desc(one_chip, "tpu", chips_per_host_bounds=(1, 1, 1)),
+    )
 
 
 def _cuda_devices(name: str, shape: str, chip: Chip) -> list[jax.Device]:

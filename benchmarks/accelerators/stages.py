@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import benchmarks.ops as cases
-from benchmarks import accelerator_rivals
 from benchmarks.accelerator import read_record
+from benchmarks.accelerators import rivals as rival_libraries
+from benchmarks.accelerators.models import HYBRID, MODELS, fit_to_memory, model_settings
 from objectives import DummyTokenizer
 from settings.changes import with_changes
 from training import accounting, hardware
@@ -29,11 +30,10 @@ from training import mesh as meshes
 from training.loop import to_device
 from training.preflight import memory_estimate
 from training.program import TrainProgram, make_program
-from training.settings import Settings, resolve
+from training.settings import Settings
 
 Case = tuple[str, Callable[[], dict[str, Any]]]  # a name, and what measures it
 
-VOCAB = 32768
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "triton", "fla-core", "mamba-ssm")
 ERROR_LIMITS = {"float32": 1e-4, "bfloat16": 3e-2}  # RMS of the difference / RMS of the reference
 REPEATS = 5
@@ -147,7 +147,9 @@ def difference(case: cases.BenchmarkCase, dtype: str) -> dict[str, Any]:
             grad = jnp.sin(jnp.arange(out.size)).astype(out.dtype).reshape(out.shape)
             return out, *pull(grad)
 
-        with jax.default_matmul_precision("highest"):
+        # Products of 16 bits are exact in float32, and Mosaic refuses to compute them as "highest".
+        is_narrow = any(x.dtype == jnp.bfloat16 for x in arrays)
+        with jax.default_matmul_precision("default" if is_narrow else "highest"):
             return [np.asarray(x, np.float64) for x in jax.jit(with_gradients)(*arrays)]
 
     exact = outputs("reference", tuple(x.astype(jnp.float32) for x in arrays))
@@ -174,16 +176,6 @@ def time_op(case: cases.BenchmarkCase) -> dict[str, Any]:
     return {"forward": forward.median, "backward": backward.median}
 
 
-MODELS = {  # width, depth, layers, largest batch
-    "dense 150M": (768, 16, ("attention+mlp",), 32),
-    "dense 1B": (2048, 20, ("attention+mlp",), 16),
-    "MoE 8 x 150M, top-2": (768, 16, ("attention+moe",), 32),
-    "Mamba-2 1B": (2048, 40, ("mamba2+none",), 16),
-    "gated DeltaNet 1B": (2048, 20, ("gated_deltanet+mlp",), 16),
-    "hybrid 1B, 3:1": (2048, 20, (*("gated_deltanet+mlp",) * 3, "attention+mlp"), 16),
-}
-
-
 def train(sizes: Sizes) -> Iterator[Case]:
     """Yields training steps in bfloat16, with the largest batch that fits."""
     for name, (width, depth, layers, batch_size) in MODELS.items():
@@ -191,45 +183,30 @@ def train(sizes: Sizes) -> Iterator[Case]:
         yield name, functools.partial(time_training, settings, max(batch_size // sizes.scale, 1))
 
 
-def model_settings(
-    width: int, depth: int, layers: tuple[str, ...], length: int, scale: int = 1, vocab: int = VOCAB
-) -> Settings:
-    """Returns the settings of a model; `scale` divides its width, its depth and the vocabulary."""
-    width = max(width // scale, 64)
-    depth = max(depth // scale, len(layers))
-    changes = {
-        "model.width": width,
-        "model.depth": depth,
-        "model.layers": layers,
-        "model.dtype": "bfloat16",
-        "model.attention.heads": max(width // 128, 2),
-        "model.mlp.width": 8 * width // 3 // 64 * 64,
-        "model.moe.num_experts": 8,
-        "model.moe.top_k": 2,
-        "model.moe.width": 8 * width // 3 // 64 * 64,
-        "model.mamba2.head_dim": 64,
-        "model.gated_deltanet.heads": max(width // 256, 2),
-        "train.seq_len": length,
-        "train.steps": 1000,
-    }
-    return resolve(with_changes(Settings(), changes), max(vocab // scale, 512))
-
-
 def time_training(settings: Settings, batch_size: int) -> dict[str, Any]:
     """Returns the figures of a step with `batch_size` rows, or half as many until they fit.
+
+    Remat and the optimizer are those with which the step fits by the memory estimate.
 
     Raises:
         JaxRuntimeError: if one row does not fit, or the step fails for another reason.
     """
+    device = jax.devices()[0]
+    program = make_program(
+        with_changes(settings, {"train.batch_size": batch_size}),
+        meshes.make_mesh(settings.mesh, [device]),
+    )
+    program = fit_to_memory(program, hardware.memory_bytes(device))
     while True:
-        trial = with_changes(settings, {"train.batch_size": batch_size})
         try:
-            return time_step(make_program(trial, meshes.make_mesh(trial.mesh, jax.devices()[:1])))
+            return time_step(program)
         except jax.errors.JaxRuntimeError as error:
+            batch_size = program.settings.train.batch_size
             if "RESOURCE_EXHAUSTED" not in str(error) or batch_size == 1:
                 raise
             print(f"  {batch_size} rows do not fit", flush=True)
-            batch_size //= 2
+            smaller = {"train.batch_size": batch_size // 2}
+            program = make_program(with_changes(program.settings, smaller), program.mesh)
 
 
 def make_batch(program: TrainProgram) -> dict[str, np.ndarray]:
@@ -267,6 +244,8 @@ def time_step(program: TrainProgram) -> dict[str, Any]:
         "params": cost.params,
         "batch_size": settings.train.batch_size,
         "seq_len": settings.train.seq_len,
+        "remat": settings.model.remat,
+        "optimizer": settings.optimizer.name,
         "step_seconds": seconds,
         "tokens_per_second": tokens / seconds,
         "flops": flops,
@@ -309,9 +288,8 @@ def time_lanes(settings: Settings, num_seeds: int) -> dict[str, Any]:
 
 def crossover(sizes: Sizes) -> Iterator[Case]:
     """Yields the step times of a hybrid and of attention at growing lengths."""
-    hybrid = (*("gated_deltanet+mlp",) * 3, "attention+mlp")
     for length in (8192, 16384, 32768):
-        for name, layers in (("attention", ("attention+mlp",)), ("hybrid", hybrid)):
+        for name, layers in (("attention", ("attention+mlp",)), ("hybrid", HYBRID)):
             settings = model_settings(
                 384, 8, layers, length // sizes.scale**2, sizes.scale, vocab=8192
             )
@@ -334,7 +312,7 @@ def time_best(call: Callable[[], Any]) -> float:
 
 def rivals(sizes: Sizes) -> Iterator[Case]:
     """Yields the times of torch's attention and of flash-linear-attention's recurrences."""
-    yield from accelerator_rivals.rival_cases(sizes.rows, sizes.row, sizes.heads)
+    yield from rival_libraries.rival_cases(sizes.rows, sizes.row, sizes.heads)
 
 
 STAGES = (facts, errors, ops, rivals, train, lanes, crossover)
