@@ -91,10 +91,11 @@ def run(argv: Sequence[str]) -> None:
     stage = _select_stage(args.stage, spec, matched.plan, prior)
     recorded, runs = stage.plan, stage.runs
 
-    seconds = time_estimate.read_cell_seconds(runs, folder)
+    all_runs = plan.with_stages(runs)
+    seconds = time_estimate.read_cell_seconds(all_runs, folder)
     matmul_flops = time_estimate.measure_matmul_flops(settings.model.dtype)
     eval_shares = run_study.eval_shares(recorded, data, spec.metric)
-    plan_lines = plan.format_plan(matched.plan, runs, seconds, matmul_flops, eval_shares)
+    plan_lines = plan.format_plan(matched.plan, all_runs, seconds, matmul_flops, eval_shares)
     for line in (*plan_lines, *study.describe_unmatched(matched), *prior.sources):
         console.print(line, markup=False)
     if not prior.tuning_choices:

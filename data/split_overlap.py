@@ -229,7 +229,8 @@ def hash_byte_words(text: UInt8[np.ndarray, " B"]) -> Hashes:
     if not len(starts):
         return np.zeros(0, np.uint64)
     word = np.cumsum(begins) - 1
-    offset = np.minimum(np.arange(len(text)) - starts[np.maximum(word, 0)], MAX_WORD_BYTES - 1)
+    # Before the first word, offsets would be negative.
+    offset = np.clip(np.arange(len(text)) - starts[np.maximum(word, 0)], 0, MAX_WORD_BYTES - 1)
     values = np.where(is_word, (text + np.uint64(1)) * POWERS[offset], np.uint64(0))
     return np.add.reduceat(values, starts)
 

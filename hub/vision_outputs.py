@@ -3,8 +3,8 @@
 Inputs: `pixel_values` [B channels height width], normalized, and for texts `input_ids` and
 `attention_mask`. Outputs: `image_embeds`, `text_embeds`, `logits_per_image`, `logits_per_text` and
 `text_last_hidden_state` of a model that compares images with texts; `logits` and
-`last_hidden_state` of one that classifies images; `image_features` and `logits` of one that writes
-about them.
+`last_hidden_state` of one that classifies images; `pooler_output` and `last_hidden_state` of one
+that pools them by attention; `image_features` and `logits` of one that writes about them.
 """
 
 import dataclasses
@@ -36,6 +36,8 @@ def _forward(model: Model, rows: dict[str, Array]) -> dict[str, Array]:
     cfg, outputs = model.config.vision, dict[str, Array]()
     if cfg.num_classes:
         outputs |= {"logits": tower.class_scores(vectors), "last_hidden_state": vectors}
+    elif cfg.pooling == "attention":
+        outputs |= {"pooler_output": tower.pool(vectors), "last_hidden_state": vectors}
     if "input_ids" not in rows:
         return outputs
     ids = rows["input_ids"]

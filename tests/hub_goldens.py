@@ -3,8 +3,8 @@
 tests/goldens/hf/NAME has config.json (some also config_v4.json, the format of older versions),
 model.safetensors, inputs.safetensors and expected.safetensors. The expected outputs are every
 second unpadded row of the logits in float64, and parts of the other outputs in float32. They were
-computed by Hugging Face transformers 5.23.0 (phi3_longrope and olmo3_yarn_rope: 5.24.0) on torch
-2.13.0 from random weights; reading them needs neither.
+computed by Hugging Face transformers 5.23.0 (phi3_longrope, olmo3_yarn_rope and
+siglip_vision_model: 5.24.0) on torch 2.13.0 from random weights; reading them needs neither.
 A folder is named after its family and the option that it tests.
 """
 

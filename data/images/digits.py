@@ -3,12 +3,14 @@
 The digits are the 1,797 of 8 x 8 pixels that scikit-learn ships (Alpaydin & Kaynak 1998, UCI
 repository, CC BY 4.0). Each stands somewhere in a quarter of a black canvas, enlarged. The caption
 is written by rule in reading order, as "three top left, seven bottom right". A handwritten digit
-occurs in one split only. All choices are functions of the split and the number of the record.
+occurs in one split only, and so does a caption: a tenth of the 14,600 combinations of digits and
+places is reserved for each held-out split. All choices are functions of the split and the number of
+the record.
 """
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from jaxtyping import Float
@@ -18,7 +20,7 @@ from data.packing import permutation, philox
 from errors import ConfigError
 from settings.json_types import JsonObject
 
-VERSION = 1  # Rises if the same settings give other records.
+VERSION = 2  # Rises if the same settings give other records.
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 MIN_DIGITS = 2  # The most is one for each quarter.
@@ -26,6 +28,7 @@ MAX_INTENSITY = 16  # Of a pixel in the source.
 SPLITS = ("train", "valid", "test")
 HELD_OUT_DIGITS = 250  # Handwritten digits of each held-out split.
 HELD_OUT_RECORDS = 1000
+HELD_OUT_TENTHS = {0: "valid", 1: "test"}  # Splits of the tenths of the hashes of captions.
 DRAWING_STREAM = 6  # Random stream of drawings; no other purpose has this number.
 
 
@@ -45,28 +48,49 @@ def iter_records(cfg: ImagesConfig) -> Iterator[tuple[str, ImageText]]:
         "test": order[HELD_OUT_DIGITS : 2 * HELD_OUT_DIGITS],
         "train": order[2 * HELD_OUT_DIGITS :],
     }
-    for number, split in enumerate(SPLITS, start=1):
+    for split in SPLITS:
         for index in range(cfg.count if split == "train" else HELD_OUT_RECORDS):
-            yield split, draw(sources[split], cfg, number, index)
+            yield split, draw(sources[split], cfg, split, index)
 
 
-def draw(sources: np.ndarray, cfg: ImagesConfig, seed: int, index: int) -> ImageText:
+def caption_split(caption: str) -> str:
+    """Returns the only split in which a caption occurs."""
+    digest = hashlib.sha256(caption.encode()).digest()
+    return HELD_OUT_TENTHS.get(int.from_bytes(digest[:8]) % 10, "train")
+
+
+def draw(sources: np.ndarray, cfg: ImagesConfig, split: str, index: int) -> ImageText:
     """Returns a record of digits among `sources`, a function of the arguments alone."""
-    choices = iter(philox(seed, index, DRAWING_STREAM).random_raw(32).tolist())
-    pixels, labels = load_digits()
-    cell, names = cfg.size // 2, list[str]()
+    random = philox(SPLITS.index(split) + 1, index, DRAWING_STREAM)
+    digits = _choose_digits(sources, random)
+    while caption_split(_caption(digits)) != split:
+        digits = _choose_digits(sources, random)
+    pixels, cell = load_digits()[0], cfg.size // 2
     canvas = np.zeros((cfg.size, cfg.size))
-    n_digits = MIN_DIGITS + next(choices) % (len(PLACES) - MIN_DIGITS + 1)
-    ranks = [next(choices) for _ in PLACES]
-    for quarter in sorted(np.argsort(ranks)[:n_digits].tolist()):
-        digit = sources[next(choices) % len(sources)]
-        side = cell * 3 // 4 + next(choices) % (cell // 4 + 1)
-        top, left = (next(choices) % (cell - side + 1) for _ in range(2))
-        top, left = top + quarter // 2 * cell, left + quarter % 2 * cell
+    for quarter, digit in digits.items():
+        choices = random.random_raw(3).tolist()
+        side = cell * 3 // 4 + choices[0] % (cell // 4 + 1)
+        top = choices[1] % (cell - side + 1) + quarter // 2 * cell
+        left = choices[2] % (cell - side + 1) + quarter % 2 * cell
         canvas[top : top + side, left : left + side] = enlarge(pixels[digit], side)
-        names.append(f"{WORDS[labels[digit]]} {PLACES[quarter]}")
     grey = np.round(canvas * (255 / MAX_INTENSITY)).astype(np.uint8)
-    return ImageText(np.repeat(grey[..., None], cfg.channels, axis=-1), ", ".join(names))
+    return ImageText(np.repeat(grey[..., None], cfg.channels, axis=-1), _caption(digits))
+
+
+def _choose_digits(sources: np.ndarray, random: np.random.Philox) -> dict[int, int]:
+    """Returns the handwritten digit of each quarter that has one, in reading order."""
+    n_digits = MIN_DIGITS + random.random_raw() % (len(PLACES) - MIN_DIGITS + 1)
+    quarters = np.argsort(random.random_raw(len(PLACES)))[:n_digits]
+    return {
+        quarter: int(sources[random.random_raw() % len(sources)])
+        for quarter in sorted(quarters.tolist())
+    }
+
+
+def _caption(digits: Mapping[int, int]) -> str:
+    """Returns the digits and their places in words."""
+    labels = load_digits()[1]
+    return ", ".join(f"{WORDS[labels[digit]]} {PLACES[i]}" for i, digit in digits.items())
 
 
 def enlarge(image: Float[np.ndarray, "n n"], side: int) -> Float[np.ndarray, "side side"]:

@@ -58,6 +58,7 @@ CLASS_DEFAULTS: dict[str, Mapping[str, str]] = {
 # Families whose tokenizers have no class of their own, or several: their files name the tokens. A
 # vision transformer has no tokenizer.
 WITHOUT_DEFAULTS: tuple[str, ...] = (
+    "siglip_vision_model",
     "vit",
     "falcon",
     "falcon_h1",

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array
 from scipy import stats
 
-from arch import ModelConfig, SequenceInfo
+from arch import ModelConfig, SequenceInfo, compute_cost
 from errors import ConfigError
 from eval.capability.examples import PAD, CapabilityProbe, ProbeBatch
 from objectives import LossTerm, Metrics, RowSpec, TokenizerLike, Trainable
@@ -31,6 +31,7 @@ from training.state import TrainState, init_state, make_model_optimizer
 from training.step import make_shared_step
 
 TRAIN_STREAM, VALID_STREAM, TEST_STREAM = 0, 1, 2  # Random streams.
+BACKWARD_FACTOR = 3  # FLOPs of training a model over those of its forward pass.
 EVAL_BATCH_TOKENS = 16_384  # Tokens of a batch in evaluation.
 TUNING_SEED = 1_000_003  # Seed of the runs that select the learning rate; it is never reported.
 
@@ -85,6 +86,7 @@ class CapabilityResult(NamedTuple):
     learning_rate: float
     tuning_losses: dict[float, float]  # Validation nats by learning rate; empty for a single rate.
     runs: tuple[tuple[ProbeAccuracy, ...], ...]  # By seed, then by length.
+    flops: float  # Model FLOPs of all runs, evaluation included.
 
 
 @config
@@ -159,7 +161,24 @@ def run_probe(model: ModelConfig, probe: CapabilityProbe, budget: Budget) -> Cap
                 for T in lengths
             )
         )
-    return CapabilityResult(best_rate, tuning_losses, tuple(runs))
+    flops = probe_flops(model, probe, budget)
+    return CapabilityResult(best_rate, tuning_losses, tuple(runs), flops)
+
+
+def probe_flops(model: ModelConfig, probe: CapabilityProbe, budget: Budget) -> float:
+    """Returns the model FLOPs of `run_probe` with an adapted model, its evaluation included."""
+
+    def row_flops(length: int) -> float:
+        share = probe.max_questions(length) / length
+        return length * compute_cost(model, length, logit_fraction=share).model_flops
+
+    pad_to = max(budget.train_length, *budget.test_lengths)
+    n_trained = budget.steps * budget.batch_size
+    training = BACKWARD_FACTOR * n_trained * row_flops(budget.train_length)
+    scoring = budget.test_rows * row_flops(pad_to)
+    n_rates, n_lengths = len(budget.learning_rates), len({*budget.test_lengths})
+    tuning = (training + scoring) * n_rates if n_rates > 1 else 0.0
+    return tuning + budget.seeds * (training + n_lengths * scoring)
 
 
 def adapt_model(model: ModelConfig, probe: CapabilityProbe, max_length: int) -> ModelConfig:

@@ -35,7 +35,7 @@ class CapabilityTask:
         self.name, self.budget = name, budget or BUDGETS[name]
 
     def __call__(self, ctx: EvalContext) -> Iterator[Score]:
-        """Yields accuracy, answer nats and chance at each length, and the learning rate."""
+        """Yields accuracy, answer nats and chance at each length, the learning rate and FLOPs."""
         name, probe, budget = self.name, PROBES[self.name], self.budget
         result = run_probe(ctx.settings.model, probe, budget)
         for run in result.runs:
@@ -46,3 +46,4 @@ class CapabilityTask:
         for length in sorted({*budget.test_lengths}):
             yield Score(f"{name}/chance@{length}", probe.chance_accuracy(length))
         yield Score(f"{name}/learning_rate", result.learning_rate)
+        yield Score(f"{name}/flops", result.flops)

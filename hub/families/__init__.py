@@ -48,6 +48,7 @@ FAMILIES: LazyTable[HfFamily] = LazyTable(
         "olmo_hybrid": "hub.families.hybrids.olmo_hybrid:OLMO_HYBRID",
         "clip": "hub.families.vision.clip:CLIP",
         "llava": "hub.families.vision.llava:LLAVA",
+        "siglip_vision_model": "hub.families.vision.siglip:SIGLIP_VISION",
         "vit": "hub.families.vision.vit:VIT",
         "modernbert": "hub.families.modernbert:MODERNBERT",
     }

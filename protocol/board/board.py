@@ -20,6 +20,7 @@ from protocol.records.fit_file import FittedLaw
 from protocol.records.metrics import metric_direction, metric_problem
 from protocol.records.run_record import RunRecord, UnreadableResult
 from protocol.records.scores import part_difference
+from protocol.records.study_record import STAGE
 from protocol.statistics.verdict import MetricSpec
 
 
@@ -45,6 +46,7 @@ class Board(NamedTuple):
     comparable_sets: tuple[ComparableSet, ...]
     not_comparable: tuple[str, ...]  # For each further set, the keys in which it differs.
     tuning_runs: int  # Number of runs that served to choose a setting.
+    stage_runs: int  # Number of runs that are earlier stages of others.
     unreadable: tuple[UnreadableResult, ...]
     fit_source: str = ""  # File of the fitted laws, with its hash; blank: none was given.
     fit_problems: tuple[str, ...] = ()  # Why laws of that file are not shown.
@@ -63,8 +65,9 @@ def make_board(records: Iterable[RunRecord], unreadable: Iterable[UnreadableResu
     sets = [_make_comparable_set(group, all_records) for group in members.values()]
     sets.sort(key=lambda s: (-len(s.rows), list(s.keys.values())))
     not_comparable = tuple(_incomparable_reasons(sets))
-    n_tuning = len(all_records) - len(reported)
-    return Board(tuple(sets), not_comparable, n_tuning, tuple(sorted(unreadable)))
+    n_stages = sum(record.study.role == STAGE for record in all_records)
+    n_tuning = len(all_records) - len(reported) - n_stages
+    return Board(tuple(sets), not_comparable, n_tuning, n_stages, tuple(sorted(unreadable)))
 
 
 def _fill_missing_evaluation(records: Sequence[RunRecord]) -> list[RunRecord]:

@@ -211,6 +211,7 @@ def to_json_tree(board: Board) -> dict[str, object]:
         "comparable_sets": [_set_json(s) for s in board.comparable_sets],
         "not_comparable": list(board.not_comparable),
         "tuning_runs": board.tuning_runs,
+        "stage_runs": board.stage_runs,
         "unreadable": [item._asdict() for item in board.unreadable],
         **({"fit": board.fit_source} if board.fit_source else {}),
     }

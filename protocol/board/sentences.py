@@ -128,6 +128,8 @@ def format_counts(board: Board) -> str:
     )
     if board.tuning_runs:
         text += f"; {pluralize(board.tuning_runs, 'tuning run')} not shown"
+    if board.stage_runs:
+        text += f"; {pluralize(board.stage_runs, 'run')} of earlier stages not shown"
     if board.unreadable:
         text += f"; {pluralize(len(board.unreadable), 'result')} not readable"
     return text

@@ -1,5 +1,8 @@
 """What the whole study of a candidate cost: tuning, noise floor, failed runs, evaluation, results.
 
+Earlier stages of the runs, such as pretraining before training on preferences, are stated one by
+one. Evaluation is forward passes, and what tasks train: fine-tuning and capability probes.
+
 A candidate that was tuned more cost more than its reported runs show. Tuning counts from the runs
 in the folders, else from the costs that plan.json records of the sweep.
 """
@@ -38,6 +41,7 @@ class StudyCost(NamedTuple):
 
     parts: tuple[CostPart, ...]
     is_estimated: bool = False  # Whether joules of some runs are an estimate.
+    absent_stages: tuple[str, ...] = ()  # Earlier stages whose runs are not in the folders.
 
     @property
     def flops(self) -> float:
@@ -62,13 +66,15 @@ class StudyCost(NamedTuple):
             if part.n_runs
             else f"{part.label} {format_scientific(part.flops)}"
             for part in self.parts
+            if part.flops
         ]
         total = f"{format_scientific(self.flops)} FLOPs"
         if self.seconds:
             total += f" and {format_seconds(self.seconds)}"
         if self.joules:
             total += f", {'an estimated ' * self.is_estimated}{format_joules(self.joules)}"
-        return f"{total} ({', '.join(parts)})"
+        absent = f"; without the stages {', '.join(self.absent_stages)}, which are not here"
+        return f"{total} ({', '.join(parts)}{absent * bool(self.absent_stages)})"
 
 
 def with_study_costs(rows: Sequence[BoardRow], records: Sequence[RunRecord]) -> list[BoardRow]:
@@ -82,12 +88,17 @@ def with_study_costs(rows: Sequence[BoardRow], records: Sequence[RunRecord]) -> 
     for record in records:
         if record.study.role == TUNING:
             tuning[_key(record)].append(record)
+    stages = {
+        (record.study.plan, _name(record.folder)): record
+        for record in records
+        if record.study.stage
+    }
     result = []
     for row in rows:
         if not row.first_run.study.plan or row.first_run.external_source:
             result.append(row)  # It is not known which other runs it needed.
             continue
-        cost = _study_cost(row, tuning.get(_key(row.first_run), []))
+        cost = _study_cost(row, tuning.get(_key(row.first_run), []), stages)
         costs = dict(row.costs) | {"study_flops": cost.flops, "study_seconds": cost.seconds}
         if cost.joules:
             costs["study_joules"] = cost.joules
@@ -103,8 +114,15 @@ def _key(record: RunRecord) -> CandidateKey:
     return record.study.candidate or record.name, fixed
 
 
-def _study_cost(row: BoardRow, tuning: Sequence[RunRecord]) -> StudyCost:
-    parts = [_runs_part("tuning and noise floor", tuning)] if tuning else []
+def _study_cost(
+    row: BoardRow, tuning: Sequence[RunRecord], stages: Mapping[tuple[str, str], RunRecord]
+) -> StudyCost:
+    """Returns the cost of a row, of its tuning, and of the stages that these start from."""
+    by_stage: dict[str, list[RunRecord]] = defaultdict(list)
+    for record in _earlier_stages([*tuning, *row.runs], stages):
+        by_stage[record.study.stage].append(record)
+    parts = [_runs_part(name, by_stage[name]) for name in row.first_run.study.earlier_stages]
+    parts += [_runs_part("tuning and noise floor", tuning)] if tuning else []
     plan = row.first_run.plan
     recorded = plan.tuning_costs.get(row.candidate) if plan else None
     if not tuning and recorded:
@@ -112,9 +130,29 @@ def _study_cost(row: BoardRow, tuning: Sequence[RunRecord]) -> StudyCost:
     finished = [run for run in row.runs if run.state in ("finished", "diverged")]
     lost = [run for run in row.runs if run.state not in ("finished", "diverged")]
     parts += [_runs_part("reported", finished), _runs_part("failed or unfinished", lost)]
-    parts.append(_evaluation_part([*tuning, *row.runs]))
-    is_estimated = any("estimated_joules" in run.costs for run in [*tuning, *row.runs])
-    return StudyCost(tuple(part for part in parts if part.flops), is_estimated)
+    runs = [*tuning, *row.runs, *(run for members in by_stage.values() for run in members)]
+    parts += [_evaluation_part(runs), _task_training_part(runs)]
+    is_estimated = any("estimated_joules" in run.costs for run in runs)
+    absent = tuple(name for name in row.first_run.study.earlier_stages if not by_stage[name])
+    return StudyCost(tuple(p for p in parts if p.flops or p.seconds), is_estimated, absent)
+
+
+def _earlier_stages(
+    runs: Sequence[RunRecord], stages: Mapping[tuple[str, str], RunRecord]
+) -> list[RunRecord]:
+    """Returns the stages that runs start from, and those that these start from, each once."""
+    result: dict[str, RunRecord] = {}
+    for run in runs:
+        start = stages.get((run.study.plan, _name(run.init_from)))
+        while start is not None and start.folder not in result:
+            result[start.folder] = start
+            start = stages.get((run.study.plan, _name(start.init_from)))
+    return [*result.values()]
+
+
+def _name(folder: str) -> str:
+    """Returns the name of a run folder, or of the folder at a URL; blank if there is none."""
+    return folder.rstrip("/").rpartition("/")[2]
 
 
 def _recorded_part(costs: Mapping[str, float]) -> CostPart:
@@ -163,3 +201,9 @@ def _evaluation_part(runs: Sequence[RunRecord]) -> CostPart:
     )
     seconds = sum(run.evidence.eval_seconds for run in runs)
     return CostPart("evaluation", 0, flops, seconds, joules)
+
+
+def _task_training_part(runs: Sequence[RunRecord]) -> CostPart:
+    """Returns the cost of what evaluation tasks trained; its time is that of the evaluation."""
+    flops = sum(run.evidence.eval_training_flops for run in runs)
+    return CostPart("training by evaluation tasks", 0, flops, 0.0)

@@ -66,7 +66,7 @@ def comparability_keys(
         "batch_size": batch_size,
         "precision": settings.section("model").text("dtype", 20),
         "optimizer": optimizer,
-        "init_from": run.section("flags").text("init_from") or FROM_SCRATCH,
+        "init_from": _start(run, study),
         "metric": metric or "none",
         "evaluation": evaluations.get(metric, NO_EVALUATION),
         "tuning_trials": trials,
@@ -94,6 +94,13 @@ def read_decodes_back(run: CheckedFields) -> dict[str, float]:
     shares = run.section("data").section("decodes_back")
     values = {split: shares.nonnegative(split) for split in shares.tree}
     return {split: value for split, value in values.items() if value is not None}
+
+
+def _start(run: CheckedFields, study: StudyRecord) -> str:
+    """Returns what a run starts from: another run, the earlier stages of its study, or nothing."""
+    if study.earlier_stages:
+        return f"the stages {', '.join(study.earlier_stages)} of its study"
+    return run.section("flags").text("init_from") or FROM_SCRATCH
 
 
 def _loss(run: CheckedFields) -> str:

@@ -7,6 +7,7 @@ is not ranked.
 import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from protocol.records.run_record import RunRecord
@@ -16,6 +17,7 @@ from protocol.records.study_record import TUNING
 PLAN_FIELDS = (
     *("axis", "metric", "better", "margin", "comparisons", "n_comparisons", "seeds"),
     *("reference", "is_paired", "looks", "tuning_seeds", "tuned_settings"),
+    "earlier_stages",
 )
 
 MIN_CURVE_POINTS = 3  # Logged losses of which equal ones are no accident.
@@ -56,7 +58,7 @@ def find_contradictions(records: Sequence[RunRecord]) -> list[Contradiction]:
         for reason in record.evidence.contradictions
     ]
     checks = (_shared_checkpoints, _equal_data, _equal_curves, _split_bytes, _declarations)
-    for check in (*checks, _tuning_seeds):
+    for check in (*checks, _tuning_seeds, _other_starts):
         contradictions += check(run_records)
     return sorted(dict.fromkeys(contradictions))
 
@@ -142,7 +144,7 @@ def _declarations(records: Sequence[RunRecord]) -> Iterable[Contradiction]:
     """
     members: dict[str, list[RunRecord]] = defaultdict(list)
     for record in records:
-        if record.study.plan and record.study.role != TUNING:
+        if record.study.plan and record.is_reported:
             members[record.study.plan].append(record)
     for plan, group in members.items():
         counted = [record for record in group if not record.exclusions] or group
@@ -173,12 +175,29 @@ def _tuning_seeds(records: Sequence[RunRecord]) -> Iterable[Contradiction]:
             tuning[record.study.plan].add(record.seed)
     for record in records:
         study = record.study
-        if study.role == TUNING or record.seed is None:
+        if not record.is_reported or record.seed is None:
             continue
         if record.seed in study.tuning_seeds or record.seed in tuning.get(study.plan, ()):
             yield Contradiction(
                 record.folder, f"its seed {record.seed} served to select settings, so it is biased"
             )
+
+
+def _other_starts(records: Sequence[RunRecord]) -> Iterable[Contradiction]:
+    """Yields runs that do not start from the last of the stages that they declare."""
+    by_name = {(r.study.plan, Path(r.folder).name): r for r in records}
+    for record in records:
+        study = record.study
+        if not study.earlier_stages or not record.is_reported:
+            continue
+        if not record.init_from:
+            yield Contradiction(record.folder, "it declares earlier stages, but starts from none")
+        elif start := by_name.get((study.plan, Path(record.init_from).name)):
+            expected = (study.candidate, study.earlier_stages[-1], record.seed)
+            if (start.study.candidate, start.study.stage, start.seed) != expected:
+                yield Contradiction(
+                    record.folder, f"it starts from {start.folder}, which is no stage of its plan"
+                )
 
 
 def _is_original(

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from errors import DataError
 from protocol.records.safe_read import CheckedFields, flatten, parse_object, read_file, sanitize
-from protocol.records.study_record import TUNING, StudyRecord, parse_study
+from protocol.records.study_record import NOT_REPORTED, StudyRecord, parse_study
 from protocol.records.tuning_record import (
     RATE_TOLERANCE,
     TrialRecord,
@@ -119,7 +119,7 @@ def check_plan(study: StudyRecord, settings: CheckedFields, plans: Plans) -> Pla
     if not choices:
         problem = f"{FILE_NAME} has no plan with the hash {study.plan[:12]} that it records"
         return PlanCheck(problems=[problem])
-    if study.role == TUNING:
+    if study.role in NOT_REPORTED:
         return PlanCheck(next(iter(choices.values())))
     if study.choices not in choices:
         problem = f"{FILE_NAME} has no tuning choices with the hash {study.choices[:12]!r}"
@@ -158,6 +158,7 @@ def _declared_fields(a: StudyRecord, b: StudyRecord) -> list[tuple[str, object, 
     names = (
         *("axis", "metric", "better", "margin", "comparisons", "n_comparisons", "seeds"),
         *("reference", "is_paired", "looks", "tuning_seeds", "varied_settings", "tuned_settings"),
+        "earlier_stages",
     )
     x, y = a._asdict(), b._asdict()
     return [(name, x[name], y[name]) for name in names]

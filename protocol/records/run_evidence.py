@@ -32,6 +32,7 @@ class RunEvidence(NamedTuple):
     split_bytes: Mapping[str, float] = {}
     eval_seconds: float = 0.0  # Time of the evaluation at the last step.
     eval_tokens: float = 0.0  # Tokens of the evaluation at the last step.
+    eval_training_flops: float = 0.0  # FLOPs that tasks spent on training, as on fine-tuning.
     packages: str = ""  # Versions of the packages that compute.
     lossy_tokenizer: str = ""  # What a lossy tokenizer means; blank if it is lossless.
     is_sealed: bool = False  # Whether its files have hashes.
@@ -81,6 +82,9 @@ def read_evidence(
         eval_seconds=sum(task.nonnegative("seconds") or 0.0 for task in results),
         eval_tokens=sum(
             row.number("weight") or 0.0 for row, name in weights if name.endswith("nats_per_token")
+        ),
+        eval_training_flops=sum(
+            row.nonnegative("value") or 0.0 for row, name in weights if name.endswith("/flops")
         ),
         packages=_describe_packages(run),
         lossy_tokenizer=lossy_sentence(read_decodes_back(run)),

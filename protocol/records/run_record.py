@@ -35,7 +35,7 @@ from protocol.records.safe_read import (
 from protocol.records.scores import read_scores
 from protocol.records.seals import check_seals
 from protocol.records.series import Scores
-from protocol.records.study_record import TUNING, StudyRecord, parse_study
+from protocol.records.study_record import NOT_REPORTED, StudyRecord, parse_study
 
 FORMAT = 2  # Format of run.json.
 MAX_RESULT_FILES = 200  # Files of results at one step.
@@ -94,6 +94,7 @@ class RunRecord:
     error_message: str = ""  # Reason of a failure.
     content_hash: str = ""  # SHA-256 over all files that were read.
     external_source: str = ""  # Source of an external result; blank for a run folder.
+    init_from: str = ""  # Where its parameters come from; blank: from scratch.
     created: str = ""  # Time at which the run was created, as ISO 8601.
     plan: PlanRecord | None = None  # The plan that plan.json beside the run has for it.
     choice: RecordedChoice | None = None  # What tuning selected for the run, by its plan.
@@ -101,8 +102,8 @@ class RunRecord:
 
     @property
     def is_reported(self) -> bool:
-        """Whether the run is a result, not one that served to choose a setting."""
-        return self.study.role != TUNING
+        """Whether the run is a result, not one that served to choose a setting or to start from."""
+        return self.study.role not in NOT_REPORTED
 
 
 def read_run(path: Path, folder: str, plans: Plans | None = None) -> RunRecord:
@@ -151,8 +152,8 @@ def read_run(path: Path, folder: str, plans: Plans | None = None) -> RunRecord:
         study=study,
         metric=metric,
         state=state,
-        value=scores[metric][0] if state == "finished" and metric in scores else None,
-        scores=scores if state == "finished" else {},
+        value=scores[metric][0] if is_finished and metric in scores else None,
+        scores=scores if is_finished else {},
         parts=parts,
         costs=series.read_costs(run.section("cost"), settings, run_tokens, metrics, scores),
         exclusions=_exclusions(settings, events, state, study.axis),
@@ -169,6 +170,7 @@ def read_run(path: Path, folder: str, plans: Plans | None = None) -> RunRecord:
         platform=describe_platform(run),
         error_message=status.text("message"),
         content_hash=files.digest,
+        init_from=run.section("flags").text("init_from"),
         created=run.text("created", 40),
         plan=planned.plan,
         choice=planned.choice,

@@ -5,9 +5,11 @@ from typing import Final, Literal, NamedTuple
 from protocol.records.safe_read import CheckedFields
 
 MAX_COMPARISONS = 10_000  # Comparisons that are counted at most.
-Role = Literal["tuning", "reported"]
+Role = Literal["tuning", "stage", "reported"]
 TUNING: Final = "tuning"  # The run served to choose a setting, and is no result.
+STAGE: Final = "stage"  # The run is an earlier stage of another run, and is no result.
 REPORTED: Final = "reported"
+NOT_REPORTED: Final = (TUNING, STAGE)
 
 
 class StudyRecord(NamedTuple):
@@ -36,6 +38,8 @@ class StudyRecord(NamedTuple):
     # Settings that tuning selects for each candidate by a search, besides those of a grid.
     tuned_settings: tuple[str, ...] = ()
     choices: str = ""  # Hash of the tuning choices, which plan.json has beside the plan.
+    earlier_stages: tuple[str, ...] = ()  # Names of the earlier stages of the runs, in order.
+    stage: str = ""  # The stage that this run is; blank for the runs of the plan themselves.
 
 
 def parse_study(fields: CheckedFields) -> StudyRecord:
@@ -62,4 +66,6 @@ def parse_study(fields: CheckedFields) -> StudyRecord:
         tuning_seeds=tuple(fields.counts("tuning_seeds")),
         tuned_settings=tuple(fields.texts("tuned_settings", 80)),
         choices=fields.text("choices"),
+        earlier_stages=tuple(fields.texts("earlier_stages", 80)),
+        stage=fields.text("stage", 80),
     )

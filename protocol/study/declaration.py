@@ -31,6 +31,8 @@ class Declaration:
     reference: str = ""  # Candidate whose cost the others are matched to.
     is_paired: bool = False  # Runs with the same seed are compared with each other.
     looks: tuple[int, ...] = ()  # Numbers of seeds at which the results are examined.
+    # Training before each run, in order: changes to its settings by name of the stage.
+    earlier_stages: tuple[tuple[str, Mapping[str, object]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,3 +101,5 @@ class PlannedRun(NamedTuple):
     training_flops: float
     steps: int
     study: dict[str, object]  # The section "study" of its run.json.
+    # Earlier stages, each of which starts from the one before; the run starts from the last.
+    earlier_stages: tuple["PlannedRun", ...] = ()

@@ -11,7 +11,7 @@ from formatting import format_percent
 from protocol.board.columns import pluralize
 from protocol.records.metrics import check_direction
 from protocol.records.plan_file import hash_json
-from protocol.records.study_record import REPORTED, TUNING, Role
+from protocol.records.study_record import REPORTED, STAGE, TUNING, Role
 from protocol.statistics.power import NoiseFloor
 from protocol.study.budget import compute_run_costs
 from protocol.study.cells import Cell, CellKey
@@ -29,6 +29,9 @@ from protocol.study.tuning import NO_TRIAL, SweepPoint, TuningTrial
 from protocol.study.tuning_lines import describe_tuning
 from settings.changes import with_changes
 from settings.tree import as_json
+
+# Settings of a stage that are not those of the run: its objective decides how it is evaluated.
+STAGE_DEFAULTS: Mapping[str, object] = {"eval.tasks": (), "preference.pairs": ()}
 
 
 def sweep_runs(
@@ -99,6 +102,12 @@ def _check_equal_trials(plan: StudyPlan, tuning_choices: Mapping[CellKey, Tuning
             raise ConfigError(f"{'/'.join(cell.key)}: {problem}; tune it again (--stage=tune)")
 
 
+def with_stages(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Returns runs with their earlier stages, which runs may share, in the order of training."""
+    unique = {part.name: part for run in runs for part in (*run.earlier_stages, run)}
+    return [*unique.values()]
+
+
 def format_plan(
     plan: StudyPlan,
     runs: Sequence[PlannedRun],
@@ -110,16 +119,18 @@ def format_plan(
 
     Args:
         plan: the plan.
-        runs: its runs that are known so far.
+        runs: its runs that are known so far, with their stages.
         cell_seconds: measured times of each cell.
         matmul_flops: FLOP/s of large matrix products.
         eval_shares: FLOPs of evaluation over those of training, by cell.
     """
     declared, n_tuning = plan.declaration, sum(run.role == TUNING for run in runs)
+    n_stages = sum(run.role == STAGE for run in runs)
+    kinds = f"{n_tuning} for tuning" + f", {n_stages} of earlier stages" * bool(n_stages)
     time = _format_time(estimate_time(runs, cell_seconds, matmul_flops, eval_shares), matmul_flops)
     lines = [
         f"plan {plan.digest[:12]}: {pluralize(len(plan.cells), 'cell')} (candidate x objective x "
-        f"size), {pluralize(len(runs), 'run')} ({n_tuning} for tuning), "
+        f"size), {pluralize(len(runs), 'run')} ({kinds}), "
         f"{sum(run.training_flops for run in runs):.3g} training FLOPs, {time}",
         f"matched: {declared.axis}; metric: {declared.metric}; margin of practical equivalence: "
         f"{declared.margin:g} {declared.unit}; comparisons: {plan.n_comparisons:,}",
@@ -218,10 +229,8 @@ def _make_run(
     parts = [*cell.key, f"lr{learning_rate:.4g}", trial.name, f"seed{seed}"]
     if role == TUNING:
         parts.append(role)
-    name = "_".join(filter(None, parts))
-    if not NAME_PATTERN.fullmatch(name):
-        raise ConfigError(f"the run name {name!r} has over 128 characters; shorten {cell.key}")
-    study = {
+    name = _run_name(parts)
+    study: dict[str, object] = {
         "plan": plan.digest,
         "candidate": cell.candidate,
         "axis": declared.axis,
@@ -245,10 +254,45 @@ def _make_run(
         study["isoflop_curve"] = cell.isoflop_curve
     if n_trials is not None:
         study["tuning_trials"] = n_trials
+    if declared.earlier_stages:
+        study["earlier_stages"] = [stage for stage, _ in declared.earlier_stages]
     return PlannedRun(
         *(name, cell.key, role, learning_rate, seed, trial.name),
         *(as_json(settings), costs.training_flops, settings.train.steps, study),
+        _stage_runs(plan, cell, seed, study),
     )
+
+
+def _stage_runs(
+    plan: StudyPlan, cell: Cell, seed: int, study: Mapping[str, object]
+) -> tuple[PlannedRun, ...]:
+    """Returns the earlier stages of the runs of a cell with one seed, whatever tuning varies."""
+    runs = []
+    for stage, changes in plan.declaration.earlier_stages:
+        changed = {**STAGE_DEFAULTS, **changes, "seed": seed}
+        settings = with_changes(cell.settings, changed, "earlier_stages")
+        key = cell.key._replace(size=f"{cell.size}-{stage}")
+        rate = settings.optimizer.learning_rate
+        runs.append(
+            PlannedRun(
+                *(_run_name([*key, f"lr{rate:.4g}", f"seed{seed}"]), key, STAGE, rate, seed, ""),
+                *(as_json(settings), compute_run_costs(settings).training_flops),
+                *(settings.train.steps, {**study, "role": STAGE, "stage": stage}),
+            )
+        )
+    return tuple(runs)
+
+
+def _run_name(parts: Sequence[str]) -> str:
+    """Returns the name of a run.
+
+    Raises:
+        ConfigError: if it is too long or has other characters.
+    """
+    name = "_".join(filter(None, parts))
+    if not NAME_PATTERN.fullmatch(name):
+        raise ConfigError(f"the run name {name!r} has over 128 characters; shorten its parts")
+    return name
 
 
 def _require_tuning(plan: StudyPlan) -> Tuning:

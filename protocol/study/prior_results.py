@@ -44,7 +44,7 @@ def load_prior_results(folder: str, plan: StudyPlan) -> PriorResults:
     root, choices, sources = Path(folder), dict[CellKey, TuningChoice](), list[str]()
     sweep, noise, sweep_hash = root / "sweep.json", root / "noise.json", ""
     if (tree := _read_record(sweep)) is not None:
-        mismatch = _metric_mismatch(tree, plan.tuning.metric if plan.tuning else None)
+        mismatch = _mismatch(tree, plan, plan.tuning.metric if plan.tuning else None)
         if not mismatch:
             choices, mismatch = _read_choices(tree, plan, sweep)
         sweep_hash = _hash_file(sweep) if choices else ""
@@ -64,7 +64,7 @@ def _read_floors(
 ) -> tuple[dict[str, NoiseFloor], str]:
     """Returns the recorded noise floors of the plan's candidates, and why one is not used."""
     floors: dict[str, NoiseFloor] = {}
-    problem = _metric_mismatch(tree, plan.declaration.metric)
+    problem = _mismatch(tree, plan, plan.declaration.metric)
     for record in tree.get("floors", [tree]):  # An earlier record has one floor at its top.
         cells = [cell for cell in plan.cells if cell.matches_settings(record["settings"])]
         rates = [
@@ -76,7 +76,7 @@ def _read_floors(
             problem = problem or (
                 f" has the learning rate {record['learning_rate']:g}, not {rates[0]:g}: not used"
             )
-        elif not _metric_mismatch(tree, plan.declaration.metric):
+        elif not _mismatch(tree, plan, plan.declaration.metric):
             floor = estimate_noise_floor(tuple(record["values"]), source, record["training_flops"])
             floors |= {cell.candidate: floor for cell in cells}
     has_cells = floors or any(
@@ -129,10 +129,13 @@ def find_search_problem(plan: StudyPlan, curve: Mapping[str, object]) -> str:
     return find_trials_problem(trials, [(x.name, flatten(x.overrides)) for x in declared])
 
 
-def _metric_mismatch(tree: JsonObject, metric: str | None) -> str:
-    """Returns what to print of a record of another metric; blank if it has this metric."""
+def _mismatch(tree: JsonObject, plan: StudyPlan, metric: str | None) -> str:
+    """Returns what to print of a record of another metric or of other stages; blank if none."""
     recorded = tree.get("metric")
-    return "" if recorded == metric else f" has the metric {recorded}, not {metric}: not used"
+    if recorded != metric:
+        return f" has the metric {recorded}, not {metric}: not used"
+    is_same = tree.get("earlier_stages", {}) == plan.stage_changes
+    return "" if is_same else " was recorded after other earlier stages: not used"
 
 
 def _learning_rate(cell: Cell) -> float:

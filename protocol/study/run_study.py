@@ -13,7 +13,7 @@ from eval.split_part import eval_share
 from protocol.records.study_record import TUNING
 from protocol.study.cells import CellKey
 from protocol.study.declaration import PlannedRun, Tuning, TuningChoice
-from protocol.study.plan import reported_runs, sweep_runs, trial_runs
+from protocol.study.plan import reported_runs, sweep_runs, trial_runs, with_stages
 from protocol.study.prior_results import dump_record
 from protocol.study.study import Study
 from protocol.study.study_plan import StudyPlan, axis_value
@@ -28,6 +28,7 @@ from protocol.study.tuning import (
 from protocol.study.tuning_lines import describe_sweep_edges
 from settings.changes import with_changes
 from settings.tree import from_json
+from storage import scratch
 from training import runner
 from training.run.atomic_io import read_json
 from training.settings import Settings
@@ -58,24 +59,27 @@ def run_all(
 
 
 def run_one(run: PlannedRun, root: Path, print_line: PrintLine, metric: str) -> RunResult:
-    """Trains and evaluates one run.
+    """Trains and evaluates one run, after its earlier stages.
 
     Raises:
         PreemptedError: if a signal asked to stop.
     """
-    settings, folder = with_eval_split(from_json(Settings, run.settings), metric), root / run.name
-    command = {"study": run.name}
-    try:
-        runner.train(settings, folder, harness.make_evaluators, flags=command, study=run.study)
-    except PreemptedError:
-        raise
-    except NonFiniteError as error:
-        print_line(f"{run.name} diverged: {error}")
-        return RunResult(run, math.nan, "")
-    except IsoflopError as error:
-        print_line(f"{run.name} failed: {type(error).__name__}: {error}")
-        return RunResult(run, math.nan, str(error))
-    return RunResult(run, read_score(folder, run.steps, metric), "")
+    flags: dict[str, object] = {}
+    for part in (*run.earlier_stages, run):
+        settings = with_eval_split(from_json(Settings, part.settings), metric)
+        folder, command = root / part.name, {"study": part.name} | flags
+        try:
+            runner.train(settings, folder, harness.make_evaluators, flags=command, study=part.study)
+        except PreemptedError:
+            raise
+        except NonFiniteError as error:
+            print_line(f"{part.name} diverged: {error}")
+            return RunResult(run, math.nan, "")
+        except IsoflopError as error:
+            print_line(f"{part.name} failed: {type(error).__name__}: {error}")
+            return RunResult(run, math.nan, str(error))
+        flags = {"init_from": scratch.url_of(folder) or str(folder)}
+    return RunResult(run, read_score(root / run.name, run.steps, metric), "")
 
 
 def with_eval_split(settings: Settings, metric: str) -> Settings:
@@ -146,7 +150,8 @@ def run_tuning(plan: StudyPlan, folder: Path, print_line: PrintLine) -> dict[str
         )
         for line in describe_sweep_edges(cell.key, curve):
             print_line(line)
-    return {"metric": metric, "plan": plan.digest, "cells": cells}
+    stages = plan.stage_changes
+    return {"metric": metric, "plan": plan.digest, "earlier_stages": stages, "cells": cells}
 
 
 def _tuning_costs(
@@ -159,6 +164,7 @@ def _tuning_costs(
     """Returns the training FLOPs, seconds, joules and the number of the tuning runs of a cell."""
     runs = sweep_runs(plan, {key: curve.points})
     runs += [run for run in trials if run.cell_key == key]
+    runs = with_stages(runs)
     seconds = [read_train_seconds(folder / run.name, run.steps) for run in runs]
     return {
         "training_flops": sum(run.training_flops for run in runs),
@@ -263,7 +269,8 @@ def noise_record(results: Sequence[RunResult], plan: StudyPlan) -> dict[str, obj
                 "training_flops": first.training_flops,
             }
         )
-    return {"metric": plan.declaration.metric, "floors": floors}
+    metric, stages = plan.declaration.metric, plan.stage_changes
+    return {"metric": metric, "earlier_stages": stages, "floors": floors}
 
 
 def select_run(runs: Sequence[PlannedRun], index: int) -> list[PlannedRun]:

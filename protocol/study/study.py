@@ -78,6 +78,10 @@ class Study:
     # Numbers of seeds at which the results are examined, the last all seeds: seeds can then be
     # added in stages. Each look has a lower level, so that all together keep that of the study.
     looks: tuple[int, ...] = ()
+    # Training before each run, in order: changes to its settings by name of the stage, such as
+    # another objective, other data and other steps. Each stage starts from the one before, with the
+    # seed of the run. Costs are matched in the runs, without their stages.
+    earlier_stages: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     # Folder with the sweep.json and noise.json of runs with these settings; blank: none.
     results_dir: str = ""
 
@@ -167,6 +171,7 @@ def make_plan(
         reference=study.reference,
         is_paired=study.paired,
         looks=study.looks,
+        earlier_stages=tuple(study.earlier_stages.items()),
     )
     tuning = Tuning(
         study.tuning_metric,

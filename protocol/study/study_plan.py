@@ -57,7 +57,7 @@ class StudyPlan:
     def declared_tree(self) -> JsonObject:
         """What is declared, as plan.json has it."""
         declared, tuning = self.declaration, self.tuning
-        study = vars(declared) | {
+        study = {k: v for k, v in vars(declared).items() if k != "earlier_stages"} | {
             "comparisons": [list(pair) for pair in declared.comparisons],
             "seeds": list(self.seeds),
             "looks": list(declared.looks),
@@ -65,8 +65,11 @@ class StudyPlan:
             "tuning_seeds": list(tuning.seeds) if tuning else [],
             **self.tuned_settings_tree,
         }
+        if stages := self.stage_changes:
+            study["earlier_stages"] = [*stages]
         tree = {
             "study": study,
+            **({"earlier_stages": stages} if stages else {}),
             "tuning": tuning and _tuning_tree(tuning, self.cells[0]),
             "cells": [
                 {
@@ -79,6 +82,12 @@ class StudyPlan:
             ],
         }
         return redact(to_json_value(tree))
+
+    @property
+    def stage_changes(self) -> JsonObject:
+        """The changes of settings of each earlier stage, by its name."""
+        stages = self.declaration.earlier_stages
+        return redact(to_json_value({name: dict(changes) for name, changes in stages}))
 
     @property
     def tuned_settings_tree(self) -> JsonObject:

@@ -229,7 +229,7 @@ def test_digits_are_drawn_where_the_caption_says(monkeypatch):
     monkeypatch.setattr(digits, "load_digits", lambda: (pixels, labels))
     n_named, cfg = set(), ImagesConfig(size=40)
     for index in range(50):
-        record = digits.draw(np.arange(10, 20), cfg, 1, index)
+        record = digits.draw(np.arange(10, 20), cfg, "train", index)
         parts = record.text.split(", ")
         n_named.add(len(parts))
         corners = record.image.reshape(2, 20, 2, 20).max(axis=(1, 3)).ravel()
@@ -237,7 +237,7 @@ def test_digits_are_drawn_where_the_caption_says(monkeypatch):
         for place, value in zip(digits.PLACES, corners, strict=True):
             expected = digits.WORDS.index(named[place]) + 1 if place in named else 0
             assert value == round(expected * 255 / 16), record.text
-        again = digits.draw(np.arange(10, 20), cfg, 1, index)
+        again = digits.draw(np.arange(10, 20), cfg, "train", index)
         assert isinstance(record, ImageText) and again.image_hash == record.image_hash
     assert n_named == {2, 3, 4}
     ramp = np.arange(8.0)[None].repeat(8, 0)
@@ -255,16 +255,24 @@ def test_a_missing_package_is_one_line(monkeypatch):
         decode.require_pillow()
 
 
-def test_handwritten_digits_of_the_splits_are_disjoint():
+def test_neither_a_handwritten_digit_nor_a_caption_is_in_two_splits(monkeypatch):
     pytest.importorskip("sklearn")
-    drawn: dict[str, set[int]] = {}
+    draw, drawn, captions = digits.draw, {}, {}
 
-    def note(sources, cfg, seed, index):
-        drawn.setdefault(digits.SPLITS[seed - 1], set()).update(sources.tolist())
-        return ImageText(np.zeros(cfg.shape, np.uint8), "")
+    def note(sources, cfg, split, index):
+        drawn.setdefault(split, set()).update(sources.tolist())
+        record = draw(sources, cfg, split, index)
+        captions.setdefault(split, []).append(record.text)
+        return record
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digits, "draw", note)
-        counts = [split for split, _ in digits.iter_records(ImagesConfig(count=5))]
-    assert [counts.count(split) for split in digits.SPLITS] == [5, 1000, 1000]
+    monkeypatch.setattr(digits, "draw", note)
+    counts = [split for split, _ in digits.iter_records(ImagesConfig(size=16, count=1000))]
+    assert [counts.count(split) for split in digits.SPLITS] == [1000, 1000, 1000]
     assert sum(map(len, drawn.values())) == len(set.union(*drawn.values())) == 1797
+    different = {split: set(texts) for split, texts in captions.items()}
+    assert sum(map(len, different.values())) == len(set.union(*different.values()))
+    # Single digits at their places are in all splits.
+    parts = {split: {p for t in texts for p in t.split(", ")} for split, texts in captions.items()}
+    assert {len(names) for names in parts.values()} == {40}
+    # Groups of 100 different captions need some hundreds of them.
+    assert min(len(different[split]) for split in ("valid", "test")) > 500

@@ -41,6 +41,14 @@ def test_words_are_letters_digits_and_all_characters_outside_of_ascii():
             assert (hashes[i] == hashes[j]) == (a == b), (a, b)
 
 
+@pytest.mark.parametrize("begin", ["*" * 64, "*" * 65, "/" * 500, "\n"])
+def test_what_stands_before_the_first_word_changes_no_hash(begin):
+    hashes = [
+        hash_byte_words(np.frombuffer(t.encode(), np.uint8)) for t in ("one 2", begin + "one 2")
+    ]
+    np.testing.assert_array_equal(*hashes)
+
+
 def test_shares_of_documents_and_of_ngrams():
     train, other = sentences(0, 300), sentences(1, 100)
     overlap = SplitOverlap()

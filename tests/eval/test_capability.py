@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
+from arch import compute_cost
 from arch.channels.moe import MoeConfig
 from arch.config import EncoderConfig
 from arch.layers.embedding import HeadWeights
@@ -282,7 +283,13 @@ def test_the_rate_of_least_loss_is_taken_and_the_architecture_learns():
         "parity/answer_nats@1",
         "parity/chance@1",
         "parity/learning_rate",
+        "parity/flops",
     }
+    # Two rates and two seeds: 40 steps of 8 rows, of which a step costs three forward passes, and
+    # 64 rows to score. A row is one token.
+    model = adapt_model(tiny.config(depth=1), Parity(), 1)
+    forward = compute_cost(model, 1, logit_fraction=1).model_flops
+    assert scores["parity/flops"].value == pytest.approx(4 * (3 * 40 * 8 + 64) * forward)
     assert scores["parity/accuracy@1"][1:] == (1.0, 64)
     assert (
         scores["parity/answer_nats@1"].value == result.runs[-1][0].nats

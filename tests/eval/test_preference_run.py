@@ -2,12 +2,17 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_runs
 from tiny_runs import run, saved_leaves
 
+import train
 from eval import harness
 from eval.load_run import load_run
 from eval.text_generation import text_model
@@ -131,3 +136,30 @@ def test_a_stopped_run_goes_on_to_the_same_bits(finished, folder, tmp_path):
         (folder / "gone").rename(folder / "base")
     tiny_runs.assert_same_bits(finished, tmp_path, STEPS)
     assert scores(finished) == scores(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "layers", [("attention+mlp",), ("mamba2+none",), ("mamba2+mlp", "attention+none")]
+)
+def test_architectures_prefer_the_chosen_reply_of_pairs_that_they_never_saw(
+    layers, folder, tmp_path
+):
+    """One device, because several on a few cores can miss each other's collectives under load."""
+    more = {"model.layers": layers, "model.depth": 2, "train.steps": 60, "log.every": 20}
+    more |= {"optimizer.learning_rate": 3e-3, "checkpoint.every": 0, "train.compile_cache": ""}
+    extra = [f"--config.{name}={value}" for name, value in more.items()]
+    flags_of_devices = os.environ["XLA_FLAGS"].replace("count=8", "count=1")
+    done = subprocess.run(
+        [sys.executable, "train.py", *flags(folder, tmp_path / "run", *extra)],
+        cwd=Path(train.__file__).parent,
+        env={**os.environ, "XLA_FLAGS": flags_of_devices},
+        capture_output=True,
+        text=True,
+    )
+    assert not done.returncode, done.stderr[-2000:]
+    record = json.loads((tmp_path / "run/eval/60/preference.json").read_text())
+    values = {score["name"]: score["value"] for score in record["scores"]}
+    assert values["test/preference_accuracy"] > 0.9 and values["valid/preference_accuracy"] > 0.9
+    assert values["test/preference_margin"] > 0
+    assert values["test/preference_nats"] < math.log(2)

@@ -1,7 +1,8 @@
 """Tests options of published configs: the meaning of missing keys, and rare values.
 
 tests/goldens/families.json has the default of each key by `model_type`, from the classes of Hugging
-Face transformers 5.23.0 (of qwen3_next, olmo_hybrid and kimi_linear from 5.24.0).
+Face transformers 5.23.0 (of qwen3_next, olmo_hybrid, kimi_linear and siglip_vision_model from
+5.24.0).
 """
 
 import json

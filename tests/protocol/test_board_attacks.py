@@ -507,3 +507,19 @@ def test_the_cost_of_a_whole_study_is_stated(tmp_path):
     (text,) = (text for text in texts if text.startswith("The study of moe cost "))
     assert "2 tuning and noise floor runs 3.07e11, 3 reported runs 4.61e11" in text
     assert rows["dense"].costs["study_flops"] == pytest.approx(3 * one, rel=1e-3)
+
+
+def test_what_evaluation_tasks_train_is_a_cost_of_the_study(tmp_path):
+    """Fine-tuning can cost more than the run; its seconds are in those of its task."""
+    scores = [("finetune_genre/accuracy", 0.5), ("finetune_genre/flops", 4e12)]
+    runs.candidate(tmp_path, "dense", (2.0, 2.01, 2.02), scores=scores)
+    for path in tmp_path.glob("*/eval/100/*.json"):
+        runs.write(path, json.loads(path.read_text()) | {"seconds": 7.0})
+    rows, _, _ = only(boarded(tmp_path))
+    costs, one = rows["dense"].costs, runs.STUDY["value"]
+    assert costs["study_flops"] == pytest.approx(3 * one + 3 * 4e12)
+    # 100 steps of 0.1 s, and the evaluation, of which no forward pass is counted.
+    assert costs["study_seconds"] == pytest.approx(3 * (10 + 7))
+    assert "3 reported runs 4.61e11, training by evaluation tasks 1.20e13)" in (
+        rows["dense"].study_cost
+    )

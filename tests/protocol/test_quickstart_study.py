@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from data.tokenizers import SPECIAL_TOKENS
+from protocol.study.plan import reported_runs
 from protocol.study.prior_results import load_prior_results
+from protocol.study.run_study import default_choices
 from protocol.study.study import load_study, make_plan
 from settings.cli import load_config
 from settings.tree import freeze
@@ -62,3 +64,18 @@ def test_the_known_positive_is_larger_and_the_known_null_is_the_same_model(quick
     wider, model = cells["wider"].settings.model, dense.settings.model
     assert (wider.width, wider.mlp.width) == (1.25 * model.width, 1.25 * model.mlp.width)
     assert plan.duplicates() == [("dense", "copy")] or plan.duplicates() == [("copy", "dense")]
+
+
+SHIPPED = sorted(p.stem for p in (ROOT / "configs/compare").glob("*.py") if p.stem != "__init__")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_study_can_be_planned(name):
+    """Costs match, names are permitted, and the metric has the direction that is declared."""
+    path = str(ROOT / f"configs/compare/{name}.py")
+    study, settings = load_study(path), freeze(Settings, load_config(path, Settings))
+    plan = make_plan(study, settings, VOCAB_SIZE, pairs=(1000, 60, 60)).plan
+    runs = reported_runs(plan, default_choices(plan))
+    assert {run.seed for run in runs} == {*study.seeds}
+    for run in runs:
+        assert [part.study["stage"] for part in run.earlier_stages] == [*study.earlier_stages]

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_runs import text_flags
+from tiny_runs import WORDS, saved_leaves, text_flags
 
 import errors
 from errors import ConfigError, DistributedError
@@ -399,6 +399,53 @@ def test_a_host_that_dies_ends_the_others_and_the_run_goes_on(text, tmp_path):
         )
         same = value if isinstance(value, str) else pytest.approx(value, rel=1e-4, abs=1e-6)
         assert score.value == same, score.name
+
+
+def preference_flags(folder: Path, *more: str) -> tuple[str, ...]:
+    """Flags of a run on preferences, which it writes: a reply in small letters is chosen."""
+    lines = [
+        {"prompt": f"{i} {WORDS[i % 9]}? ", "chosen": f"{word} so", "rejected": f"{word} SO"}
+        for i, word in enumerate(WORDS * 10)
+    ]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    settings = {
+        "objective": "preference",
+        "train.seq_len": 32,
+        "data.source": "jsonl",
+        "data.path": folder / "pairs.jsonl",
+        "data.document_separator": "",
+        "data.valid_share": 0.2,
+        "data.test_share": 0.1,
+        "data.max_shared": 1,
+        "eval.tasks": "preference",
+    }
+    return (*(f"--config.{name}={value}" for name, value in settings.items()), *more)
+
+
+@pytest.mark.slow
+def test_hosts_share_the_reference_of_preferences(text, tmp_path):
+    """Each reads its own part of the pairs; together they have the log-likelihoods of one host."""
+    folders, flags = (tmp_path / "one", tmp_path / "two"), preference_flags(tmp_path)
+    for folder, hosts in zip(folders, ([flags], [flags, flags]), strict=True):
+        found = train(text, folder, *hosts)
+        assert [code for code, _ in found] == [0] * len(hosts), found
+    rows = [RunFolder(folder).read_metrics() for folder in folders]
+    for key in ("data_hash", "loss", "margin"):
+        one, two = ([row[key] for row in run] for run in rows)
+        assert two == (one if key == "data_hash" else pytest.approx(one, rel=1e-4, abs=1e-5))
+    assert rows[0][-1]["loss"] < rows[0][0]["loss"]
+    banks = [saved_leaves(folder, 6, "banks.") for folder in folders]
+    for name, values in banks[0].items():
+        assert (values < 0).all()
+        np.testing.assert_allclose(banks[1][name], values, rtol=1e-4)
+    scores = [
+        {s["name"]: s["value"] for s in RunFolder(folder).read_eval(6, "preference")["scores"]}
+        for folder in folders
+    ]
+    assert {*scores[0]} == {*scores[1]} and "valid/preference_accuracy" in scores[0]
+    for name, value in scores[0].items():
+        same = value if isinstance(value, str) else pytest.approx(value, rel=1e-3, abs=1e-4)
+        assert scores[1][name] == same, name
 
 
 @pytest.mark.slow
