@@ -135,9 +135,8 @@ def read_run(path: Path, folder: str, plans: Plans | None = None) -> RunRecord:
     identity_settings, identity = _identity(settings)
     is_finished = state == "finished"
     evidence = read_evidence(run, settings, metrics, results, manifest, is_finished=is_finished)
-    inconsistencies = find_inconsistencies(
-        *(run, status, metrics, events, results), is_finished=is_finished
-    )
+    files_of_run = run, status, metrics, events, results
+    inconsistencies = find_inconsistencies(*files_of_run, is_finished=is_finished)
     planned = check_plan(study, settings, plans or {})
     run_tokens = _run_tokens(run, objective)
     return RunRecord(
