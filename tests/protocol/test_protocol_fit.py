@@ -101,6 +101,10 @@ def test_a_wrong_table_is_one_line(tmp_path, capsys):
     for text, message in (
         ("params,tokens\n1,2\n", "has no column 'loss'"),
         ("params,tokens,loss\n1,2,x\n", "row 1: loss is 'x', must be a number"),
+        ("params,tokens,loss\n1,2,3\n-1,2,3\n", "row 2: params is '-1', must be a number above 0"),
+        ("params,tokens,loss\n1,nan,3\n", "row 1: tokens is 'nan', must be a number above 0"),
+        ("params,tokens,loss,epochs\n1,2,3,inf\n", "epochs is 'inf', must be a number of 0 or"),
+        ('params,tokens,loss\n1,2,"' + 200_000 * "3" + '"\n', "is no table of commas"),
     ):
         path.write_text(text)
         assert command.main([str(path)]) != 0
