@@ -188,6 +188,7 @@ def test_ties_go_to_the_lower_expert_and_the_earlier_token():
         (1.0, 5, 0, 3),
         (1.0, 1, 4, 1),
         (9.0, 8, 0, 8),
+        (1e308, 8, 0, 8),
         (0.1, 8, 4, 4),
     ],
 )
