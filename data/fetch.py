@@ -22,7 +22,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.input_files import expand_user
 from data.packages import assemble
 from data.packages.text_packages import TEXT_PACKAGES
 from data.packages.wheels import (
@@ -33,6 +32,7 @@ from data.packages.wheels import (
     open_wheel,
     read_member,
 )
+from data.readers.input_files import expand_user
 from data.settings import DataConfig
 from errors import DataError, DiskError
 from settings.command import run_command

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from data.input_files import expand_user
 from data.published.hub_files import REPO_PATTERN, download
+from data.readers.input_files import expand_user
 from errors import CheckpointError
 from storage import scratch
 from storage.remote import is_url

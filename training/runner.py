@@ -84,8 +84,7 @@ def prepare(
 
 def _router_sentences(settings: Settings) -> Iterator[str]:
     """Yields a sentence if the loss does not train a router, on the main process."""
-    model = settings.model
-    channels = [model.part_config(*layer[2:]) for layer in model.layer_specs()]
+    channels = [parts.channel_config for parts in settings.model.distinct_parts()]
     is_constant = any(isinstance(cfg, MoeConfig) and cfg.has_constant_weights for cfg in channels)
     if is_constant and multihost.is_main_process():
         yield (

@@ -176,7 +176,7 @@ def _split_table(
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            location = text_files.format_location(path, offsets[first])
+            location = read_policy.format_location(path, offsets[first])
             raise DataError(f"{location} is no row of commas ({error}); correct it") from error
         if fields is None:
             return

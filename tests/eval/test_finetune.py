@@ -329,10 +329,17 @@ def test_labels_that_cannot_be_learned_are_refused(tmp_path):
     (tmp_path / "dev.tsv").write_text("text\tlabel\na\tx\nb\tz\n")
     (tmp_path / "test.tsv").write_text("text\tlabel\na\tx\n")
     cfg = FinetuneConfig(labels=(), path=str(tmp_path))
-    (data,) = datasets.load_datasets(cfg, ())
     place = f"{tmp_path}/dev.tsv: the line at byte 15 has the label 'z', which no training example"
     with pytest.raises(DataError, match=f"{place} has .they have x, y.; correct it, or add"):
-        data.targets("valid")
+        datasets.load_datasets(cfg, ())
+    (tmp_path / "dev.tsv").write_text("text\tlabel\na\tx\nb\ty\n")
+    (data,) = datasets.load_datasets(cfg, ())
+    with pytest.raises(ConfigError, match="two data sets of the name"):
+        datasets.load_datasets(dataclasses.replace(cfg, path=f"{tmp_path},{tmp_path}"), ())
+    with pytest.raises(ConfigError, match="neither labels nor a path"):
+        datasets.load_datasets(dataclasses.replace(cfg, path=" , "), ())
+    with pytest.raises(ConfigError, match="learning_rates is empty"):
+        dataclasses.replace(cfg, learning_rates=()).check()
     with pytest.raises(DataError, match="has the label 'x', must be a number; correct it"):
         list(datasets.load_datasets(dataclasses.replace(cfg, problem="regression"), ()))
     with pytest.raises(DataError, match="has no example in its valid part; add examples"):

@@ -1,5 +1,6 @@
 """`python -m protocol.fit`: what it fits, what it says, and what it refuses."""
 
+import csv
 import io
 import json
 import math
@@ -98,6 +99,7 @@ def test_a_wrong_flag_is_one_line(table, flags, message, capsys):
 
 def test_a_wrong_table_is_one_line(tmp_path, capsys):
     path = tmp_path / "x.csv"
+    csv.field_size_limit(131_072)  # The default, which readers of long texts raise.
     for text, message in (
         ("params,tokens\n1,2\n", "has no column 'loss'"),
         ("params,tokens,loss\n1,2,x\n", "row 1: loss is 'x', must be a number"),
