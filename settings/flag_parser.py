@@ -3,7 +3,8 @@
 import argparse
 import difflib
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 from errors import ConfigError
 from settings.descriptions import field_descriptions
@@ -20,6 +21,10 @@ class FlagParser(argparse.ArgumentParser):
     """A parser that raises the project's errors."""
 
     arguments: Sequence[str] = ()  # The arguments that are parsed, for the messages about them.
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.register("type", Path, _named_path)
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -54,6 +59,17 @@ class FlagParser(argparse.ArgumentParser):
         """Returns a hint with the flag that is closest to an unknown one."""
         near = difflib.get_close_matches(unknown, self._names(), 1)
         return f"did you mean {near[0]!r}?" if near else "--help lists the flags"
+
+
+def _named_path(text: str) -> Path:
+    """Returns a path, of which an empty one would be the current folder.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is empty.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty, must name a file or a folder")
+    return Path(text)
 
 
 def make_parser(prog: str, description: str | None) -> FlagParser:

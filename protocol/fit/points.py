@@ -105,6 +105,9 @@ def read_points(path: Path, where: Mapping[str, str], sha256: str = "") -> Point
         if key not in header:
             raise ConfigError(f"--where names the column {key!r}; {did_you_mean(key, header)}")
     rows = [row for row in table if all(row[key] == value for key, value in where.items())]
+    if not rows:
+        named = " with " + ", ".join(f"{k}={v}" for k, v in where.items()) if where else ""
+        raise DataError(f"{path} has no row{named}; give another table, or another --where")
     points = tuple(
         _row_point(path, number, row, columns) for number, row in enumerate(rows, start=1)
     )
