@@ -4,7 +4,7 @@ import argparse
 import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from errors import ConfigError
 from settings.descriptions import field_descriptions
@@ -22,14 +22,11 @@ class FlagParser(argparse.ArgumentParser):
 
     arguments: Sequence[str] = ()  # The arguments that are parsed, for the messages about them.
 
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **options)
-        self.register("type", Path, _named_path)
-
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parses arguments as its base class does."""
+        """Parses arguments as its base class does, but refuses empty paths."""
+        self.register("type", Path, _named_path)
         self.arguments = tuple(args or ())
         return super().parse_known_args(args, namespace)
 

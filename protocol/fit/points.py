@@ -141,7 +141,7 @@ def _row_point(
         except (TypeError, ValueError):
             values[key] = math.nan
         least = math.ulp(0.0) if key in REQUIRED else 0.0
-        if not least <= values[key] < math.inf:
+        if key not in WHOLE_NUMBERS and not least <= values[key] < math.inf:
             rule = "a number above 0" if key in REQUIRED else "a number of 0 or more"
             raise DataError(
                 f"{path}, row {number}: {name} is {text!r}, must be {rule}; remove the row"
