@@ -95,7 +95,11 @@ def test_sampling_out_of_range_is_refused(changes):
 
 def test_extreme_settings_in_range_still_sample():
     logits = jnp.array([[0.0, 5.0, jnp.finfo(jnp.float32).min]])
-    for sampling in (Sampling(1e-300), Sampling(1000.0, top_k=1), Sampling(top_k=10**6, min_p=1.0)):
+    for sampling in (
+        Sampling(1.2e-38),
+        Sampling(1000.0, top_k=1),
+        Sampling(top_k=10**6, min_p=1.0),
+    ):
         assert sample_token(logits, jax.random.key(0), sampling).tolist() == [1]
 
 
