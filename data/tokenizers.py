@@ -77,6 +77,12 @@ class Tokenizer(Protocol):
     def encode_marked(self, texts: list[str]) -> list[np.ndarray]:
         """Returns the ids as `encode` does, but special tokens that a text spells are their ids."""
 
+    def going_on(self, is_behind_special: bool) -> "Tokenizer":
+        """Returns the tokenizer of a text that goes on behind another text or a special token.
+
+        Some tokenizers put a space before a text; one that goes on gets none.
+        """
+
     def token_id(self, token: str) -> int:
         """Returns the id of exactly this token, or -1 if the vocabulary lacks it."""
 
@@ -131,6 +137,10 @@ class ByteTokenizer:
             )
             for parts in pieces
         ]
+
+    def going_on(self, is_behind_special: bool) -> "ByteTokenizer":
+        """Returns the tokenizer itself, which puts nothing before a text."""
+        return self
 
     def token_id(self, token: str) -> int:
         """Returns the id of a special token or of a character of one byte, or -1."""

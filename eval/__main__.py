@@ -37,7 +37,7 @@ def run(argv: Sequence[str]) -> None:
     console = Console("plain", total_steps=0, file=sys.stderr)
     console.open()
     try:
-        ctx, folder, step = load_run(args.run, args.step)
+        ctx, folder, step = load_run(args.run, args.step, reads_splits=True)
         changes = changes_from_flags(args, FINETUNE)
         if args.limit is not None:
             changes["config.eval.limit"] = args.limit

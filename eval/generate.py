@@ -172,7 +172,11 @@ step_program = jax.jit(_step, static_argnames="sampling", donate_argnames="carry
 
 
 def sample_token(logits: Float[Array, "B V"], key: Array, sampling: Sampling) -> Int[Array, " B"]:
-    """Samples one token per row; `key` is one key for all rows, or has one key per row."""
+    """Samples one token per row; `key` is one key for all rows, or has one key per row.
+
+    Of equal logits, `top_k` and `top_p` allow those of the lowest ids first, as argmax takes them:
+    in bfloat16 many logits are equal, and more tokens than were asked for would be allowed.
+    """
     if not sampling.temperature:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     lowest = jnp.finfo(logits.dtype).min
@@ -180,23 +184,28 @@ def sample_token(logits: Float[Array, "B V"], key: Array, sampling: Sampling) ->
     logits = logits - jnp.max(logits, axis=-1, keepdims=True)
     logits = logits / max(sampling.temperature, float(jnp.finfo(logits.dtype).tiny))
     if sampling.top_k:
-        top_k = min(sampling.top_k, logits.shape[-1])
-        threshold = jax.lax.top_k(logits, top_k)[0][:, -1:]
-        logits = jnp.where(logits < threshold, lowest, logits)
+        best = jax.lax.top_k(logits, min(sampling.top_k, logits.shape[-1]))[1]
+        logits = jnp.where(_mark(best, logits), logits, lowest)
     if sampling.top_p < 1:
-        ranked = jnp.sort(logits, axis=-1, descending=True)
-        probs = jax.nn.softmax(ranked, axis=-1)
+        order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
+        probs = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
         # The sum excludes the token itself, so the most likely token is always allowed.
-        mass_before = jnp.cumsum(probs, axis=-1) - probs
-        count = jnp.sum(mass_before < sampling.top_p, axis=-1, keepdims=True)
-        threshold = jnp.take_along_axis(ranked, count - 1, axis=-1)
-        logits = jnp.where(logits < threshold, lowest, logits)
+        is_allowed = jnp.cumsum(probs, axis=-1) - probs < sampling.top_p
+        logits = jnp.where(_mark(order, logits, is_allowed), logits, lowest)
     if sampling.min_p:
         threshold = jnp.log(sampling.min_p)  # The largest logit is 0.
         logits = jnp.where(logits < threshold, lowest, logits)
     if not key.ndim:
         return jax.random.categorical(key, logits).astype(jnp.int32)
     return jax.vmap(jax.random.categorical)(key, logits).astype(jnp.int32)
+
+
+def _mark(
+    tokens: Int[Array, "B N"], logits: Float[Array, "B V"], values: Bool[Array, "B N"] | bool = True
+) -> Bool[Array, "B V"]:
+    """Returns a mask with `values` at the ids `tokens` of each row, False elsewhere."""
+    rows = jnp.arange(len(tokens))[:, None]
+    return jnp.zeros(logits.shape, bool).at[rows, tokens].set(values)
 
 
 def _pad_left(prompts: Sequence[np.ndarray], pad_to: int) -> tuple[np.ndarray, np.ndarray]:

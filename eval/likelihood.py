@@ -114,10 +114,14 @@ def _encode_pair(
     stripped = context.rstrip()
     text = context[len(stripped) :] + text
     encode = tokenizer.encode_marked if has_markers else tokenizer.encode
-    context_ids, joint_ids, text_ids = encode([stripped, stripped + text, text])
+    context_ids, joint_ids = encode([stripped, stripped + text])
     n = len(context_ids)
     is_prefix = np.array_equal(joint_ids[:n], context_ids)
-    text_ids = joint_ids[n:] if is_prefix else text_ids
+    text_ids = joint_ids[n:]
+    if not is_prefix:
+        is_marked = has_markers and stripped.endswith(tokenizer.special_texts)
+        inner = tokenizer.going_on(is_marked)
+        text_ids = (inner.encode_marked if has_markers else inner.encode)([text])[0]
     if not n and tuple(text_ids[: len(reads.empty_context)].tolist()) == reads.empty_context:
         return EncodedPair(text_ids.astype(np.int32), len(reads.empty_context))  # It frames itself.
     framed = reads.frame(context_ids) if n else np.array(reads.empty_context)

@@ -16,19 +16,28 @@ from training.program import make_program
 from training.run.atomic_io import read_json
 from training.run.console import LOGGER
 from training.run.folder import RunFolder
-from training.run.resume_check import check_record
+from training.run.resume_check import check_fingerprints, check_record
 from training.settings import Settings, resolve
 from training.text_reading import FRAMING_LABELS, run_framing
 
 
-def load_run(path: Path, step: int | None = None) -> tuple[EvalContext, RunFolder, int]:
+def load_run(
+    path: Path, step: int | None = None, *, reads_splits: bool = False
+) -> tuple[EvalContext, RunFolder, int]:
     """Returns the evaluation context, the run folder and the step of a saved run.
 
-    `step` None stands for the newest checkpoint that is not damaged. The parameters are laid out
-    for the devices of this machine, whatever mesh the run was trained on.
+    The parameters are laid out for the devices of this machine, whatever mesh the run was trained
+    on.
+
+    Args:
+        path: the run folder.
+        step: the step of the checkpoint; None stands for the newest that is not damaged.
+        reads_splits: whether the splits of the run's data will be read, so that they must be those
+            of its training; the tokenizer must be in any case.
 
     Raises:
         CheckpointError: if `path` has no run.json with settings.
+        DataError: if the tokenizer or the data are not those of the training.
     """
     path = scratch.local_copy(path)
     record = read_json(path / "run.json")
@@ -40,6 +49,8 @@ def load_run(path: Path, step: int | None = None) -> tuple[EvalContext, RunFolde
     check_record(path, record)
     settings = recorded_settings(record["settings"])
     data = open_data(settings.data, settings.store_kinds)
+    read = {"tokenizer": data.tokenizer.fingerprint}
+    check_fingerprints(path, record, read | ({"data": data.fingerprint} if reads_splits else {}))
     pairs = data.select("preferences").record_counts
     settings = resolve(settings, data.tokenizer.vocab_size, pairs)
     _warn_of_another_frame(path, record, run_framing(settings, data.tokenizer))

@@ -48,11 +48,14 @@ def read_prompts(path: Path, template: Template | None, system: str = "") -> Ite
         DataError: if the file cannot be read, or if a line has no prompt.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        text = path.read_text("utf-8-sig")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise DataError(f"--prompts={path} cannot be read: {reason}") from error
-    for number, line in enumerate(lines, 1):
+    if not text.strip():
+        raise DataError(f"--prompts={path} has no prompts; write one on each line")
+    # Other characters at which `splitlines` divides, such as U+2028, are text.
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         location = f"{path}, line {number}"
         record = _parse_line(line, location) if path.suffix == ".jsonl" else line
         if record is None:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from arch import Model
 from data.chats.marked_text import encode_parts
 from data.framing import Reading
-from data.loss_weights import WeightedPart
+from data.loss_weights import WeightedPart, in_order
 from data.tokenizers import Tokenizer
 from errors import ConfigError
 from eval.framing import reading
@@ -75,7 +75,7 @@ def encode_prompt(
     tokenizer: Tokenizer, reads: Reading, parts: Sequence[WeightedPart]
 ) -> np.ndarray:
     """Returns the ids of a prompt's parts, each encoded separately, behind the model's prefix."""
-    ids = np.concatenate(encode_parts(tokenizer, [parts])[0])
+    ids = np.concatenate(encode_parts(tokenizer, [in_order(parts)])[0])
     return reads.frame(ids) if len(ids) else np.array(reads.empty_context, np.int32)
 
 

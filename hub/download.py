@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from data.published.hub_files import REPO_PATTERN, download
+from data.readers.input_files import expand_user
 from errors import CheckpointError
 from storage import scratch
 from storage.remote import is_url
@@ -19,7 +20,7 @@ def resolve_folder(path: str | Path) -> Path:
         CheckpointError: if `path` is neither a folder nor the name of a repository.
     """
     check_source(path)
-    folder = scratch.local_copy(path).expanduser()
+    folder = expand_user(str(scratch.local_copy(path)), "the checkpoint")
     if folder.is_dir():
         return folder
     return download(str(path), DOWNLOAD_PATTERNS, needed="its config.json and safetensors")
@@ -34,7 +35,7 @@ def check_source(path: str | Path) -> None:
     name = str(path).partition("@")[0]
     if is_url(path):
         return
-    if not Path(path).expanduser().is_dir() and not REPO_PATTERN.fullmatch(name):
+    if not expand_user(str(path), "the checkpoint").is_dir() and not REPO_PATTERN.fullmatch(name):
         raise CheckpointError(
             f"{str(path)[:200]} is neither a folder nor the owner/name of a Hugging Face repository"
         )

@@ -57,10 +57,10 @@ def _format_code(record: JsonObject) -> str:
 def _format_scores(run_folder: Path, step: int) -> list[str]:
     rows = []
     for path in sorted((run_folder / "eval" / str(step)).glob("*.json")):
-        result = read_json(path) or {}
+        scores = (read_json(path) or {}).get("scores")
         rows += [
-            f"| {path.stem}: {score['name']} | {score['value']:.4f} |"
-            for score in result.get("scores", ())
-            if isinstance(score["value"], float)
+            f"| {path.stem}: {score.get('name')} | {score['value']:.4f} |"
+            for score in (scores if isinstance(scores, list) else ())
+            if isinstance(score, dict) and isinstance(score.get("value"), float)
         ]
     return rows

@@ -30,7 +30,7 @@ from training import runner
 from training.checkpoint import restore
 from training.program import TrainProgram
 from training.run.atomic_io import read_json, staged_folder, validate_run_path
-from training.run.resume_check import check_record
+from training.run.resume_check import check_fingerprints, check_record
 from training.settings import Settings, TrainConfig
 from training.state import Trainable, init_trainable
 
@@ -160,6 +160,7 @@ def export_run(run: Path, target: Path, family: str = "", dtype: str = "float32"
     Raises:
         CheckpointError: if `run` is not a run folder.
         ConfigError: if `target` is not empty.
+        DataError: if the tokenizer is not that of the training.
     """
     run, target = scratch.local_copy(run), scratch.local_path(target)
     record = read_json(run / "run.json")
@@ -177,6 +178,7 @@ def export_run(run: Path, target: Path, family: str = "", dtype: str = "float32"
     ]
     views = sorted({row_spec.view for row_spec in row_specs})
     tokenizer = open_data(settings.data, settings.store_kinds).tokenizer
+    check_fingerprints(run, record, {"tokenizer": tokenizer.fingerprint})
     # A model that cannot be exported is refused before its parameters are read.
     hf_family, _ = lookup.find_export_family(settings.model, family, views, tokenizer.specials.pad)
     _check_head_is_exported(settings, hf_family)

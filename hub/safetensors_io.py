@@ -179,8 +179,10 @@ def _write_file(path: Path, tensors: Mapping[str, np.ndarray]) -> JsonObject:
 def _parse_entry(path: Path, info: JsonObject, start: int) -> TensorEntry:
     shape, (begin, end) = tuple(info["shape"]), info["data_offsets"]
     if info["dtype"] not in DTYPES:
-        why = f"its dtype {info['dtype']} is not known; known: {', '.join(DTYPES)}"
-        raise CheckpointError(_damage_message(path, why))
+        raise CheckpointError(
+            f"{path} has a tensor of dtype {str(info['dtype'])[:40]}, which is not read (known: "
+            f"{', '.join(DTYPES)}); convert the weights, quantized ones to BF16"
+        )
     dtype = DTYPES[info["dtype"]]
     is_valid = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
     if not is_valid or end - begin != math.prod(shape) * dtype.itemsize:

@@ -19,6 +19,7 @@ from jaxtyping import Array
 from arch import ModelConfig, SequenceInfo
 from arch.layers.dropout import maybe_split_key
 from arch.weighted_sum import AuxMetrics, WeightedSum
+from errors import ConfigError
 from objectives.fill_in_the_middle import fill_in_the_middle
 from objectives.multi_token import MtpModule, append_layers, mtp_cost, run_modules, shift_left
 from objectives.token_loss import masked_sum, score_tokens
@@ -57,8 +58,16 @@ class CausalLM:
         """Returns the spec of rows of `seq_len` positions, read with the causal view.
 
         Documents are packed, or each has a row of its own behind its image.
+
+        Raises:
+            ConfigError: if no row has the tokens that the last module predicts.
         """
         require_single_stack("causal_lm", model.encoder.depth)
+        if self.mtp_depth >= seq_len:
+            raise ConfigError(
+                f"causal_lm.mtp_depth is {self.mtp_depth}, but rows of train.seq_len {seq_len} "
+                f"have no token so far ahead; nearest: {seq_len - 1}"
+            )
         spec = RowSpec(
             text_length=seq_len,
             overlap=1,

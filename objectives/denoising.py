@@ -36,7 +36,8 @@ class SpanCorruption(NamedTuple):
     def noise_counts(self, n: int) -> tuple[int, int]:
         """Returns how many of n tokens are noise, and in how many spans."""
         noise = min(max(round(n * self.noise_density), 1), n - 1)
-        spans = round(noise / self.mean_span_length) if self.mean_span_length else 1
+        mean = max(self.mean_span_length, 0.5)  # A shorter one asks for more spans than tokens.
+        spans = round(noise / mean) if self.mean_span_length else 1
         return noise, min(max(spans, 1), noise, n - noise)
 
     def input_target_lengths(self, n: int, *, infill: bool) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from errors import ConfigError
@@ -24,7 +25,8 @@ class FlagParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parses arguments as its base class does."""
+        """Parses arguments as its base class does, but refuses empty paths."""
+        self.register("type", Path, _named_path)
         self.arguments = tuple(args or ())
         return super().parse_known_args(args, namespace)
 
@@ -54,6 +56,17 @@ class FlagParser(argparse.ArgumentParser):
         """Returns a hint with the flag that is closest to an unknown one."""
         near = difflib.get_close_matches(unknown, self._names(), 1)
         return f"did you mean {near[0]!r}?" if near else "--help lists the flags"
+
+
+def _named_path(text: str) -> Path:
+    """Returns a path, of which an empty one would be the current folder.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is empty.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty, must name a file or a folder")
+    return Path(text)
 
 
 def make_parser(prog: str, description: str | None) -> FlagParser:

@@ -13,6 +13,10 @@ from settings.json_types import JsonObject
 RUN_FORMAT = 2  # format number in run.json
 HASH_KEY = "sha256"
 SEALED_KEY = "sealed"
+SECTIONS = (  # Keys whose values are objects.
+    *("flags", "settings", "fingerprints", "data", "cost", "code", "packages", "devices"),
+    *("mesh", "environment"),
+)
 RECORD_KEYS = ("format", HASH_KEY, SEALED_KEY)  # keys that a file of settings alone has not
 
 
@@ -62,4 +66,7 @@ def find_problem(record: Mapping[str, object]) -> str:
             f"is not as it was written: it does not have its {HASH_KEY}; restore it from a copy, "
             f"or remove its keys {SEALED_KEY!r} and {HASH_KEY!r} if you edited it yourself"
         )
+    for name in SECTIONS:
+        if not isinstance(record.get(name, {}), Mapping):
+            return f"has no section under {name!r}, must be an object; restore it from a copy"
     return ""

@@ -28,6 +28,8 @@ from settings.renames import find_new_name, find_new_value
 # all of them (PEP 747 proposes one).
 TypeHint = Any
 MAX_INT32 = 2**31 - 1  # limit of all integer settings, because arrays count with 32 bits
+# Sizes of float settings other than 0, because float32 makes infinity or 0 of others.
+MIN_FLOAT32, MAX_FLOAT32 = 1.2e-38, 3.4e38
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +204,9 @@ def validate(value: Any, hint: TypeHint, key: str) -> Any:
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{key} is {value!r}, must be a finite number")
+    if isinstance(value, float) and value and not MIN_FLOAT32 <= abs(value) <= MAX_FLOAT32:
+        limit = f"at most {MAX_FLOAT32:g}" if abs(value) > 1 else f"0 or at least {MIN_FLOAT32:g}"
+        raise ConfigError(f"{key} is {value!r}, must be {limit} in size, which float32 holds")
     return value
 
 

@@ -41,8 +41,8 @@ class RemoteFolder:
             # Listings must be current, since other processes write to the same folder.
             self._fs: Any = library.filesystem(protocol, use_listings_cache=False)
             self._root = self._fs._strip_protocol(self.url).rstrip("/")
-        # Its hint at missing credentials repeats for every object.
-        logging.getLogger("gcsfs").setLevel(logging.ERROR)
+        # It logs a hint at missing credentials for every object, and each error with a traceback.
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
     def list(self, below: str = "") -> dict[str, RemoteObject]:
         """Returns the objects in the folder, or in its subfolder `below`; "" names a single one.

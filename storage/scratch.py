@@ -211,7 +211,15 @@ def _file_in(target: Path, name: str) -> Path:
 
 
 def _root() -> Path:
-    return Path(ROOT).expanduser()
+    """Returns the folder of all scratch folders.
+
+    Raises:
+        DiskError: if this user has no home folder.
+    """
+    try:
+        return Path(ROOT).expanduser()
+    except RuntimeError as error:
+        raise DiskError(f"{ROOT}: this user has no home folder; set HOME") from error
 
 
 @contextlib.contextmanager

@@ -23,7 +23,11 @@ def use_compile_cache(folder: str) -> None:
     current = jax.config.values["jax_compilation_cache_dir"]
     if current not in _FOLDERS_SET:
         return
-    path = Path(folder).expanduser() if folder else None
+    try:
+        path = Path(folder).expanduser() if folder else None
+    except RuntimeError:  # In a container, a user may have no entry and no HOME.
+        LOG.warning("no compilation cache in %s: no home folder; set train.compile_cache", folder)
+        path = None
     devices = jax.local_devices()
     if devices[0].platform == "cpu" and len(devices) > 1:
         path = None

@@ -6,15 +6,18 @@ from pathlib import Path
 
 import jax
 
+from arch.channels.moe import MoeConfig
 from data import SPLITS, Data, open_data
 from data.round_trip import lossy_sentence
 from data.store import TokenStore
 from data.text_rows import cut_sentence
 from errors import CheckpointError, ConfigError
 from objectives import Trainable
+from settings import run_json
 from settings.json_types import JsonObject
 from settings.tree import as_json
 from storage import scratch
+from storage.hashing_file import file_sha256
 from training import accounting, loop
 from training import mesh as meshes
 from training.checkpoint import restore
@@ -36,7 +39,7 @@ from training.run.console import LOGGER
 from training.run.folder import RunFolder
 from training.run.log import MetricsLogger
 from training.run.open_folder import open_as_worker, open_run
-from training.run.resume_check import check_record
+from training.run.resume_check import SOURCE_HASH, check_record
 from training.run.settings import LogConfig
 from training.settings import Settings, resolve
 from training.text_reading import run_framing
@@ -74,9 +77,21 @@ def prepare(
         LOGGER.warning(sentence)
     preferences = data.select("preferences")
     settings = resolve(settings, data.tokenizer.vocab_size, preferences.record_counts)
-    for sentence in _cut_sentences(settings, preferences):
+    for sentence in (*_router_sentences(settings), *_cut_sentences(settings, preferences)):
         LOGGER.warning(sentence)
     return data, make_program(settings, meshes.make_mesh(settings.mesh, devices))
+
+
+def _router_sentences(settings: Settings) -> Iterator[str]:
+    """Yields a sentence if the loss does not train a router, on the main process."""
+    channels = [parts.channel_config for parts in settings.model.distinct_parts()]
+    is_constant = any(isinstance(cfg, MoeConfig) and cfg.has_constant_weights for cfg in channels)
+    if is_constant and multihost.is_main_process():
+        yield (
+            "model.moe.top_k is 1 and model.moe.normalize_weights is true: the weight of a token's "
+            "only expert is always 1, so that the loss does not train the router; set "
+            "model.moe.normalize_weights to false"
+        )
 
 
 def _cut_sentences(settings: Settings, preferences: Data) -> Iterator[str]:
@@ -195,9 +210,25 @@ def _initial_params(
     reader = read_params or params_from_run
 
     def read() -> Trainable:
-        return reader(str(scratch.local_copy(source)), job.program, fingerprint)
+        path = scratch.local_copy(source)
+        trainable = reader(str(path), job.program, fingerprint)
+        # A path may have other parameters tomorrow, and runs from them are no replicates.
+        if digest := multihost.run_on_main_process(lambda: _source_hash(path)):
+            job.run.record["flags"] = job.run.record["flags"] | {SOURCE_HASH: digest}
+        return trainable
 
     return read
+
+
+def _source_hash(path: Path) -> str:
+    """The hash of the parameters in a run folder or a folder of safetensors; "" for other names."""
+    root = path / "checkpoints"
+    if root.is_dir():
+        manifest = restore.read_manifest(root, restore.newest_step(root), check_hashes=False)
+        return run_json.content_hash(manifest["files"])
+    statuses = [(file, file.stat()) for file in sorted(path.glob("*.safetensors"))]
+    hashes = {file.name: file_sha256(file, s.st_size, s.st_mtime_ns) for file, s in statuses}
+    return run_json.content_hash(hashes) if hashes else ""
 
 
 def _open_run(folder: Path, record: JsonObject, allow_changed: bool) -> RunFolder:
@@ -248,6 +279,7 @@ def _run_record(
         flags=flags,
         data={
             "decodes_back": data.decodes_back,
+            "shared_text": data.shared_text,
             "framing": run_framing(program.settings, data.tokenizer),
         },
         energy=meter.description if meter else "unknown: the power of a device is not known",

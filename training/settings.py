@@ -97,6 +97,15 @@ class FinetuneConfig:
     max_examples: NonNegativeInt = 0  # Maximum number of training examples; 0: all.
     max_tokens: NonNegativeInt = 0  # Maximum number of tokens of a row; 0: the model's window.
 
+    def check(self) -> None:
+        """Checks that there is a learning rate.
+
+        Raises:
+            ConfigError: if there is none.
+        """
+        if not self.learning_rates:
+            raise ConfigError("eval.finetune.learning_rates is empty, must be as (2e-5, 5e-5)")
+
 
 @config
 class EvalConfig:

@@ -116,6 +116,15 @@ class MoeConfig:
         has_loss = self.routing == "token" and self.balance_loss > 0
         return has_loss and self.balance_over == "batch"
 
+    @property
+    def has_constant_weights(self) -> bool:
+        """Whether a token's weights do not depend on the router, which the loss cannot train then.
+
+        The normalized weight of a single expert is 1 (NVIDIA/Megatron-LM#894).
+        """
+        chooses_one = self.routing == "token" and self.top_k == 1 < self.num_experts
+        return chooses_one and self.normalize_weights
+
     def inner_dim(self, D: int) -> int:
         """Returns the hidden width of one expert (F) in a model of width D."""
         return MlpConfig(width=self.width, gated=self.gated).inner_dim(D)

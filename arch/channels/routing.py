@@ -83,8 +83,8 @@ def expert_capacity(
 ) -> int:
     """Returns the maximum tokens per row and expert: an even share times the factor."""
     # Rounding removes floating-point error first: 1.1 * 10 is slightly above 11.
-    capacity = math.ceil(round(capacity_factor * top_k * length / num_experts, 6))
-    return max(1, min(length, max(min_capacity, capacity)))
+    share = min(round(capacity_factor * top_k * length / num_experts, 6), length)
+    return max(1, min(length, max(min_capacity, math.ceil(share))))
 
 
 def drop_over_capacity(routes: Routes, capacity: int, num_experts: int) -> Routes:

@@ -44,7 +44,8 @@ def open_corpus(cfg: DataConfig) -> TextSource:
     identity = {"corpus": corpus.NAME, "sha256": corpus.checksums(), "limit": cfg.max_documents}
     # All objectives share one vocabulary, which is learned from the documents.
     read_documents = documents.open_corpus(cfg).read
-    return TextSource(identity | {"records": "preferred verses"}, 0, read, read_documents)
+    rule: JsonObject = {"records": "preferred verses", "markers": MARKER_RULE}
+    return TextSource(identity | rule, 0, read, read_documents)
 
 
 def corpus_preferences(split: str) -> Iterator[tuple[str, str, str]]:
@@ -70,8 +71,8 @@ def open_jsonl(cfg: DataConfig) -> TextSource:
                 yield preference
 
     chat = template.as_jinja(bos=False) if template else ""
-    identity: JsonObject = {"records": list(FIELDS)}
-    identity |= {"chat": chat, "markers": MARKER_RULE} if template else {}
+    identity: JsonObject = {"records": list(FIELDS), "markers": MARKER_RULE}
+    identity |= {"chat": chat} if template else {}
     return make_local_source(cfg, identity, read_preferences)
 
 
@@ -86,7 +87,7 @@ def open_datasets(cfg: DataConfig) -> TextSource:
             if preference is not None:
                 yield preference
 
-    identity = examples.identity | {"records": list(FIELDS)}
+    identity = examples.identity | {"records": list(FIELDS), "markers": MARKER_RULE}
     return make_split_source(cfg, identity, examples.size_bytes, read_split)
 
 

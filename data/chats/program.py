@@ -109,7 +109,11 @@ class TemplateProgram:
         try:
             with _time_limit(MAX_SECONDS):
                 text = self._template.render(
-                    messages=listed, add_generation_prompt=add_generation_prompt, **self._tokens
+                    messages=listed,
+                    tools=None,  # None is defined, and programs ask for both.
+                    documents=None,
+                    add_generation_prompt=add_generation_prompt,
+                    **self._tokens,
                 )
         except (Exception, MemoryError) as error:  # A program can raise anything.
             raise DataError(
@@ -184,8 +188,21 @@ def _raise(message: str) -> NoReturn:
     raise jinja2.TemplateError(str(message))
 
 
-def _to_json(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """The filter of transformers, which escapes nothing for HTML."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 @contextmanager

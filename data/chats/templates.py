@@ -24,7 +24,7 @@ from settings.json_types import JsonObject
 
 ASSISTANT = "assistant"
 ROLES = ("system", "user", ASSISTANT)
-MARKER_RULE = 2  # Version of the rule that markers become special tokens; part of the cache's key.
+MARKER_RULE = 3  # Version of the rule by which parts become ids; part of the cache's key.
 
 Messages = Sequence[tuple[str, str]]  # (role, content), in order
 

@@ -128,6 +128,30 @@ class JsonTokenizer:
             raise DataError(f"the text cannot be encoded (a lone surrogate?): {error}") from error
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
+    @functools.cached_property
+    def _without_prefix(self) -> "JsonTokenizer":
+        """The tokenizer without the space that it puts before a text; itself if it puts none."""
+        definition = json.loads(self._definition)
+        trimmed = special_ids.without_prefix(definition)
+        if trimmed == definition:
+            return self
+        content = json.dumps(trimmed, ensure_ascii=False).encode()
+        return JsonTokenizer(content, "the tokenizer of a text that goes on")
+
+    @functools.cached_property
+    def _begins_once(self) -> bool:
+        """Whether only the beginning of a text gets a space, not what is behind a special token."""
+        pre_tokenizer = json.dumps(json.loads(self._definition).get("pre_tokenizer"))
+        return '"prepend_scheme": "first"' in pre_tokenizer
+
+    def going_on(self, is_behind_special: bool) -> "JsonTokenizer":
+        """Returns the tokenizer of a text that goes on behind another text or a special token.
+
+        Behind a special token, most tokenizers begin anew, with the space of a beginning.
+        """
+        begins = is_behind_special and not self._begins_once
+        return self if begins else self._without_prefix
+
     def token_id(self, token: str) -> int:
         """Returns the id of exactly this token, or -1 if the vocabulary lacks it."""
         token_id = self._hf.token_to_id(token)

@@ -32,6 +32,7 @@ USUAL_NAMES = {
 }
 SENTINEL_PATTERNS = ("<|sentinel_{}|>", "<extra_id_{}>")
 _ENDOFTEXT = dict.fromkeys(("bos", "eos", "unk"), "<|endoftext|>")
+NO_PREFIX = ("model", "added_tokens", "decoder", "post_processor")  # Parts that add no space.
 _SENTENCEPIECE = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
 _GEMMA = {"bos": "<bos>", "eos": "<eos>", "pad": "<pad>", "unk": "<unk>"}
 _BERT = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
@@ -304,3 +305,27 @@ def without_excess(definition: JsonObject, vocab_size: int) -> tuple[JsonObject,
     remaining = [token for token in added if token["id"] < vocab_size]
     names = tuple(str(token["content"]) for token in dropped)
     return {**definition, "added_tokens": remaining}, names
+
+
+def without_prefix(part: object) -> object:
+    """Returns a part of a tokenizer.json, or all of it, such that no space is put before a text.
+
+    The space is made by a Metaspace, by a normalizer Prepend (as in Llama 2), or by ByteLevel.
+    """
+    if isinstance(part, list):
+        return [without_prefix(x) for x in part if not _is_prepend(x)]
+    if not isinstance(part, dict):
+        return part
+    changed = {
+        name: value if name in NO_PREFIX else None if _is_prepend(value) else without_prefix(value)
+        for name, value in part.items()
+    }
+    if changed.get("type") == "Metaspace":
+        changed["prepend_scheme"] = "never"
+    if "add_prefix_space" in changed:
+        changed["add_prefix_space"] = False
+    return changed
+
+
+def _is_prepend(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") == "Prepend"

@@ -38,13 +38,14 @@ def expand_user(path: str, setting: str) -> Path:
     """Returns `path`, the value of `setting`, with ~ replaced by the home folder.
 
     Raises:
-        ConfigError: if the user after ~ does not exist.
+        ConfigError: if the user after ~ does not exist, or has no home folder.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise ConfigError(
-            f"{setting} is {path!r}: there is no such user; write the full path"
+            f"{setting} is {path[:200]!r}: there is no such user, or this user has no home folder "
+            "(HOME is not set); write the full path"
         ) from error
 
 

@@ -8,13 +8,12 @@ of the text, so that equal texts are in one part.
 
 import hashlib
 import json
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from data import corpus
-from errors import DataError
+from errors import ConfigError, DataError
 from eval.baselines.labelled_passages import load_passages
 from eval.finetuning.labelled_files import LabelledExample, read_labelled_files
 from training.settings import FinetuneConfig
@@ -61,20 +60,34 @@ class FinetuneDataset(NamedTuple):
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def load_datasets(cfg: FinetuneConfig, splits: tuple[str, ...]) -> Iterator[FinetuneDataset]:
-    """Yields the data sets that the settings name.
+def load_datasets(cfg: FinetuneConfig, splits: tuple[str, ...]) -> list[FinetuneDataset]:
+    """Returns the data sets that the settings name, all of which are read before one is learned.
 
     Args:
         cfg: the settings of the task.
         splits: the splits of the embedded corpus from which its passages come.
+
+    Raises:
+        ConfigError: if there is none, or if two have one name.
+        DataError: if a file cannot be read, or if there is nothing to learn in it.
     """
+    datasets = list[FinetuneDataset]()
     for label in cfg.labels:
         problem = "regression" if label == "year" else "classes"
         examples = _verse_pairs(splits) if label == "verses" else _passages(label, splits)
-        yield make_dataset(label, problem, examples, cfg.max_examples)
+        datasets.append(make_dataset(label, problem, examples, cfg.max_examples))
     for path in filter(None, (name.strip() for name in cfg.path.split(","))):
         name, problem, parts = read_labelled_files(path, cfg)
-        yield make_dataset(name, problem, fill_parts(parts), cfg.max_examples)
+        datasets.append(make_dataset(name, problem, fill_parts(parts), cfg.max_examples))
+    names = [dataset.name for dataset in datasets]
+    if not names:
+        raise ConfigError("eval.finetune has neither labels nor a path; set one of them")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(
+            f"eval.finetune has two data sets of the name {repeated[0]!r}, of which scores are "
+            "named; rename one, or leave it out"
+        )
+    return datasets
 
 
 def make_dataset(
@@ -99,7 +112,10 @@ def make_dataset(
             "learn, add examples with others"
         )
     classes = () if problem == "regression" else classes
-    return FinetuneDataset(name, problem, classes, {**parts, "train": train})
+    dataset = FinetuneDataset(name, problem, classes, {**parts, "train": train})
+    for part in PARTS:
+        dataset.targets(part)  # Raises if a label is not that of a training example.
+    return dataset
 
 
 def fill_parts(parts: dict[str, list[LabelledExample]]) -> dict[str, list[LabelledExample]]:

@@ -135,8 +135,7 @@ def _table_rows(
         DataError: if a row has another number of fields than the header.
     """
     header: list[str] = []
-    for offset, line in text_files.iter_texts(path, b"\n", policy):
-        row = next(csv.reader([line])) if separator == "," else line.split(separator)
+    for offset, row in _split_table(path, separator, policy):
         if not header:
             header = [name.strip() for name in row]
             continue
@@ -147,6 +146,42 @@ def _table_rows(
                 f"({', '.join(header[:8])}); correct the line"
             )
         yield location, dict(zip(header, row, strict=True))
+
+
+def _split_table(
+    path: Path, separator: str, policy: text_files.ErrorPolicy
+) -> Iterator[tuple[int, list[str]]]:
+    """Yields the fields of each row with its offset; blank lines are no rows.
+
+    In a file of commas a quoted field may have line breaks (RFC 4180).
+
+    Raises:
+        DataError: if a row is none of commas, such as one with a quote that is not closed.
+    """
+    lines = text_files.iter_texts(path, b"\n", policy)
+    if separator != ",":
+        yield from ((offset, line.split(separator)) for offset, line in lines if line.strip())
+        return
+    csv.field_size_limit(text_files.MAX_DOCUMENT_BYTES)  # The default refuses texts of 128 KiB.
+    offsets = list[int]()
+
+    def read_lines() -> Iterator[str]:
+        for offset, line in lines:
+            offsets.append(offset)
+            yield f"{line}\n"
+
+    reader = csv.reader(read_lines(), strict=True)
+    while True:
+        first = reader.line_num
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            location = read_policy.format_location(path, offsets[first])
+            raise DataError(f"{location} is no row of commas ({error}); correct it") from error
+        if fields is None:
+            return
+        if fields:
+            yield offsets[first], fields
 
 
 def _find_fields(location: str, record: JsonObject, cfg: FinetuneConfig) -> _Fields:

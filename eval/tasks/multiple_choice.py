@@ -77,7 +77,7 @@ def parse_questions(text: str, name: str) -> list[Question]:
     """
     requests_by_id: dict[int, list[JsonObject]] = {}
     try:
-        for line in text.splitlines():
+        for line in filter(None, text.split("\n")):  # U+2028 is text in a line of JSON.
             request = json.loads(line)
             if request["doc_id"] < FIRST_UNCONDITIONAL_ID:
                 requests_by_id.setdefault(request["doc_id"], []).append(request)

@@ -129,7 +129,7 @@ def parse_word_pairs(text: str, name: str) -> SimilarityData:
     Raises:
         DataError: if a line does not have three fields.
     """
-    rows = [line.split("\t") for line in text.splitlines() if line and line[0] != "#"]
+    rows = [line.split("\t") for line in text.split("\n") if line and line[0] != "#"]
     if any(len(row) != 3 for row in rows):
         raise DataError(f"{name} has a line that is not WORD, WORD, NUMBER; fetch it again")
     index = {word: i for i, word in enumerate(dict.fromkeys(w for row in rows for w in row[:2]))}

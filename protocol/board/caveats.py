@@ -22,6 +22,9 @@ from protocol.statistics.tuning_spread import TunedDifference, expected_best, tu
 from protocol.statistics.verdict import Verdict
 
 MAX_TUNED_PAIRS = 6  # Differences whose intervals over tunings are listed.
+MAX_LISTED = 6  # Environment variables that are listed.
+# Share of a split that may be in another one without a word: the default of data.max_shared.
+MAX_SHARED_TEXT = 0.001
 MAX_MARGIN_SIGMAS = 3.0  # Standard deviations of seeds that a margin should not exceed.
 
 
@@ -75,20 +78,28 @@ def origin_sentences(group: Group) -> list[str]:
     sentences = []
     runs = [run for row in group.rows if not row.exclusions for run in row.runs]
     for noun, values in (
-        ("of the code", {run.code_version for run in runs}),
-        ("of packages", {run.evidence.packages for run in runs}),
+        ("versions of the code", {run.code_version for run in runs}),
+        ("versions of packages", {run.evidence.packages for run in runs}),
+        ("kinds of hardware", {run.hardware for run in runs if not run.external_source}),
     ):
         if len(values) > 1:
             sentences.append(
-                f"The runs were trained with {len(values)} versions {noun}, which may change "
-                "results; the table has those of each run."
+                f"The runs were trained with {len(values)} {noun}, which may change results; the "
+                "table has those of each run."
             )
+    tables = [run.evidence.variables for run in runs if not run.external_source]
+    names = sorted({name for table in tables for name in table})
+    if differing := [name for name in names if len({table.get(name) for table in tables}) > 1]:
+        sentences.append(
+            f"The runs were trained under other values of {', '.join(differing[:MAX_LISTED])} in "
+            "the environment, which may change results; run.json has those of each run."
+        )
     for row in group.rows:
         seeds = [run.seed for run in row.runs if run.seed is not None]
         is_declared = any(run.study.seeds for run in row.runs)
         if row.is_ranked and not is_declared and seeds and sorted(seeds) != [*range(len(seeds))]:
-            names = ", ".join(map(str, sorted(seeds)))
-            sentences.append(f"{row.name} has the seeds {names}, which no plan declares.")
+            listed = ", ".join(map(str, sorted(seeds)))
+            sentences.append(f"{row.name} has the seeds {listed}, which no plan declares.")
     return sentences
 
 
@@ -107,6 +118,21 @@ def equal_score_sentences(group: Group) -> list[str]:
                     f"{row.name}: the seeds {names} have the same score, {value:.6g}, to the last "
                     "digit; they may be one run."
                 )
+    return sentences
+
+
+def skipped_sentences(group: Group) -> list[str]:
+    """Returns how many updates of a row were not applied: its runs learned from fewer batches."""
+    sentences = []
+    for row in group.rows:
+        runs = [run for run in row.runs if run.evidence.skipped_updates]
+        if runs and not row.exclusions:
+            n_skipped = sum(run.evidence.skipped_updates for run in runs)
+            n_runs = "1 of its runs" if len(runs) == 1 else f"{len(runs)} of its runs"
+            sentences.append(
+                f"{row.name}: {n_runs} skipped {n_skipped} of {sum(run.steps for run in runs)} "
+                "updates, whose loss or gradient was not finite or whose loss was a spike."
+            )
     return sentences
 
 
@@ -143,6 +169,21 @@ def energy_sentences(group: Group) -> list[str]:
         stated = " or ".join(f"{factor:g}" for factor in factors)
         texts.append(f"CO2 is {stated} g per kWh.")
     return [" ".join(texts)]
+
+
+def contamination_sentences(group: Group) -> list[str]:
+    """Returns which split of the metric has text that the runs were trained on."""
+    runs = [run for row in group.rows if not row.exclusions for run in row.runs]
+    shares: dict[str, float] = {}
+    for run in runs:
+        split = run.metric.partition("/")[0]
+        shares[split] = max(shares.get(split, 0.0), run.evidence.shared_text.get(split, 0.0))
+    return [
+        f"{format_percent(share)} of the {split} split (documents, or 13 words in a row) is in "
+        "another split too: a model that remembers its training text has too good a score."
+        for split, share in sorted(shares.items())
+        if share > MAX_SHARED_TEXT
+    ]
 
 
 def tokenizer_sentences(group: Group) -> list[str]:

@@ -11,12 +11,14 @@ from typing import NamedTuple
 from formatting import format_scientific
 from protocol.board.board import Board, ComparableSet
 from protocol.board.caveats import (
+    contamination_sentences,
     declaration_sentences,
     energy_sentences,
     equal_score_sentences,
     margin_sentences,
     origin_sentences,
     seal_sentences,
+    skipped_sentences,
     tokenizer_sentences,
     tuning_sentences,
 )
@@ -342,9 +344,11 @@ def _confidence_sentences(group: Group) -> tuple[str, ...]:
         sentences += [_order_sentence(group), ASSUMPTIONS]
     elif len(group.rows) > 1 and not group.problems and not group.curves:
         sentences.append("Nothing is ranked: a rank needs 3 training runs of each candidate.")
-    sentences += [*tuning_sentences(group), *margin_sentences(group), *origin_sentences(group)]
+    sentences += [*contamination_sentences(group), *tuning_sentences(group)]
+    sentences += [*margin_sentences(group), *origin_sentences(group)]
     sentences += [*equal_score_sentences(group), *tokenizer_sentences(group)]
-    sentences += [*signal_sentences(group.signals), *seal_sentences(group)]
+    sentences += [*skipped_sentences(group), *signal_sentences(group.signals)]
+    sentences += seal_sentences(group)
     lost = [(row, sum(r.state in ("failed", "unfinished") for r in row.runs)) for row in ranked]
     sentences += [
         f"{row.name}: {pluralize(n, 'unfinished or failed run')} {'is' if n == 1 else 'are'} "

@@ -152,8 +152,10 @@ def parse_widths(texts: Sequence[str]) -> list[int]:
     """Returns the widths that a flag names.
 
     Raises:
-        ConfigError: if one is not a whole number above 0.
+        ConfigError: if there is none, or if one is not a whole number above 0.
     """
+    if not texts:
+        raise ConfigError("--widths is empty, must be whole numbers, as 32,64,128")
     for text in texts:
         if not text.strip().isdecimal() or not int(text):
             raise ConfigError(f"--widths has {text!r}, must be whole numbers, as 32,64,128")

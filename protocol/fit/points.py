@@ -85,12 +85,13 @@ def read_points(path: Path, where: Mapping[str, str], sha256: str = "") -> Point
         DataError: if the file has another hash, lacks a column or has no number in one.
         ConfigError: if `where` names no column of the file.
     """
-    data = path.read_bytes() if path.stat().st_size <= MAX_BYTES else b""
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise DataError(f"{path} has {size} bytes, at most {MAX_BYTES} are read; give fewer rows")
+    data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if sha256 and not digest.startswith(sha256):
         raise DataError(f"{path} has the SHA-256 {digest}, not {sha256}; download it again")
-    table = csv.DictReader(io.StringIO(data.decode("utf-8-sig", "replace")))
-    header = [*(table.fieldnames or ())]
+    header, table = _read_table(path, data)
     columns = {
         key: next((name for name in names if name in header), "")
         for key, names in COLUMN_NAMES.items()
@@ -104,11 +105,27 @@ def read_points(path: Path, where: Mapping[str, str], sha256: str = "") -> Point
         if key not in header:
             raise ConfigError(f"--where names the column {key!r}; {did_you_mean(key, header)}")
     rows = [row for row in table if all(row[key] == value for key, value in where.items())]
+    if not rows:
+        named = " with " + ", ".join(f"{k}={v}" for k, v in where.items()) if where else ""
+        raise DataError(f"{path} has no row{named}; give another table, or another --where")
     points = tuple(
         _row_point(path, number, row, columns) for number, row in enumerate(rows, start=1)
     )
     name = " ".join(where.values()) or path.stem
     return PointSet(name, points, f"{path.name} (sha256 {digest[:12]}), {len(points)} rows")
+
+
+def _read_table(path: Path, data: bytes) -> tuple[list[str], list[dict[str, str]]]:
+    """Returns the header and the rows of a table.
+
+    Raises:
+        DataError: if it is no table of commas.
+    """
+    table = csv.DictReader(io.StringIO(data.decode("utf-8-sig", "replace")))
+    try:
+        return [*(table.fieldnames or ())], [*table]
+    except csv.Error as error:
+        raise DataError(f"{path} is no table of commas ({error}); correct it") from error
 
 
 def _row_point(
@@ -122,9 +139,13 @@ def _row_point(
         try:
             values[key] = float(text)
         except (TypeError, ValueError):
+            values[key] = math.nan
+        least = math.ulp(0.0) if key in REQUIRED else 0.0
+        if key not in WHOLE_NUMBERS and not least <= values[key] < math.inf:
+            rule = "a number above 0" if key in REQUIRED else "a number of 0 or more"
             raise DataError(
-                f"{path}, row {number}: {name} is {text!r}, must be a number; remove the row"
-            ) from None
+                f"{path}, row {number}: {name} is {text!r}, must be {rule}; remove the row"
+            )
     run, before_cooldown = (values.pop(key, 0.0) for key in WHOLE_NUMBERS)
     if not (run >= 0 and run.is_integer() and before_cooldown in (0, 1)):
         raise DataError(

@@ -97,10 +97,15 @@ def read_decodes_back(run: CheckedFields) -> dict[str, float]:
 
 
 def _start(run: CheckedFields, study: StudyRecord) -> str:
-    """Returns what a run starts from: another run, the earlier stages of its study, or nothing."""
+    """Returns what a run starts from: another run, the earlier stages of its study, or nothing.
+
+    Another run has the hash of its parameters, as far as run.json records it.
+    """
     if study.earlier_stages:
         return f"the stages {', '.join(study.earlier_stages)} of its study"
-    return run.section("flags").text("init_from") or FROM_SCRATCH
+    flags = run.section("flags")
+    texts = flags.text("init_from"), flags.text("init_from_sha256", 64)
+    return " ".join(filter(None, texts)) or FROM_SCRATCH
 
 
 def _loss(run: CheckedFields) -> str:

@@ -5,6 +5,7 @@ is not ranked.
 """
 
 import dataclasses
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ PLAN_FIELDS = (
     "earlier_stages",
 )
 
+# Columns that follow from the settings, the data and the code.
+SETTINGS_COSTS = ("params", "active_params", "state_bytes", "training_flops", "decode_flops")
+COST_TOLERANCE = 1e-6  # Relative difference within which two records of one cost agree.
 MIN_CURVE_POINTS = 3  # Logged losses of which equal ones are no accident.
 
 
@@ -57,8 +61,8 @@ def find_contradictions(records: Sequence[RunRecord]) -> list[Contradiction]:
         for record in run_records
         for reason in record.evidence.contradictions
     ]
-    checks = (_shared_checkpoints, _equal_data, _equal_curves, _split_bytes, _declarations)
-    for check in (*checks, _tuning_seeds, _other_starts):
+    checks = (_shared_checkpoints, _equal_data, _equal_curves, _split_bytes, _unequal_costs)
+    for check in (*checks, _declarations, _tuning_seeds, _other_starts):
         contradictions += check(run_records)
     return sorted(dict.fromkeys(contradictions))
 
@@ -135,6 +139,25 @@ def _split_bytes(records: Sequence[RunRecord]) -> Iterable[Contradiction]:
                     f"it counts {count:,.0f} bytes of {split}, other runs on the same data "
                     f"{usual:,.0f}",
                 )
+
+
+def _unequal_costs(records: Sequence[RunRecord]) -> Iterable[Contradiction]:
+    """Yields runs with other costs than most runs of the same settings and version of the code."""
+    members: dict[tuple[str, ...], list[RunRecord]] = defaultdict(list)
+    for record in records:
+        key = record.identity, record.keys["data"], record.keys["tokenizer"], record.code_version
+        members[key].append(record)
+    for group in members.values():
+        for name in SETTINGS_COSTS:
+            values = [(r.costs[name], r) for r in group if name in r.costs]
+            usual = Counter(value for value, _ in values).most_common(1)[0][0] if values else 0.0
+            for value, record in values:
+                if not math.isclose(value, usual, rel_tol=COST_TOLERANCE):
+                    yield Contradiction(
+                        record.folder,
+                        f"it states {value:.6g} {name}, other runs of the same settings "
+                        f"{usual:.6g}",
+                    )
 
 
 def _declarations(records: Sequence[RunRecord]) -> Iterable[Contradiction]:

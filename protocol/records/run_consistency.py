@@ -21,6 +21,7 @@ COMMAND_NUMBERS = (  # Settings that a command sets to the number that is record
     *("optimizer.learning_rate", "model.width", "model.depth"),
 )
 POSITIVE_SCORES = ("bits_per_byte", "nats_per_token")
+LOGGED_LOSSES = ("loss", "nats", "bits_per_byte")  # None is below 0.
 
 
 def find_inconsistencies(
@@ -67,6 +68,13 @@ def _cost_problems(run: CheckedFields) -> Iterator[str]:
     params, active = cost.nonnegative("params"), cost.nonnegative("active_params")
     if params is not None and active is not None and active > params:
         yield f"it states {active:,.0f} active parameters of {params:,.0f}"
+    by_part = cost.section("params_by_part")
+    counts = [by_part.nonnegative(name) or 0.0 for name in by_part.tree]
+    if params is not None and counts and not _agree(sum(counts), params):
+        yield f"its parts add up to {sum(counts):,.0f} parameters, but it states {params:,.0f}"
+    body = cost.nonnegative("non_embedding_params")
+    if params is not None and body is not None and body > params:
+        yield f"it states {body:,.0f} parameters without embedding of {params:,.0f}"
     train, tokens = settings.section("train"), cost.nonnegative("run_tokens")
     expected = math.prod(train.nonnegative(k) or 0.0 for k in ("steps", "batch_size", "seq_len"))
     is_counted = settings.text("objective") in FIXED_LENGTH_OBJECTIVES
@@ -145,6 +153,9 @@ def _log_problems(
     if not trained:
         return
     kinds = [event.text("event") for event in events]
+    if not {"start", "resume"} & {*kinds}:
+        yield "its events.jsonl has no start, so that changes of its settings may be missing"
+    yield from _loss_problems(trained)
     steps, interval = train.count("steps") or 0, log.count("every") or 0
     n_expected = -(-steps // interval) if interval else 0
     # Rows are damaged in an accident, and another interval is set, with an event.
@@ -175,6 +186,27 @@ def _log_problems(
                 f"{earlier.count('step')} at {start:g} s"
             )
             break
+
+
+def _loss_problems(trained: Sequence[CheckedFields]) -> Iterator[str]:
+    """Yields the first logged loss that no finished run has: below 0, or not finite.
+
+    A loss that is not finite ends a run, or its update is skipped and counted.
+    """
+    for row in trained:
+        for name in LOGGED_LOSSES:
+            value, step = row.number(name), row.count("step")
+            if value is None:
+                continue
+            if value < 0:
+                yield f"its log has {name} {value:.6g} at step {step}, must not be below 0"
+                return
+            if not math.isfinite(value) and not row.nonnegative("skipped"):
+                yield (
+                    f"its log has {name} {value:g} at step {step}, although the run went on and "
+                    "skipped no update there"
+                )
+                return
 
 
 def _agree(a: float, b: float) -> bool:

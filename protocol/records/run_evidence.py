@@ -13,12 +13,18 @@ from typing import NamedTuple
 from data.round_trip import lossy_sentence
 from errors import DataError
 from protocol.records.comparability import read_decodes_back
-from protocol.records.safe_read import CheckedFields, parse_object
+from protocol.records.safe_read import CheckedFields, parse_object, sanitize
 from protocol.records.scores import PART_NAME
+from protocol.records.series import count_skipped_updates
 from settings.run_json import is_run_sealed
 
 TOLERANCE = 1e-6  # Relative difference within which two records of one number agree.
 SHOWN_DIFFERENCES = 3  # Differences of one kind that are listed.
+# Beginnings of environment variables that choose devices, threads, caches and messages alone.
+HARMLESS_VARIABLES = (
+    *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "NCCL_", "JAX_COMPILATION_CACHE", "JAX_PLATFORM"),
+    *("JAX_LOG", "JAX_TRACEBACK", "JAX_COORDINATOR", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
+)
 COUNTED_OBJECTIVES = ("causal_lm", "masked_lm")  # Their rows have train.seq_len tokens.
 
 
@@ -34,6 +40,11 @@ class RunEvidence(NamedTuple):
     eval_tokens: float = 0.0  # Tokens of the evaluation at the last step.
     eval_training_flops: float = 0.0  # FLOPs that tasks spent on training, as on fine-tuning.
     packages: str = ""  # Versions of the packages that compute.
+    # Share of the text of each held-out split that is in another split too.
+    shared_text: Mapping[str, float] = {}
+    # Environment variables that may change numbers, with their values.
+    variables: Mapping[str, str] = {}
+    skipped_updates: int = 0  # Updates that were not applied.
     lossy_tokenizer: str = ""  # What a lossy tokenizer means; blank if it is lossless.
     is_sealed: bool = False  # Whether its files have hashes.
 
@@ -45,7 +56,7 @@ class RunEvidence(NamedTuple):
 def read_evidence(
     run: CheckedFields,
     settings: CheckedFields,
-    metrics: Sequence[CheckedFields],
+    metrics: list[CheckedFields],
     results: Sequence[CheckedFields],
     manifest: bytes | None,
     *,
@@ -87,6 +98,9 @@ def read_evidence(
             row.nonnegative("value") or 0.0 for row, name in weights if name.endswith("/flops")
         ),
         packages=_describe_packages(run),
+        shared_text=_shared_text(run),
+        variables=_numeric_variables(run),
+        skipped_updates=count_skipped_updates(metrics),
         lossy_tokenizer=lossy_sentence(read_decodes_back(run)),
         is_sealed=is_run_sealed(run.tree),
     )
@@ -229,5 +243,23 @@ def _hash_files(manifest: CheckedFields | None) -> str:
 
 
 def _describe_packages(run: CheckedFields) -> str:
+    """Returns the versions of the packages, and of Python where it is recorded."""
     packages = run.section("packages")
-    return ", ".join(f"{name} {packages.text(name, 40)}" for name in sorted(packages.tree))
+    names = [f"{name} {packages.text(name, 40)}" for name in sorted(packages.tree)]
+    python = run.text("python", 40)
+    return ", ".join([*names, *([f"python {python}"] if python else [])])
+
+
+def _shared_text(run: CheckedFields) -> dict[str, float]:
+    shares = run.section("data").section("shared_text")
+    return {sanitize(s, 20): share for s in shares.tree if (share := shares.nonnegative(s))}
+
+
+def _numeric_variables(run: CheckedFields) -> dict[str, str]:
+    """Returns the environment variables of a run that may change its numbers."""
+    variables = run.section("environment")
+    return {
+        sanitize(name, 80): variables.text(name)
+        for name in variables.tree
+        if not name.startswith(HARMLESS_VARIABLES)
+    }

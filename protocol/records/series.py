@@ -114,6 +114,20 @@ def read_costs(
     return {k: v for k, v in columns.items() if v is not None and math.isfinite(v)}
 
 
+def count_skipped_updates(series: list[CheckedFields]) -> int:
+    """Returns how many updates were not applied (`optimizer.on_nonfinite`, `spike_sigma`).
+
+    A row has the mean over the steps since the row before.
+    """
+    total, before = 0.0, 0
+    for row in series:
+        step, share = row.count("step") or 0, row.nonnegative("skipped")
+        if share is not None:
+            total += share * (step - before)
+            before = step
+    return round(total)
+
+
 def _elementwise_flops(cost: CheckedFields) -> float:
     """Returns the FLOPs per token of the terms that are no matrix products."""
     terms = cost.section("terms")

@@ -19,6 +19,8 @@ from arch.channels.routing import ExpertGroups, Routes
 from arch.part_cost import CostContext
 from errors import ConfigError
 from training import mesh as meshes
+from training.runner import _router_sentences
+from training.settings import Settings
 
 D, F = 8, 12
 BASE = MoeConfig(num_experts=4, width=F, min_capacity=0)
@@ -186,6 +188,7 @@ def test_ties_go_to_the_lower_expert_and_the_earlier_token():
         (1.0, 5, 0, 3),
         (1.0, 1, 4, 1),
         (9.0, 8, 0, 8),
+        (1e308, 8, 0, 8),
         (0.1, 8, 4, 4),
     ],
 )
@@ -322,6 +325,28 @@ def test_what_cannot_be_is_refused_in_one_line(changes, message):
     with pytest.raises(ConfigError, match=message) as caught:
         MoeConfig(**changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize(("top_k", "normalizes"), [(1, True), (1, False), (2, True)])
+def test_a_router_that_the_loss_cannot_train_says_so(activation, top_k, normalizes):
+    """The normalized weight of one expert is 1, whatever the router's logits are."""
+    cfg = dataclasses.replace(
+        BASE, top_k=top_k, normalize_weights=normalizes, router_activation=activation
+    )
+    logits = noise(1, 3, cfg.num_experts)
+
+    def weights(logits):
+        score = routing.router_scores(logits, activation)
+        experts = routing.top_k_experts(score, top_k)
+        mask = jnp.ones((1, 3), bool)
+        return routing.token_choice(score, experts, mask, normalize=normalizes).weights[0, 0, 0]
+
+    is_trained = bool((jnp.abs(jax.grad(weights)(logits)) > 1e-6).any())
+    assert is_trained is not cfg.has_constant_weights
+    sentences = [*_router_sentences(Settings(model=tiny.config("attention", "moe", moe=cfg)))]
+    assert len(sentences) == cfg.has_constant_weights
+    assert all("set model.moe.normalize_weights to false" in text for text in sentences)
 
 
 CONFIGS = {

@@ -9,9 +9,11 @@ import threading
 
 import pytest
 
-from data import DataConfig, build_store, fill_stores, open_data
+from data import DataConfig, build_store, fetch, fill_stores, open_data
 from data.store_writer import TokenStoreWriter
 from errors import ConfigError, DataError, DiskError
+from hub.download import check_source
+from storage import scratch
 
 SPLITS = ("train", "valid", "test")
 
@@ -130,6 +132,20 @@ def test_a_home_that_is_nobodys_is_refused(texts, key):
     name = "path" if "path" in key else key
     with pytest.raises(ConfigError, match=f"data.{name} is '~nosuchuser/x': there is no such user"):
         open_data(DataConfig(**{**texts, key: "~nosuchuser/x"}))
+
+
+def test_a_home_that_is_nobodys_is_one_line_for_all_that_have_a_folder(monkeypatch):
+    """A container may run under a user who has neither an entry nor HOME."""
+    for use in (
+        lambda: fetch.cache_folder("evals", "~nosuchuser/x"),
+        lambda: fetch.fetch_texts("~nosuchuser/x"),
+        lambda: check_source("~nosuchuser/x"),
+    ):
+        with pytest.raises(ConfigError, match="no home folder .HOME is not set.; write the full"):
+            use()
+    monkeypatch.setattr(scratch, "ROOT", "~nosuchuser/x")
+    with pytest.raises(DiskError, match="~nosuchuser/x: this user has no home folder; set HOME"):
+        scratch.local_path("s3://bucket/run")
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -18,6 +18,7 @@ from data.chats.templates import (
     find_template,
     parse_chat,
 )
+from data.loss_weights import PreferenceRecord, WeightedDocument, WeightedPart, in_order
 from data.readers.read_policy import ErrorPolicy
 from data.readers.read_stats import ReadStats
 from data.tokenizers import ByteTokenizer, open_tokenizer
@@ -110,6 +111,58 @@ def test_a_program_frames_chats_as_it_says_and_replies_count(marked):
     prompt = "".join(part.text for part in template.prompt(TALK))
     assert "".join(part.text for part in template.document(REPLIED)) == prompt + "Ciao<|eot|>"
     assert find_end_of_turn(template, marked) == ("<|eot|>", marked.token_id("<|eot|>"))
+
+
+SPACES = {
+    "always": (None, hf.pre_tokenizers.Metaspace(prepend_scheme="always")),
+    "first": (None, hf.pre_tokenizers.Metaspace(prepend_scheme="first")),
+    "llama 2": (
+        hf.normalizers.Sequence([hf.normalizers.Prepend("▁"), hf.normalizers.Replace(" ", "▁")]),
+        None,
+    ),
+    "bytes": (None, hf.pre_tokenizers.ByteLevel(add_prefix_space=True)),
+}
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_a_part_that_goes_on_gets_no_space_of_a_beginning(tmp_path, kind):
+    """The library's encoding of the whole text is the reference, and a prompt is its beginning."""
+    normalizer, pre_tokenizer = SPACES[kind]
+    made = hf.Tokenizer(hf.models.BPE(unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizer or hf.pre_tokenizers.Metaspace(prepend_scheme="never")
+    trainer = hf.trainers.BpeTrainer(vocab_size=90, special_tokens=MARKS[:3], show_progress=False)
+    made.train_from_iterator([" hello there, yes <|user|>\n <|assistant|>\n"] * 9, trainer)
+    if normalizer:
+        made.normalizer, made.pre_tokenizer = normalizer, hf.pre_tokenizers.Split(" ", "isolated")
+    made.save(str(tmp_path / "tokenizer.json"))
+    source = (
+        "{{ '<s>' }}{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] }}"
+        "{{ '</s>' if m['role'] == 'assistant' }}{{ '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    )
+    keys = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "chat_template": source}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(keys))
+    tokenizer = open_tokenizer(str(tmp_path))
+    template = find_template("tokenizer", tokenizer)
+    talk = [("user", "yes"), ("assistant", "hello there"), ("user", "hello"), ("assistant", "yes")]
+    parts = [in_order(template.document(talk)), in_order(template.prompt(talk[:3]))]
+    document, prompt = (np.concatenate(ids).tolist() for ids in encode_parts(tokenizer, parts))
+    assert document == made.encode(template.text(talk, False), add_special_tokens=False).ids
+    assert document[: len(prompt)] == prompt
+    texts = (WeightedDocument((WeightedPart(text),)) for text in ("hello\n", "hello", "yes"))
+    ids = [part.tolist() for part in encode_parts(tokenizer, [PreferenceRecord(*texts).parts])[0]]
+    for reply, text in zip(ids[1:], ("hello", "yes"), strict=True):
+        assert [*ids[0], *reply] == made.encode(f"hello\n{text}", add_special_tokens=False).ids
+
+
+def test_a_program_gets_the_names_and_filters_of_transformers(tmp_path):
+    """There tools and documents are None, and defined; tojson has the options of json.dumps."""
+    source = (
+        "{%- if tools is not none %}TOOLS{% endif %}{% if documents is defined %}none {% endif %}"
+        "{{ messages | tojson(separators=(',', ':'), sort_keys=true) }}"
+    )
+    template = find_template("tokenizer", folder(tmp_path / "model", source))
+    assert template.text([("user", "é<")], False) == 'none [{"content":"é<","role":"user"}]'
 
 
 def test_a_frame_that_the_template_writes_too_is_stored_once(tmp_path):

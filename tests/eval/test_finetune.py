@@ -267,9 +267,15 @@ def test_glue_files_become_data_sets(tmp_path):
     (tmp_path / "ner.jsonl").write_text('{"tokens": ["a", "b"], "tags": ["O", "B-X"]}\n')
     files = read(tmp_path / "ner.jsonl")
     assert files.problem == "tokens" and files.parts["train"][0][:2] == (("a", "b"), ("O", "B-X"))
-    (tmp_path / "own.csv").write_text('kind,body\nx,"one, two"\n')
+    long = 200_000 * "w"  # The csv module refuses more than 131,072 characters by default.
+    (tmp_path / "own.csv").write_text(
+        f'kind,body\r\nx,"one, two"\r\n\r\ny,"a ""b""\nc"\ny,6" of {long}\n\n'
+    )
     files = read(tmp_path / "own.csv", text_fields=("body",), label_field="kind")
-    assert files.parts["train"][0][:2] == (("one, two",), "x")
+    rows = [(example.texts[0], example.label) for example in files.parts["train"]]
+    assert rows == [("one, two", "x"), ('a "b"\nc', "y"), (f'6" of {long}', "y")]
+    (tmp_path / "glue.tsv").write_text('sentence\tlabel\n\n"a\tx\n\n')
+    assert read(tmp_path / "glue.tsv").parts["train"][0][:2] == (('"a',), "x")
 
 
 def test_parts_are_cut_by_text():
@@ -288,6 +294,7 @@ def test_parts_are_cut_by_text():
     ("content", "message"),
     [
         ("sentence\tlabel\na\t1\nb\n", "line at byte 19 has 1 fields, the header has 2"),
+        ('sentence,label\na,1\n"b,2\nc,1\n', "line at byte 19 is no row of commas"),
         ("sentence\tlabel\na\t1\n\t0\n", "line at byte 19 has no text under sentence"),
         ("sentence\tlabel\na\t1\nb\t\n", "line at byte 19 has no label under 'label'; add it"),
         ("phrase\tlabel\na\t1\n", "has the fields phrase, label; set eval.finetune.text_fields"),
@@ -295,7 +302,7 @@ def test_parts_are_cut_by_text():
     ],
 )
 def test_a_bad_table_is_refused_with_file_and_record(tmp_path, content, message):
-    path = tmp_path / "train.tsv"
+    path = tmp_path / ("train.csv" if "," in content else "train.tsv")
     path.write_text(content)
     with pytest.raises((DataError, ConfigError), match=message) as error:
         read(path)
@@ -322,10 +329,17 @@ def test_labels_that_cannot_be_learned_are_refused(tmp_path):
     (tmp_path / "dev.tsv").write_text("text\tlabel\na\tx\nb\tz\n")
     (tmp_path / "test.tsv").write_text("text\tlabel\na\tx\n")
     cfg = FinetuneConfig(labels=(), path=str(tmp_path))
-    (data,) = datasets.load_datasets(cfg, ())
     place = f"{tmp_path}/dev.tsv: the line at byte 15 has the label 'z', which no training example"
     with pytest.raises(DataError, match=f"{place} has .they have x, y.; correct it, or add"):
-        data.targets("valid")
+        datasets.load_datasets(cfg, ())
+    (tmp_path / "dev.tsv").write_text("text\tlabel\na\tx\nb\ty\n")
+    (data,) = datasets.load_datasets(cfg, ())
+    with pytest.raises(ConfigError, match="two data sets of the name"):
+        datasets.load_datasets(dataclasses.replace(cfg, path=f"{tmp_path},{tmp_path}"), ())
+    with pytest.raises(ConfigError, match="neither labels nor a path"):
+        datasets.load_datasets(dataclasses.replace(cfg, path=" , "), ())
+    with pytest.raises(ConfigError, match="learning_rates is empty"):
+        dataclasses.replace(cfg, learning_rates=()).check()
     with pytest.raises(DataError, match="has the label 'x', must be a number; correct it"):
         list(datasets.load_datasets(dataclasses.replace(cfg, problem="regression"), ()))
     with pytest.raises(DataError, match="has no example in its valid part; add examples"):

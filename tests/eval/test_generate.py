@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,13 @@ from data.readers.read_policy import ErrorPolicy
 from data.readers.read_stats import ReadStats
 from data.tokenizers import ByteTokenizer
 from errors import ConfigError, DataError
-from eval.generate import Sampling, check_positions, generate, stream
+from eval.__main__ import run as evaluate
+from eval.generate import Sampling, check_positions, generate, sample_token, stream
+from eval.load_run import load_run
+from eval.prompts import read_prompts
 from eval.text_generation import TextRequest, continue_texts, stream_text, text_model
 from hub.run import export_run
+from settings.run_json import add_hash
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +95,26 @@ def test_sampling_out_of_range_is_refused(changes):
 
 def test_extreme_settings_in_range_still_sample():
     logits = jnp.array([[0.0, 5.0, jnp.finfo(jnp.float32).min]])
-    from eval.generate import sample_token
-
-    for sampling in (Sampling(1e-300), Sampling(1000.0, top_k=1), Sampling(top_k=10**6, min_p=1.0)):
+    for sampling in (
+        Sampling(1.2e-38),
+        Sampling(1000.0, top_k=1),
+        Sampling(top_k=10**6, min_p=1.0),
+    ):
         assert sample_token(logits, jax.random.key(0), sampling).tolist() == [1]
+
+
+def test_of_equal_logits_no_more_are_allowed_than_asked_for():
+    """In bfloat16 many logits are equal; top_k=1 is the choice of argmax, also among them."""
+    logits = jnp.tile(jnp.array([1.0, 2.0, 2.0, 2.0], jnp.bfloat16), (300, 1))
+    allowed = {
+        Sampling(top_k=1): {1},
+        Sampling(top_k=2): {1, 2},
+        Sampling(top_p=0.2): {1},  # Each of the three has .296.
+        Sampling(top_p=0.5): {1, 2},
+        Sampling(top_k=3, top_p=0.5): {1, 2},
+    }
+    for sampling, expected in allowed.items():
+        assert {*np.asarray(sample_token(logits, jax.random.key(0), sampling))} == expected
 
 
 def test_a_state_takes_no_more_tokens_than_it_has_slots():
@@ -177,6 +198,20 @@ def test_the_command_continues_a_file_of_prompts(main, tmp_path):
         main(f"--prompts={lines}")
     with pytest.raises(DataError, match="cannot be read: No such file"):
         main(f"--prompts={tmp_path / 'absent'}")
+    lines.write_text("\n")
+    with pytest.raises(DataError, match="has no prompts; write one on each line"):
+        main(f"--prompts={lines}")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "txt"])
+def test_only_line_breaks_divide_prompts(tmp_path, suffix):
+    """U+2028, a form feed and U+0085 end lines for `str.splitlines`; a BOM is no text."""
+    texts = ["a\u2028b", "c\x0cd\x85e"]
+    lines = [f'{{"prompt": "{t}"}}' for t in ("a\u2028b", "c\\u000cd\x85e")]
+    path = tmp_path / f"prompts.{suffix}"
+    content = "\r\n".join(lines if suffix == "jsonl" else texts)
+    path.write_bytes(b"\xef\xbb\xbf" + content.encode() + b"\r\n")
+    assert [prompt.shown for prompt in read_prompts(path, None)] == texts
 
 
 def test_the_command_replies_to_what_is_typed(main, monkeypatch):
@@ -224,3 +259,20 @@ def test_a_run_and_its_export_write_the_same_text(finished_run, tmp_path, capsys
     own = capsys.readouterr().out
     command.run([f"--hub={tmp_path / 'hf'}", *flags])
     assert capsys.readouterr().out == own and own.startswith("The ")
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "data"])
+def test_a_run_whose_files_have_changed_is_refused(finished_run, tmp_path, name):
+    """A learned vocabulary of another text fits the parameters, and means other words."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    record["fingerprints"][name] = 64 * "0"
+    (run / "run.json").write_text(json.dumps(add_hash(record)))
+    readers = [lambda: evaluate([f"--run={run}", "--tasks=bits_per_byte"])]
+    if name == "tokenizer":  # Without the data a run can be exported, and continue texts.
+        readers += [lambda: load_run(run), lambda: export_run(run, tmp_path / "hf")]
+    for read in readers:
+        with pytest.raises(DataError, match=rf"with the {name} 0{{12}}, .* now give .* restore"):
+            read()
+    if name == "data":
+        load_run(run)

@@ -138,7 +138,9 @@ def test_a_damaged_file_is_refused_before_it_is_read(tmp_path, how):
     # covers S12
     folder = goldens.copy("llama_bfloat16", tmp_path / "x")
     damage(folder, how)
-    with pytest.raises(CheckpointError, match="damaged|not those of the llama") as error:
+    # A dtype of quantized weights is no damage: another download would have it too.
+    reason = "dtype F8_E5M2, which is not read .* convert the weights" if how == "dtype" else ""
+    with pytest.raises(CheckpointError, match=reason or "damaged|not those of the llama") as error:
         hub.load(folder)
     assert "\n" not in str(error.value)
 

@@ -130,7 +130,7 @@ def test_encoders_are_exported_as_what_they_are(tmp_path):
         assert again == config and (name == "BertModel" or config.pooler == PoolerConfig())
 
 
-def test_a_card_has_no_path_of_this_machine():
+def test_a_card_has_no_path_of_this_machine_and_no_damaged_score(tmp_path):
     record = {
         "settings": {
             "data": {"source": "text", "path": "/home/me/texts/mine.txt", "tokenizer": "/a/b/t"},
@@ -141,6 +141,12 @@ def test_a_card_has_no_path_of_this_machine():
     }
     card = model_card.format_card(record, run.Path("/home/me/runs/first"), 1, "X")
     assert "/home" not in card and "/a/b" not in card
+    (tmp_path / "eval/1").mkdir(parents=True)
+    for name, scores in (("a", [{"name": "x", "value": 0.5}]), ("b", [1, {}]), ("c", 3)):
+        (tmp_path / f"eval/1/{name}.json").write_text(json.dumps({"scores": scores}))
+    assert model_card.format_card(record, tmp_path, 1, "X").endswith(
+        "|---|---|\n| a: x | 0.5000 |\n"
+    )
     assert "| data | text mine.txt " in card and "| tokenizer | t (" in card
 
 

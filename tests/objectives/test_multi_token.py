@@ -12,6 +12,7 @@ from test_objectives import Words, learns
 
 from arch import Model, SequenceInfo
 from arch.channels.moe import MoeConfig
+from errors import ConfigError
 from objectives import CausalLM, Trainable
 from objectives.multi_token import run_modules
 
@@ -49,6 +50,12 @@ def losses_of(trainable: Trainable, document: np.ndarray) -> list[float]:
         log_p = jax.nn.log_softmax(model.logits(hidden)[0])
         losses.append(-float(sum(log_p[i, document[i + k + 1]] for i in range(count))))
     return losses
+
+
+def test_rows_without_a_token_so_far_ahead_are_refused():
+    with pytest.raises(ConfigError, match="mtp_depth is 2, but rows of .* 2 .* nearest: 1"):
+        OBJECTIVE.row_spec(tiny.config(), 2)
+    OBJECTIVE.row_spec(tiny.config(), 3)
 
 
 def test_modules_predict_later_tokens_of_the_same_document():

@@ -165,6 +165,7 @@ def test_unlike_rows_are_not_ranked_together(tmp_path, key):
         ("data", {"fingerprints": {"data": "e" * 64}}),
         ("tokenizer", {"fingerprints": {"tokenizer": "8" * 64}}),
         ("init_from", {"flags": {"init_from": "runs/other"}}),
+        ("init_from", {"flags": {"init_from_sha256": "1" * 64}}),  # Of one path at another time.
         ("tuning_trials", {"study": {"tuning_trials": 9}}),
         ("metric", {"study": {"metric": "valid/bits_per_byte"}}),
         ("the matched axis", {"study": {"axis": "tokens"}}),
@@ -186,7 +187,7 @@ def edit(path, **changes):
     for name, value in changes.items():
         if isinstance(value, dict) and name in tree:
             value = tree[name] | {
-                k: tree[name][k] | v if isinstance(v, dict) else v for k, v in value.items()
+                k: tree[name].get(k, {}) | v if isinstance(v, dict) else v for k, v in value.items()
             }
         tree[name] = value
     path.write_text(json.dumps(tree))

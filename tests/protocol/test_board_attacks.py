@@ -439,10 +439,39 @@ def test_what_rows_were_trained_with_and_their_seeds_are_stated(tmp_path):
         runs.run(tmp_path / f"a-{seed}", "a", seed, 2.0 + seed / 100)
         runs.run(tmp_path / f"b-{seed}", "b", seed, 2.5 + seed / 100, model={"depth": 6})
         edit(tmp_path / f"b-{seed}/run.json", code={"commit": "d" * 40}, packages={"jax": "0.11"})
+        variables = {"JAX_DEFAULT_MATMUL_PRECISION": "bfloat16", "CUDA_VISIBLE_DEVICES": "3"}
+        edit(tmp_path / f"b-{seed}/run.json", environment=variables, devices={"kind": "H100"})
     _, group, family = only(boarded(tmp_path))
     texts = " ".join(sentences.summarize_group(group, family).confidence)
     assert "trained with 2 versions of the code" in texts and "2 versions of packages" in texts
+    assert "trained with 2 kinds of hardware" in texts
+    assert "under other values of JAX_DEFAULT_MATMUL_PRECISION in the environment" in texts
     assert "a has the seeds 0, 2, 7, which no plan declares." in texts
+
+
+def test_skipped_updates_are_stated(tmp_path):
+    """The rows have means over ten steps: three of twenty updates were not applied."""
+    root = write_study(tmp_path / "runs")
+
+    def skip(rows):
+        shares = {10: 0.1, 20: 0.2}
+        return [r | ({"skipped": shares.get(r["step"], 0.0)} if "loss" in r else {}) for r in rows]
+
+    rewrite_log(root / "moe-1", skip)
+    rewrite_log(root / "dense-1", lambda rows: [row | {"skipped": 0.0} for row in rows])
+    _, group, family = only(boarded(root))
+    texts = " ".join(sentences.summarize_group(group, family).confidence)
+    assert "moe: 1 of its runs skipped 3 of 100 updates" in texts and "dense: " not in texts
+
+
+def test_a_split_whose_text_was_trained_on_is_stated(tmp_path):
+    root = write_study(tmp_path / "runs")
+    for folder in root.glob("moe-*"):
+        edit(folder / "run.json", data={"shared_text": {"test": 0.31, "valid": 0.9}})
+    _, group, family = only(boarded(root))
+    texts = " ".join(sentences.summarize_group(group, family).confidence)
+    assert "31 % of the test split (documents, or 13 words in a row) is in another" in texts
+    assert "valid" not in texts
 
 
 def test_costs_are_relative_to_the_reference_and_all_differences_are_listed(tmp_path):

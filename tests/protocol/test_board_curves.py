@@ -47,7 +47,7 @@ def curve(root, name, minimum, rows=range(6), seeds=(0, 1), mixer="", doubling=0
                 train={"steps": 100 * length},
                 log={"every": 10 * length},
                 non_embedding_params=size,
-                params=1_000_000,
+                cost={"params": 20_000_000, "active_params": 20_000_000},
                 model={"width": size, "layers": [f"{mixer or name}+mlp"]},
                 study=PLANNED
                 | {"value": FLOPS * 4**doubling, "isoflop_curve": f"only-{FLOPS * 4**doubling:g}"}

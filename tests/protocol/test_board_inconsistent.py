@@ -83,6 +83,40 @@ def rows_of_two_logs(root):
     )
 
 
+def no_start(root):
+    """Without the events, a change of settings on the way would not be seen."""
+    (root / "moe-1/events.jsonl").write_text("")
+
+
+def losses_below_zero(root):
+    change_losses(root, -1.0)
+
+
+def losses_that_are_not_finite(root):
+    change_losses(root, "NaN")
+
+
+def change_losses(root, value):
+    rewrite_log(
+        root / "moe-1",
+        lambda rows: [r | ({"nats": value} if r["step"] in (20, 30) else {}) for r in rows],
+    )
+
+
+def parts_of_another_model(root):
+    edit(root / "moe-1/run.json", cost={"params_by_part": {"embedding": 3, "mlp": 4}})
+
+
+def more_in_blocks_than_in_all(root):
+    edit(root / "moe-1/run.json", cost={"non_embedding_params": 1_000_001})
+
+
+def fewer_parameters_than_other_seeds(root):
+    """All costs of the run agree with each other, but not with those of its other seeds."""
+    cost = {"params": 900_000, "active_params": 900_000, "non_embedding_params": 800_000}
+    edit(root / "moe-1/run.json", cost=cost)
+
+
 def removed_mark_of_hashes(root):
     """Without the mark, hashes that do not fit would not be looked at."""
     edit(root / "moe-1/status.json", files={"metrics.jsonl": {"size": 1, "sha256": "a" * 64}})
@@ -126,6 +160,12 @@ ATTACKS = {
     seed_of_another_command: "its command sets seed to 5, but its settings have 1",
     more_steps_than_commanded: "its command sets train.steps to 90, but its settings have 100",
     losses_of_another_seed: "its log has the losses of runs/moe-0 at every step, although its seed",
+    no_start: "its events.jsonl has no start, so that changes of its settings may be missing",
+    losses_below_zero: "its log has nats -1 at step 20, must not be below 0",
+    losses_that_are_not_finite: "its log has nats nan at step 20, although the run went on and",
+    parts_of_another_model: "its parts add up to 7 parameters, but it states 1,000,000",
+    more_in_blocks_than_in_all: "it states 1,000,001 parameters without embedding of 1,000,000",
+    fewer_parameters_than_other_seeds: "it states 900000 params, other runs of the same settings",
     removed_mark_of_hashes: "its status.json has the hashes of its files",
 }
 

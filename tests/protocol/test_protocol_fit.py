@@ -1,5 +1,6 @@
 """`python -m protocol.fit`: what it fits, what it says, and what it refuses."""
 
+import csv
 import io
 import json
 import math
@@ -87,6 +88,8 @@ def test_repeated_tokens_are_worth_less():
         (["--budgets=-1"], "--budgets=-1, must be a number above 0"),
         (["--predict=1e9"], "has no ':'"),
         (["--where=source=x"], "names the column 'source'"),
+        (["--where=params=x"], "has no row with params=x; give another table, or"),
+        (["--out="], "argument --out: it is empty, must name a file or a folder"),
         (["--sha256=abc"], "not abc; download it again"),
     ],
 )
@@ -98,9 +101,15 @@ def test_a_wrong_flag_is_one_line(table, flags, message, capsys):
 
 def test_a_wrong_table_is_one_line(tmp_path, capsys):
     path = tmp_path / "x.csv"
+    csv.field_size_limit(131_072)  # The default, which readers of long texts raise.
     for text, message in (
         ("params,tokens\n1,2\n", "has no column 'loss'"),
+        ("params,tokens,loss\n", "has no row; give another table"),
         ("params,tokens,loss\n1,2,x\n", "row 1: loss is 'x', must be a number"),
+        ("params,tokens,loss\n1,2,3\n-1,2,3\n", "row 2: params is '-1', must be a number above 0"),
+        ("params,tokens,loss\n1,nan,3\n", "row 1: tokens is 'nan', must be a number above 0"),
+        ("params,tokens,loss,epochs\n1,2,3,inf\n", "epochs is 'inf', must be a number of 0 or"),
+        ('params,tokens,loss\n1,2,"' + 200_000 * "3" + '"\n', "is no table of commas"),
     ):
         path.write_text(text)
         assert command.main([str(path)]) != 0

@@ -12,7 +12,12 @@ import tiny_runs
 
 from errors import ConfigError, DataError
 from protocol.coordinates import __main__ as coordinates_command
-from protocol.coordinates.measure import CoordinateCheck, check_coordinates, short_settings
+from protocol.coordinates.measure import (
+    CoordinateCheck,
+    check_coordinates,
+    parse_widths,
+    short_settings,
+)
 from protocol.transfer import __main__ as transfer_command
 from protocol.transfer.search import RateSearch, RateTrial, describe, rate_grid, search_rates
 from settings.changes import with_changes
@@ -73,6 +78,8 @@ def test_what_cannot_be_checked_is_refused():
     with pytest.raises(ConfigError, match="--rates is 4, must be an odd number of 3 or more"):
         search_rates(Settings(model=tiny.config()), None, [16], 4, 1)
     assert run_command(coordinates_command.run, ["--widths=32,x"]) == 2
+    with pytest.raises(ConfigError, match="--widths is empty, must be whole numbers"):
+        parse_widths([])
 
 
 def made_search(optimum_of, rates=7, seeds=1):

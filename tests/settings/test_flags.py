@@ -30,7 +30,9 @@ from settings.tree import (
     to_config_dict,
 )
 from settings.types import (
+    MAX_FLOAT32,
     MAX_INT32,
+    MIN_FLOAT32,
     Fraction,
     NonNegativeInt,
     PositiveFloat,
@@ -291,6 +293,8 @@ def test_copies_are_independent_and_still_guarded():
         ("--config.train.rate=nan", ["config.train.rate is nan", "finite"]),
         ("--config.train.rate=-inf", ["config.train.rate is -inf", "finite"]),
         ("--config.train.rate=1e999", ["config.train.rate is inf", "finite"]),
+        ("--config.train.rate=1e39", ["config.train.rate is 1e+39", "at most 3.4e+38 in size"]),
+        ("--config.train.rate=1e-39", ["is 1e-39, must be 0 or at least 1.2e-38 in size"]),
         ("--config.train.rate=0", ["config.train.rate is 0.0, must be > 0"]),
         ("--config.train.steps=0", ["config.train.steps is 0, must be >= 1"]),
         ("--config.train.steps=-1", ["config.train.steps is -1, must be >= 1"]),
@@ -516,12 +520,12 @@ def test_failures_of_a_file_leave_defaults_alone(write):
 def trees() -> st.SearchStrategy[Tree]:
     names = st.text(string.ascii_lowercase, min_size=1, max_size=5)
     texts = st.text(max_size=8)
-    positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
+    positive = st.floats(MIN_FLOAT32, MAX_FLOAT32)
     leaf = st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts
     free = st.dictionaries(
         names, leaf | st.tuples(leaf, st.tuples(leaf)) | st.dictionaries(names, leaf, max_size=2)
     )
-    share = st.floats(0, 1)
+    share = st.just(0.0) | st.floats(MIN_FLOAT32, 1)
     model = st.builds(
         Model,
         dim=st.integers(1, 99).map(lambda n: 2 * n),

@@ -67,6 +67,8 @@ def test_a_folder_that_is_no_cache_of_this_user_is_passed_over(
     (tmp_path / "file").write_text("")
     compile_cache.use_compile_cache(str(tmp_path / "file"))
     assert cache_folder() is None and "File exists" in caplog.text
+    compile_cache.use_compile_cache("~nosuchuser/cache")  # As where no user has a home folder.
+    assert cache_folder() is None and "no home folder; set train.compile_cache" in caplog.text
     monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
     compile_cache.use_compile_cache(str(tmp_path))
     assert cache_folder() is None and "another user owns it" in caplog.text

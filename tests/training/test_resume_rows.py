@@ -144,3 +144,6 @@ def test_a_run_json_that_is_not_as_written_is_no_config(tmp_path, changes, probl
     path.write_text(json.dumps(record | changes))
     with pytest.raises(CheckpointError, match=problem):
         load_config(str(path), Settings)
+    path.write_text(json.dumps({"format": 2, "settings": {"seed": 3}, "data": [1]}))
+    with pytest.raises(CheckpointError, match="has no section under 'data', must be an object"):
+        load_config(str(path), Settings)

@@ -375,12 +375,10 @@ def test_damaged_events_do_not_keep_a_run_from_going_on(tmp_path):
 
 
 def test_a_run_stays_what_it_began_with(tmp_path):
-    begun(tmp_path, flags={"init_from": "a"})
+    start = {"init_from": "a", "init_from_sha256": 64 * "1"}
+    begun(tmp_path, flags=start)
     assert begun(tmp_path, flags={"init_from": "a"}).attempt == 2
-    assert begun(tmp_path, flags={"config": "x"}).record["flags"] == {
-        "config": "x",
-        "init_from": "a",
-    }
+    assert begun(tmp_path, flags={"config": "x"}).record["flags"] == {"config": "x", **start}
     with pytest.raises(ConfigError, match="started from --init_from=a, not from b; leave it out"):
         open_run(tmp_path, record(flags={"init_from": "b"}))
     begun(tmp_path / "other")

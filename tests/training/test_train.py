@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import tiny_runs
 import tokenizers as hf
-from tiny_runs import assert_same_bits, event_names, run, saved_leaves
+from tiny_runs import STEPS, assert_same_bits, event_names, run, saved_leaves
 from tiny_runs import text_flags as flags
 
 from protocol.records import run_record
+from settings.run_json import content_hash
 from training.checkpoint import restore
 from training.run.cli_errors import run_command
 from training.run.console import Console
@@ -190,6 +191,10 @@ def test_parameters_of_another_run_are_a_beginning(whole, text, tmp_path, capsys
     first = RunFolder(tmp_path / "from").read_metrics()[0]["loss"]
     losses = [row["loss"] for row in RunFolder(whole).read_metrics()]
     assert first < losses[0] - 0.3 * (losses[0] - losses[-1])
+    files = json.loads((whole / f"checkpoints/{STEPS}/MANIFEST.json").read_text())["files"]
+    record = json.loads((tmp_path / "from/run.json").read_text())
+    assert record["flags"]["init_from_sha256"] == content_hash(files)
+    assert record["data"]["shared_text"].keys() == {"valid", "test"}
     wrong = ["--config.model.width=32", "--config.model.vocab_size=400", f"--init_from={whole}"]
     assert run(*flags(text, tmp_path / "wrong", *wrong)) == 66
     said = capsys.readouterr().err

@@ -10,6 +10,7 @@ from settings import run_json
 from settings.json_types import JsonObject
 from settings.tree import differences
 
+SOURCE_HASH = "init_from_sha256"  # The flag of run.json with the hash of what `init_from` named.
 # Kind of the event, section of run.json, and its name in the message.
 CHANGE_EVENTS = (
     ("devices_changed", "mesh", "mesh"),
@@ -72,6 +73,28 @@ def check_resumable(
         )
 
 
+def check_fingerprints(
+    path: Path, record: Mapping[str, object], fingerprints: Mapping[str, str]
+) -> None:
+    """Checks that a run which is only read still has the tokenizer, or the data, of its training.
+
+    A changed file of `data.path` gives other token stores, and another learned vocabulary that fits
+    the parameters in shape alone. Fingerprints that run.json lacks are not compared.
+
+    Raises:
+        DataError: if one of `fingerprints` is not the recorded one.
+    """
+    recorded = record.get("fingerprints")
+    for name, actual in fingerprints.items():
+        expected = recorded.get(name, actual) if isinstance(recorded, Mapping) else actual
+        if expected != actual:
+            setting = "data.tokenizer or of data.path" if name == "tokenizer" else "data.path"
+            raise DataError(
+                f"{path} was trained with the {name} {str(expected)[:12]}, its settings now give "
+                f"{actual[:12]}: files of {setting} have changed; restore them"
+            )
+
+
 def _batch_hint(changes: Mapping[str, list]) -> str:
     """Returns how a run with a smaller batch goes on: in parts, which change no step of it."""
     if "train.batch_size" not in changes:
@@ -86,6 +109,8 @@ def _batch_hint(changes: Mapping[str, list]) -> str:
 def resume_flags(path: Path, old: JsonObject, new: JsonObject) -> JsonObject:
     """Returns the flags of a resumed run: those of the command, with the original `init_from`.
 
+    The hash of its parameters stays too.
+
     Raises:
         ConfigError: if the command has another `init_from` than the run started with.
     """
@@ -96,7 +121,8 @@ def resume_flags(path: Path, old: JsonObject, new: JsonObject) -> JsonObject:
         raise ConfigError(
             f"{path} started {start}, not from {new_source}; leave it out, or use another --workdir"
         )
-    return flags | ({"init_from": source} if source else {})
+    beginning = {"init_from": source, SOURCE_HASH: old_flags.get(SOURCE_HASH, "")}
+    return flags | {name: value for name, value in beginning.items() if source and value}
 
 
 def find_changes(old: Mapping[str, object], new: Mapping[str, object], key: str) -> dict[str, list]:
