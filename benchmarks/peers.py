@@ -33,6 +33,7 @@ TABLE_BEGIN, TABLE_END = "<!-- table: benchmarks/peers.py -->\n", "<!-- end of t
 PEER_PACKAGES = ("torch==2.13.0", "transformers>=5.0", "numpy")
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 MODELS = ("dense", "moe", "mamba2", "mamba1", "deltanet")
+NO_PEER = ("mamba1",)  # the pure torch form, a Python loop over tokens, takes over 50 s a step
 OWN_PEERS = {"deltanet": "mamba2"}  # models of this project that another one is compared with
 SHAPES = {256: 8, 1024: 2}  # batch size by tokens per row
 DEPTH, VOCAB = 6, 8192
@@ -109,7 +110,7 @@ def measure(case: Case, peer: Path | None, rounds: int) -> dict[str, Any]:
         workers[own_peer] = Worker(
             sys.executable, "peers_isoflop.py", case._replace(model=own_peer)
         )
-    elif peer:
+    elif peer and case.model not in NO_PEER:
         workers["torch"] = Worker(peer, "peers_torch.py", case)
     peer_name = next((name for name in workers if name != "isoflop"), "")
     seconds: dict[str, list[float]] = {name: [] for name in workers}
@@ -229,7 +230,7 @@ def main() -> None:
         return
     if unknown := {*args.models.split(",")} - {*MODELS}:
         parser.error(f"--models has {min(unknown)!r}; choose from {', '.join(MODELS)}")
-    needs_torch = {*args.models.split(",")} - {*OWN_PEERS}
+    needs_torch = {*args.models.split(",")} - {*NO_PEER, *OWN_PEERS}
     peer = peer_python(Path(args.env).expanduser()) if needs_torch else None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     record = {"cores": cores, "machine": platform.machine(), "cases": list[dict[str, Any]]()}
