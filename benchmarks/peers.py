@@ -158,16 +158,16 @@ def extend_record(record: dict[str, Any], earlier: dict[str, Any]) -> dict[str, 
 
 
 def replace_case(cases: list[dict[str, Any]], result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the cases with a new result, in the order of the table."""
+    """Returns the cases with a new result, which replaces an earlier one."""
     by_case = {tuple(case[name] for name in Case._fields): case for case in cases}
     by_case[tuple(result[name] for name in Case._fields)] = result
-    return sorted(by_case.values(), key=sort_key)
+    return list(by_case.values())
 
 
-def sort_key(case: dict[str, Any]) -> tuple[int, int, int, int]:
+def sort_key(case: dict[str, Any]) -> tuple[int, int, int, bool]:
     """Returns what orders the rows of the table."""
     model = MODELS.index(case["model"])
-    return model, case["width"], case["seq_len"], -len(case["dtype"])
+    return model, case["width"], case["seq_len"], case["dtype"] != "float32"
 
 
 def format_row(result: dict[str, Any]) -> str:
@@ -200,7 +200,7 @@ def format_table(record: dict[str, Any]) -> str:
         "| model | width | batch | dtype | tokens/s | peak, GFLOP/s | of peak | peer | "
         "its tokens/s | ratio |",
         "|---|---|---|---|---|---|---|---|---|---|",
-        *map(format_row, record["cases"]),
+        *map(format_row, sorted(record["cases"], key=sort_key)),
     ]
     return "\n" + "\n".join(lines) + "\n\n"
 
