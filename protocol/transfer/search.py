@@ -1,7 +1,10 @@
 """The best learning rate by width: a grid of rates at each width, and how far the best ones differ.
 
 The loss of a trial is the mean over the last tenth of its steps. All trials of a width share one
-compiled step, and all rates the same initial values and batches.
+compiled step, and all rates of a seed the same initial values and batches. The losses near the best
+rate differ by less than seeds do, so that the rate of the grid with the lowest loss is a poor
+estimate. The minimum of a parabola in log rate, fitted to the means of all rates near it, is better
+and has an interval over seeds.
 """
 
 import dataclasses
@@ -11,6 +14,8 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float
+from scipy import special
 
 from arch.scaling import with_width
 from data import Data
@@ -26,6 +31,8 @@ RATE_FACTOR = math.sqrt(2)
 MIN_RATES = 3
 MAX_RATIO = 1.5  # Ratio of best rates up to which a rate counts as transferred.
 LATTICE_TOLERANCE = 1e-3  # Deviation of a rate from those of a grid, in factors of 2^1/2.
+FIT_REACH = 4  # Rates of the grid on each side of the best one through which the parabola goes.
+MIN_SEEDS = 3  # Seeds below which a minimum has no interval.
 LOSS_SHARE = 0.1  # Share of the steps, the last ones, whose mean is the loss of a trial.
 
 
@@ -51,14 +58,18 @@ class RateSearch(NamedTuple):
         """The widths, increasing."""
         return tuple(sorted({trial.width for trial in self.trials}))
 
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of each trial, increasing."""
+        return tuple(sorted({trial.seed for trial in self.trials}))
+
     def losses(self, width: int) -> dict[float, float]:
         """Returns the mean loss over seeds by rate, increasing; inf if a seed diverged."""
-        trials = [trial for trial in self.trials if trial.width == width]
-        rates = sorted({trial.rate for trial in trials})
-        return {r: float(np.mean([t.loss for t in trials if t.rate == r])) for r in rates}
+        rates, table = self._table(width)
+        return dict(zip(rates.tolist(), table.mean(axis=1).tolist(), strict=True))
 
     def best_rate(self, width: int) -> float:
-        """Returns the rate of the grid with the lowest loss.
+        """Returns the rate of the grid with the lowest mean loss.
 
         Raises:
             DataError: if it is at an edge of the grid, so that the best one may be outside.
@@ -74,25 +85,65 @@ class RateSearch(NamedTuple):
             )
         return best
 
-    def rate_at_minimum(self, width: int) -> float:
-        """Returns the minimum of the parabola through the best rate and its neighbors, in log rate.
+    def minimum(self, width: int) -> float:
+        """Returns the rate at the minimum of the parabola through the rates around the best one."""
+        rates, table = self._table(width)
+        return _minimum(rates, table.mean(axis=1))
 
-        Raises:
-            DataError: if the best rate is at an edge.
+    def interval(self, width: int) -> tuple[float, float] | None:
+        """Returns the 95 % interval of the minimum over seeds, by the jackknife of its logarithm.
+
+        None with fewer than `MIN_SEEDS` seeds.
         """
-        losses, best = self.losses(width), self.best_rate(width)
-        rates = list(losses)
-        index = rates.index(best)
-        left, middle, right = (losses[rates[index + i]] for i in (-1, 0, 1))
-        curvature = left - 2 * middle + right
-        if not 0 < curvature < math.inf:
-            return best
-        return best * RATE_FACTOR ** (0.5 * (left - right) / curvature)
+        rates, table = self._table(width)
+        n = table.shape[1]
+        if n < MIN_SEEDS:
+            return None
+        without = [_minimum(rates, np.delete(table, i, axis=1).mean(axis=1)) for i in range(n)]
+        error = math.sqrt((n - 1) * float(np.var(np.log(without))))
+        factor = math.exp(float(special.stdtrit(n - 1, 0.975)) * error)
+        minimum = self.minimum(width)
+        return minimum / factor, minimum * factor
 
     def spread(self) -> float:
-        """Returns the ratio of the largest to the smallest best rate of the grid."""
-        best = [self.best_rate(width) for width in self.widths]
-        return max(best) / min(best)
+        """Returns the ratio of the largest minimum to the smallest one."""
+        minima = [self.minimum(width) for width in self.widths]
+        return max(minima) / min(minima)
+
+    def excess_losses(self) -> dict[int, float]:
+        """Returns what the minimum of the smallest width costs at each width.
+
+        This is the loss at the rate of the grid next to it, above the lowest one of that width.
+        """
+        transferred = self.minimum(self.widths[0])
+        excess = {}
+        for width in self.widths:
+            losses = self.losses(width)
+            nearest = min(losses, key=lambda rate: abs(math.log(rate / transferred)))
+            excess[width] = losses[nearest] - min(losses.values())
+        return excess
+
+    def _table(
+        self, width: int
+    ) -> tuple[Float[np.ndarray, " rates"], Float[np.ndarray, "rates seeds"]]:
+        """Returns the rates, increasing, and the losses of a width."""
+        losses = {(t.rate, t.seed): t.loss for t in self.trials if t.width == width}
+        rates = sorted({rate for rate, _ in losses})
+        return np.array(rates), np.array([[losses[r, s] for s in self.seeds] for r in rates])
+
+
+def _minimum(rates: Float[np.ndarray, " rates"], losses: Float[np.ndarray, " rates"]) -> float:
+    """Returns the minimum of a parabola in log rate, or the best rate if it bends downwards."""
+    best = int(np.argmin(losses))
+    window = slice(max(best - FIT_REACH, 0), best + FIT_REACH + 1)
+    x, y = np.log(rates[window] / rates[best]), losses[window]
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    if len(x) < MIN_RATES:
+        return float(rates[best])
+    curvature, slope, _ = np.polyfit(x, y, 2)
+    if curvature <= 0:
+        return float(rates[best])
+    return float(rates[best] * np.exp(np.clip(-slope / (2 * curvature), x[0], x[-1])))
 
 
 def search_rates(
@@ -171,20 +222,31 @@ def describe(search: RateSearch) -> list[str]:
     lines += [
         f"{rate:>10.4g}" + "".join(f"{column[rate]:>10.4f}" for column in columns) for rate in rates
     ]
-    lines += [
-        f"width {width}: best rate {search.best_rate(width):.4g}, minimum of the parabola "
-        f"{search.rate_at_minimum(width):.4g}"
-        for width in search.widths
-    ]
-    spread = search.spread()
+    for width in search.widths:
+        interval = search.interval(width)
+        reach = f" (95 %: {interval[0]:.3g} to {interval[1]:.3g})" if interval else ""
+        lines.append(
+            f"width {width}: best rate {search.best_rate(width):.4g}, minimum of the parabola "
+            f"{search.minimum(width):.4g}{reach}"
+        )
+    costs = [f"{excess:.4f} at {width}" for width, excess in search.excess_losses().items()]
+    lines.append(
+        f"loss above the best at the minimum of width {search.widths[0]}, in nats per token: "
+        + ", ".join(costs)
+    )
+    spread, n = search.spread(), len(search.seeds)
     verdict = "transfers" if spread <= MAX_RATIO else "does not transfer"
-    lines.append(f"best rates differ by a factor of {spread:.3g}: the rate {verdict}")
+    if n < MIN_SEEDS:
+        verdict = f"has no verdict with {n} of {MIN_SEEDS} --seeds"
+    lines.append(f"the minima differ by a factor of {spread:.3g}: the rate {verdict}")
     return lines
 
 
 def to_json(search: RateSearch) -> JsonObject:
     """Returns the search as transfer.json has it."""
-    return search._asdict() | {"trials": [list(trial) for trial in search.trials]}
+    minima = {str(w): [search.minimum(w), search.interval(w)] for w in search.widths}
+    trials = [list(trial) for trial in search.trials]
+    return search._asdict() | {"minima": minima, "trials": trials}
 
 
 def _loss(settings: Settings, data: Data, width: int, rate: float, seed: int) -> float:

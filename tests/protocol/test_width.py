@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_runs
+from scipy import stats
 
 from errors import ConfigError, DataError
 from protocol.coordinates import __main__ as coordinates_command
@@ -19,7 +20,14 @@ from protocol.coordinates.measure import (
     short_settings,
 )
 from protocol.transfer import __main__ as transfer_command
-from protocol.transfer.search import RateSearch, RateTrial, describe, rate_grid, search_rates
+from protocol.transfer.search import (
+    RateSearch,
+    RateTrial,
+    describe,
+    rate_grid,
+    search_rates,
+    to_json,
+)
 from settings.changes import with_changes
 from training.run.cli_errors import run_command
 from training.settings import Settings
@@ -98,19 +106,40 @@ def test_the_best_rates_of_widths_are_compared():
     assert np.diff(np.log2(grid)) == pytest.approx([0.5] * 6) and grid[3] == 1e-2
     near = made_search(lambda width: 1.1e-2, seeds=2)
     assert [near.best_rate(width) for width in WIDTHS] == [1e-2] * 3
-    assert near.rate_at_minimum(64) == pytest.approx(1.1e-2)
+    assert near.minimum(64) == pytest.approx(1.1e-2) and near.interval(64) is None
     assert near.losses(32)[grid[3]] == pytest.approx(2.5 + math.log(1.1) ** 2)
-    assert "by a factor of 1: the rate transfers" in describe(near)[-1]
-    far = made_search(lambda width: 1e-2 * 64 / width)
+    assert "by a factor of 1: the rate has no verdict with 2 of 3 --seeds" in describe(near)[-1]
+    assert "the rate transfers" in describe(made_search(lambda width: 1.1e-2, seeds=3))[-1]
+    far = made_search(lambda width: 1e-2 * 64 / width, seeds=3)
     assert far.spread() == pytest.approx(4)
     assert "does not transfer" in describe(far)[-1]
+    assert far.excess_losses() == pytest.approx(
+        {32: 0, 64: math.log(2) ** 2, 128: math.log(4) ** 2}
+    )
+
+
+def test_the_interval_of_a_minimum_is_that_of_the_mean_log_rate_of_seeds():
+    """The mean of parabolas of equal curvature has its minimum at the mean of theirs."""
+    minima = np.array([8e-3, 1.3e-2, 1e-2, 1.1e-2])
+    trials = [
+        RateTrial(32, rate, seed, 2 + math.log(rate / minimum) ** 2)
+        for rate in rate_grid(1e-2, 7)
+        for seed, minimum in enumerate(minima)
+    ]
+    search = RateSearch(("attention+mlp",), "mup", 100, tuple(trials))
+    mean, error = np.log(minima).mean(), np.log(minima).std(ddof=1) / 2
+    expected = np.exp(mean + np.array([-1, 1]) * stats.t.ppf(0.975, 3) * error)
+    assert search.minimum(32) == pytest.approx(np.exp(mean))
+    assert search.interval(32) == pytest.approx(tuple(expected))
+    assert to_json(search)["minima"]["32"] == [search.minimum(32), search.interval(32)]
 
 
 def test_a_diverged_seed_and_a_best_rate_at_the_edge_are_no_optimum():
     search = made_search(lambda width: 1e-2)
     trials = [t._replace(loss=math.inf) if t.rate > 1.2e-2 else t for t in search.trials]
     diverged = search._replace(trials=tuple(trials))
-    assert diverged.best_rate(64) == diverged.rate_at_minimum(64) == 1e-2
+    assert diverged.best_rate(64) == 1e-2
+    assert diverged.minimum(64) == pytest.approx(1e-2)  # By the rates that did not diverge.
     with pytest.raises(DataError, match="width 32 the best rate 0.02828 is at the edge"):
         describe(made_search(lambda width: 1.0))
 
