@@ -100,8 +100,8 @@ def run(argv: Sequence[str]) -> None:
         console.print(line, markup=False)
     if not prior.tuning_choices:
         console.print(
-            "No tuning sweep is recorded for these settings; all candidates use the same learning "
-            "rate."
+            "No tuning sweep is recorded for these settings; each candidate has the learning rate "
+            "of its settings."
         )
     if args.dry_run:
         return

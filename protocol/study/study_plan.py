@@ -199,8 +199,8 @@ def _check_plan(plan: StudyPlan) -> None:
             raise ConfigError(
                 f"comparisons name the candidate {name!r}; {did_you_mean(name, names)}"
             )
-    if not plan.declaration.comparisons:
-        raise ConfigError("a plan declares no comparison; name pairs of candidates")
+    if not plan.declaration.comparisons and len(names) > 1:
+        raise ConfigError("a plan of several candidates declares no comparison; name pairs of them")
     if not plan.declaration.margin >= 0:
         raise ConfigError(f"margin is {plan.declaration.margin}, must be 0 or more")
     check_looks(plan.declaration.looks, len(plan.seeds))
