@@ -234,12 +234,17 @@ def describe(search: RateSearch) -> list[str]:
         f"loss above the best at the minimum of width {search.widths[0]}, in nats per token: "
         + ", ".join(costs)
     )
+    if len(search.widths) > 1:
+        lines.append(_verdict(search))
+    return lines
+
+
+def _verdict(search: RateSearch) -> str:
     spread, n = search.spread(), len(search.seeds)
     verdict = "transfers" if spread <= MAX_RATIO else "does not transfer"
     if n < MIN_SEEDS:
         verdict = f"has no verdict with {n} of {MIN_SEEDS} --seeds"
-    lines.append(f"the minima differ by a factor of {spread:.3g}: the rate {verdict}")
-    return lines
+    return f"the minima differ by a factor of {spread:.3g}: the rate {verdict}"
 
 
 def to_json(search: RateSearch) -> JsonObject:

@@ -130,6 +130,7 @@ def test_the_interval_of_a_minimum_is_that_of_the_mean_log_rate_of_seeds():
     mean, error = np.log(minima).mean(), np.log(minima).std(ddof=1) / 2
     expected = np.exp(mean + np.array([-1, 1]) * stats.t.ppf(0.975, 3) * error)
     assert search.minimum(32) == pytest.approx(np.exp(mean))
+    assert "nats per token: " in describe(search)[-1]  # One width has no verdict.
     assert search.interval(32) == pytest.approx(tuple(expected))
     assert to_json(search)["minima"]["32"] == [search.minimum(32), search.interval(32)]
 
