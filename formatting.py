@@ -1,12 +1,19 @@
 """Formatters of numbers and texts for people: one set for the console, tables and boards."""
 
+import math
+
 SI_PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 MAX_SHOWN = 60  # characters of a value in a message
 
 
 def format_si(number: float, unit: str = "") -> str:
-    """Returns a number with three digits and an SI prefix: 6738415616 is 6.74G, or 6.74 GFLOPs."""
+    """Returns a number with three digits and an SI prefix: 6738415616 is 6.74G, or 6.74 GFLOPs.
+
+    Numbers beyond the largest prefix have a power of ten.
+    """
     space = " " if unit else ""
+    if abs(number) >= 1000 * SI_PREFIXES[0][0]:
+        return f"{format_scientific(number)}{space}{unit}"
     for size, prefix in SI_PREFIXES:
         if abs(number) >= size:
             return f"{number / size:.3g}{space}{prefix}{unit}"
@@ -15,6 +22,8 @@ def format_si(number: float, unit: str = "") -> str:
 
 def format_scientific(number: float) -> str:
     """Returns a number with three digits and a power of ten, 1.25e15; small numbers stay plain."""
+    if not math.isfinite(number):
+        return f"{number}"
     if not number or 0.01 <= abs(number) < 1e5:
         return f"{number:.3g}" if abs(number) < 1000 else f"{number:.0f}"
     mantissa, _, power = f"{number:.2e}".partition("e")

@@ -218,7 +218,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Fits",
         "protocol/fit",
-        "points report figures",
+        "points point_table report describe figures",
     ),
     (
         "Coordinate checks",

@@ -10,11 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from errors import ConfigError
+from errors import ConfigError, DataError
 from protocol.board.figures import save_figures
+from protocol.fit.describe import describe, to_json
 from protocol.fit.figures import iter_figures
-from protocol.fit.points import PointSet, read_points, read_runs
-from protocol.fit.report import APPROACHES, FitSettings, describe, fit_points, to_json
+from protocol.fit.point_table import read_points
+from protocol.fit.points import PointSet, read_runs
+from protocol.fit.report import APPROACHES, FitSettings, fit_points
 from protocol.records.fit_file import FORMAT
 from settings.command import run_command
 from settings.flag_parser import count_parser, make_parser
@@ -71,7 +73,8 @@ def read_sources(args: argparse.Namespace) -> list[PointSet]:
     Raises:
         ConfigError: if a flag does not suit the results.
     """
-    if [path.suffix for path in args.results] == [".csv"]:
+    kinds = [path.suffix.lower() for path in args.results]
+    if kinds == [".csv"]:
         if args.checkpoints:
             raise ConfigError(
                 "--checkpoints is for run folders; a CSV file has the columns run and "
@@ -79,6 +82,12 @@ def read_sources(args: argparse.Namespace) -> list[PointSet]:
             )
         where = dict(_split_pair("--where", text, "=") for text in _items(args.where))
         return [read_points(args.results[0], where, args.sha256)]
+    for path, kind in zip(args.results, kinds, strict=True):
+        if kind == ".csv" or (path.is_file() and kind != ".json"):
+            raise ConfigError(
+                f"{path} is a file among {len(kinds)} results; give run folders, or one file of "
+                "points whose name ends in .csv"
+            )
     if args.where or args.sha256:
         raise ConfigError(
             "--where and --sha256 are for a CSV file; give one file that ends in .csv"
@@ -93,7 +102,9 @@ def parse_settings(args: argparse.Namespace) -> FitSettings:
     Raises:
         ConfigError: if an approach is unknown or a value is no positive number.
     """
-    approaches = tuple(_items(args.approach))
+    approaches = tuple(dict.fromkeys(_items(args.approach)))
+    if not approaches:
+        raise ConfigError(f"--approach names none; known: {', '.join(APPROACHES)}")
     for name in approaches:
         if name not in APPROACHES:
             raise ConfigError(f"--approach={name}; {did_you_mean(name, APPROACHES)}")
@@ -109,12 +120,18 @@ def parse_settings(args: argparse.Namespace) -> FitSettings:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Runs the command."""
+    """Runs the command.
+
+    Raises:
+        DataError: if no approach fits the points of any candidate.
+    """
     args = parse_args(argv)
     settings = parse_settings(args)
     reports = [fit_points(source, settings) for source in read_sources(args)]
     for report in reports:
         print("\n".join(describe(report)), flush=True)
+    if all(result.problem for report in reports for result in report.results):
+        raise DataError("nothing was fitted; the lines above say why by approach")
     if args.out:
         paths = save_figures(iter_figures(reports), args.out)
         record = args.out / "fit.json"

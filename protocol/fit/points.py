@@ -1,14 +1,11 @@
-"""The points that a law is fitted to, from run folders or from a CSV file, by candidate."""
+"""The points that a law is fitted to, by candidate: those of run folders."""
 
-import csv
-import hashlib
-import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from errors import ConfigError, DataError
+from errors import DataError
 from protocol.board.columns import pluralize
 from protocol.records.comparability import FROM_SCRATCH, NOT_STATED
 from protocol.records.contradictions import mark_contradictions
@@ -17,21 +14,7 @@ from protocol.records.load import iter_run_folders, load_records
 from protocol.records.run_checkpoints import RunCheckpoints, ScoredCheckpoint, read_checkpoints
 from protocol.records.run_record import RunRecord
 from protocol.statistics.scaling_law import Point
-from settings.types import did_you_mean
 
-MAX_BYTES = 64 << 20  # Limit of a file of points.
-COLUMN_NAMES = {  # Column of a table: the names that are accepted for it.
-    "params": ("params", "n", "N"),
-    "tokens": ("tokens", "d", "D"),
-    "loss": ("loss",),
-    "training_flops": ("training_flops",),
-    "epochs": ("epochs",),
-    "budget": ("budget", "budget_flops"),
-    "run": ("run",),
-    "before_cooldown": ("before_cooldown",),
-}
-WHOLE_NUMBERS = ("run", "before_cooldown")
-REQUIRED = ("params", "tokens", "loss")
 # Comparability keys in which the points of one law agree. Others, as the batch size, may grow with
 # the size.
 LAW_KEYS = ("objective", "data", "tokenizer", "metric", "evaluation")
@@ -71,88 +54,6 @@ def discount_repetition(points: Sequence[Point]) -> list[Point]:
         )
         for p in points
     ]
-
-
-def read_points(path: Path, where: Mapping[str, str], sha256: str = "") -> PointSet:
-    """Reads a CSV file with the columns params, tokens and loss.
-
-    Args:
-        path: the file.
-        where: values that columns must have, such as {"source": "llama_3"}.
-        sha256: the SHA-256 that the file must have; blank: any.
-
-    Raises:
-        DataError: if the file has another hash, lacks a column or has no number in one.
-        ConfigError: if `where` names no column of the file.
-    """
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise DataError(f"{path} has {size} bytes, at most {MAX_BYTES} are read; give fewer rows")
-    data = path.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    if sha256 and not digest.startswith(sha256):
-        raise DataError(f"{path} has the SHA-256 {digest}, not {sha256}; download it again")
-    header, table = _read_table(path, data)
-    columns = {
-        key: next((name for name in names if name in header), "")
-        for key, names in COLUMN_NAMES.items()
-    }
-    if missing := [key for key in REQUIRED if not columns[key]]:
-        raise DataError(
-            f"{path} has no column {missing[0]!r} among {header[:12]}; a table of points has "
-            "params, tokens and loss, and may have budget, training_flops and epochs"
-        )
-    for key in where:
-        if key not in header:
-            raise ConfigError(f"--where names the column {key!r}; {did_you_mean(key, header)}")
-    rows = [row for row in table if all(row[key] == value for key, value in where.items())]
-    if not rows:
-        named = " with " + ", ".join(f"{k}={v}" for k, v in where.items()) if where else ""
-        raise DataError(f"{path} has no row{named}; give another table, or another --where")
-    points = tuple(
-        _row_point(path, number, row, columns) for number, row in enumerate(rows, start=1)
-    )
-    name = " ".join(where.values()) or path.stem
-    return PointSet(name, points, f"{path.name} (sha256 {digest[:12]}), {len(points)} rows")
-
-
-def _read_table(path: Path, data: bytes) -> tuple[list[str], list[dict[str, str]]]:
-    """Returns the header and the rows of a table.
-
-    Raises:
-        DataError: if it is no table of commas.
-    """
-    table = csv.DictReader(io.StringIO(data.decode("utf-8-sig", "replace")))
-    try:
-        return [*(table.fieldnames or ())], [*table]
-    except csv.Error as error:
-        raise DataError(f"{path} is no table of commas ({error}); correct it") from error
-
-
-def _row_point(
-    path: Path, number: int, row: Mapping[str, str], columns: Mapping[str, str]
-) -> Point:
-    values: dict[str, float] = {}
-    for key, name in columns.items():
-        text = row[name] if name else ""
-        if not text and key not in REQUIRED:
-            continue
-        try:
-            values[key] = float(text)
-        except (TypeError, ValueError):
-            values[key] = math.nan
-        least = math.ulp(0.0) if key in REQUIRED else 0.0
-        if key not in WHOLE_NUMBERS and not least <= values[key] < math.inf:
-            rule = "a number above 0" if key in REQUIRED else "a number of 0 or more"
-            raise DataError(
-                f"{path}, row {number}: {name} is {text!r}, must be {rule}; remove the row"
-            )
-    run, before_cooldown = (values.pop(key, 0.0) for key in WHOLE_NUMBERS)
-    if not (run >= 0 and run.is_integer() and before_cooldown in (0, 1)):
-        raise DataError(
-            f"{path}, row {number}: run is {run:g} and before_cooldown {before_cooldown:g}, must "
-            "be a whole number from 0 on, and 0 or 1; remove the row"
-        )
-    return Point(**values, run=int(run), before_cooldown=int(before_cooldown))
 
 
 def read_runs(

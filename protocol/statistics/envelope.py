@@ -20,7 +20,7 @@ from protocol.statistics.isoflop import (
     bootstrap_interval,
     fit_power_law,
 )
-from protocol.statistics.scaling_law import Point, select_points
+from protocol.statistics.scaling_law import Point, check_losses, select_points
 
 Array = np.ndarray
 
@@ -37,6 +37,7 @@ def fit_envelope(
         DataError: if there are too few curves, or too few of them are ever the best.
     """
     used, points_dropped = select_points(points)
+    check_losses(used)
     by_size = {size: [p for p in used if p.params == size] for size in {p.params for p in used}}
     curves = [
         _TrainingCurve.from_points(by_size[size])

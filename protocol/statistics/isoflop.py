@@ -15,7 +15,7 @@ from scipy import special
 
 from errors import DataError
 from protocol.statistics.hypothesis_tests import Difference, Interval
-from protocol.statistics.scaling_law import MAX_EPOCHS, Numbers, Point, select_points
+from protocol.statistics.scaling_law import MAX_EPOCHS, Numbers, Point, check_losses, select_points
 from protocol.statistics.size_means import LackOfFit, SizeMeans, average_seeds, lack_of_fit
 
 MIN_SIZES = 5  # Sizes that the parabola of a budget needs; it has three constants.
@@ -88,6 +88,7 @@ def fit_minima(points: Iterable[Point]) -> list[Minimum]:
             f"no point remains: {points_dropped} are beyond {MAX_EPOCHS:g} epochs; train on more "
             "text"
         )
+    check_losses(used)
     if min(point.budget for point in used) <= 0:
         raise DataError("isoFLOP points need the budget they were planned for; set Point.budget")
     means = average_seeds(used)
@@ -116,9 +117,11 @@ def fit_isoflop(
     used, points_dropped = select_points(points)
     minima = [m for m in fit_minima(used) if _has_minimum(m, with_outside)]
     if len(minima) < 2:
+        n_budgets = len({point.budget for point in used})
+        remedy = "larger or smaller sizes" if n_budgets > len(minima) else "at more budgets"
         raise DataError(
-            f"{len(minima)} budgets have their minimum inside the sizes trained, a frontier needs "
-            "2 or more; train larger or smaller ones"
+            f"{len(minima)} of {n_budgets} budgets have their minimum inside the sizes trained, a "
+            f"frontier needs 2 or more; train {remedy}"
         )
     means = average_seeds(used)
     groups = [means.at(m.budget) for m in minima]
@@ -203,7 +206,10 @@ def _fit_parabola(budget: float, means: SizeMeans) -> Minimum:
     """
     log_n, y, weights = np.log(means.params), means.losses, means.weights
     if (n_sizes := len({*means.params})) < MIN_SIZES:
-        raise DataError(f"budget {budget:g} has {n_sizes} sizes, must be {MIN_SIZES} or more")
+        raise DataError(
+            f"budget {budget:g} has {n_sizes} sizes, must have {MIN_SIZES} or more; train more "
+            "sizes"
+        )
     center, df = log_n.mean(), len(y) - 3
     x = log_n - center
     X = np.stack([np.ones_like(x), x, x**2], -1)

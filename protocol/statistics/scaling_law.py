@@ -24,6 +24,7 @@ MIN_POINTS = 8  # Points that a fit of five constants needs.
 MAX_SPREAD_RATIO = 20.0  # Limit of the spread of (log N, log D) along its main axis over across it.
 N_STARTS = 2  # Distinct optima of all points from which the fit of each resample starts.
 MIN_EXPONENT_GAP = 0.05  # Difference in an exponent from which two optima count as distinct.
+MIN_EXPONENT = 0.01  # Below it, a power of N or D is a constant over the sizes of any study.
 EXPONENT_BOUNDS = (0.0, 5.0)
 
 Array = np.ndarray
@@ -127,6 +128,8 @@ def fit_law(points: Iterable[Point], *, n_resamples: int = 200, seed: int = 0) -
             f"determine five constants; give {MIN_POINTS} points or more, of 3 sizes and 3 token "
             "counts or more"
         )
+    check_losses(used)
+    check_run_count(int(run_indices(used).max()) + 1)
     n, d = (np.log([getattr(point, name) for point in used]) for name in ("params", "tokens"))
     data = _LogData(n - n.mean(), d - d.mean(), np.log([point.loss for point in used]))
     check_spread(data.n, data.d)
@@ -136,7 +139,7 @@ def fit_law(points: Iterable[Point], *, n_resamples: int = 200, seed: int = 0) -
     )
     optima = sorted((_minimize(o.x, data, ones) for o in optima), key=lambda r: r.fun)
     law = _law_from_theta(optima[0].x, n.mean(), d.mean())
-    _check_exponents(law)
+    check_law(law, EXPONENT_BOUNDS[1])
     rng, laws = np.random.default_rng(seed), []
     runs = run_indices(used)
     shares = np.full(runs.max() + 1, 1 / (runs.max() + 1))
@@ -149,6 +152,19 @@ def fit_law(points: Iterable[Point], *, n_resamples: int = 200, seed: int = 0) -
     return ScalingFit(law, *bounds, len(used), points_dropped, tuple(laws))
 
 
+def check_run_count(n_runs: int) -> None:
+    """Refuses points of few runs, whose errors are not independent: a bootstrap has no width.
+
+    Raises:
+        DataError: if there are fewer runs than points that a fit needs.
+    """
+    if n_runs < MIN_POINTS:
+        raise DataError(
+            f"the points are of {n_runs} independent runs, which do not give intervals of five "
+            f"constants; give points of {MIN_POINTS} runs or more"
+        )
+
+
 def run_indices(points: Sequence[Point]) -> Int[np.ndarray, " n"]:
     """Returns the index of the run of each point, from 0 on; a point of run 0 is one of its own."""
     keys = [(point.run, 0 if point.run else i) for i, point in enumerate(points)]
@@ -159,12 +175,14 @@ def run_indices(points: Sequence[Point]) -> Int[np.ndarray, " n"]:
 def find_optimum(law: ScalingLaw, budget: float) -> Optimum:
     """Returns the N and D of the least loss at 6 N D = budget.
 
-    A factor whose exponent is 0 does not lower the loss, so its optimum is 0.
+    Where A or alpha is 0, larger models do not lower the loss, so that the optimal N is 0; where
+    B or beta is 0, more tokens do not, so that the optimal D is.
     """
-    if not law.beta:
-        return Optimum(math.inf, 0.0, law.E + law.B + law.A * (law.alpha == 0))
-    if not law.alpha:
-        return Optimum(0.0, math.inf, law.E + law.A)
+    if not (law.beta and law.B):
+        loss = law.E + (0.0 if law.alpha else law.A) + (0.0 if law.beta else law.B)
+        return Optimum(math.inf, 0.0, loss)
+    if not (law.alpha and law.A):
+        return Optimum(0.0, math.inf, law.E + (0.0 if law.alpha else law.A))
     ratio = law.alpha * law.A / (law.beta * law.B)
     total = law.alpha + law.beta
     params = ratio ** (1 / total) * (budget / 6) ** (law.beta / total)
@@ -214,6 +232,20 @@ def _minimize(
     )
 
 
+def check_losses(points: Sequence[Point]) -> None:
+    """Refuses points of equal losses, through which rounding errors would decide the fit.
+
+    Raises:
+        DataError: if there are points, and the losses of all agree to nine digits.
+    """
+    losses = [point.loss for point in points]
+    if losses and max(losses) - min(losses) <= 1e-9 * max(losses):
+        raise DataError(
+            f"all {len(losses)} points have the loss {losses[0]:.6g}, a law needs losses that "
+            "differ; check the column of the loss"
+        )
+
+
 def check_spread(log_n: Array, log_d: Array) -> None:
     """Refuses points on a line in (log N, log D), along which N and D cannot be separated.
 
@@ -234,20 +266,30 @@ def check_spread(log_n: Array, log_d: Array) -> None:
         )
 
 
-def _check_exponents(law: ScalingLaw) -> None:
-    """Refuses an exponent at a bound of the optimizer.
+def check_law(law: ScalingLaw, max_exponent: float) -> None:
+    """Refuses a fit that ends at a bound: a factor of 0, or an exponent that cannot be told from 0.
+
+    Args:
+        law: the fit.
+        max_exponent: the upper bound of its exponents.
 
     Raises:
         DataError: if there is one.
     """
-    for name in ("alpha", "beta"):
-        value = law._asdict()[name]
-        if not EXPONENT_BOUNDS[0] + 1e-6 < value < EXPONENT_BOUNDS[1] - 1e-6:
-            points = "sizes" if name == "alpha" else "token counts"
+    for name, constant, noun, points in (
+        ("alpha", "A", "parameters", "sizes"),
+        ("beta", "B", "tokens", "token counts"),
+    ):
+        exponent = law._asdict()[name]
+        if law._asdict()[constant] <= 0:
             raise DataError(
-                f"{name} of the fit is {value:g}, at the bound of {EXPONENT_BOUNDS[0]:g} to "
-                f"{EXPONENT_BOUNDS[1]:g}: the points do not determine it; add {points} over a "
-                "wider range"
+                f"{constant} of the fit is 0: the loss of the points does not fall with more "
+                f"{noun}; check the points, or add {points} over a wider range"
+            )
+        if not MIN_EXPONENT * (1 + 1e-6) < exponent < max_exponent * (1 - 1e-6):
+            raise DataError(
+                f"{name} of the fit is {exponent:.3g}, at the bound of {MIN_EXPONENT:g} to "
+                f"{max_exponent:g}: the points do not determine it; add {points} over a wider range"
             )
 
 

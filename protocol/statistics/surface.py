@@ -25,11 +25,20 @@ from protocol.statistics.scaling_law import (
     MIN_POINTS,
     Point,
     ScalingLaw,
+    check_law,
+    check_losses,
+    check_run_count,
     check_spread,
+    run_indices,
     select_points,
 )
 from protocol.statistics.size_means import LackOfFit, SizeMeans, average_seeds, lack_of_fit
-from protocol.statistics.surface_fit import SurfaceData, SurfaceSolutions, solve_surfaces
+from protocol.statistics.surface_fit import (
+    MAX_EXPONENT,
+    SurfaceData,
+    SurfaceSolutions,
+    solve_surfaces,
+)
 
 N_RESAMPLES = 200
 N_CONSTANTS = 5  # Besides the gap.
@@ -129,6 +138,7 @@ def fit_surface(
         DataError: if the points do not determine the five constants.
     """
     used, points_dropped = select_points(points)
+    check_losses(used)
     means = average_seeds(used)
     n_sizes, n_tokens = len({*means.params}), len({*means.tokens})
     if len(means.losses) < MIN_POINTS or min(n_sizes, n_tokens) < 3:
@@ -137,6 +147,7 @@ def fit_surface(
             f"determine a surface of five constants; give {MIN_POINTS} points or more, of 3 sizes "
             "and 3 token counts or more"
         )
+    check_run_count(int(run_indices(used).max()) + 1)
     log_n, log_d = np.log(means.params), np.log(means.tokens)
     gaps = means.gaps if means.gaps.any() else None
     if gaps is not None and gaps.all():
@@ -146,6 +157,7 @@ def fit_surface(
     centers = float(log_n.mean()), float(log_d.mean())
     solution = solve_surfaces(data, means.losses[None])
     law = ScalingLaw(*_laws(solution, centers)[0].tolist())
+    check_law(law, MAX_EXPONENT)
     gap = 0.0 if gaps is None else float(solution.constants[0, 3])
     if gaps is not None and gap <= 0:
         raise DataError(

@@ -13,9 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from protocol.statistics.scaling_law import MIN_EXPONENT
+
 Array = np.ndarray
 
-MIN_EXPONENT, MAX_EXPONENT = 0.01, 3.0  # Bounds of the exponents.
+MAX_EXPONENT = 3.0  # Bound of the exponents; `MIN_EXPONENT` is the other.
 N_GRID = 16  # Exponents of each kind that the grid has.
 N_ITERATIONS = 60  # Limit of Levenberg-Marquardt; it stops when no fit improves.
 TOLERANCE = 1e-13  # Relative decrease of the squares below which a fit has converged.

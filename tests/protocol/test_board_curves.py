@@ -227,7 +227,7 @@ def test_half_a_curve_is_no_curve(tmp_path):
     curve(tmp_path, "dense", DENSE, rows=range(4))
     curve(tmp_path, "mamba2", MAMBA)
     _, group = only(tmp_path)
-    assert not group.verdicts and "has 4 sizes, must be 5" in group.problems[0]
+    assert not group.verdicts and "has 4 sizes, must have 5" in group.problems[0]
     curve(tmp_path, "dense", DENSE, rows=range(4, 6), seeds=(0,))
     _, group = only(tmp_path)
     assert not group.verdicts

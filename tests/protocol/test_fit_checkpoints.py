@@ -9,8 +9,9 @@ import pytest
 
 from errors import DataError
 from protocol.fit import __main__ as command
+from protocol.fit.describe import describe, to_json
 from protocol.fit.points import PointSet, read_runs
-from protocol.fit.report import FitSettings, describe, fit_points, to_json
+from protocol.fit.report import FitSettings, fit_points
 from protocol.records.load import load_records
 from protocol.records.run_checkpoints import read_checkpoints
 from protocol.statistics.isoflop import fit_minima
@@ -108,6 +109,13 @@ def test_a_repeated_point_of_a_run_adds_nothing_to_the_huber_fit():
     assert independent.high.beta - independent.low.beta < 0.85 * (one.high.beta - one.low.beta)
 
 
+def test_points_of_few_runs_have_no_intervals():
+    points = [p._replace(run=1 + p.run % 7) for p in trained()]
+    for fit in (fit_law, fit_surface):
+        with pytest.raises(DataError, match="are of 7 independent runs, .* give points of 8 runs"):
+            fit([p._replace(before_cooldown=0) for p in points])
+
+
 def test_parabolas_take_the_ends_of_runs():
     points = []
     for budget in (1e12, 4e12):
@@ -126,7 +134,7 @@ def test_parabolas_take_the_ends_of_runs():
     assert [m[:6] for m in result.minima] == [m[:6] for m in alone]
 
 
-def write_runs(root, schedule="wsd"):
+def write_runs(root, schedule="wsd", gap=GAP):
     """Eight runs of 100 steps; the rate is full from step 10 to 60. Each has four scored steps."""
     number = 0
     for size in (200_000, 300_000, 450_000, 700_000):
@@ -146,7 +154,7 @@ def write_runs(root, schedule="wsd"):
                 study={"seeds": []},
             )
             for step in (20, 50, 60, 80):
-                scored = LAW.loss(size, tokens * step / 100) + GAP
+                scored = LAW.loss(size, tokens * step / 100) + gap
                 score = {"name": "test/bits_per_byte", "value": scored, "weight": 1}
                 record = {"task": "bits_per_byte", "version": 1, "step": step, "length": 64}
                 board_runs.write(
@@ -186,7 +194,7 @@ def test_scored_checkpoints_of_run_folders_are_points(tmp_path, capsys):
 
 
 def test_the_schedule_decides_which_checkpoints_are_points(tmp_path):
-    write_runs(tmp_path / "a/runs", "constant")
+    write_runs(tmp_path / "a/runs", "constant", gap=0.0)
     (report,) = fit(tmp_path / "a", 0.0)
     assert report["n_points"] == 60 and report["fits"]["surface"]["gap"] is None
     write_runs(tmp_path / "b/runs", "cosine")
@@ -242,9 +250,15 @@ def test_a_table_may_name_runs_and_what_is_before_a_cooldown(tmp_path, capsys):
     ):
         assert command.main([str(tmp_path / "x.csv"), flag]) != 0
         assert message in capsys.readouterr().err
-    for row in ("1e6,1e7,2.0,1.5,0", "1e6,1e7,2.0,1,2", "1e6,1e7,2.0,-1,0", "1e6,1e7,2.0,nan,0"):
-        (tmp_path / "y.csv").write_text(f"{lines[0]}\n{row}\n")
+    whole = "must be a whole number of 0 or more"
+    for row, rule in (
+        ("1.5,0", whole),
+        ("1,2", "must be 0 or 1"),
+        ("-1,0", whole),
+        ("nan,0", whole),
+    ):
+        (tmp_path / "y.csv").write_text(f"{lines[0]}\n1e6,1e7,2.0,{row}\n")
         assert command.main([str(tmp_path / "y.csv")]) != 0
-        assert "must be a whole number from 0 on, and 0 or 1" in capsys.readouterr().err
+        assert rule in capsys.readouterr().err
     assert command.main([str(tmp_path), "--checkpoints=1"]) != 0
     assert "must be a share from 0 to below 1" in capsys.readouterr().err

@@ -198,7 +198,7 @@ def test_no_field_of_a_point_may_be_no_number(point):
                 p._replace(loss=1 + 0.1 * math.log(p.params) + 300 / p.tokens**0.37)
                 for p in points()
             ],
-            "alpha of the fit is 0, at the bound of 0 to 5.*add sizes over a wider range",
+            "alpha of the fit is 0, at the bound of 0.01 to 5.*add sizes over a wider range",
         ),
     ],
 )
@@ -270,7 +270,7 @@ def test_a_minimum_at_the_edge_is_flagged_and_left_out():
     assert isoflop.fit_isoflop(small, n_resamples=2).groups_used == 4
     falling = [p._replace(loss=3.0 - 0.1 * math.log(p.params / 1e9)) for p in data]
     assert all(m.is_at_edge for m in isoflop.fit_minima(falling))
-    with pytest.raises(DataError, match="0 budgets have their minimum inside"):
+    with pytest.raises(DataError, match="0 of 5 budgets have their minimum inside"):
         isoflop.fit_isoflop(falling)
 
 
@@ -302,7 +302,7 @@ def test_the_envelope_of_curves_finds_the_frontier(noise, tolerance):
     ("rows", "message"),
     [
         ([p._replace(budget=0.0) for p in points()], "set Point.budget"),
-        (points(sizes=4), "has 4 sizes, must be 5"),
+        (points(sizes=4), "has 4 sizes, must have 5"),
         ([p._replace(epochs=5.0) for p in points()], "no point remains: 45 are beyond 4 epochs"),
     ],
 )

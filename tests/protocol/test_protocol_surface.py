@@ -57,7 +57,7 @@ def test_a_parabola_is_biased_as_published_and_the_surface_is_not(law, half_widt
 
 def test_minima_outside_of_the_sizes_are_used_only_if_asked_for():
     points = grid(CHINCHILLA, XS, center_scale=3.0)
-    with pytest.raises(DataError, match="0 budgets have their minimum inside"):
+    with pytest.raises(DataError, match="0 of 5 budgets have their minimum inside"):
         isoflop.fit_isoflop(points)
     frontier = isoflop.fit_isoflop(points, n_resamples=0, with_outside=True)
     best = find_optimum(CHINCHILLA, 1e24)

@@ -117,7 +117,10 @@ def test_time_left_counts_the_evaluation_at_the_end(monkeypatch):
 
 @pytest.mark.parametrize(
     ("x", "text"),
-    [(0.5, "0.5"), (999.0, "999"), (12345.0, "12.3k"), (2.5e6, "2.5M"), (3e13, "30T")],
+    [
+        *((0.5, "0.5"), (999.0, "999"), (12345.0, "12.3k"), (2.5e6, "2.5M"), (3e13, "30T")),
+        *((9.99e20, "999E"), (3e22, "3.00e22"), (math.inf, "inf")),
+    ],
 )
 def test_large_numbers_are_short(x, text):
     assert formatting.format_si(x) == text
