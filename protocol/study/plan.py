@@ -173,6 +173,8 @@ def _format_hours(hours: float) -> str:
 
 def _format_detectable_difference(plan: StudyPlan) -> str:
     floors, n, detectable = plan.noise_floors, len(plan.seeds), plan.detectable_difference
+    if not plan.n_comparisons:
+        return "one candidate: nothing is compared, and its scaling law can be fitted"
     if detectable is None:
         return (
             "smallest claimable difference: unknown, because no noise floor is recorded; measure "

@@ -1,6 +1,6 @@
 """Writes plan.json beside the runs of a study, before any of them (`records/plan_file.py`)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from errors import DataError
@@ -58,6 +58,6 @@ def write_plan(
     ]
 
 
-def _is_reported(comparisons: Iterable[tuple[str, str]]) -> bool:
-    """Returns whether a plan compares candidates; that of a noise floor does not."""
-    return any(a != b for a, b in comparisons)
+def _is_reported(comparisons: Collection[tuple[str, str]]) -> bool:
+    """Returns whether a plan is no noise floor, which compares each candidate with itself."""
+    return not comparisons or any(a != b for a, b in comparisons)

@@ -111,9 +111,9 @@ class StudyPlan:
         """The smallest difference that at least half of such studies claim, of the noisiest pair.
 
         Each candidate has its own noise floor, of which the upper bound counts; one without has
-        the largest that is known. None without any noise floor.
+        the largest that is known. None without any noise floor, or without a comparison.
         """
-        if not self.noise_floors:
+        if not self.noise_floors or not self.n_comparisons:
             return None
         bounds = {name: floor.upper_bound() for name, floor in self.noise_floors.items()}
         largest, alpha = max(bounds.values()), self.declaration.alpha

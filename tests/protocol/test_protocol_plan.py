@@ -315,6 +315,14 @@ def test_every_objective_and_size_counts_as_a_comparison(cells):
     assert plan.detectable_difference == detectable_difference(*[floor.upper_bound()] * 2, 3, 4)
 
 
+def test_a_plan_of_one_candidate_compares_nothing(plan):
+    """It is the plan of a scaling law; noise floors say nothing about it."""
+    alone = replace(plan, cells=plan.cells[:1], declaration=replace(DECLARED, comparisons=()))
+    assert alone.n_comparisons == 0 and alone.detectable_difference is None
+    lines = plans.format_plan(alone, plans.sweep_runs(alone), {})
+    assert "one candidate: nothing is compared, and its scaling law can be fitted" in lines
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
