@@ -23,6 +23,8 @@ from settings.flag_parser import count_parser, make_parser
 from settings.types import did_you_mean
 from training.run.atomic_io import encode_json
 
+MAX_RESAMPLES = 10_000  # All of them are fitted as one array.
+
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Returns the parsed arguments."""
@@ -108,6 +110,8 @@ def parse_settings(args: argparse.Namespace) -> FitSettings:
     for name in approaches:
         if name not in APPROACHES:
             raise ConfigError(f"--approach={name}; {did_you_mean(name, APPROACHES)}")
+    if args.resamples > MAX_RESAMPLES:
+        raise ConfigError(f"--resamples={args.resamples}, must be at most {MAX_RESAMPLES}")
     targets = [_split_pair("--predict", text, ":") for text in _items(args.predict)]
     return FitSettings(
         approaches=approaches,

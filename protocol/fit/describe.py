@@ -74,7 +74,9 @@ def _checklist(report: FitReport) -> list[str]:
         + "".join(f"; {text}" for text in report.source.excluded[:6]),
         f"starts: approach 3 from 25 pairs of exponents (its resamples from the best {N_STARTS} "
         f"optima), the surface from a grid of {N_GRID} x {N_GRID}; weights: the number of seeds; "
-        f"intervals: 95 %, bootstrap with {settings.n_resamples} resamples",
+        f"intervals: 95 %, bootstrap with {settings.n_resamples} resamples"
+        + "; warning: an interval of 95 % needs 40 or more"
+        * (settings.n_resamples < 40),
         _flops_line(report),
     ]
     if n_late:

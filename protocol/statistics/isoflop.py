@@ -248,7 +248,8 @@ def _fieller_interval(
     if c <= 0 or square <= 0 or root < 0:
         return None
     ends = [(-linear + sign * math.sqrt(root)) / (2 * square) for sign in (-1, 1)]
-    return Interval(*(float(np.exp(center + x)) for x in ends))
+    with np.errstate(over="ignore"):  # An end so far away is infinite.
+        return Interval(*(float(np.exp(center + x)) for x in ends))
 
 
 def fit_power_law(compute: Sequence[float] | Array, y: Sequence[float] | Array) -> PowerLaw:

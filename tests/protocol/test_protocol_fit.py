@@ -88,6 +88,7 @@ def test_repeated_tokens_are_worth_less():
         (["--budgets=-1"], "--budgets=-1, must be a number above 0"),
         (["--predict=1e9"], "has no ':'"),
         (["--where=source=x"], "names the column 'source'"),
+        (["--resamples=10001"], "--resamples=10001, must be at most 10000"),
         (["--approach="], "--approach names none; known: 1, 2, 3, surface"),
         (["--where=params=x"], "has no row with params=x; give another table, or"),
         (["--out="], "argument --out: it is empty, must name a file or a folder"),
@@ -215,11 +216,13 @@ def test_budgets_without_a_parabola_are_left_out_and_named(tmp_path, capsys):
     path.write_text(text + "3e20,1e9,5e10,0.9\n,1e9,6e10,0.9\n")
     assert command.main([str(path), "--approach=2", "--resamples=2"]) == 0
     out = capsys.readouterr().out
+    assert "2 resamples; warning: an interval of 95 % needs 40 or more" in out
     assert "left out: budget 3.00e20 has 1 sizes, a parabola needs 5 or more" in out
     assert "left out: 1 of 30 points have no budget" in out and "from 4 budgets" in out
     path.write_text("\n".join(text.splitlines()[:8]))
     assert command.main([str(path), "--approach=2,surface"]) == 65
     out = capsys.readouterr().out
+    assert "bootstrap with 200 resamples\n" in out
     assert "1 of 1 budgets have their minimum inside" in out and "train at more budgets" in out
     assert "minimum at 1.00e18 FLOPs: N " in out and "7 points of 7 sizes" in out
 
