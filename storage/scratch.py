@@ -28,7 +28,7 @@ MAX_FOLDERS = 16  # Folders of a kind that are kept, however old.
 UNUSED_SECONDS = 7 * 86400.0  # Time after which one of the others is deleted.
 URL_FILE, INDEX_FILE, LOCK_FILE = ".url", ".index.json", ".lock"
 PARTS_SUFFIX = ".parts"  # of a folder with the numbered parts of a log
-PART_PATTERN = re.compile(r"(\d{4,})-(\d{12,})")  # generation, and offset of the first byte
+PART_PATTERN = re.compile(r"([0-9]{4,})-([0-9]{12,})")  # generation, and offset of the first byte
 LOCK_NAME = "LOCK"  # of the file or the folder that says who owns a run
 
 

@@ -30,7 +30,7 @@ LABEL_FIELDS = (
     *("label", "labels", "Quality", "gold_label", "is_duplicate", "score", "tags", "ner_tags"),
 )
 NO_LABEL = ("", "-1", "-")  # Labels that stand for none.
-DECIMAL = re.compile(r"[-+]?\d+\.\d+(e[-+]?\d+)?", re.IGNORECASE)
+DECIMAL = re.compile(r"[-+]?[0-9]+\.[0-9]+(e[-+]?[0-9]+)?", re.IGNORECASE)
 TABLE_SEPARATORS = {".tsv": "\t", ".txt": "\t", ".csv": ","}
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 

@@ -268,14 +268,27 @@ def test_mistakes_are_answered_in_one_line_before_anything_compiles(
     assert said in error[-1] and "Traceback" not in "".join(error)
 
 
-def test_running_out_of_device_memory_is_explained(capsys):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes",  # of a GPU
+        "INTERNAL: Error dispatching computation: Out of memory allocating 9 bytes.",  # of a CPU
+    ],
+)
+def test_running_out_of_device_memory_is_explained(text, capsys):
     # covers P8
     def command(argv):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+        raise jax.errors.JaxRuntimeError(text)
 
     assert run_command(command, []) == 77
     said = capsys.readouterr().err
     assert "grad_accum_steps" in said and "remat" in said and "--dry_run" in said
+
+
+def test_running_out_of_host_memory_is_one_line(capsys):
+    assert run_command(lambda argv: np.empty(1 << 58), []) == 77
+    said = capsys.readouterr().err
+    assert "Unable to allocate" in said and "Traceback" not in said
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ def list_steps(root: Path) -> list[int]:
     """Returns the steps that have a folder, valid or not, oldest first; other names are ignored."""
     if not root.is_dir():
         return []
-    names = [entry.name for entry in root.iterdir() if re.fullmatch(r"0|[1-9]\d*", entry.name)]
+    names = [entry.name for entry in root.iterdir() if re.fullmatch(r"0|[1-9][0-9]*", entry.name)]
     return sorted(map(int, names))
 
 
