@@ -235,6 +235,25 @@ def test_a_dry_run_says_what_would_be(text, tmp_path, capsys):
     assert not (tmp_path / "dry").exists()
 
 
+def test_a_dry_run_refuses_what_the_run_would_refuse(whole, text, tmp_path, capsys):
+    new, file, wide = tmp_path / "new", tmp_path / "file", "--config.model.width=32"
+    file.write_text("")
+    cases = [
+        (whole, [wide], "model.width 16 -> 32", 2),
+        (whole, ["--config.train.steps=8"], "use --resume=extend", 2),
+        (whole, [f"--init_from={text}"], "started without --init_from", 2),
+        (file / "run", [], f"{file}: it is no folder", 74),
+        (new, [wide, f"--init_from={whole}"], "(expected float32[1,32,32])", 66),
+        (new, [f"--init_from={text}"], "config.json", 66),
+    ]
+    for folder, more, said, code in cases:
+        assert run(*flags(text, folder, "--dry_run", *more)) == code, said
+        assert said in capsys.readouterr().err
+    assert run(*flags(text, whole, "--dry_run")) == 0
+    assert run(*flags(text, new, "--dry_run", f"--init_from={whole}")) == 0
+    assert not new.exists()
+
+
 @pytest.mark.parametrize(
     ("flag", "said", "code"),
     [
