@@ -32,6 +32,7 @@ from settings.cli import parse_args
 from storage import scratch
 from training.run.atomic_io import validate_run_path
 from training.run.cli_errors import run_command
+from training.run.open_folder import check_creatable
 from training.settings import Settings
 
 
@@ -104,6 +105,7 @@ def run(argv: Sequence[str]) -> None:
             "of its settings."
         )
     if args.dry_run:
+        check_creatable(folder)
         return
     for line in plan_record.write_plan(folder, recorded, stage.choices, prior.sweep_hash):
         console.print(line, markup=False)

@@ -75,6 +75,6 @@ class DistributedError(IsoflopError):
 
 
 class DeviceMemoryError(IsoflopError):
-    """The training step does not fit into the device's memory."""
+    """A step or its data do not fit into the memory of the device or of the host."""
 
     code = 77

@@ -59,7 +59,7 @@ def force_host_devices(argv: Sequence[str]) -> None:
     if topologies or counts:
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # otherwise libtpu queries the cloud's metadata
-    if counts and re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", counts[-1]):
+    if counts and re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)*", counts[-1]):
         count = math.prod(map(int, counts[-1].split("x")))
         flag = f"--xla_force_host_platform_device_count={count}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()

@@ -86,7 +86,7 @@ def run(argv: Sequence[str]) -> None:
     # These load most of the project, which --help does not need.
     from eval import harness
     from hub.download import check_source
-    from hub.run import load_params
+    from hub.run import check_params, load_params
     from training import runner
 
     harness.resolve_tasks(settings)  # an unknown task is an error before any work starts
@@ -95,8 +95,14 @@ def run(argv: Sequence[str]) -> None:
         check_source(args.init_from)
     process = multihost.ProcessInfo(args.coordinator_address, args.process_id, args.num_processes)
     multihost.initialize(args.distributed, process, args.initialization_timeout)
+    recorded = {name: args[name].value for name in RECORDED_FLAGS}
     if args.dry_run:
-        runner.dry_run(settings, command.provenance)
+        runner.dry_run(
+            *(settings, command.provenance, folder),
+            resume=args.resume,
+            flags=recorded,
+            check_params=check_params,
+        )
         return
     runner.train(
         settings,
@@ -104,7 +110,7 @@ def run(argv: Sequence[str]) -> None:
         harness.make_evaluators,
         resume=args.resume,
         read_params=load_params,
-        flags={name: args[name].value for name in RECORDED_FLAGS},
+        flags=recorded,
     )
 
 

@@ -148,7 +148,7 @@ class ModelConfig:
             self._check_vision()
         elif not self.depth:
             raise ConfigError("model.depth 0 needs model.vision.depth; nearest valid value: 1")
-        blocks = [self.block_config(layer) for layer in self.layer_layout().layer_specs()]
+        blocks = [self.block_config(layer) for layer in self.layer_layout().layer_counts()]
         if self.block.skip_first_norm and (not self.first_layers or blocks[0].wiring != "pre"):
             raise ConfigError(
                 "model.block.skip_first_norm needs block.wiring 'pre' and the first block in "
@@ -207,18 +207,17 @@ class ModelConfig:
     def layer_specs(self) -> set[LayerSpec]:
         """Returns the distinct blocks of both stacks."""
         return {
-            *self.layer_layout().layer_specs(),
-            *(self.encoder_layout().layer_specs() if self.encoder.depth else ()),
+            *self.layer_layout().layer_counts(),
+            *(self.encoder_layout().layer_counts() if self.encoder.depth else ()),
         }
 
     def distinct_parts(self) -> list[LayerParts]:
         """Returns the parts of each distinct block of both stacks, sorted by name."""
         return [self.layer_parts(layer) for layer in sorted(self.layer_specs())]
 
-    def stack_parts(self, layout: LayerLayout) -> list[LayerParts]:
-        """Returns the parts of every block of a stack, in order."""
-        parts = {layer: self.layer_parts(layer) for layer in {*layout.layer_specs()}}
-        return [parts[layer] for layer in layout.layer_specs()]
+    def stack_parts(self, layout: LayerLayout) -> list[tuple[LayerParts, int]]:
+        """Returns the parts of each distinct block of a stack, and how often it is used."""
+        return [(self.layer_parts(layer), uses) for layer, uses in layout.layer_counts().items()]
 
     def layer_parts(self, layer: LayerSpec) -> LayerParts:
         """Returns the classes and the settings of the parts of a layer.
@@ -305,7 +304,7 @@ class ModelConfig:
     def supported_views(self) -> dict[View, str]:
         """Returns the views that all layers support, with "full" or "causal" for each."""
         views = ALL_VIEWS
-        for layer in self.layer_layout().layer_specs():
+        for layer in self.layer_layout().layer_counts():
             views = intersect_views(views, self.layer_parts(layer).supported_views())
         return views
 
@@ -365,7 +364,7 @@ class ModelConfig:
         tower._require_both_sides("model.vision", tower.layer_layout())
 
     def _require_both_sides(self, section: str, layout: LayerLayout) -> None:
-        for layer in layout.layer_specs():
+        for layer in layout.layer_counts():
             if "bidirectional" not in self.layer_parts(layer).supported_views():
                 raise ConfigError(
                     f"{section} is bidirectional, which {layer.mixer}+{layer.channel} does not "

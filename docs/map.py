@@ -94,7 +94,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Object stores",
         "storage",
-        "remote scratch hashing_file",
+        "remote scratch paths hashing_file",
     ),
     (
         "Groups of documents",
@@ -159,7 +159,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Checkpoints",
         "training/checkpoint",
-        "settings manager store manifest restore param_names",
+        "settings manager store manifest restore initial_params param_names",
     ),
     (
         "Several processes",

@@ -23,6 +23,8 @@ from eval.generate import GREEDY, Sampling, generate, stream
 from eval.task import EvalContext
 from objectives import CausalLM
 
+CONTEXT_TOKENS = 16  # The least number of tokens that are decoded before new ones.
+CONTEXT_CHARACTERS = 16  # The least number of characters of their text.
 UNFINISHED_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # The bytes of a character that are incomplete.
 
 
@@ -116,6 +118,7 @@ def stream_text(
     complete.
     """
     tokens, shown, prompt = list[int](), 0, request.prompt
+    context = decoding_context(target.tokenizer, prompt)
     with jax.set_mesh(target.mesh):
         for token in stream(
             *(target.model, prompt, request.max_new_tokens),
@@ -126,8 +129,8 @@ def stream_text(
             pad_to=_padded_length(len(prompt)),
         ):
             tokens.append(token)
-            text = decode_continuation(target.tokenizer, prompt, tokens)
-            if _has_stop(target.tokenizer, request, tokens):
+            text = decode_continuation(target.tokenizer, context, tokens)
+            if _has_stop(target.tokenizer, context, tokens, request.stops):
                 end = find_stop(text, request.stops)
                 yield text[shown:end]
                 return Continuation(text[:end], len(tokens), "stop")
@@ -145,38 +148,54 @@ def find_stop(text: str, stops: Sequence[str]) -> int | None:
     return min((i for stop in stops if stop and (i := text.find(stop)) >= 0), default=None)
 
 
+def decoding_context(tokenizer: Tokenizer, prompt: np.ndarray) -> np.ndarray:
+    """Returns the last tokens of a prompt, after which new tokens decode as after all of it.
+
+    Their text is the end of the prompt's: they begin in no character, and have characters.
+    """
+    prompt_text, n = tokenizer.decode(prompt), CONTEXT_TOKENS
+    while n < len(prompt):
+        text = tokenizer.decode(prompt[-n:])
+        if len(text) >= CONTEXT_CHARACTERS and prompt_text.endswith(text):
+            return prompt[-n:]
+        n *= 2
+    return prompt
+
+
 def decode_continuation(
-    tokenizer: Tokenizer, prompt: np.ndarray, tokens: Sequence[int], *, has_markers: bool = False
+    tokenizer: Tokenizer, context: np.ndarray, tokens: Sequence[int], *, has_markers: bool = False
 ) -> str:
-    """Returns the text of new tokens after a prompt, special tokens included with `has_markers`.
+    """Returns the text of new tokens after others, special tokens included with `has_markers`.
 
     Both are decoded together, because some tokenizers drop a space at the beginning of a text.
     """
     decode = tokenizer.decode_marked if has_markers else tokenizer.decode
-    prefix, text = decode(prompt), decode([*prompt, *tokens])
+    prefix, text = decode(context), decode([*context, *tokens])
     return text[len(prefix) :] if text.startswith(prefix) else decode(tokens)
 
 
 def _finish(target: TextModel, request: TextRequest, tokens: np.ndarray) -> Continuation:
     n, ids = len(tokens), tokens.tolist()
+    context = decoding_context(target.tokenizer, request.prompt)
 
     def has_stop(n: int) -> bool:
-        return _has_stop(target.tokenizer, request, ids[:n])
+        return _has_stop(target.tokenizer, context, ids[:n], request.stops)
 
     is_stopped = has_stop(n)
     if is_stopped:  # The first tokens that spell a stop string.
         counts = range(1, n + 1)
         n = counts[bisect.bisect_left(counts, True, key=has_stop)]
-    text = decode_continuation(target.tokenizer, request.prompt, ids[:n])
+    text = decode_continuation(target.tokenizer, context, ids[:n])
     reason = "stop" if is_stopped or n < request.max_new_tokens else "length"
     return Continuation(text[: find_stop(text, request.stops)], n, reason)
 
 
-def _has_stop(tokenizer: Tokenizer, request: TextRequest, tokens: Sequence[int]) -> bool:
+def _has_stop(
+    tokenizer: Tokenizer, context: np.ndarray, tokens: Sequence[int], stops: Sequence[str]
+) -> bool:
     """Returns whether new tokens spell a stop string, in which special tokens may stand."""
-    stops = request.stops
     has_markers = any(special in stop for stop in stops for special in tokenizer.special_texts)
-    text = decode_continuation(tokenizer, request.prompt, tokens, has_markers=has_markers)
+    text = decode_continuation(tokenizer, context, tokens, has_markers=has_markers)
     return find_stop(text, stops) is not None
 
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from data.published.hub_files import REPO_PATTERN, download
-from data.readers.input_files import expand_user
 from errors import CheckpointError
 from storage import scratch
+from storage.paths import expand_user
 from storage.remote import is_url
 
 DOWNLOAD_PATTERNS = ["*.json", "*.safetensors", "*.jinja"]  # no code and no pickled weights

@@ -25,9 +25,11 @@ from settings.changes import with_changes
 from settings.json_types import JsonObject
 from settings.tree import from_json
 from storage import scratch
+from storage.paths import expand_user
+from storage.remote import is_url
 from training import mesh as meshes
 from training import runner
-from training.checkpoint import restore
+from training.checkpoint import initial_params, restore
 from training.program import TrainProgram
 from training.run.atomic_io import read_json, staged_folder, validate_run_path
 from training.run.resume_check import check_fingerprints, check_record
@@ -55,12 +57,44 @@ def load_params(source: str, program: TrainProgram, tokenizer_fingerprint: str) 
         ConfigError: if the checkpoint is another model than `config.model`.
         DataError: if the checkpoint has another tokenizer than the run.
     """
-    if any((Path(source) / name).exists() for name in ("run.json", "checkpoints")):
-        return runner.params_from_run(source, program, tokenizer_fingerprint)
+    if _is_run(source):
+        return initial_params.params_from_run(source, program, tokenizer_fingerprint)
     folder = resolve_folder(source)
+    family = _check_folder(folder, program, tokenizer_fingerprint)
+    model = checkpoint.load_model(folder, family, program.settings.model, program.mesh)
+    return program.abstract_state.trainable._replace(model=model, head=None)
+
+
+def check_params(source: str, program: TrainProgram, tokenizer_fingerprint: str) -> None:
+    """Checks what `load_params` would load, and neither reads nor downloads parameters.
+
+    Raises:
+        CheckpointError: if a run has no checkpoint that fits.
+        ConfigError: if a checkpoint is another model than `config.model`.
+        DataError: if a checkpoint has another tokenizer than the run.
+    """
+    if is_url(source):
+        return
+    folder = expand_user(source, "--init_from")
+    if _is_run(folder):
+        initial_params.check_params_of_run(str(folder), program, tokenizer_fingerprint)
+    elif folder.is_dir():
+        _check_folder(folder, program, tokenizer_fingerprint)
+
+
+def _is_run(source: str | Path) -> bool:
+    return any((Path(source) / name).exists() for name in ("run.json", "checkpoints"))
+
+
+def _check_folder(folder: Path, program: TrainProgram, tokenizer_fingerprint: str) -> HfFamily:
+    """Returns the family of a folder of Hugging Face's format whose model is that of the run.
+
+    Raises:
+        ConfigError: if the folder has another model.
+        DataError: if it has another tokenizer.
+    """
     family, config = lookup.detect_family(folder)
-    model_config = program.settings.model
-    if mismatches := differences(model_config, config):
+    if mismatches := differences(program.settings.model, config):
         raise ConfigError(
             f"{folder} is another model than config.model: {'; '.join(mismatches[:5])}; use its "
             "config: python -m hub import SRC --workdir=RUN, then --config=RUN/run.json"
@@ -73,8 +107,7 @@ def load_params(source: str, program: TrainProgram, tokenizer_fingerprint: str) 
             f"{folder} has another tokenizer ({tokenizer.fingerprint[:12]}) than this run "
             f"({tokenizer_fingerprint[:12]}); set data.tokenizer to {folder}"
         )
-    model = checkpoint.load_model(folder, family, model_config, program.mesh)
-    return program.abstract_state.trainable._replace(model=model, head=None)
+    return family
 
 
 def import_as_run(

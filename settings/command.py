@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from errors import ConfigError, DiskError, IsoflopError
+from errors import ConfigError, DeviceMemoryError, DiskError, IsoflopError
 
 DEBUG_FLAGS = ("--debug", "--debug=true")
 
@@ -17,6 +17,12 @@ def as_user_error(error: Exception) -> IsoflopError | None:
     """Converts `error` to one that a user can act on; None means a defect of the program."""
     if isinstance(error, IsoflopError):
         return error
+    if isinstance(error, MemoryError):
+        text = str(error) or "an allocation failed"
+        return DeviceMemoryError(
+            f"the memory of this machine does not suffice ({text}); make the model, the batch or "
+            "the input smaller"
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return DiskError(
             f"{error.filename or 'the disk or the output'}: {error.strerror}; free some space and "

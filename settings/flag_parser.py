@@ -11,6 +11,7 @@ from settings.descriptions import field_descriptions
 from settings.flag_values import SettingParser, format_type
 from settings.renames import flag_hint
 from settings.types import NonNegativeInt, config_fields, field_types
+from storage.paths import expand_user
 
 T = TypeVar("T")
 
@@ -59,14 +60,14 @@ class FlagParser(argparse.ArgumentParser):
 
 
 def _named_path(text: str) -> Path:
-    """Returns a path, of which an empty one would be the current folder.
+    """Returns a path with ~ replaced; an empty one would be the current folder.
 
     Raises:
         argparse.ArgumentTypeError: if it is empty.
     """
     if not text:
         raise argparse.ArgumentTypeError("it is empty, must name a file or a folder")
-    return Path(text)
+    return expand_user(text, "a flag")
 
 
 def make_parser(prog: str, description: str | None) -> FlagParser:

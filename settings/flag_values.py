@@ -37,6 +37,8 @@ def _parse_value(text: str, hint: TypeHint) -> object:
         return value if isinstance(value, (int, float, str, tuple, list)) else text
     if hint is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
+    if not text.isascii() and hint in (int, float):
+        return text  # int and float read the digits of all scripts.
     try:
         return hint(text)
     except ValueError:

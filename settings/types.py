@@ -129,6 +129,11 @@ def field_types(cls: type) -> dict[str, TypeHint]:
     return {field.name: hints[field.name] for field in config_fields(cls)}
 
 
+def is_digits(text: str) -> bool:
+    """Whether a text is a number of 1 to 18 digits from 0 to 9; isdecimal takes all scripts."""
+    return text.isascii() and text.isdecimal() and len(text) <= 18
+
+
 def unknown_key_hint(key: str, choices: Iterable[str]) -> str:
     """Returns a hint for an unknown dotted key: its new name, or the nearest valid one."""
     if new_name := find_new_name("settings", key.removeprefix("config.")):
@@ -161,10 +166,11 @@ def check_divides(key: str, value: int, total_key: str, total: int) -> None:
         ConfigError: if it does not; the message has all divisors.
     """
     if total % value:
-        divisors = [str(n) for n in range(1, total + 1) if total % n == 0]
+        small = [n for n in range(1, math.isqrt(total) + 1) if total % n == 0]
+        divisors = sorted({*small, *(total // n for n in small)})
         raise ConfigError(
             f"{key} {value} does not divide {total_key} {total}; choose one of "
-            f"{', '.join(divisors)}"
+            f"{', '.join(map(str, divisors))}"
         )
 
 

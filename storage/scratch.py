@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from errors import DiskError
+from storage.paths import expand_user
 from storage.remote import RemoteFolder, RemoteObject, is_url, normalize_url
 
 ROOT = "~/.cache/isoflop/remote"
@@ -28,14 +29,14 @@ MAX_FOLDERS = 16  # Folders of a kind that are kept, however old.
 UNUSED_SECONDS = 7 * 86400.0  # Time after which one of the others is deleted.
 URL_FILE, INDEX_FILE, LOCK_FILE = ".url", ".index.json", ".lock"
 PARTS_SUFFIX = ".parts"  # of a folder with the numbered parts of a log
-PART_PATTERN = re.compile(r"(\d{4,})-(\d{12,})")  # generation, and offset of the first byte
+PART_PATTERN = re.compile(r"([0-9]{4,})-([0-9]{12,})")  # generation, and offset of the first byte
 LOCK_NAME = "LOCK"  # of the file or the folder that says who owns a run
 
 
 def local_path(path: str | Path, kind: Kind = "scratch") -> Path:
-    """Returns the local folder of a URL, which may not exist; another path is returned as it is."""
+    """Returns the local folder of a URL, which may not exist; ~ is replaced in another path."""
     if not is_url(path):
-        return Path(path)
+        return expand_user(path, "a path")
     url = normalize_url(path)
     folder = _root() / kind / hashlib.sha256(url.encode()).hexdigest()[:16]
     with _disk_errors(folder):
@@ -78,7 +79,7 @@ def url_of(path: Path) -> str:
 
 
 def local_copy(path: str | Path, *, without: tuple[str, ...] = (), pattern: str = "") -> Path:
-    """Returns a local copy of a URL, up to date; another path is returned as it is.
+    """Returns a local copy of a URL, up to date; ~ is replaced in another path.
 
     Args:
         path: the URL of an object or of a folder.
@@ -89,7 +90,7 @@ def local_copy(path: str | Path, *, without: tuple[str, ...] = (), pattern: str 
         DiskError: if there is nothing at the URL.
     """
     if not is_url(path):
-        return Path(path)
+        return expand_user(path, "a path")
     target, remote = local_path(path, "copies"), RemoteFolder(str(path))
     with _disk_errors(target), _lock(target.parent):
         listing = remote.list()

@@ -12,6 +12,7 @@ import sys
 import jax
 
 GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
 PEAK_FLOPS = {  # FLOP/s by the beginning of the device kind
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
@@ -41,6 +42,13 @@ def peak_flops(device: jax.Device) -> float | None:
     kind = device.device_kind
     names = [name for name in PEAK_FLOPS if kind.startswith(name)]
     return PEAK_FLOPS[max(names, key=len)] if names else None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether XLA reports that memory does not suffice; CPUs name it otherwise than GPUs, TPUs."""
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return False
+    return any(phrase in str(error) for phrase in OUT_OF_MEMORY)
 
 
 def memory_bytes(device: jax.Device) -> int | None:

@@ -13,17 +13,19 @@ from data.store import TokenStore
 from data.text_rows import cut_sentence
 from errors import CheckpointError, ConfigError
 from objectives import Trainable
-from settings import run_json
 from settings.json_types import JsonObject
 from settings.tree import as_json
 from storage import scratch
-from storage.hashing_file import file_sha256
 from training import accounting, loop
 from training import mesh as meshes
-from training.checkpoint import restore
+from training.checkpoint.initial_params import (
+    ParamCheck,
+    ParamReader,
+    params_from_run,
+    source_hash,
+)
 from training.checkpoint.manager import CheckpointManager
 from training.checkpoint.manifest import inspect_folder
-from training.checkpoint.param_names import named_leaves, shapes_and_dtypes
 from training.compile_cache import use_compile_cache
 from training.distributed import multihost
 from training.distributed.fault_injection import FaultInjector
@@ -34,12 +36,11 @@ from training.loop import Evaluator, TrainJob
 from training.preflight import check, memory_estimate, report, topology
 from training.program import TrainProgram, make_program
 from training.run import provenance
-from training.run.atomic_io import read_json
 from training.run.console import LOGGER
 from training.run.folder import RunFolder
 from training.run.log import MetricsLogger
-from training.run.open_folder import open_as_worker, open_run
-from training.run.resume_check import SOURCE_HASH, check_record
+from training.run.open_folder import check_folder, open_as_worker, open_run
+from training.run.resume_check import SOURCE_HASH
 from training.run.settings import LogConfig
 from training.settings import Settings, resolve
 from training.text_reading import run_framing
@@ -57,9 +58,6 @@ MAY_CHANGE_ON_RESUME = (
     "debug.*",
     "data.cache",
 )
-
-# (source that --init_from names, program, fingerprint of the tokenizer) -> initial parameters
-ParamReader = Callable[[str, TrainProgram, str], Trainable]
 
 
 def prepare(
@@ -103,12 +101,34 @@ def _cut_sentences(settings: Settings, preferences: Data) -> Iterator[str]:
                 yield f"{split}: {sentence}"
 
 
-def dry_run(settings: Settings, origins: dict[str, str]) -> None:
-    """Prints settings, parameters, FLOPs and the memory estimate of a run.
+def dry_run(
+    settings: Settings,
+    origins: dict[str, str],
+    folder: Path,
+    *,
+    resume: str,
+    flags: JsonObject,
+    check_params: ParamCheck,
+) -> None:
+    """Prints settings, parameters, FLOPs and the memory estimate of a run, and writes nothing.
 
-    `origins` has the origin of each setting by its dotted key.
+    Args:
+        settings: All settings, not yet resolved.
+        origins: The origin of each setting by its dotted key.
+        folder: The run folder. It is checked as `train` does, but for its lock and the damage of
+            its files, and not if it is in an object store.
+        resume: As for `train`.
+        flags: As for `train`.
+        check_params: Checks the parameters that the flag `init_from` names.
     """
     data, program = prepare(settings)
+    if not scratch.url_of(folder):
+        record = _run_record(program, data, flags, {})
+        run = check_folder(folder, record, MAY_CHANGE_ON_RESUME, settings.data.allow_changed)
+        _check_finished_step(folder, run.finished_step, program.settings.train.steps, resume)
+        source = flags.get("init_from")
+        if source and run.previous_record is None:
+            check_params(source, program, data.tokenizer.fingerprint)
     estimate = memory_estimate.estimate(program)
     tables = report.dry_run_tables(program, origins, estimate)
     tables.append(report.framing_table(run_framing(program.settings, data.tokenizer)))
@@ -212,23 +232,11 @@ def _initial_params(
     def read() -> Trainable:
         path = scratch.local_copy(source)
         trainable = reader(str(path), job.program, fingerprint)
-        # A path may have other parameters tomorrow, and runs from them are no replicates.
-        if digest := multihost.run_on_main_process(lambda: _source_hash(path)):
+        if digest := multihost.run_on_main_process(lambda: source_hash(path)):
             job.run.record["flags"] = job.run.record["flags"] | {SOURCE_HASH: digest}
         return trainable
 
     return read
-
-
-def _source_hash(path: Path) -> str:
-    """The hash of the parameters in a run folder or a folder of safetensors; "" for other names."""
-    root = path / "checkpoints"
-    if root.is_dir():
-        manifest = restore.read_manifest(root, restore.newest_step(root), check_hashes=False)
-        return run_json.content_hash(manifest["files"])
-    statuses = [(file, file.stat()) for file in sorted(path.glob("*.safetensors"))]
-    hashes = {file.name: file_sha256(file, s.st_size, s.st_mtime_ns) for file, s in statuses}
-    return run_json.content_hash(hashes) if hashes else ""
 
 
 def _open_run(folder: Path, record: JsonObject, allow_changed: bool) -> RunFolder:
@@ -308,35 +316,6 @@ def create_run_from_params(
         run.record_finish(0)
 
 
-def params_from_run(source: str, program: TrainProgram, tokenizer_fingerprint: str) -> Trainable:
-    """Returns the parameters of another run's newest valid checkpoint, sharded for this one.
-
-    The head is None, to be initialized anew, unless both runs have a head of the same shapes.
-
-    Raises:
-        CheckpointError: if the other run has another tokenizer, or no checkpoint that fits.
-    """
-    root, abstract = Path(source) / "checkpoints", program.abstract_state.trainable
-    if record := read_json(Path(source) / "run.json") or {}:
-        check_record(Path(source), record)
-    recorded = record.get("fingerprints", {}).get("tokenizer", tokenizer_fingerprint)
-    if recorded != tokenizer_fingerprint:
-        raise CheckpointError(
-            f"--init_from={source} was trained with tokenizer {recorded[:12]}, this run has "
-            f"{tokenizer_fingerprint[:12]}; set data.tokenizer to the tokenizer.json of its token "
-            "store"
-        )
-    step = restore.newest_step(root)
-    model = restore.restore_subset(root, step, abstract.model, "trainable.model")
-    leaves = restore.read_manifest(root, step, check_hashes=False)["leaves"]
-    saved_head = {n: leaf for n, leaf in leaves.items() if n.startswith("trainable.head.")}
-    expected_head = shapes_and_dtypes(named_leaves(abstract.head, "trainable.head"))
-    if saved_head and saved_head == expected_head:
-        head = restore.restore_subset(root, step, abstract.head, "trainable.head")
-        return Trainable(model, head)
-    return Trainable(model)
-
-
 def _is_finished(run: RunFolder, settings: Settings, resume: str) -> bool:
     """Whether nothing is left to do; a finished run with damaged files is repaired by resuming it.
 
@@ -348,11 +327,7 @@ def _is_finished(run: RunFolder, settings: Settings, resume: str) -> bool:
     finished_step = multihost.run_on_main_process(lambda: run.finished_step)
     if finished_step is None or (steps > finished_step and resume == "extend"):
         return False
-    if steps != finished_step:
-        raise ConfigError(
-            f"{run.path} finished at step {finished_step}, train.steps is {steps}; use "
-            "--resume=extend to train it further, or another --workdir"
-        )
+    _check_finished_step(run.path, finished_step, steps, resume)
     verify = settings.checkpoint.verify
     problems = multihost.run_on_main_process(lambda: _finished_damage(run, finished_step, verify))
     if problems:
@@ -368,6 +343,15 @@ def _is_finished(run: RunFolder, settings: Settings, resume: str) -> bool:
             f"eval/{finished_step}/"
         )
     return True
+
+
+def _check_finished_step(path: Path, finished_step: int | None, steps: int, resume: str) -> None:
+    if finished_step in (None, steps) or (steps > (finished_step or 0) and resume == "extend"):
+        return
+    raise ConfigError(
+        f"{path} finished at step {finished_step}, train.steps is {steps}; use --resume=extend to "
+        "train it further, or another --workdir"
+    )
 
 
 def _finished_damage(run: RunFolder, step: int, verify: bool) -> list[str]:

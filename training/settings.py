@@ -291,7 +291,7 @@ class Settings:
             )
 
     def _check_view(self, name: str, view: View, objective_hint: str) -> None:
-        for spec in self.model.layer_layout().layer_specs():
+        for spec in self.model.layer_layout().layer_counts():
             parts = self.model.layer_parts(spec)
             if view in parts.supported_views():
                 continue

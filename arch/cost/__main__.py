@@ -30,6 +30,7 @@ from settings.cli import load_config
 from settings.flag_parser import count_parser, make_parser
 from settings.json_types import JsonObject
 from settings.tree import freeze
+from settings.types import is_digits
 from training.run.cli_errors import run_command
 from training.settings import Settings, resolve
 
@@ -97,7 +98,7 @@ def parse_contexts(text: str) -> tuple[int, ...]:
         ArgumentTypeError: if one of them is not a positive integer.
     """
     names = text.split(",")
-    if not all(name.isdecimal() and 0 < int(name) < 2**40 for name in names):
+    if not all(is_digits(name) and 0 < int(name) < 2**40 for name in names):
         raise argparse.ArgumentTypeError(f"{text!r} must be positive integers such as 1024,65536")
     return tuple(map(int, names))
 

@@ -175,13 +175,13 @@ def _add_up(costs: list[tuple[str, PartCost]], remat: str) -> Cost:
 def _layer_costs(
     config: ModelConfig, layout: LayerLayout, context: CostContext, has_cross_attention: bool
 ) -> list[tuple[str, PartCost]]:
-    """Returns the cost of each use of a part in a stack, with the part's name."""
+    """Returns the cost of all uses of a part in each distinct block, with the part's name."""
     costs: list[tuple[str, PartCost]] = []
-    for layer in config.stack_parts(layout):
-        costs += layer.costs(context)
+    for layer, uses in config.stack_parts(layout):
+        costs += [(name, cost.repeated(uses)) for name, cost in layer.costs(context)]
         if has_cross_attention:
             cross = cross_attention_cost(config.width, config.cross_attention, context)
-            costs.append(("cross_attention", cross))
+            costs.append(("cross_attention", cross.repeated(uses)))
     return costs
 
 
@@ -266,7 +266,8 @@ def _joint_params(config: ModelConfig) -> int:
 
 def _norm_params(config: ModelConfig, layout: LayerLayout, has_cross_attention: bool) -> int:
     params = sum(
-        layer.norm_params(config.norm, has_cross_attention) for layer in config.stack_parts(layout)
+        uses * layer.norm_params(config.norm, has_cross_attention)
+        for layer, uses in config.stack_parts(layout)
     )
     params -= config.block.skip_first_norm * Norm.params(config.width, config.norm)
     return params + config.final_norm * Norm.params(config.width, config.norm)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 from arch.layers.rope import RopeConfig
-from arch.part_cost import CostContext, PartCost, TermFlops
+from arch.part_cost import CostContext, PartCost, TermFlops, sum_of_minima
 from errors import ConfigError
 from ops.attention.moba import num_whole_blocks
 from settings.types import (
@@ -135,7 +135,8 @@ def attention_cost(D: int, cfg: AttentionConfig, context: CostContext) -> PartCo
         "core": TermFlops(4.0 * H * K * num_keys, 4.0 * H * K * executed, batched=True),
     }
     if cfg.block_size:
-        earlier = sum(i // cfg.block_size for i in range(context.length))
+        n_blocks, remainder = divmod(context.length, cfg.block_size)
+        earlier = cfg.block_size * sum_of_minima(n_blocks, n_blocks) + remainder * n_blocks
         blocks = num_whole_blocks(context.length, cfg.block_size) if context.length else 0
         model = 2.0 * H * K * earlier / max(1, context.length)
         terms["selection"] = TermFlops(model, 2.0 * H * K * blocks, batched=True)
@@ -185,4 +186,7 @@ def _gates_width(cfg: AttentionConfig, H: int, K: int) -> int:
 def _mean_selected_keys(cfg: AttentionConfig, length: int) -> float:
     """Returns the mean number of keys in the blocks that a causal query sees."""
     size, others = cfg.block_size, cfg.top_blocks - 1
-    return sum(min(i // size, others) * size + i % size + 1 for i in range(length)) / max(1, length)
+    n_blocks, remainder = divmod(length, size)
+    earlier = size * sum_of_minima(n_blocks, others) + remainder * min(n_blocks, others)
+    in_block = n_blocks * sum_of_minima(size + 1, size) + sum_of_minima(remainder + 1, remainder)
+    return (size * earlier + in_block) / max(1, length)

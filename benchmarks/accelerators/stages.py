@@ -202,7 +202,7 @@ def time_training(settings: Settings, batch_size: int) -> dict[str, Any]:
             return time_step(program)
         except jax.errors.JaxRuntimeError as error:
             batch_size = program.settings.train.batch_size
-            if "RESOURCE_EXHAUSTED" not in str(error) or batch_size == 1:
+            if not hardware.is_out_of_memory(error) or batch_size == 1:
                 raise
             print(f"  {batch_size} rows do not fit", flush=True)
             smaller = {"train.batch_size": batch_size // 2}

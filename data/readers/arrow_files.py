@@ -16,6 +16,7 @@ from data.readers import input_files
 from data.readers.read_policy import ErrorPolicy
 from errors import DataError
 from settings.json_types import JsonObject
+from storage.paths import expand_user
 
 SUFFIXES = (".parquet", ".arrow")
 CACHE_PREFIX = "cache-"  # Arrow files that `datasets.map` leaves in its folders.
@@ -26,7 +27,7 @@ BATCH_ROWS = 1000
 def is_local(path: str) -> bool:
     """Returns whether `path` names files on this machine rather than a data set of the hub."""
     names = [path, *path.split(",")]
-    paths = [input_files.expand_user(name.strip(), "data.path") for name in names if name.strip()]
+    paths = [expand_user(name.strip(), "data.path") for name in names if name.strip()]
     return any(p.suffix in SUFFIXES or p.is_absolute() or p.exists() for p in paths)
 
 

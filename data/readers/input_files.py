@@ -14,8 +14,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from errors import ConfigError, DataError
+from errors import DataError
 from storage import scratch
+from storage.paths import expand_user
 from storage.remote import is_url, normalize_url
 
 FileId = tuple[int | str, ...]  # Equal for all names of a file.
@@ -32,21 +33,6 @@ class FoundFiles(NamedTuple):
 
     paths: list[Path]
     notes: list[str]
-
-
-def expand_user(path: str, setting: str) -> Path:
-    """Returns `path`, the value of `setting`, with ~ replaced by the home folder.
-
-    Raises:
-        ConfigError: if the user after ~ does not exist, or has no home folder.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(
-            f"{setting} is {path[:200]!r}: there is no such user, or this user has no home folder "
-            "(HOME is not set); write the full path"
-        ) from error
 
 
 def find_files(patterns: str, setting: str = "data.path") -> FoundFiles:

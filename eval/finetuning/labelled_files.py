@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 from data.readers import json_lines, read_policy, text_files
 from data.readers.decompression import DECOMPRESSORS
-from data.readers.input_files import expand_user, find_files
+from data.readers.input_files import find_files
 from data.readers.read_stats import ReadStats
 from errors import ConfigError, DataError
 from settings.json_types import JsonObject
+from storage.paths import expand_user
 from training.run.console import LOGGER
 from training.settings import FinetuneConfig
 
@@ -30,7 +31,7 @@ LABEL_FIELDS = (
     *("label", "labels", "Quality", "gold_label", "is_duplicate", "score", "tags", "ner_tags"),
 )
 NO_LABEL = ("", "-1", "-")  # Labels that stand for none.
-DECIMAL = re.compile(r"[-+]?\d+\.\d+(e[-+]?\d+)?", re.IGNORECASE)
+DECIMAL = re.compile(r"[-+]?[0-9]+\.[0-9]+(e[-+]?[0-9]+)?", re.IGNORECASE)
 TABLE_SEPARATORS = {".tsv": "\t", ".txt": "\t", ".csv": ","}
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 

@@ -37,7 +37,8 @@ def measure(
     if len(dataset.classes) == 2:
         out["f1"] = f1(predicted == 1, classes == 1)
     else:
-        present = np.unique(classes)
+        # scikit-learn's definition: over the classes of the targets and of the predictions.
+        present = np.union1d(classes, predicted[is_read])
         out["macro_f1"] = float(np.mean([f1(predicted == k, classes == k) for k in present]))
     if dataset.problem == "tokens" and is_bio(dataset.classes):
         sizes = np.cumsum([len(t) for t in targets])[:-1]

@@ -34,7 +34,7 @@ SOURCE_SETTINGS = ("labels", "path", "text_fields", "label_field")
 class FineTuning:
     """Measures what the model learns of labels with one added output layer."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __init__(self, splits: tuple[str, ...] = ("valid", "test")):
         self.splits = splits

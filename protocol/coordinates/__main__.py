@@ -9,11 +9,11 @@ the output.
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from settings.cli import parse_args
+from storage.paths import expand_user
 from training.run.cli_errors import run_command
 from training.settings import Settings, resolve
 
@@ -45,14 +45,17 @@ def run(argv: Sequence[str]) -> None:
     from protocol.board.figures import save_figures
     from protocol.coordinates.figures import iter_figures
     from protocol.coordinates.measure import check_coordinates, parse_widths
+    from training.run.atomic_io import check_writable
 
     widths = parse_widths(args.widths)
+    folder = expand_user(args.out, "--out")
+    if args.out:
+        check_writable(folder)
     data = open_data(command.settings.data, command.settings.store_kinds)
     settings = resolve(command.settings, data.tokenizer.vocab_size)
     check = check_coordinates(settings, data, widths, args.steps, args.seeds)
     print("\n".join(check.describe()), flush=True)
     if args.out:
-        folder = Path(args.out)
         paths = save_figures(iter_figures(check), folder)
         record = folder / "coordinates.json"
         record.write_text(json.dumps(check.to_json(), indent=1) + "\n", "utf-8")

@@ -26,6 +26,7 @@ from errors import ConfigError
 from objectives import Batch, Trainable
 from settings.changes import with_changes
 from settings.json_types import JsonObject
+from settings.types import is_digits
 from training.checkpoint.param_names import named_leaves
 from training.mesh import make_mesh
 from training.optimizer import param_metadata
@@ -157,7 +158,7 @@ def parse_widths(texts: Sequence[str]) -> list[int]:
     if not texts:
         raise ConfigError("--widths is empty, must be whole numbers, as 32,64,128")
     for text in texts:
-        if not text.strip().isdecimal() or not int(text):
+        if not is_digits(text.strip()) or not int(text):
             raise ConfigError(f"--widths has {text!r}, must be whole numbers, as 32,64,128")
     return [int(text) for text in texts]
 

@@ -59,7 +59,7 @@ COSTS = (  # Scores that are costs of a model, not its quality.
     *("prefill_tokens_per_second", "decode_ms_per_token"),
     *("state_bytes", "state_bytes_estimate"),
 )
-CONTEXT_SUFFIX = re.compile(r"@\d{1,12}x?$")
+CONTEXT_SUFFIX = re.compile(r"@[0-9]{1,12}x?$")
 
 
 def score_direction(score: str) -> Direction | None:

@@ -15,6 +15,7 @@ from protocol.records.run_record import RunRecord, read_results
 from protocol.records.safe_read import MAX_JSONL_BYTES, read_file, sanitize
 from protocol.records.scores import read_scores
 from settings.run_json import is_intact
+from settings.types import is_digits
 
 MAX_CHECKPOINTS = 1000  # Folders of scores that are read of a run.
 
@@ -67,7 +68,7 @@ def _scored_steps(path: Path) -> list[int]:
     if root.is_symlink() or not root.is_dir():
         return []
     names = [e.name for e in os.scandir(root) if e.is_dir(follow_symlinks=False)]
-    steps = [int(name) for name in names if name.isascii() and name.isdigit() and len(name) < 16]
+    steps = [int(name) for name in names if is_digits(name)]
     return sorted(steps)[:MAX_CHECKPOINTS]
 
 

@@ -5,6 +5,7 @@ import statistics
 
 from errors import DataError
 from protocol.records.safe_read import CheckedFields, parse_jsonl, sanitize
+from settings.types import is_digits
 
 LATE_SHARE = 0.2  # Share of the steps at the end of a run in which scores count as late.
 MAX_LATE_SCORES = 30  # The number of last checkpoints of arXiv:2508.13144.
@@ -173,7 +174,7 @@ def _longest_context(scores: Scores, name: str) -> float | None:
     by_context = {0: scores[name][0]} if name in scores else {}
     for key, (value, _) in scores.items():
         base, _, context = key.partition("@")
-        if base == name and context.isascii() and context.isdigit() and len(context) < 12:
+        if base == name and is_digits(context):
             by_context[int(context)] = value
     return by_context[max(by_context)] if by_context else None
 

@@ -10,13 +10,13 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from protocol.records.plan_file import without_settings
 from settings.cli import parse_args
 from settings.tree import as_json
+from storage.paths import expand_user
 from training.run.cli_errors import run_command
 from training.settings import Settings, resolve
 
@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> None:
     data = open_data(command.settings.data, command.settings.store_kinds)
     settings = resolve(command.settings, data.tokenizer.vocab_size)
     digest = search_digest(settings, data.fingerprint)
-    record = Path(args.out) / "transfer.json"
+    record = expand_user(args.out, "--out") / "transfer.json"
     saved = read_json(record) or {}
     if saved.get("settings_sha256") != digest:
         saved = {}

@@ -20,6 +20,7 @@ from arch.layers.norms import NormConfig, gated_rms_norm, layer_norm, rms_norm
 from arch.layers.positions import PositionsConfig, alibi_slopes
 from arch.layers.rope import RopeConfig, apply_rope, attention_factor, inv_freq, rotate
 from arch.mixers.attention import Attention, AttentionConfig
+from arch.mixers.attention_config import attention_cost
 from arch.mixers.combined.bidirectional import BidirectionalConfig
 from arch.mixers.gated_deltanet import GatedDeltaNetConfig
 from arch.mixers.mamba1 import Mamba1, Mamba1Config
@@ -287,6 +288,32 @@ def test_mean_keys_are_those_of_the_mask(view, window):
         reach = window // 2 if view == "bidirectional" else window - 1
         visible &= abs(i - j) <= reach
     assert CostContext(T, view, P).mean_keys_per_query(window) == pytest.approx(visible.sum() / T)
+
+
+def test_costs_of_deep_models_and_long_rows_need_no_loop():
+    shallow, deeper, deep = (
+        compute_cost(tiny.config("attention", depth=depth), 2**30) for depth in (1, 2, 10**6)
+    )
+    one_layer = deeper.model_flops - shallow.model_flops
+    assert deep.model_flops == pytest.approx(shallow.model_flops + (10**6 - 1) * one_layer)
+    assert deep.params - shallow.params == (10**6 - 1) * (deeper.params - shallow.params)
+    assert deep.state_bytes == 10**6 * shallow.state_bytes
+    T = 10**9
+    assert CostContext(T, "bidirectional").mean_keys_per_query(4) == pytest.approx(
+        5 - 6 / T, rel=1e-15
+    )
+    assert CostContext(T, "prefix", 10).mean_keys_per_query() == (T * (T + 1) // 2 + 45) / T
+
+
+@pytest.mark.parametrize(("block_size", "top_blocks"), [(1, 1), (4, 1), (4, 3), (5, 9)])
+@pytest.mark.parametrize("T", [1, 7, 24])
+def test_selected_keys_are_those_of_the_blocks(block_size, top_blocks, T):
+    cfg, D = AttentionConfig(heads=2, block_size=block_size, top_blocks=top_blocks), 8
+    terms = attention_cost(D, cfg, CostContext(T)).terms
+    earlier = [i // block_size for i in range(T)]  # whole blocks before the block of a token
+    keys = [min(n, top_blocks - 1) * block_size + i % block_size + 1 for i, n in enumerate(earlier)]
+    assert terms["core"].model == pytest.approx(4 * D * np.mean(keys))
+    assert terms["selection"].model == pytest.approx(2 * D * np.mean(earlier))
 
 
 @pytest.mark.parametrize(

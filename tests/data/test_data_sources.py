@@ -306,6 +306,8 @@ def test_splits_by_hash_lose_nothing_and_share_nothing(documents):
         ({"source": "datasets", "path": "a/b", "revision": "main"}, "pin the data set to a full"),
         ({"tokenizer": "bpe:many"}, "the size must be 257 to 1048576"),
         ({"tokenizer": "bpe:256"}, "the size must be 257"),
+        ({"tokenizer": "bpe:٣٠٠"}, "the size must be 257"),
+        ({"tokenizer": f"bpe:{'9' * 5000}"}, "the size must be 257"),
         ({"tokenizer": ""}, "data.tokenizer is empty"),
         ({"valid_share": 0.0}, "valid_share is 0.0, must be > 0"),
         ({"on_error": "ignore"}, "on_error is 'ignore'"),

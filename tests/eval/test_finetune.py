@@ -232,6 +232,11 @@ def test_spans_and_measures_by_hand():
     found = measures.measure(data, outputs, [np.int32(0), np.int32(1), np.int32(1)])
     assert found["accuracy"] == pytest.approx(2 / 3) and found["f1"] == pytest.approx(2 / 3)
     assert found["nats"] == pytest.approx(-np.log([0.9, 0.6, 0.3]).mean())
+    # scikit-learn's f1_score(["a", "a", "b"], ["a", "c", "b"], average="macro"): c has F1 0.
+    outputs = [np.eye(4)[k] for k in (0, 2, 1)]
+    three = data._replace(classes=("a", "b", "c", "d"))
+    found = measures.measure(three, outputs, [np.int32(0), np.int32(0), np.int32(1)])
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
     tagged = data._replace(problem="tokens", classes=("B-A", "O"))
     unread = [np.array([[np.nan, np.nan], [0.0, 1.0]])]
     assert measures.measure(tagged, unread, [np.array([1, 1])])["accuracy"] == 0.5

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import tokenizers as hf
 from oracle import VOCAB, eval_context, oracle
 
 import generate as command
 from arch import SequenceInfo
 from arch.layers.positions import PositionsConfig
 from data.chats.templates import CHAT_TEMPLATES, parse_chat, reply_prompt
+from data.published.json_tokenizer import JsonTokenizer
 from data.readers.read_policy import ErrorPolicy
 from data.readers.read_stats import ReadStats
 from data.tokenizers import ByteTokenizer
@@ -24,7 +26,14 @@ from eval.__main__ import run as evaluate
 from eval.generate import Sampling, check_positions, generate, sample_token, stream
 from eval.load_run import load_run
 from eval.prompts import read_prompts
-from eval.text_generation import TextRequest, continue_texts, stream_text, text_model
+from eval.text_generation import (
+    TextRequest,
+    continue_texts,
+    decode_continuation,
+    decoding_context,
+    stream_text,
+    text_model,
+)
 from hub.run import export_run
 from settings.run_json import add_hash
 
@@ -80,6 +89,41 @@ def test_a_character_of_several_bytes_is_shown_when_it_is_complete():
     pieces, result = written(stream_text(target, one, seed=0))
     assert "".join(pieces) == result.text and result.n_tokens == 3
     assert not any("\ufffd" in piece for piece in pieces[:-1])
+
+
+def test_a_long_prompt_is_not_decoded_for_each_token(monkeypatch):
+    target, counts = text_model(oracle(length=64)), []
+    decode = target.tokenizer.decode
+    monkeypatch.setattr(
+        target.tokenizer, "decode", lambda ids: (counts.append(len(ids)), decode(ids))[1]
+    )
+    one = request("ab" * 150, 20, stops=("hij",))
+    _, result = written(stream_text(target, one, seed=0))
+    assert result.text == "cdefg" and counts.count(301) == 1
+    assert sum(counts) < 301 + 1000
+
+
+def test_new_tokens_decode_after_the_end_of_a_prompt_as_after_all_of_it():
+    words = {f"\u2581w{i}": i for i in range(300)} | {"<bos>": 300, "\u2581": 301}
+    vocab = words | {f"<0x{i:02X}>": 302 + i for i in range(256)}
+    raw = hf.Tokenizer(hf.models.BPE(vocab, [], byte_fallback=True))
+    parts = [hf.decoders.Replace("\u2581", " "), hf.decoders.ByteFallback(), hf.decoders.Fuse()]
+    raw.decoder = hf.decoders.Sequence([*parts, hf.decoders.Strip(" ", 1, 0)])
+    raw.add_special_tokens(["<bos>"])
+    tokenizer = JsonTokenizer(raw.to_str().encode(), "words")
+    letters = [302 + b for b in "\u6211".encode()] * 40  # one run of bytes, valid as a whole
+    ids = np.array([300, *range(200), *letters, *range(100), 300, 300, *range(5), *letters[:8]])
+    contexts = []
+    for n in range(1, len(ids) - 4):
+        contexts.append(decoding_context(tokenizer, ids[:n]))
+        after_all, after_end = (
+            decode_continuation(tokenizer, context, ids[n : n + 4])
+            for context in (ids[:n], contexts[-1])
+        )
+        assert after_end == after_all, n
+    assert max(map(len, contexts[:200])) == 16 < len(contexts[320])
+    specials = np.array([*range(50), *[300] * 40])
+    assert decode_continuation(tokenizer, decoding_context(tokenizer, specials), [3]) == " w3"
 
 
 @pytest.mark.parametrize(

@@ -120,11 +120,14 @@ def test_a_run_begins_with_a_published_folder(root):
     program = program._replace(settings=other)
     with pytest.raises(ConfigError, match=r"norm\.eps 0\.001, not 1e-06"):
         runs.load_params(str(root / "second"), program, fingerprint)
+    with pytest.raises(ConfigError, match=r"norm\.eps 0\.001, not 1e-06"):
+        runs.check_params(str(root / "second"), program, fingerprint)
     with_tokenizer = Path(shutil.copytree(root / "second", root / "third"))
     ByteTokenizer().save(with_tokenizer)
     program = program._replace(settings=settings)
     with pytest.raises(DataError, match="another tokenizer .* set data.tokenizer"):
         runs.load_params(str(with_tokenizer), program, "0" * 64)
+    runs.check_params(str(with_tokenizer), program, fingerprint)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ READS_ENVIRONMENT = {
     "preflight.py",  # adds to XLA_FLAGS
 }
 
+DIGIT_METHODS = ("isdigit", "isdecimal", "isnumeric")
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 Rule = Callable[[PurePosixPath, str, ast.Module], Iterator[str]]
 
@@ -158,6 +159,14 @@ def environment(path: PurePosixPath, text: str, tree: ast.Module) -> Iterator[st
                     yield f"{node.lineno}: imports os.{alias.name}"
 
 
+def digits(path: PurePosixPath, text: str, tree: ast.Module) -> Iterator[str]:
+    """Digits are 0 to 9: text of users is checked by `is_digits`, str's own methods take others."""
+    for node in nodes(tree):
+        is_method = isinstance(node, ast.Attribute) and node.attr.startswith(DIGIT_METHODS)
+        if is_method and str(path) != "settings/types.py":
+            yield f"{node.lineno}: calls {node.attr}, must be settings.types.is_digits"
+
+
 def imported(tree: ast.Module) -> Iterator[tuple[str, int]]:
     """Names of imported modules; a relative import stays in its folder."""
     for node in nodes(tree):
@@ -207,7 +216,8 @@ def complaints(rule: Rule, path: PurePosixPath, text: str, tree: ast.Module) -> 
 
 
 RULES = {
-    r.__name__: r for r in (imports, lengths, names, identifiers, safety, openness, environment)
+    rule.__name__: rule
+    for rule in (imports, lengths, names, identifiers, safety, openness, environment, digits)
 }
 
 
@@ -350,6 +360,7 @@ LONG = "def f():\n" + "    x = 1\n" * 60
         ("safety", "ops/x.py", "torch.load(x)"),
         ("safety", "ops/x.py", "np.load(x, allow_pickle=True)"),
         ("safety", "ops/x.py", "subprocess.run(x, shell=True)"),
+        ("digits", "ops/x.py", "text.isdigit()"),
         ("openness", "ops/x.py", "getattr(x, 'y', None)"),
         ("openness", "ops/x.py", "def f(**rest):\n    return g(1, **rest)"),
         ("environment", "ops/x.py", "import os\nos.environ['A']"),

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.console import Console
 from errors import ConfigError
 from settings.command import run_command
 from settings.flag_parser import make_parser
+from storage.scratch import local_copy, local_path
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,7 @@ from settings.flag_parser import make_parser
         (OSError(5, "Input/output error"), 74, "DiskError: a file that was given: Input/output"),
         (OSError(28, "No space left on device", "/b"), 74, "/b: No space left on device; free"),
         (KeyboardInterrupt(), 130, "Stopped.\n"),
+        (MemoryError(), 77, "DeviceMemoryError: the memory of this machine does not suffice"),
         (BrokenPipeError(), 0, ""),
     ],
     ids=lambda value: type(value).__name__,
@@ -69,6 +72,16 @@ def test_a_defect_and_debug_print_the_traceback(capsys):
     assert run_command(command, ["--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
     assert run_command(lambda argv: 65, []) == 65
+
+
+def test_a_tilde_behind_an_equals_sign_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser = make_parser("x", "")
+    parser.add_argument("--run", type=Path)
+    assert parser.parse_args(["--run=~/runs/a"]).run == tmp_path / "runs/a"
+    assert local_path("~/runs/a") == local_copy("~/runs/a") == tmp_path / "runs/a"
+    with pytest.raises(ConfigError, match="a flag is '~nosuchuser/x': there is no such user"):
+        parser.parse_args(["--run=~nosuchuser/x"])
 
 
 def test_an_unknown_flag_has_the_nearest_name_in_one_line():

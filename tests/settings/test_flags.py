@@ -280,6 +280,8 @@ def test_copies_are_independent_and_still_guarded():
         ("--config.train.steps=3000000000", ["must be at most 2,147,483,647"]),
         ("--config.train.steps=256.5", ["config.train.steps", "'256.5'", "integer"]),
         ("--config.train.steps=2e3", ["config.train.steps", "'2e3'", "integer"]),
+        ("--config.train.steps=٣", ["config.train.steps", "'٣'", "integer"]),
+        ("--config.train.rate=١.٥", ["config.train.rate", "'١.٥'", "number"]),
         ("--config.train.steps=abc", ["config.train.steps", "'abc'", "integer"]),
         ("--config.train.steps=true", ["config.train.steps", "integer"]),
         ("--config.train.rate=abc", ["config.train.rate", "'abc'", "number"]),

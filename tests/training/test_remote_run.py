@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from pathlib import Path
 
 import board_runs
 import pytest
@@ -322,3 +323,5 @@ def test_folders_that_nobody_used_for_a_week_are_deleted(url, tmp_path, monkeypa
     assert [path.is_dir() for path in paths] == [False, True, True, True, True, True]
     print_scores({}, paths[1])
     assert f"Run folder: {url}1/ (scratch folder: {paths[1]}/)" in capsys.readouterr().out
+    print_scores({}, Path("/"))
+    assert capsys.readouterr().out == "Run folder: /\n"

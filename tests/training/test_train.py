@@ -235,6 +235,25 @@ def test_a_dry_run_says_what_would_be(text, tmp_path, capsys):
     assert not (tmp_path / "dry").exists()
 
 
+def test_a_dry_run_refuses_what_the_run_would_refuse(whole, text, tmp_path, capsys):
+    new, file, wide = tmp_path / "new", tmp_path / "file", "--config.model.width=32"
+    file.write_text("")
+    cases = [
+        (whole, [wide], "model.width 16 -> 32", 2),
+        (whole, ["--config.train.steps=8"], "use --resume=extend", 2),
+        (whole, [f"--init_from={text}"], "started without --init_from", 2),
+        (file / "run", [], f"{file}: it is no folder", 74),
+        (new, [wide, f"--init_from={whole}"], "(expected float32[1,32,32])", 66),
+        (new, [f"--init_from={text}"], "config.json", 66),
+    ]
+    for folder, more, said, code in cases:
+        assert run(*flags(text, folder, "--dry_run", *more)) == code, said
+        assert said in capsys.readouterr().err
+    assert run(*flags(text, whole, "--dry_run")) == 0
+    assert run(*flags(text, new, "--dry_run", f"--init_from={whole}")) == 0
+    assert not new.exists()
+
+
 @pytest.mark.parametrize(
     ("flag", "said", "code"),
     [
@@ -268,14 +287,27 @@ def test_mistakes_are_answered_in_one_line_before_anything_compiles(
     assert said in error[-1] and "Traceback" not in "".join(error)
 
 
-def test_running_out_of_device_memory_is_explained(capsys):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes",  # of a GPU
+        "INTERNAL: Error dispatching computation: Out of memory allocating 9 bytes.",  # of a CPU
+    ],
+)
+def test_running_out_of_device_memory_is_explained(text, capsys):
     # covers P8
     def command(argv):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+        raise jax.errors.JaxRuntimeError(text)
 
     assert run_command(command, []) == 77
     said = capsys.readouterr().err
     assert "grad_accum_steps" in said and "remat" in said and "--dry_run" in said
+
+
+def test_running_out_of_host_memory_is_one_line(capsys):
+    assert run_command(lambda argv: np.empty(1 << 58), []) == 77
+    said = capsys.readouterr().err
+    assert "Unable to allocate" in said and "Traceback" not in said
 
 
 @pytest.mark.slow

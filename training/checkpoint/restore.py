@@ -40,7 +40,7 @@ def list_steps(root: Path) -> list[int]:
     """Returns the steps that have a folder, valid or not, oldest first; other names are ignored."""
     if not root.is_dir():
         return []
-    names = [entry.name for entry in root.iterdir() if re.fullmatch(r"0|[1-9]\d*", entry.name)]
+    names = [entry.name for entry in root.iterdir() if re.fullmatch(r"0|[1-9][0-9]*", entry.name)]
     return sorted(map(int, names))
 
 
@@ -138,6 +138,17 @@ def restore(
     return jax.tree.unflatten(jax.tree.structure(abstract), _read_arrays(root, step, leaves))
 
 
+def check_subset(
+    root: Path, step: int, abstract: object, prefix: str, *, check_hashes: bool = True
+) -> dict[str, jax.Array]:
+    """Checks that the leaves below `prefix` are those of `abstract`, and returns these by name."""
+    saved = read_manifest(root, step, check_hashes=check_hashes)["leaves"]
+    below = {name: entry for name, entry in saved.items() if name.startswith(f"{prefix}.")}
+    leaves = named_leaves(abstract, prefix)
+    check_shapes_and_dtypes(below, shapes_and_dtypes(leaves), f"{root / str(step)} ({prefix})")
+    return leaves
+
+
 def restore_subset(
     root: Path, step: int, abstract: T, prefix: str, *, check_hashes: bool = True
 ) -> T:
@@ -145,10 +156,7 @@ def restore_subset(
 
     Other leaves are not read.
     """
-    saved = read_manifest(root, step, check_hashes=check_hashes)["leaves"]
-    below = {name: entry for name, entry in saved.items() if name.startswith(f"{prefix}.")}
-    leaves = named_leaves(abstract, prefix)
-    check_shapes_and_dtypes(below, shapes_and_dtypes(leaves), f"{root / str(step)} ({prefix})")
+    leaves = check_subset(root, step, abstract, prefix, check_hashes=check_hashes)
     return jax.tree.unflatten(jax.tree.structure(abstract), _read_arrays(root, step, leaves))
 
 

@@ -27,8 +27,8 @@ from training.run.atomic_io import (
     write_json,
 )
 
-LEFTOVER_PATTERN = re.compile(r"\d+\.[\w-]+\.(writing|discarded)")
-REPLACED_PATTERN = re.compile(r"(\d+)\.replaced")
+LEFTOVER_PATTERN = re.compile(r"[0-9]+\.[\w-]+\.(writing|discarded)")
+REPLACED_PATTERN = re.compile(r"([0-9]+)\.replaced")
 OWNER_FILE = "OWNER.json"
 RETRY_DELAYS = (0.0, 0.1, 0.4, 1.0)  # seconds before each attempt to delete a folder
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from errors import ConfigError
+from settings.types import is_digits
 
 SLURM_VARIABLES = (
     "SLURM_JOB_ID",
@@ -117,10 +118,10 @@ def _tasks_on_node(tasks: str, node_id: str, local_id: int) -> int:
     """
     counts = [
         int(count)
-        for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks)
+        for count, times in re.findall(r"([0-9]+)(?:\(x([0-9]+)\))?", tasks)
         for _ in range(int(times or 1))
     ]
-    number = int(node_id) if node_id.isdigit() else len(counts)
+    number = int(node_id) if is_digits(node_id) else len(counts)
     return max(counts[number] if number < len(counts) else max(counts, default=1), local_id + 1)
 
 
@@ -137,10 +138,10 @@ def _own_devices(
     visible = next((variables[n] for n in VISIBLE_DEVICES_VARIABLES if n in variables), None)
     on_node = variables.get("SLURM_GPUS_ON_NODE", "")
     if visible is None:
-        count = int(on_node) if on_node.isdigit() else num_local
+        count = int(on_node) if is_digits(on_node) else num_local
     else:
         count = len([device for device in visible.split(",") if device.strip()])
-        if on_node.isdigit() and count < int(on_node):
+        if is_digits(on_node) and count < int(on_node):
             return None
     share = count // num_local
     return tuple(range(local_id * share, (local_id + 1) * share)) or None
@@ -153,7 +154,7 @@ def _open_mpi(variables: Mapping[str, str]) -> ProcessInfo:
     `1531576320.0;tcp://10.96.0.1,10.148.0.1:34911`.
     """
     uri = variables["OMPI_MCA_orte_hnp_uri"]
-    match = re.match(r"(\d+)\.\d+;tcp6?://(?:\[([^\],]+)|([^,:\[]+))", uri)
+    match = re.match(r"([0-9]+)\.[0-9]+;tcp6?://(?:\[([^\],]+)|([^,:\[]+))", uri)
     if not match:
         return ProcessInfo()
     job, ipv6, ipv4 = match.groups()
@@ -165,13 +166,13 @@ def _open_mpi(variables: Mapping[str, str]) -> ProcessInfo:
         f"{f'[{ipv6}]' if ipv6 else ipv4}:{port}",
         process_id,
         num_processes,
-        _own_devices(variables, local_rank, int(num_local) if num_local.isdigit() else 1),
+        _own_devices(variables, local_rank, int(num_local) if is_digits(num_local) else 1),
     )
 
 
 def _read_int(variables: Mapping[str, str], name: str) -> int:
     value = variables.get(name, "")
-    if not value.isdigit():
+    if not is_digits(value):
         raise ConfigError(
             f"{name} is {value!r}, not a number: the launcher's variables are incomplete; give "
             "--coordinator_address, --process_id and --num_processes"

@@ -87,7 +87,7 @@ def parse_faults(spec: str) -> tuple[InjectedFault, ...]:
 
 
 def _parse_fault(text: str) -> InjectedFault:
-    match = re.fullmatch(r"([^@]*)@(save:)?(\d{1,9})", text)
+    match = re.fullmatch(r"([^@]*)@(save:)?([0-9]{1,9})", text)
     if not match:
         raise ConfigError(f"debug.inject_fault is {text!r}, must be KIND@STEP or KIND@save:STEP")
     kind, point, step = match[1], match[2] or "", int(match[3])

@@ -19,6 +19,7 @@ import jax
 
 from errors import DistributedError, PreemptedError
 from settings.json_types import JsonObject
+from settings.types import is_digits
 from training.distributed import multihost
 from training.distributed.watchdog import abort_process
 from training.run.folder import RunFolder
@@ -149,7 +150,7 @@ def _accept_peers(server: socket.socket, token: str) -> dict[int, socket.socket]
             link, _ = server.accept()
             link.settimeout(1)
             words = _read_line(link).split()
-            if len(words) == 2 and words[0] == token and words[1].isdigit():
+            if len(words) == 2 and words[0] == token and is_digits(words[1]):
                 links[int(words[1])] = _set_keepalive(link)
             else:
                 link.close()

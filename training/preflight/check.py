@@ -17,6 +17,7 @@ import jax
 from errors import ConfigError, DeviceMemoryError
 from formatting import format_bytes
 from settings.changes import with_changes
+from training import hardware
 from training import mesh as meshes
 from training.preflight import memory_estimate
 from training.preflight.hlo_collectives import CollectiveTraffic, parse_collectives
@@ -56,7 +57,7 @@ def try_compile(program: TrainProgram, chip: Chip) -> CompileResult:
     try:
         step = program.compile_step()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not hardware.is_out_of_memory(error):
             raise
         match = OOM_PATTERN.search(str(error))
         needed = int(float(match[1]) * BYTE_UNITS[match[2]]) if match else 0

@@ -130,7 +130,8 @@ def print_scores(
         text = value if isinstance(value, str) else f"{value:.4f}"
         console.print(f"{name:{width}}{replace_control_chars(text)}", markup=False, soft_wrap=True)
     url = scratch.url_of(folder)
-    shown = f"{url}/ (scratch folder: {folder}/)" if url else f"{folder}/"
+    local = f"{folder}/" if folder.name else str(folder)  # "/" is a name of a folder, "//" none.
+    shown = f"{url}/ (scratch folder: {local})" if url else local
     console.print(f"Run folder: {shown}", markup=False, soft_wrap=True)
 
 

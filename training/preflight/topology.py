@@ -88,7 +88,7 @@ def parse_topology(name: str) -> CompileTarget:
     if kind not in CHIPS:
         raise ConfigError(f"topology {name!r}: unknown chip {kind!r}; {_valid_choices(kind)}")
     chip = CHIPS[kind]
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
+    if not re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)*", shape):
         raise ConfigError(f"topology {name!r} has no shape such as {chip.example}")
     describe = {"tpu": _tpu_devices, "cuda": _cuda_devices, "cpu": _cpu_devices}[chip.platform]
     return CompileTarget(name, chip, describe(name, shape, chip))

@@ -33,7 +33,7 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -
 
 def as_user_error(error: Exception) -> IsoflopError | None:
     """Converts `error` to one that a user can act on; None means a defect of the program."""
-    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+    if hardware.is_out_of_memory(error):
         text = str(error).splitlines()[0]
         return DeviceMemoryError(
             f"the step does not fit into the device's memory ({text}); lower train.batch_size or "

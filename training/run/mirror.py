@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from errors import DiskError, IsoflopError
+from settings.types import is_digits
 from storage.remote import RemoteFolder
 from storage.scratch import (
     LOCK_NAME,
@@ -146,7 +147,7 @@ class RunMirror:
     def _local_checkpoints(self) -> dict[str, bytes]:
         """Returns the manifests of the sealed checkpoints by step, newest last."""
         manifests = (self.path / "checkpoints").glob(f"*/{MANIFEST}")
-        steps = {path.parent.name: path for path in manifests if path.parent.name.isdecimal()}
+        steps = {path.parent.name: path for path in manifests if is_digits(path.parent.name)}
         return {step: steps[step].read_bytes() for step in sorted(steps, key=int)}
 
     def _upload_checkpoint(self, step: str, manifest: bytes) -> None:
@@ -182,7 +183,7 @@ class RunMirror:
             content = self.remote.read(f"checkpoints/{step}/{MANIFEST}")
             if content is not None and seal.is_file() and seal.read_bytes() == content:
                 self._manifests[step] = content
-        for step in (step for step in steps if step.isdecimal() and step not in self._manifests):
+        for step in (step for step in steps if is_digits(step) and step not in self._manifests):
             self._delete_checkpoint(step)
         for name, log in self._logs.items():
             log.find_parts([part for part in names if part.startswith(f"{name}{PARTS_SUFFIX}/")])

@@ -4,10 +4,16 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from errors import DiskError
 from settings.json_types import JsonObject
 from storage import scratch
 from training.run import seal
-from training.run.atomic_io import disk_errors, read_json, to_json_value, validate_run_path
+from training.run.atomic_io import (
+    disk_errors,
+    read_json,
+    to_json_value,
+    validate_run_path,
+)
 from training.run.folder import RunFolder
 from training.run.mirror import RunMirror
 from training.run.provenance import redact
@@ -40,15 +46,8 @@ def open_run(
             folder.path.mkdir(parents=True, exist_ok=True)
         folder.lock.acquire()
         folder.record = redact(to_json_value(record))
-        folder.previous_record = read_json(folder.file_path("run.json"))
+        _compare_records(folder, resumable, allow_changed)
         if folder.previous_record is not None:
-            check_resumable(
-                folder.path, folder.previous_record, folder.record, resumable, allow_changed
-            )
-            folder.record |= {key: folder.previous_record[key] for key in ("run_id", "created")}
-            folder.record["flags"] = resume_flags(
-                folder.path, folder.previous_record, folder.record
-            )
             if problem := seal.find_status_damage(folder.path, folder.previous_record):
                 message = f"{problem}; it is written anew"
                 folder.log_event("file_damaged", {"file": "status.json", "message": message})
@@ -64,6 +63,44 @@ def open_run(
         folder.close()
         raise
     return folder
+
+
+def check_folder(
+    path: Path, record: Mapping[str, object], resumable: Sequence[str], allow_changed: bool
+) -> RunFolder:
+    """Checks that `open_run` could open the folder, as far as that is known without writing.
+
+    Raises:
+        DiskError: if the folder cannot be created or written to.
+    """
+    folder = RunFolder(validate_run_path(path))
+    check_creatable(folder.path)
+    folder.record = redact(to_json_value(record))
+    _compare_records(folder, resumable, allow_changed)
+    return folder
+
+
+def check_creatable(folder: Path) -> None:
+    """Checks, and creates nothing, that `folder` and files in it can be created.
+
+    Raises:
+        DiskError: if a part of its path is a file, or this process may not write there.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise DiskError(f"{existing}: it is no folder; use another --workdir")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise DiskError(f"{existing}: it is not writable; check permissions or use another folder")
+
+
+def _compare_records(folder: RunFolder, resumable: Sequence[str], allow_changed: bool) -> None:
+    """Reads the record of an existing run, which the new record continues if they agree."""
+    folder.previous_record = read_json(folder.file_path("run.json"))
+    if folder.previous_record is None:
+        return
+    check_resumable(folder.path, folder.previous_record, folder.record, resumable, allow_changed)
+    folder.record |= {key: folder.previous_record[key] for key in ("run_id", "created")}
+    folder.record["flags"] = resume_flags(folder.path, folder.previous_record, folder.record)
 
 
 def open_as_worker(

@@ -15,6 +15,7 @@ import time
 
 from errors import DiskError, LockedError
 from settings.json_types import JsonObject
+from settings.types import is_digits
 from storage.remote import RemoteFolder
 from storage.scratch import LOCK_NAME
 from training.run.atomic_io import decode_json
@@ -111,7 +112,7 @@ class RemoteLock:
 
     def _numbers(self) -> list[int]:
         texts = [name.rpartition("/")[2] for name in self._remote.list(LOCK_NAME)]
-        return [int(text) for text in texts if text.isdecimal()]
+        return [int(text) for text in texts if is_digits(text)]
 
     def _read(self, number: int) -> JsonObject:
         try:

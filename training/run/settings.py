@@ -41,7 +41,7 @@ class LogConfig:
         """
         if not self.profile:
             return None
-        match = re.fullmatch(r"([1-9]\d{0,11}):([1-9]\d{0,11})", self.profile)
+        match = re.fullmatch(r"([1-9][0-9]{0,11}):([1-9][0-9]{0,11})", self.profile)
         if not match or int(match[1]) > int(match[2]):
             raise ConfigError(
                 f"log.profile is {self.profile!r}, must be FROM:TO, two steps counted from 1, for "
