@@ -1,10 +1,11 @@
 # %% [markdown]
 # # A scaling law
 #
-# How large should a model be for a given number of training FLOPs? Transformers of five sizes are
-# trained. At a small budget a small model is better, because it has seen more text. At a larger
-# budget a larger model is better. This notebook estimates the size with the lowest loss at each
-# budget, and how this size grows with the budget.
+# How large should a model be for a given number of training FLOPs? At a small budget a small model
+# is better, because it has seen more text. At a larger budget a larger model is better. This
+# notebook trains small Transformers of six sizes at each of four budgets, fits the law to the three
+# smaller budgets, and tests it on the largest one. A law that predicts runs it has not seen is
+# worth extrapolating from.
 #
 # **To interrupt and resume.** Interrupt a cell that trains: it finishes its step and saves a
 # checkpoint. Run the cell again: it resumes, with the same bits. In Colab, mount Drive (the folder
@@ -43,203 +44,189 @@ if COLAB:
 # %% tags=["parameters"]
 import jax
 
-FAST = jax.default_backend() == "cpu"  # a few minutes on two cores
-MAX_BUDGET = 2e10 if FAST else 4e13  # training FLOPs of each run
-SIZES = ((4, 1), (8, 1), (16, 1), (16, 2), (32, 1))  # (width, depth)
-if not FAST:
-    SIZES = ((64, 4), (96, 6), (128, 8), (192, 10), (256, 12))
-BATCH_SIZE = 8 if FAST else 16
-STRIDE = 64 if FAST else 4  # one in STRIDE batches of the valid split is evaluated
-WORKDIR = RUNS / f"scaling_law-{MAX_BUDGET:g}"
+FAST = jax.default_backend() == "cpu"  # about fifteen minutes on two cores
+BUDGETS = (
+    (2e11, 4e11, 8e11, 1.6e12) if FAST else (5e12, 1e13, 2e13, 4e13)
+)  # training FLOPs of a run
+WIDTH, DEPTH, BATCH_SIZE, SEQ_LEN = (64, 2, 4, 128) if FAST else (128, 4, 16, 128)
+TOKENS_PER_PARAM = 32 if FAST else 20  # of the middle sizes of each budget
+WORKDIR = RUNS / f"scaling_law-{BUDGETS[-1]:g}"
 
 # %% [markdown]
-# ## The grid
+# ## The study
 #
-# The number of steps of each size is solved for the largest budget, with exact counts of FLOPs. The
-# learning rate is constant after the warmup. A run is therefore, at an intermediate step, also the
-# run of a smaller budget, and four budgets cost as much as one. With a learning rate that decays
-# until the end of a run, as is usual, an intermediate step would be worse than a shorter run. Each
-# budget would then need its own runs, which `protocol.study.budget.match_isoflop` plans.
+# A study of one candidate compares nothing. It plans six sizes at each budget, from a quarter to
+# four times the middle size, and solves their steps with exact counts of FLOPs. The size N of a
+# model is its number of parameters without embedding and head, and D its number of tokens.
 #
-# The size of a model is its number of parameters without embedding and head.
+# - **Each run is cooled down.** Its learning rate is constant after the warmup and falls to 0 in
+#   the last part of the run. An intermediate step of a longer run would be worse than a run that
+#   ends there.
+# - **The learning rate follows the width.** Under muP (`docs/laws.md`) the rate that is best at one
+#   width is near the best at others. With one rate for all sizes, the larger models would have a
+#   rate that is too high, and the law would describe the rate and not the size.
 
 # %%
 from data import open_data
-from protocol.study.budget import compute_run_costs
+from protocol.study.plan import reported_runs
+from protocol.study.run_study import default_choices
+from protocol.study.study import Study, make_plan
 from settings.cli import freeze
-from training.settings import Settings, defaults, resolve
+from training.settings import Settings, defaults
 
-N_BUDGETS = 4  # the budgets are multiples of MAX_BUDGET / N_BUDGETS
+c = defaults()
+c.data.tokenizer = "bytes"
+c.model.width, c.model.depth, c.model.attention.heads = WIDTH, DEPTH, WIDTH // 16
+c.model.parametrization, c.model.base_width = "mup", WIDTH
+c.train.batch_size, c.train.seq_len = BATCH_SIZE, SEQ_LEN
+c.optimizer.learning_rate, c.optimizer.warmup = 4e-3, 0.1
+c.optimizer.schedule, c.optimizer.cooldown_fraction, c.optimizer.final_lr_ratio = "wsd", 0.4, 0.0
+c.eval.tasks, c.log.console = ("bits_per_byte",), "off"
+shared_settings = freeze(Settings, c)
 
-
-def make_settings(width, depth, steps):
-    c = defaults()
-    c.model.width, c.model.depth = width, depth
-    c.model.attention.heads = max(width // 16, 1)
-    c.train.batch_size, c.train.seq_len, c.train.steps = BATCH_SIZE, 128, steps
-    c.optimizer.schedule = "constant"
-    c.optimizer.learning_rate, c.optimizer.warmup = 8e-3, 10
-    c.eval.every = steps // N_BUDGETS
-    c.eval.tasks, c.eval.splits, c.eval.limit = ("bits_per_byte",), ("valid",), 0
-    c.checkpoint.every, c.log.console = 0, "off"
-    settings = freeze(Settings, c)
-    return resolve(settings, open_data(settings.data).tokenizer.vocab_size)
-
-
-def solve_steps(width, depth):
-    flops = compute_run_costs(make_settings(width, depth, N_BUDGETS)).training_flops
-    return make_settings(width, depth, N_BUDGETS * round(MAX_BUDGET / flops))
-
-
-runs = {f"{w}x{d}": solve_steps(w, d) for w, d in SIZES}
-for name, settings in runs.items():
-    costs = compute_run_costs(settings)
+study = Study(
+    candidates={"dense": {}},
+    reference="dense",
+    comparisons=(),
+    margin=0.02,
+    match_by="isoflop",
+    budgets=BUDGETS,
+    tokens_per_param=TOKENS_PER_PARAM,
+    seeds=(0,),
+)
+vocab_size = open_data(shared_settings.data).tokenizer.vocab_size
+matched_plan = make_plan(study, shared_settings, vocab_size)
+runs = reported_runs(matched_plan.plan, default_choices(matched_plan.plan))
+for m in matched_plan.matched.values():
     print(
-        f"{name:6} {costs.non_embedding_params:9,.0f} parameters {costs.tokens:12,.0f} tokens "
-        f"{settings.train.steps:6,} steps {costs.training_flops:.3g} FLOPs"
+        f"{m.budget:.1e} FLOPs: {m.costs.non_embedding_params:9,.0f} parameters "
+        f"{m.costs.tokens:11,.0f} tokens {m.settings.train.steps:7,} steps"
     )
 
 # %% [markdown]
-# ## Five runs
+# ## The runs
 #
-# `runner.train` takes a function that makes the evaluators. The default evaluator reads the whole
-# validation split during training. The evaluator in this cell reads a few windows of it, the same
-# windows for all models.
+# Each run ends with its score on the test split, in bits per byte.
 
 # %%
-from eval import harness
-from eval.task import EvalContext
-from eval.tasks.bits_per_byte import evaluate_store, read_batches
-from training import runner
+from protocol.study.run_study import run_all
 
-
-def make_evaluators(job):
-    program, valid = job.program, job.data.valid
-    ctx = EvalContext(None, program.mesh, program.settings, program.objective, job.data)
-    windows = [*read_batches(ctx, valid, stride=STRIDE)]
-    _, evaluate_split = harness.make_evaluators(job)  # the whole split, for the board
-
-    def during_training(state, step):
-        totals, _ = evaluate_store(ctx._replace(trainable=state.trainable), valid, windows)
-        nats, n_tokens = totals["nats"]
-        return {"windows/nats_per_token": nats / n_tokens}
-
-    def after_training(state, step):
-        return during_training(state, step) | evaluate_split(state, step)
-
-    return during_training, after_training
-
-
-for name, settings in runs.items():
-    print(f"## {name}")
-    runner.train(settings, WORKDIR / name, make_evaluators)
+results = run_all(runs, WORKDIR, print, study.metric)
 
 # %% [markdown]
-# ## The minima
+# ## The test of the law
 #
-# At each budget a parabola in the logarithm of the size is fitted (the second approach of
-# arXiv:2203.15556). Its minimum has a 95 % interval by Fieller's method. The interval is unbounded
-# if the points do not determine the curvature of the parabola. A minimum at the edge of the sizes
-# is not a result: then train other sizes.
+# The surface L = E + A / N^alpha + B / D^beta is fitted to the runs of all budgets but the largest.
+# Then it predicts each run of the largest budget, which it has not seen. The law is useful if these
+# errors are about as large as the scatter of the runs that it was fitted to.
+
+# %%
+import numpy as np
+
+from protocol.fit.points import read_runs
+from protocol.statistics.surface import fit_surface
+
+(source,) = read_runs([WORKDIR], with_head=False)
+seen = [p for p in source.points if p.budget < max(BUDGETS)]
+unseen = [p for p in source.points if p.budget == max(BUDGETS)]
+held_out_law = fit_surface(seen, n_resamples=1)
+errors = np.array([p.loss - held_out_law.law.loss(p.params, p.tokens) for p in unseen])
+for p, error in zip(unseen, errors, strict=True):
+    print(
+        f"{p.params:9,.0f} parameters: {p.loss:.3f} bits per byte, predicted {p.loss - error:.3f}"
+    )
+print(f"root mean square of the errors {np.sqrt(np.mean(errors**2)):.3f} bits per byte")
+print(f"scatter of the fitted runs     {np.sqrt(held_out_law.scatter):.3f} bits per byte")
+
+# %% [markdown]
+# ## The best sizes
+#
+# Two fits of all runs estimate the best size at each budget: a parabola in log N (approach 2 of
+# arXiv:2203.15556), and the surface. Where they disagree, no size can be recommended.
 
 # %%
 from protocol.statistics.isoflop import fit_minima
-from protocol.statistics.scaling_law import Point
-from training.run.folder import read_metrics
+
+surface = fit_surface(source.points, n_resamples=200)
+minima = fit_minima(source.points)
+optima = [surface.optimum(m.budget) for m in minima]
 
 
-def read_points(name, settings):
-    costs = compute_run_costs(settings)
-    epoch_tokens = open_data(settings.data).train.n_tokens
-    for row in read_metrics(WORKDIR / name / "metrics.jsonl"):
-        if "windows/nats_per_token" in row:
-            fraction = row["step"] / settings.train.steps
-            yield Point(
-                params=costs.non_embedding_params,
-                tokens=costs.tokens * fraction,
-                loss=row["windows/nats_per_token"],
-                training_flops=costs.training_flops * fraction,
-                epochs=costs.tokens * fraction / epoch_tokens,
-                budget=MAX_BUDGET * fraction,
-            )
+def describe_size(params, interval):
+    ends = "unbounded" if interval is None else f"{interval.low:,.0f} to {interval.high:,.0f}"
+    return f"{params:9,.0f} ({ends})"
 
 
-points = [point for name, settings in runs.items() for point in read_points(name, settings)]
-minima = fit_minima(points)
-for m in minima:
-    interval = m.params_interval
-    note = f"95 %: {interval.low:,.0f} to {interval.high:,.0f}" if interval else "95 %: unbounded"
-    if m.is_at_edge:
-        note = "at the edge of the sizes"
-    print(
-        f"{m.budget:.3g} FLOPs: {m.params:9,.0f} parameters ({note}), {m.loss:.3f} nats per token"
-    )
+for m, best in zip(minima, optima, strict=True):
+    by_parabola = describe_size(m.params, m.params_interval)
+    by_surface = describe_size(best.params, best.params_interval)
+    print(f"{m.budget:.1e} FLOPs: parabola {by_parabola}, surface {by_surface}")
 
 # %% [markdown]
-# ## The law
-#
-# A power law is fitted to the minima that are not at the edge. The interval of its exponent is
-# from a bootstrap. It is narrower than it should be, because each run has one seed and the budgets
-# share their runs. Published exponents are near 0.5. Models of a few thousand parameters, all
-# trained with the same learning rate, need not agree with them. A study that supports a claim needs
-# larger models, tuned learning rates and several seeds (`docs/sweeps.md`).
+# `python -m protocol.fit` prints this report. It gives the interval of each number, the factor by
+# which a prediction extrapolates, and the run without which the optimum moves most. Its optima are
+# at 6 N D = C, since the exact FLOPs of a size that was not trained are not known.
 
 # %%
-from errors import DataError
-from protocol.statistics.isoflop import fit_isoflop
+from protocol.fit.describe import describe
+from protocol.fit.report import FitSettings, fit_points
 
-law = None
-try:
-    fit = fit_isoflop(points, n_resamples=200)
-    law, (low, high) = fit.params, fit.exponent_interval
-    compute = 10 * MAX_BUDGET
-    print(f"parameters = {law.factor:.3g} FLOPs^{law.exponent:.2f} (95 %: {low:.2f} to {high:.2f})")
-    print(f"extrapolated to {compute:.3g} FLOPs: {law.predict(compute):,.0f} parameters")
-except DataError as error:
-    print(error)
+report = fit_points(source, FitSettings(approaches=("2", "surface"), budgets=(2 * max(BUDGETS),)))
+print("\n".join(describe(report)))
 
 # %% [markdown]
-# The left panel shows the loss by size at each budget, with the minima. A hollow minimum is at the
-# edge of the sizes. The right panel shows the size at the other minima by budget, with their
-# intervals and the law.
+# The left panel shows the runs, the parabolas with their minima, and the surface (dashed) at each
+# budget. A hollow minimum is outside the sizes. The right panel shows the best sizes by both fits,
+# with their intervals.
+#
+# **What the fits do not say.** Each size has one seed, so that the scatter of seeds and the misfit
+# of the law cannot be told apart. The intervals do not cover a change of the law beyond the runs,
+# and these models are a million times smaller than those of published laws.
+# `configs/compare/isoflop.py` is a study of two architectures with two seeds.
 
 # %%
 import matplotlib.pyplot as plt
-import numpy as np
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-for i, m in enumerate(minima):
-    color, points_at_budget = f"C{i}", [p for p in points if p.budget == m.budget]
-    sizes = np.array([p.params for p in points_at_budget])
-    grid = np.geomspace(sizes.min(), sizes.max(), 100)
-    left.plot(sizes, [p.loss for p in points_at_budget], ".", color=color)
-    left.plot(grid, m.loss_at(grid), color=color, label=f"{m.budget:.3g} FLOPs")
+
+
+def plot_size(budget, params, interval, color, marker):
+    right.plot([budget], [params], marker, color=color)
+    if interval:
+        right.plot([budget] * 2, [*interval], color=color)
+
+
+for i, (m, best) in enumerate(zip(minima, optima, strict=True)):
+    color = f"C{i}"
+    at_budget = sorted(p for p in source.points if p.budget == m.budget)
+    sizes, tokens, losses = (np.array([p[k] for p in at_budget]) for k in range(3))
+    grid = np.geomspace(sizes[0], sizes[-1], 100)
+    left.plot(sizes, losses, "o", color=color, label=f"{m.budget:.1e} FLOPs")
+    left.plot(grid, m.loss_at(grid), color=color)
+    left.plot(sizes, surface.law.loss(sizes, tokens), "--", color=color)
     fill = "none" if m.is_at_edge else color
-    left.plot([m.params], [m.loss], "D", color=color, markerfacecolor=fill)
+    left.plot([m.params], [m.loss], "*", color=color, markerfacecolor=fill, markersize=14)
     if not m.is_at_edge:
-        right.plot([m.budget], [m.params], "D", color=color)
-        if m.params_interval:
-            right.plot([m.budget] * 2, [*m.params_interval], color=color, alpha=0.5)
-if law:
-    budgets = np.array([m.budget for m in minima if not m.is_at_edge])
-    right.plot(budgets, law.predict(budgets), color="grey")
-left.set(xscale="log", xlabel="parameters", ylabel="nats per token, valid")
-right.set(xscale="log", yscale="log", xlabel="training FLOPs", ylabel="parameters at the minimum")
+        plot_size(0.97 * m.budget, m.params, m.params_interval, color, "*")
+    plot_size(1.03 * m.budget, best.params, best.params_interval, color, "s")
+left.set(xscale="log", xlabel="parameters", ylabel="bits per byte, test")
+right.set(xscale="log", yscale="log", xlabel="training FLOPs", ylabel="best number of parameters")
+right.set_title("stars: parabolas; squares: surface", fontsize="medium")
+left.tick_params(axis="x", which="minor", labelbottom=False)
 left.legend(fontsize="small")
 plt.show()
 
 # %% [markdown]
 # ## The board
 #
-# The board shows one run of each size at one budget. It ranks nothing, but it shows all costs side
-# by side.
+# The board shows the curve of each budget, with the costs of all runs.
 
 # %%
 from protocol.board.board import make_board
 from protocol.board.export import write_board
 from protocol.records.load import load_records
 
-board = make_board(*load_records([WORKDIR / name for name in runs]))
+board = make_board(*load_records([WORKDIR / run.name for run in runs]))
 _ = write_board(board, WORKDIR / "board")
 
 # %%

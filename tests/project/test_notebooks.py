@@ -159,7 +159,7 @@ SMALL = {  # The smallest parameters with which all cells run.
     "add_a_mixer": "STEPS, SEEDS = 6, (0,)",
     "compare_objectives": "STEPS, STRIDE = 20, 24",
     "pretrained": "STEPS, BATCH_SIZE = 6, 4\nSOURCE = str(WORKDIR / 'random_llama')",
-    "scaling_law": "MAX_BUDGET, STRIDE = 5e9, 256",
+    "scaling_law": "BUDGETS, WIDTH, DEPTH = (2e10, 4e10, 8e10), 32, 2",
 }
 
 
