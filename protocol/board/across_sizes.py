@@ -48,9 +48,10 @@ class DecisionStep(NamedTuple):
         """The accuracy in words."""
         a, (low, high) = self.accuracy, self.accuracy.interval
         return (
-            f"The order by {metric_label(self.score)} at {self.source} is that at {self.target} "
-            f"for {a.n_same} of {pluralize(a.n_pairs, 'pair')}: decision accuracy {a.accuracy:.2g} "
-            f"(95 %: {low:.2g} to {high:.2g}; both decide {pluralize(a.n_decided, 'pair')})."
+            f"The order by {metric_label(self.score)} is the same at {self.source} and at "
+            f"{self.target} for {a.n_same} of {pluralize(a.n_pairs, 'pair')} of candidates: "
+            f"decision accuracy {a.accuracy:.2g} (95 %: {low:.2g} to {high:.2g}; significant at "
+            f"both for {pluralize(a.n_decided, 'pair')})."
         )
 
     @property
@@ -247,10 +248,12 @@ def _ratio_sentences(places: Sequence[RatioOrder]) -> Iterator[str]:
         if order.is_curve:
             curves.setdefault(order.cost, []).append(order)
     for cost, of_cost in curves.items():
-        texts = [f"from {p.ratio:.3g} on {', '.join(p.candidates)}" for p in of_cost]
+        first, *later = of_cost
+        texts = [f"{', '.join(first.candidates)} from {first.ratio:.3g} tokens a parameter on"]
+        texts += [f"{', '.join(p.candidates)} from {p.ratio:.3g} on" for p in later]
         yield (
-            f"At {cost}, by tokens a parameter, the order of the fitted curves is "
-            f"{'; '.join(texts)} (the best first; no test)."
+            f"At {cost}, the order of the fitted curves (the best first, not tested) is "
+            f"{'; '.join(texts)}."
         )
     rows = sorted((p for p in places if not p.is_curve), key=lambda p: p.ratio)
     if len(rows) > 1 and rows[-1].ratio > rows[0].ratio * (1 + MIN_RATIO_STEP):

@@ -3,9 +3,10 @@
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Sequence
 
 from formatting import format_percent
-from protocol.board.columns import format_score
+from protocol.board.columns import MAX_LISTED, format_score, join_names
 from protocol.board.groups import Group
 from protocol.board.rows import BoardRow
 from protocol.board.study_cost import run_joules
@@ -21,11 +22,80 @@ from protocol.records.tuning_record import (
 from protocol.statistics.tuning_spread import TunedDifference, expected_best, tuned_difference
 from protocol.statistics.verdict import Verdict
 
+TRAINING_SECTIONS = ("optimizer.", "train.")  # Sections of settings that are listed first.
 MAX_TUNED_PAIRS = 6  # Differences whose intervals over tunings are listed.
-MAX_LISTED = 6  # Environment variables that are listed.
 # Share of a split that may be in another one without a word: the default of data.max_shared.
 MAX_SHARED_TEXT = 0.001
 MAX_MARGIN_SIGMAS = 3.0  # Standard deviations of seeds that a margin should not exceed.
+
+
+def differences_sentence(group: Group) -> str:
+    """Returns the settings in which candidates differ, and those of the sizes of their curves."""
+    rows, labels = group.rows, group.labels
+    if len(rows) == 1:
+        return f"Nothing: {rows[0].name} is the only row here."
+    differing = _differing_settings(rows)
+    names = list(dict.fromkeys(labels))
+    of_sizes = {
+        key
+        for name in names
+        for key in _differing_settings(
+            [row for row, label in zip(rows, labels, strict=True) if label == name]
+        )
+    }
+    of_names = [key for key in differing if key not in of_sizes]
+    sentences = []
+    if of_names:
+        settings = ", ".join(_collapse_sections(of_names, rows, labels))
+        sentences.append(f"{join_names(names)} differ in {settings}.")
+    elif len(names) > 1:
+        ending = " but for their sizes" * bool(of_sizes)
+        sentences.append(f"{join_names(names)} have the same settings{ending}.")
+    if of_sizes:
+        listed = ", ".join(key for key in differing if key in of_sizes)
+        sentences.append(f"The sizes of a curve differ in {listed}.")
+    return " ".join(sentences)
+
+
+def _differing_settings(rows: Sequence[BoardRow]) -> list[str]:
+    """Returns the settings in which rows differ, those of training first."""
+    tables = [row.first_run.settings for row in rows]
+    keys = sorted({key for table in tables for key in table})
+    differing = [key for key in keys if _differs(key, [table.get(key) for table in tables])]
+    # Training first: an architecture is not compared where candidates were trained differently.
+    return sorted(differing, key=lambda key: (not key.startswith(TRAINING_SECTIONS), key))
+
+
+def _differs(key: str, values: Sequence[str | None]) -> bool:
+    """Whether rows differ in a setting; None stands for a row on whose results it has no effect.
+
+    A part of the model that only some rows have is a difference, a setting of training is not.
+    """
+    has_effect = [value for value in values if value is not None or not key.startswith("train.")]
+    return len({*has_effect}) > 1
+
+
+def _collapse_sections(
+    keys: Sequence[str], rows: Sequence[BoardRow], labels: Sequence[str]
+) -> list[str]:
+    """Returns settings, but one entry for a section of a part that only some of the rows have."""
+    owners: dict[str, dict[str, None]] = {}
+    n_labels = len({*labels})
+    for row, label in zip(rows, labels, strict=True):
+        paths = [key.split(".") for key in row.first_run.settings]
+        sections = {".".join(path[:depth]) for path in paths for depth in range(2, len(path))}
+        for section in sections:
+            owners.setdefault(section, {})[label] = None
+
+    def entry(key: str) -> str:
+        path = key.split(".")
+        for depth in range(2, len(path)):
+            section = ".".join(path[:depth])
+            if len(owners[section]) < n_labels:
+                return f"{section} (only of {join_names([*owners[section]])})"
+        return key
+
+    return list(dict.fromkeys(map(entry, keys)))
 
 
 def declaration_sentences(group: Group) -> list[str]:

@@ -169,6 +169,7 @@ AXIS_COLUMN_ALIASES = {
     **{"wall_clock": "seconds", "time": "seconds"},
     "decode": "decode_flops",
 }
+MAX_LISTED = 6  # Rows, settings or sentences that are listed.
 TIME_COLUMNS = ("seconds", "decode_ms_per_token")  # Columns that are properties of a machine.
 PARETO_COSTS = {"training_flops": "FLOPs", "seconds": "time", "state_bytes": "state"}
 
@@ -181,6 +182,14 @@ def format_cell(key: str, value: float | None) -> str:
 def pluralize(count: int, noun: str) -> str:
     """Returns a count with its noun, in the plural unless it is 1."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def join_names(names: list[str]) -> str:
+    """Returns names as a list in words; of many, the first ones and the number of the others."""
+    listed = names
+    if len(names) > MAX_LISTED:
+        listed = [*names[: MAX_LISTED - 1], f"{len(names) - MAX_LISTED + 1} others"]
+    return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"
 
 
 def metric_label(metric: str) -> str:

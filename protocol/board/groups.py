@@ -47,6 +47,12 @@ class Group(NamedTuple):
         return next((row for row in self.rows if row.name == self.reference_name), self.rows[0])
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The name of each row; that of the candidate, if the row is a size of its curve."""
+        candidates = {row.name: curve.candidate for curve in self.curves for row in curve.rows}
+        return tuple(candidates.get(row.name, row.name) for row in self.rows)
+
+    @property
     def is_exploratory(self) -> bool:
         """Whether the axis or the comparisons were not declared before the runs."""
         has_declared = any(v.is_declared for v in self.verdicts)

@@ -64,7 +64,7 @@ class IsoflopCurve(NamedTuple):
         """All runs of the curve; duplicate candidates have the same digest."""
         values = tuple(x for row in self.rows for x in row.sample.values)
         digest = " ".join(sorted(row.sample.digest for row in self.rows))
-        return CandidateSample(self.candidate, values, digest=digest)
+        return CandidateSample(self.candidate, values, digest=digest, n_sizes=len(self.rows))
 
     @property
     def sentence(self) -> str:
@@ -73,20 +73,31 @@ class IsoflopCurve(NamedTuple):
         if m is None or m.is_at_edge:
             return ""
         text = (
-            f"The curve of {self.candidate} over {len(self.rows)} sizes has its minimum, "
+            f"The parabola through the {len(self.rows)} sizes of {self.candidate} has its minimum, "
             f"{format_score(m.loss)}, at {format_si(m.params)} active parameters without embedding "
             f"and head ({_format_interval(m.params_interval)})"
         )
         if o := self.optimum:
+            seeds = f", {_format_ends(o.seed_interval)} by seeds alone" if o.seed_interval else ""
             text += (
-                f"; the surface through all of its budgets has it, {format_score(o.loss)}, at "
-                f"{format_si(o.params)} ({_format_interval(o.params_interval)}"
+                f"; the surface through all of its budgets has its minimum at this budget, "
+                f"{format_score(o.loss)}, at {format_si(o.params)} "
+                f"({_format_interval(o.params_interval)}{seeds})"
             )
-            seeds = o.seed_interval
-            text += f"; by seeds alone {_format_ends(seeds)})" if seeds else ")"
         else:
             text += f"; {self.surface_problem}" * bool(self.surface_problem)
         return f"{text}."
+
+    def cost_sentence(self, reference: "IsoflopCurve") -> str:
+        """Returns the size and the tokens at the minimum, relative to those of another curve."""
+        m, base = self.minimum, reference.minimum
+        if m is None or base is None or m.is_at_edge or base.is_at_edge or self is reference:
+            return ""
+        return (
+            f"At its minimum, {self.candidate} has {m.params / base.params:.2f} x the parameters "
+            f"(active, without embedding and head) and {m.tokens / base.tokens:.2f} x the tokens "
+            f"that {reference.candidate} has at its minimum."
+        )
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -96,11 +107,10 @@ class IsoflopCurve(NamedTuple):
             return ()
         if m.is_off_center:
             low, high = (format_si(x) for x in m.size_range)
-            ratio = m.tokens / m.params
             texts.append(
                 f"{self.candidate}: its minimum, {format_si(m.params)}, is outside the middle "
-                f"third of its sizes, {low} to {high}, where a parabola is biased; center the "
-                f"sizes on it with tokens_per_param={{{self.candidate!r}: {ratio:.3g}}}"
+                f"third of its sizes, {low} to {high}, where a parabola is biased; "
+                f"{_centering(self.candidate, m)}"
             )
         if m.misfit.is_significant:
             texts.append(
@@ -155,7 +165,8 @@ def add_surfaces(curves: Sequence[IsoflopCurve]) -> list[IsoflopCurve]:
         members.setdefault((curve.study.plan, label, curve.candidate), []).append(curve)
     optima: dict[int, IsoflopCurve] = {}
     for siblings in members.values():
-        complete = [curve for curve in siblings if not curve.problem]
+        # A curve without a minimum inside its sizes has no less to say of the surface.
+        complete = [curve for curve in siblings if curve.minimum is not None]
         if not complete:
             continue
         try:
@@ -271,9 +282,18 @@ def _fit_curve(name: str, rows: tuple[BoardRow, ...], metric: MetricSpec) -> Iso
         return IsoflopCurve(name, rows, None, f"{name}: {error}")
     problem = (
         f"{name}: no minimum inside the sizes trained, of which {format_si(minimum.params)} is the "
-        "best; train larger or smaller ones"
+        f"best; {_centering(name, minimum)}"
     )
     return IsoflopCurve(name, rows, minimum, problem if minimum.is_at_edge else "")
+
+
+def _centering(name: str, minimum: Minimum) -> str:
+    """Returns how the next study has its sizes around a minimum, or around the best size.
+
+    A plan takes 6 N D for the FLOPs (`budget.match_isoflop`), although the head adds to them.
+    """
+    ratio = minimum.budget / (6 * minimum.params**2)
+    return f"center the sizes on it with tokens_per_param={{{name!r}: {ratio:.3g}}}"
 
 
 def _points(row: BoardRow) -> list[Point]:

@@ -144,7 +144,7 @@ def make_row(name: str, records: Sequence[RunRecord]) -> BoardRow:
     return BoardRow(
         *(name, tuple(runs), sample, costs, scores),
         exclusions=tuple([*repeated, *_exclusions(runs, sample, costs)]),
-        too_few_runs=_too_few_runs(sample, n_declared, n_missing)
+        too_few_runs=_too_few_runs(sample, n_declared, n_missing, bool(runs[0].study.isoflop_curve))
         or bigram_problem(scores, runs[0].metric, sample.mean),
         notes=tuple(notes),
         seed_problems=tuple(repeated),
@@ -297,7 +297,9 @@ def _axis_mismatch(runs: Sequence[RunRecord], costs: Mapping[str, float]) -> str
     )
 
 
-def _too_few_runs(sample: CandidateSample, n_declared: int, n_missing: int) -> str:
+def _too_few_runs(
+    sample: CandidateSample, n_declared: int, n_missing: int, is_of_curve: bool
+) -> str:
     if sample.n_diverged:
         return (
             f"{sample.n_diverged} of {sample.n_runs} runs diverged, so it has a rate instead of a "
@@ -305,9 +307,9 @@ def _too_few_runs(sample: CandidateSample, n_declared: int, n_missing: int) -> s
         )
     if n_missing:
         return f"{n_declared - n_missing} of {n_declared} declared seeds have ended"
-    return f"n={sample.n_runs}; a rank needs at least {MIN_RANKED_RUNS} runs" * (
-        0 < sample.n_runs < MIN_RANKED_RUNS
-    )
+    if is_of_curve or not 0 < sample.n_runs < MIN_RANKED_RUNS:
+        return ""  # A size of an isoFLOP curve has no rank, however many runs it has.
+    return f"n={sample.n_runs}; a rank needs at least {MIN_RANKED_RUNS} runs"
 
 
 def distinct_names(candidates: Sequence[Sequence[RunRecord]]) -> list[str]:

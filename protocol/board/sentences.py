@@ -13,6 +13,7 @@ from protocol.board.board import Board, ComparableSet
 from protocol.board.caveats import (
     contamination_sentences,
     declaration_sentences,
+    differences_sentence,
     energy_sentences,
     equal_score_sentences,
     margin_sentences,
@@ -26,8 +27,10 @@ from protocol.board.columns import (
     AXIS_COLUMN_ALIASES,
     AXIS_LABELS,
     COLUMNS,
+    MAX_LISTED,
     format_cell,
     format_score,
+    join_names,
     metric_label,
     pluralize,
 )
@@ -46,9 +49,7 @@ OBJECTIVE_TITLES = {
     "mixture": "A mixture of objectives",
 }
 RATIO_COLUMNS = ("params", "active_params", "training_flops", "tokens", "seconds", "state_bytes")
-TRAINING_SECTIONS = ("optimizer.", "train.")  # Sections of settings that are listed first.
 MAX_PARAMS_RATIO = 2.0  # Ratio of parameters above which equal state is said not to be equal size.
-MAX_LISTED = 6  # Rows, settings or sentences that are listed.
 LARGE_HEAD_SHARE = 0.25  # Share of the output head above which a conclusion mentions it.
 ASSUMPTIONS = (
     "These tests assume that seeds are independent of each other, and that one candidate does not "
@@ -95,7 +96,7 @@ def summarize_group(group: Group, comparable_set: ComparableSet) -> GroupSummary
     """Returns the conclusions on a group."""
     return GroupSummary(
         verdict=_verdict_sentence(group, comparable_set),
-        differences=_differences_sentence(group),
+        differences=differences_sentence(group),
         comparisons=_comparison_sentences(group),
         costs=_cost_sentences(group),
         confidence=_confidence_sentences(group),
@@ -167,16 +168,16 @@ def _verdict_sentence(group: Group, comparable_set: ComparableSet) -> str:
         predicates["worse"] = "shown to be worse"
     for outcome, predicate in predicates.items():
         if names := names_by_outcome.get(outcome):
-            clauses.append(f"{_join_names(names)} {_is_or_are(names)} {predicate}")
+            clauses.append(f"{join_names(names)} {_is_or_are(names)} {predicate}")
     if names := names_by_outcome.get("no_variance"):
         clauses.append(
-            f"{_join_names(names)} cannot be tested against {subject.name}, because the runs of "
+            f"{join_names(names)} cannot be tested against {subject.name}, because the runs of "
             "each have the same score"
         )
     if undeclared := [name for name in others if name not in compared]:
-        clauses.append(f"{_join_names(undeclared)} {_is_or_are(undeclared)} not compared with it")
+        clauses.append(f"{join_names(undeclared)} {_is_or_are(undeclared)} not compared with it")
     if unranked := [row.name for row in group.rows if not row.is_ranked]:
-        clauses.append(f"{_join_names(unranked)} {_is_or_are(unranked)} not ranked")
+        clauses.append(f"{join_names(unranked)} {_is_or_are(unranked)} not ranked")
     return "Exploratory: " * group.is_exploratory + "; ".join(clauses) + "."
 
 
@@ -198,59 +199,8 @@ def _superlative(comparable_set: ComparableSet) -> str:
     return "lowest" if comparable_set.metric.better == "lower" else "highest"
 
 
-def _join_names(names: list[str]) -> str:
-    listed = names
-    if len(names) > MAX_LISTED:
-        listed = [*names[: MAX_LISTED - 1], f"{len(names) - MAX_LISTED + 1} others"]
-    return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"
-
-
 def _is_or_are(names: list[str]) -> str:
     return "is" if len(names) == 1 else "are"
-
-
-def _differences_sentence(group: Group) -> str:
-    rows = group.rows
-    if len(rows) == 1:
-        return f"Nothing: {rows[0].name} is the only row here."
-    tables = [row.first_run.settings for row in rows]
-    keys = sorted({key for table in tables for key in table})
-    differing = [key for key in keys if _differs(key, [table.get(key) for table in tables])]
-    names = _join_names([row.name for row in rows])
-    if not differing:
-        return f"{names} have the same settings."
-    # Training first: an architecture is not compared where candidates were trained differently.
-    differing.sort(key=lambda key: (not key.startswith(TRAINING_SECTIONS), key))
-    return f"{names} differ in {', '.join(_collapse_sections(differing, rows))}."
-
-
-def _differs(key: str, values: Sequence[str | None]) -> bool:
-    """Whether rows differ in a setting; None stands for a row on whose results it has no effect.
-
-    A part of the model that only some rows have is a difference, a setting of training is not.
-    """
-    has_effect = [value for value in values if value is not None or not key.startswith("train.")]
-    return len({*has_effect}) > 1
-
-
-def _collapse_sections(keys: Sequence[str], rows: Sequence[BoardRow]) -> list[str]:
-    """Returns settings, but one entry for a section of a part that only some of the rows have."""
-    owners: dict[str, list[str]] = {}
-    for row in rows:
-        paths = [key.split(".") for key in row.first_run.settings]
-        sections = {".".join(path[:depth]) for path in paths for depth in range(2, len(path))}
-        for section in sections:
-            owners.setdefault(section, []).append(row.name)
-
-    def entry(key: str) -> str:
-        path = key.split(".")
-        for depth in range(2, len(path)):
-            section = ".".join(path[:depth])
-            if len(owners[section]) < len(rows):
-                return f"{section} (only of {_join_names(owners[section])})"
-        return key
-
-    return list(dict.fromkeys(map(entry, keys)))
 
 
 def _comparison_sentences(group: Group) -> tuple[str, ...]:
@@ -278,7 +228,7 @@ def _cost_sentences(group: Group) -> tuple[str, ...]:
     """Returns what was matched, and the other costs as ratios to the reference."""
     if len(group.rows) < 2:
         return ()
-    reference, sentences = group.reference, []
+    sentences = []
     column = AXIS_COLUMN_ALIASES.get(group.axis, group.axis)
     comparable = [row for row in group.rows if not row.exclusions]
     values = [row.costs[column] for row in comparable if column in row.costs]
@@ -287,27 +237,63 @@ def _cost_sentences(group: Group) -> tuple[str, ...]:
         subject = "All" if len(comparable) == len(group.rows) else "The compared rows"
         tolerance = f", within {100 * spread:.1g} %" if spread > 1e-9 else ""
         sentences.append(f"{subject} have equal {_axis_label(group)}{tolerance}.")
-    others = [row for row in group.rows if row is not reference][: MAX_LISTED - 1]
-    ratios = (_ratio_sentence(row, reference, column) for row in others)
-    sentences += [text for text in ratios if text]
-    sentences += [
-        f"The study of {row.name} cost {row.study_cost}."
-        for row in group.rows[:MAX_LISTED]
-        if row.study_cost
-    ]
+    sentences += (
+        _curve_cost_sentences(group) if group.curves else _row_cost_sentences(group, column)
+    )
     sentences += energy_sentences(group)
     if column == "state_bytes":
         sentences += _size_sentences(comparable)
-    heavy = [row for row in group.rows if row.costs.get("head_share", 0) > LARGE_HEAD_SHARE]
+    heavy = {
+        label: row.costs["head_share"]
+        for row, label in zip(group.rows, group.labels, strict=True)
+        if row.costs.get("head_share", 0) > LARGE_HEAD_SHARE
+    }
     if heavy:
-        shares = sorted(row.costs["head_share"] for row in heavy)
+        shares = sorted(heavy.values())
         ends = dict.fromkeys(format_cell("head_share", share) for share in (shares[0], shares[-1]))
         sentences.append(
             f"The output head takes {' to '.join(ends)} of the FLOPs of "
-            f"{_join_names([row.name for row in heavy])}; at larger sizes its share is smaller, "
-            "and the result may change."
+            f"{join_names([*heavy])}; at larger sizes its share is smaller, and the "
+            "result may change."
         )
     return tuple(sentences)
+
+
+def _row_cost_sentences(group: Group, column: str) -> list[str]:
+    """Returns the costs of rows relative to the reference, and those of their studies."""
+    others = [row for row in group.rows if row is not group.reference][: MAX_LISTED - 1]
+    ratios = (_ratio_sentence(row, group.reference, column) for row in others)
+    return [
+        *(text for text in ratios if text),
+        *(
+            f"The study of {row.name} cost {row.study_cost}."
+            for row in group.rows[:MAX_LISTED]
+            if row.study_cost
+        ),
+    ]
+
+
+def _curve_cost_sentences(group: Group) -> list[str]:
+    """Returns the costs at the minima of curves relative to the reference, and of their studies."""
+    declared = (curve for curve in group.curves if curve.candidate == curve.study.reference)
+    reference = next(declared, group.curves[-1])
+    sentences = [curve.cost_sentence(reference) for curve in group.curves[:MAX_LISTED]]
+    for curve in group.curves[:MAX_LISTED]:
+        of_curve = [
+            row for row, x in zip(group.rows, group.labels, strict=True) if x == curve.candidate
+        ]
+        costs = (
+            (key, sum(row.costs.get(key, 0.0) for row in of_curve))
+            for key in ("study_flops", "study_seconds")
+        )
+        texts = [format_cell(key, total) for key, total in costs if total]
+        if texts:
+            texts[0] += " FLOPs"
+            total = f"{', '.join(texts[:-1])} and {texts[-1]}" if len(texts) > 1 else texts[0]
+            sentences.append(
+                f"The studies of the {len(of_curve)} sizes of {curve.candidate} cost {total}."
+            )
+    return [text for text in sentences if text]
 
 
 def _size_sentences(rows: Sequence[BoardRow]) -> list[str]:

@@ -22,6 +22,7 @@ class CandidateSample:
     digest: str = ""  # Hash of the settings without name and seed; duplicates have the same.
     planned_runs: int = 0  # The candidate is not ranked before all planned runs have ended.
     seeds: tuple[int, ...] = ()  # Seed of each value, for paired tests; empty: unknown.
+    n_sizes: int = 0  # Sizes of a curve that is compared at its minimum; 0: runs are compared.
 
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, self.values)):

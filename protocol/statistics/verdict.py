@@ -278,7 +278,7 @@ def _inside(v: Verdict) -> str:
 
 def _inconclusive(v: Verdict) -> str:
     return (
-        f"{v.a.name} and {v.b.name} are not distinguishable at n={_format_runs(v)} {v.scope}: "
+        f"{v.a.name} and {v.b.name} are not distinguishable at {_format_count(v)} {v.scope}: "
         f"{_format_difference(v)} ({_format_basis(v)}), Holm p{_format_p(v.p)}; the smallest "
         f"claimable difference is {_round_to_scale(v.critical_difference, v.critical_difference)}"
     )
@@ -366,7 +366,13 @@ def _format_difference(v: Verdict) -> str:
 def _format_basis(v: Verdict) -> str:
     method = v.difference.method if v.difference else ""
     adjusted = f", adjusted for {v.n_comparisons} comparisons" * (v.n_comparisons > 1)
-    return f"{100 * v.level:.3g} %{adjusted}, n={_format_runs(v)}, {method}"
+    return f"{100 * v.level:.3g} %{adjusted}, {_format_count(v)}, {method}"
+
+
+def _format_count(v: Verdict) -> str:
+    """Returns how many runs were compared, or through how many sizes each curve was fitted."""
+    sizes = " and ".join(map(str, sorted({v.a.n_sizes, v.b.n_sizes})))
+    return f"{sizes} sizes of each" if v.a.n_sizes else f"n={_format_runs(v)}"
 
 
 def _format_runs(v: Verdict) -> str:

@@ -238,8 +238,8 @@ def match_isoflop(
         budgets: training FLOPs.
         n_sizes: sizes per budget.
         size_range_factor: the largest size over the expected best one, and that over the smallest.
-        tokens_per_param: tokens per parameter at the expected best size, of all candidates or by
-            candidate; those without one have the default.
+        tokens_per_param: tokens per parameter at the expected best size if the budget is 6 N D, of
+            all candidates or by candidate; those without one have the default.
         knobs: the setting that is solved beside width and depth, by candidate; those without one
             have the hidden widths of their channels solved.
         tolerance: relative difference within which the training FLOPs must meet the budget.

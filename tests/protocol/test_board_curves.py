@@ -11,7 +11,7 @@ from scipy import stats
 
 from protocol.board import export, sentences
 from protocol.board.board import make_board
-from protocol.board.isoflop_curves import agree
+from protocol.board.isoflop_curves import add_surfaces, agree
 from protocol.records.load import load_records
 from protocol.statistics.hypothesis_tests import Difference
 from protocol.statistics.sample import CandidateSample
@@ -126,8 +126,8 @@ def test_candidates_are_compared_at_their_minima(tmp_path):
     )
     size, height, _ = least(group, "mamba2")
     pattern = (
-        r"The curve of mamba2 over 6 sizes has its minimum, ([\d.]+), at ([\d.]+)k.*"
-        r"; the surface through all of its budgets has it, ([\d.]+), at ([\d.]+)k"
+        r"The parabola through the 6 sizes of mamba2 has its minimum, ([\d.]+), at ([\d.]+)k.*"
+        r"; the surface .* has its minimum at this budget, ([\d.]+), at ([\d.]+)k"
     )
     numbers = re.match(pattern, head.comparisons[0]).groups()
     parabola, parabola_size, surface, surface_size = map(float, numbers)
@@ -136,14 +136,30 @@ def test_candidates_are_compared_at_their_minima(tmp_path):
     assert surface == pytest.approx(MAMBA[0], abs=2e-3)  # the law that made the points
     assert 1000 * surface_size == pytest.approx(MAMBA[1], rel=0.1)
     assert verdict.sentence.replace("+-", "±") in head.comparisons[2]
+    assert "(98.3 %, adjusted for 3 comparisons, 6 sizes of each, Welch)" in head.comparisons[2]
+    assert head.differences == (
+        "mamba2 and dense differ in model.layers. The sizes of a curve differ in train.steps, "
+        "model.width."
+    )
+    least_size, tokens = size / least(group, "dense")[0], one.minimum.tokens
+    found_ratio = group.curves[0].minimum.tokens / tokens
+    assert head.costs[1] == (
+        f"At its minimum, mamba2 has {least_size:.2f} x the parameters (active, without embedding "
+        f"and head) and {found_ratio:.2f} x the tokens that dense has at its minimum."
+    )
+    assert head.costs[2] == (  # 12 runs of 6.144e11 FLOPs; the seconds are those of the test runs
+        "The studies of the 6 sizes of mamba2 cost 7.37e12 FLOPs and 21 min 0 s."
+    )
+    assert len(head.costs) == 4 and not any(row.problems for row in group.rows)
     assert group.problems == ()
     assert any("rows of a curve differ in size" in text for text in head.confidence)
     across = found.comparable_sets[0].across
     assert len(across.steps) == 3 and all(s.accuracy.n_same == 1 for s in across.steps)
-    assert (
-        "at 6.14e11 training FLOPs is that at 2.46e12 training FLOPs for 1 of 1 pair"
-        in (across.sentences[0])
+    assert across.sentences[0].startswith(
+        "The order by bits per byte on test is the same at 6.14e11 training FLOPs and at 2.46e12 "
+        "training FLOPs for 1 of 1 pair of candidates: decision accuracy 1 "
     )
+    assert "(the best first, not tested) is mamba2, dense from " in across.sentences[3]
     for place in (p for p in across.places if p.cost == "6.14e11 training FLOPs"):
         log_size = 0.5 * math.log(1.024e11 / place.ratio)  # N D is 1.024e11 in all runs.
         heights = [height_at(group, name, log_size) for name in place.candidates]
@@ -152,7 +168,9 @@ def test_candidates_are_compared_at_their_minima(tmp_path):
     assert [m["candidate"] for m in said["minima"]] == ["mamba2", "dense"]
     low, high = said["minima"][1]["surface"]["params_interval"]
     assert low < 0.7e6 < high
-    assert "The curve of mamba2" in export.to_html(found) and "minima" in export.to_markdown(found)
+    assert "through the 6 sizes of mamba2" in export.to_html(
+        found
+    ) and "minima" in export.to_markdown(found)
 
 
 def test_sizes_off_the_optimum_are_named_and_give_no_claim(tmp_path):
@@ -165,7 +183,16 @@ def test_sizes_off_the_optimum_are_named_and_give_no_claim(tmp_path):
         (verdict,) = group.verdicts
         assert verdict.kind == "inconclusive"
         (warning,) = (text for text in group.problems if text.startswith("mamba2: its minimum"))
-        assert "outside the middle third" in warning and "tokens_per_param={'mamba2': " in warning
+        assert "outside the middle third" in warning
+        (ratio,) = re.findall(
+            r"center the sizes on it with tokens_per_param={'mamba2': (\S+)}", warning
+        )
+        (mamba,) = (curve for curve in group.curves if curve.candidate == "mamba2")
+        # The plan takes the root of C / 6 ratio, whatever share of C the head takes.
+        planned = math.sqrt(mamba.minimum.budget / (6 * float(ratio)))
+        assert planned == pytest.approx(mamba.minimum.params, rel=0.01)
+        headed = mamba._replace(minimum=mamba.minimum._replace(tokens=mamba.minimum.tokens / 2))
+        assert headed.warnings == mamba.warnings
 
 
 @pytest.mark.parametrize(
@@ -194,6 +221,16 @@ def test_a_claim_needs_both_fits(left, right, kind, remark):
     assert verdict.p == max(fit(left).p, fit(right).p)
 
 
+def test_a_curve_without_a_minimum_is_part_of_the_surface(tmp_path):
+    """Otherwise the result would select the budgets that the surface is fitted to."""
+    study(tmp_path, "dense", DENSE)
+    curves = [group.curves[0] for group in groups(tmp_path)[1]]
+    edge = curves[0].minimum._replace(is_at_edge=True)
+    changed = [curves[0]._replace(minimum=edge, problem="no minimum inside"), *curves[1:]]
+    again = add_surfaces([curve._replace(optimum=None) for curve in changed])
+    assert [curve.optimum for curve in again] == [curve.optimum for curve in curves]
+
+
 def test_without_further_budgets_nothing_is_claimed(tmp_path):
     curve(tmp_path, "dense", DENSE)
     curve(tmp_path, "mamba2", MAMBA)
@@ -212,12 +249,12 @@ def test_a_minimum_at_the_edge_is_compared_with_nothing(tmp_path):
     found, group = only(tmp_path)
     assert not group.verdicts
     assert group.problems == (
-        "mamba2: no minimum inside the sizes trained, of which 4M is the best; train larger or "
-        "smaller ones",
+        "mamba2: no minimum inside the sizes trained, of which 4M is the best; center the sizes "
+        "on it with tokens_per_param={'mamba2': 0.0064}",  # 6.144e11 / (6 (4e6)^2)
     )
     assert [bool(one.sentence) for one in group.curves] == [True, False]
     head = sentences.summarize_group(group, found.comparable_sets[0])
-    assert head.comparisons[0].startswith("The curve of dense") and head.comparisons[1].startswith(
+    assert "sizes of dense" in head.comparisons[0] and head.comparisons[1].startswith(
         "No claim is possible"
     )
 

@@ -170,7 +170,7 @@ def test_the_board_states_signal_noise_and_decision_accuracy(tmp_path):
         " ".join(head.confidence)
     )
     assert any(text.startswith("The further score probe/genre/acc") for text in head.confidence)
-    text = "The order by bits per byte on test at 3.84e10 training FLOPs is that at 1.54e11 "
+    text = "The order by bits per byte on test is the same at 3.84e10 training FLOPs and at 1.54e11"
     page, document = export.to_html(board), export.to_markdown(board)
     assert text in page and text in document and "Across sizes and budgets" in document
     assert "at 0.0512 (1.54e11 training FLOPs) b (1), a (2), c (3); at 0.205 " in page
