@@ -71,7 +71,7 @@ def read_sources(args: argparse.Namespace) -> list[PointSet]:
     Raises:
         ConfigError: if a flag does not suit the results.
     """
-    if [path.suffix for path in args.results] == [".csv"]:
+    if [path.suffix.lower() for path in args.results] == [".csv"]:
         if args.checkpoints:
             raise ConfigError(
                 "--checkpoints is for run folders; a CSV file has the columns run and "
