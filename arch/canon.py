@@ -26,7 +26,7 @@ from arch.weighted_sum import AuxMetrics
 from errors import ConfigError
 
 POINTS = "ABCD"
-Inner = tuple[Float[Array, "B T width"], ...]  # What a part convolves inside.
+Inner = tuple[Float[Array, "B T _"], ...]  # What a part convolves inside.
 
 
 @runtime_checkable

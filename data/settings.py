@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from data.groups.settings import GroupConfig
 from data.images.settings import ImagesConfig
-from data.readers import arrow_files, decompression
+from data.readers import arrow_files, json_lines
+from data.readers.decompression import suffix_of
 from data.sources import BUILT_IN_SOURCES, SOURCE_PATHS
 from errors import ConfigError
 from settings.types import Fraction, NonNegativeInt, Range, config, did_you_mean, is_digits
@@ -17,7 +18,7 @@ ChatTemplateName = Literal["", "chatml", "vicuna", "llama2", "tokenizer"]
 HeldOutShare = Annotated[float, Range(low=0, high=0.5, open_low=True)]
 SOURCES_BY_SUFFIX = {
     **dict.fromkeys((".txt", ".text", ".md"), "text"),
-    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+    **dict.fromkeys(json_lines.SUFFIXES, "jsonl"),
     **dict.fromkeys(arrow_files.SUFFIXES, "datasets"),
 }
 
@@ -81,9 +82,11 @@ class DataConfig:
             raise ConfigError(f"data.source is {self.source!r}; {hint}")
         is_built_in = self.kind in BUILT_IN_SOURCES
         if is_built_in and (self.path or self.valid_path or self.test_path):
+            named = {name: getattr(self, name) for name in ("path", "valid_path", "test_path")}
+            key, path = next((name, path) for name, path in named.items() if path)
             raise ConfigError(
-                f"data.path is {self.path!r} but data.source is {self.kind!r}; set it to text, "
-                "jsonl or datasets"
+                f"data.{key} is {path!r}, but data.source is {self.kind!r}, which reads no files; "
+                "set data.source to text, jsonl or datasets"
             )
         if not is_built_in and not self.path:
             raise ConfigError(f"data.source {self.source!r} needs data.path")
@@ -121,9 +124,10 @@ class DataConfig:
         """The name of the source, which a path determines if `source` is the default."""
         if self.source != "corpus":
             return self.source
-        path = Path(self.path.split(",")[0].strip())
-        is_packed = path.suffix.lower() in decompression.DECOMPRESSORS
-        return SOURCES_BY_SUFFIX.get(Path(path.stem if is_packed else path).suffix, self.source)
+        for name in (self.path.split(",")[0], self.path):  # A comma may belong to the name.
+            if source := SOURCES_BY_SUFFIX.get(suffix_of(Path(name.strip()))):
+                return source
+        return self.source
 
     @property
     def has_weights(self) -> bool:

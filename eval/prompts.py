@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from data.chats.templates import Messages, Template, reply_prompt
 from data.loss_weights import WeightedPart
+from data.readers import json_lines
 from errors import DataError
 
 
@@ -36,8 +37,9 @@ def chat_prompt(messages: Messages, template: Template, location: str = "") -> P
 def read_prompts(path: Path, template: Template | None, system: str = "") -> Iterator[Prompt]:
     """Yields the prompts of a file.
 
-    A file *.jsonl has {"prompt": TEXT} or {"messages": [{"role", "content"}, ...]} on each line;
-    any other file has one prompt on each line. With a template, a prompt is the message of a user.
+    A file *.jsonl or *.ndjson has {"prompt": TEXT} or {"messages": [{"role", "content"}, ...]} on
+    each line; any other file has one prompt on each line. With a template, a prompt is the message
+    of a user.
 
     Args:
         path: the file.
@@ -54,10 +56,11 @@ def read_prompts(path: Path, template: Template | None, system: str = "") -> Ite
         raise DataError(f"--prompts={path} cannot be read: {reason}") from error
     if not text.strip():
         raise DataError(f"--prompts={path} has no prompts; write one on each line")
+    is_json = path.suffix.lower() in json_lines.SUFFIXES
     # Other characters at which `splitlines` divides, such as U+2028, are text.
     for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         location = f"{path}, line {number}"
-        record = _parse_line(line, location) if path.suffix == ".jsonl" else line
+        record = _parse_line(line, location) if is_json else line
         if record is None:
             continue
         if template is None and not isinstance(record, str):

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from arch.weighted_sum import AuxMetrics, WeightedSum
 from objectives.types import LossTerm, Metrics, Trainable, aux_loss_terms
@@ -61,7 +61,7 @@ def loss_terms(
     return terms | aux_terms, metrics | {"accuracy": WeightedSum(correct, total_weight)}
 
 
-def masked_sum(x: Float[Array, "B T"], weights: Float[Array, "B T"]) -> Float[Array, ""]:
+def masked_sum(x: Shaped[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, ""]:
     """Returns sum(x * weights) in at least float32; where the weight is 0, x may be any value."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     return jnp.sum(jnp.where(weights == 0, 0, x.astype(dtype) * weights))

@@ -108,7 +108,7 @@ def layer_norm(
 
 
 @recompute
-def unit_length(x: Float[Array, "B T H K"]) -> Float[Array, "B T H K"]:
+def unit_length(x: Float[Array, "... K"]) -> Float[Array, "... K"]:
     """Computes x / sqrt(|x|^2 + 1e-6)."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     square = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)

@@ -127,13 +127,13 @@ class Attention(nnx.Module):
         H, G, K = cfg.head_shape(D)
         return H * K, G * K, G * K
 
-    def project(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T width"], ...]:
+    def project(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T _"], ...]:
         """Returns queries, keys and values before their norms and positions."""
         return self._project_queries(x), *self._project_keys_values(x)
 
     def finish(
         self,
-        inner: tuple[Float[Array, "B T width"], ...],
+        inner: tuple[Float[Array, "B T _"], ...],
         x: Float[Array, "B T D"],
         seq: SequenceInfo,
         links: Links | None,

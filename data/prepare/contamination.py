@@ -19,12 +19,13 @@ from jaxtyping import Int32
 from data import fetch
 from data.prepare.words import Hashes, find_words, hash_ngrams, hash_text, iter_ngrams
 from data.progress import progress
-from data.readers import input_files, read_policy, read_stats, text_files
+from data.readers import input_files, json_lines, read_policy, read_stats, text_files
+from data.readers.decompression import suffix_of
 from errors import DataError
 from settings.json_types import JsonObject
 
 FETCHED_EVALS = "fetched"  # Stands for the files of `python -m data.fetch evals`.
-JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
+JSON_SUFFIXES = (".json", *json_lines.SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _iter_items(spec: str, cache: str) -> Iterator[tuple[str, list[str]]]:
                     yield f"{file}:{number}", _collect_strings(line, f"{file}:{number}")
     policy = read_policy.ErrorPolicy("strict", "evals", read_stats.ReadStats(), setting_prefix="--")
     for path in find_eval_files(spec):
-        is_json = any(suffix in JSON_SUFFIXES for suffix in path.suffixes)
+        is_json = suffix_of(path) in JSON_SUFFIXES
         for number, text in enumerate(_iter_entries(path, is_json, policy), 1):
             location = f"{path}:{number}"
             yield location, _collect_strings(text, location) if is_json else [text]

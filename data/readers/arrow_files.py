@@ -28,7 +28,7 @@ def is_local(path: str) -> bool:
     """Returns whether `path` names files on this machine rather than a data set of the hub."""
     names = [path, *path.split(",")]
     paths = [expand_user(name.strip(), "data.path") for name in names if name.strip()]
-    return any(p.suffix in SUFFIXES or p.is_absolute() or p.exists() for p in paths)
+    return any(p.suffix.lower() in SUFFIXES or p.is_absolute() or p.exists() for p in paths)
 
 
 def find_split(path: str, split: str) -> list[Path]:
@@ -42,7 +42,9 @@ def find_split(path: str, split: str) -> list[Path]:
         DataError: if there is no such file.
     """
     paths = input_files.find_files(path).paths
-    files = [p for p in paths if p.suffix in SUFFIXES and not p.name.startswith(CACHE_PREFIX)]
+    files = [
+        p for p in paths if p.suffix.lower() in SUFFIXES and not p.name.startswith(CACHE_PREFIX)
+    ]
     by_name = {name: [p for p in files if _names(p, name)] for name in {split, *SPLIT_NAMES}}
     if by_name[split]:
         return by_name[split]
@@ -120,7 +122,7 @@ def _iter_batches(
 
 
 def _open(path: Path, raw: Any, columns: tuple[str, ...]) -> Iterator[Any]:
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         file = _import("pyarrow.parquet").ParquetFile(raw)
         names = [name for name in columns if name in file.schema_arrow.names]
         yield from file.iter_batches(BATCH_ROWS, columns=names or None)

@@ -19,6 +19,12 @@ BLOCK_BYTES = 1 << 20
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".7z", ".rar")
 
 
+def suffix_of(path: Path) -> str:
+    """Returns the suffix that names the content of a file: the last one before a compression's."""
+    is_packed = path.suffix.lower() in DECOMPRESSORS
+    return Path(path.stem if is_packed else path.name).suffix.lower()
+
+
 def read_blocks(path: Path, stats: ReadStats) -> Iterator[bytes]:
     """Yields the content of `path` in blocks, decompressed according to its suffix.
 
@@ -46,9 +52,7 @@ def check_not_archive(path: Path) -> None:
     Raises:
         DataError: if the suffix is that of an archive.
     """
-    is_packed = path.suffix.lower() in DECOMPRESSORS
-    suffix = Path(path.stem).suffix.lower() if is_packed else path.suffix.lower()
-    if suffix in ARCHIVE_SUFFIXES:
+    if suffix_of(path) in ARCHIVE_SUFFIXES:
         raise DataError(f"{path} is an archive of files; unpack it and name its folder")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.readers import json_lines, read_policy, text_files
-from data.readers.decompression import DECOMPRESSORS
+from data.readers.decompression import DECOMPRESSORS, suffix_of
 from data.readers.input_files import find_files
 from data.readers.read_stats import ReadStats
 from errors import ConfigError, DataError
@@ -33,7 +33,6 @@ LABEL_FIELDS = (
 NO_LABEL = ("", "-1", "-")  # Labels that stand for none.
 DECIMAL = re.compile(r"[-+]?[0-9]+\.[0-9]+(e[-+]?[0-9]+)?", re.IGNORECASE)
 TABLE_SEPARATORS = {".tsv": "\t", ".txt": "\t", ".csv": ","}
-JSON_SUFFIXES = (".jsonl", ".ndjson")
 
 Label = str | float | tuple[str, ...]
 
@@ -106,9 +105,8 @@ def _plain_stem(path: Path) -> str:
 def _labelled_rows(path: Path, cfg: FinetuneConfig) -> list[tuple[str, JsonObject]]:
     """Returns the records of a file with their locations; none if they have no labels."""
     policy = read_policy.ErrorPolicy("strict", "train", ReadStats(), "eval.finetune.")
-    is_packed = path.suffix.lower() in DECOMPRESSORS
-    suffix = Path(path.stem if is_packed else path).suffix.lower()
-    if suffix in JSON_SUFFIXES:
+    suffix = suffix_of(path)
+    if suffix in json_lines.SUFFIXES:
         rows = [
             (read_policy.format_location(path, offset), record)
             for offset, _, record in json_lines.iter_json(path, policy)

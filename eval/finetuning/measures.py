@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from scipy import special, stats
 
 from eval.finetuning.datasets import FinetuneDataset
@@ -61,7 +61,7 @@ def regression_measures(predicted: Float[np.ndarray, " N"], y: Float[np.ndarray,
     }
 
 
-def f1(predicted: Int[np.ndarray, " N"], actual: Int[np.ndarray, " N"]) -> float:
+def f1(predicted: Bool[np.ndarray, " N"], actual: Bool[np.ndarray, " N"]) -> float:
     """Returns the harmonic mean of precision and recall; 0 if nothing is right."""
     n_right = np.sum(predicted & actual)
     return float(2 * n_right / max(np.sum(predicted) + np.sum(actual), 1))

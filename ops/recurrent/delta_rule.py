@@ -96,12 +96,12 @@ def delta_rule(
     k, v, erase, write = (
         z.reshape(B, T * n, H, z.shape[-1]) for z in (k, v, erase.astype(wide), write.astype(wide))
     )
+    q, g = in_step(q, n - 1), in_step(g, 0)
     reason = matrix_memory.why_not(q, v, (g, erase, write), wide, chunk_size)
     reasons = dict.fromkeys(IMPLEMENTATIONS) | {"pallas": reason}
     preferred = prefer_step(T, tpu_kernel.PREFERRED)
     name = select_implementation("delta_rule", implementation, reasons, preferred)
-    inputs = in_step(q, n - 1), k, v, in_step(g, 0), erase, write, state
-    o, state = IMPLEMENTATIONS[name](*inputs, chunk_size)
+    o, state = IMPLEMENTATIONS[name](q, k, v, g, erase, write, state, chunk_size)
     return o[:, n - 1 :: n], state
 
 

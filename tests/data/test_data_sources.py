@@ -299,8 +299,8 @@ def test_splits_by_hash_lose_nothing_and_share_nothing(documents):
     "settings, message",
     [
         ({"source": "corpse"}, "did you mean 'corpus'"),
-        ({"path": "a.csv"}, "data.path is 'a.csv' but data.source is 'corpus'"),
-        ({"path": "folder"}, "set it to text, jsonl or datasets"),
+        ({"path": "a.csv"}, "data.path is 'a.csv', but data.source is 'corpus'"),
+        ({"path": "folder"}, "set data.source to text, jsonl or datasets"),
         ({"path": "a.jsonl", "adjacent_negatives": 1}, "the source is 'jsonl'"),
         ({"source": "text"}, "'text' needs data.path"),
         ({"source": "datasets", "path": "a/b", "revision": "main"}, "pin the data set to a full"),
@@ -327,6 +327,10 @@ def test_the_source_follows_from_the_path():
         "a.txt.gz,b": "text",
         "x.jsonl.zst": "jsonl",
         "x-*.parquet": "datasets",
+        "UP.TXT": "text",
+        "UP.JSONL.GZ": "jsonl",
+        "x/UP.Parquet": "datasets",
+        "first, second.md": "text",
         "": "corpus",
     }
     for path, kind in kinds.items():

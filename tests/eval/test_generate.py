@@ -247,13 +247,13 @@ def test_the_command_continues_a_file_of_prompts(main, tmp_path):
         main(f"--prompts={lines}")
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "txt"])
+@pytest.mark.parametrize("suffix", ["jsonl", "NDJSON", "txt"])
 def test_only_line_breaks_divide_prompts(tmp_path, suffix):
     """U+2028, a form feed and U+0085 end lines for `str.splitlines`; a BOM is no text."""
     texts = ["a\u2028b", "c\x0cd\x85e"]
     lines = [f'{{"prompt": "{t}"}}' for t in ("a\u2028b", "c\\u000cd\x85e")]
     path = tmp_path / f"prompts.{suffix}"
-    content = "\r\n".join(lines if suffix == "jsonl" else texts)
+    content = "\r\n".join(texts if suffix == "txt" else lines)
     path.write_bytes(b"\xef\xbb\xbf" + content.encode() + b"\r\n")
     assert [prompt.shown for prompt in read_prompts(path, None)] == texts
 
