@@ -14,7 +14,7 @@ from absl import flags
 from rich.console import Console
 
 import leaderboard
-from data import open_data
+from data.open_stores import open_data
 from errors import ConfigError
 from protocol.study import (
     plan,

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from data import Data
+from data.open_stores import Data
 from data.packing import permutation
 from data.store import TokenStore
 from data.text_rows import make_row_source

@@ -8,9 +8,9 @@ import jax
 from jax.sharding import NamedSharding
 
 import hub
-from data import open_data
 from data.chats.templates import export_template
 from data.framing import Framing
+from data.open_stores import open_data
 from data.settings import DataConfig
 from data.tokenizers import JsonTokenizer, Tokenizer
 from errors import CheckpointError, ConfigError, DataError

@@ -168,7 +168,7 @@ for contract in (
 # ## The comparison with attention, at the same cost
 
 # %%
-from data import open_data
+from data.open_stores import open_data
 from protocol.study.plan import format_plan, reported_runs
 from protocol.study.run_study import default_choices, run_all
 from protocol.study.study import Study, describe_unmatched, make_plan

@@ -55,7 +55,7 @@ WORKDIR = RUNS / f"compare_objectives-{STEPS}"
 # text pairs, two translations of a verse; the others read the same packed text.
 
 # %%
-from data import open_data
+from data.open_stores import open_data
 from eval import harness
 from objectives import OBJECTIVES
 from settings.cli import freeze

@@ -58,7 +58,8 @@ SOURCE = str(WORKDIR / "random_llama") if FAST else "HuggingFaceTB/SmolLM2-135M"
 # %%
 import hub
 from arch import Model, ModelConfig
-from data import DataConfig, open_data
+from data.open_stores import open_data
+from data.settings import DataConfig
 
 if FAST and not Path(SOURCE, "config.json").is_file():
     tokenizer = open_data(DataConfig(tokenizer="bpe:1024")).tokenizer

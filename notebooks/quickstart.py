@@ -95,7 +95,7 @@ study = Study(
 # claim.
 
 # %%
-from data import open_data
+from data.open_stores import open_data
 from protocol.study.plan import format_plan, reported_runs
 from protocol.study.run_study import default_choices
 from protocol.study.study import describe_unmatched, make_plan

@@ -64,7 +64,7 @@ WORKDIR = RUNS / f"scaling_law-{MAX_BUDGET:g}"
 # The size of a model is its number of parameters without embedding and head.
 
 # %%
-from data import open_data
+from data.open_stores import open_data
 from protocol.study.budget import compute_run_costs
 from settings.cli import freeze
 from training.settings import Settings, defaults, resolve

@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from data import Data
 from data.loader import Batches
+from data.open_stores import Data
 from data.packing import permutation
 from data.text_rows import make_row_source
 from objectives import (

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from oracle import Bigram, eval_context, nats, successor
 
-from data import DataConfig, open_data
 from data.groups.settings import GroupConfig
 from data.groups.shares import epoch_documents
+from data.open_stores import open_data
 from data.packing import PackedRows, permutation
+from data.settings import DataConfig
 from errors import ConfigError, DataError
 from eval.tasks.bits_per_byte import BitsPerByte
 from eval.tasks.by_group import GroupBitsPerByte
