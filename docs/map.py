@@ -110,7 +110,8 @@ ROOMS: list[tuple[str, str, str]] = [
         "Data",
         "data",
         "settings splits tokenizers framing open_stores build_store fill_stores store store_index "
-        "store_writer packing text_rows loader loss_weights split_overlap round_trip fetch progress",
+        "store_writer random_streams packing text_rows loader loss_weights split_overlap "
+        "round_trip fetch progress",
     ),
     (
         "Sources",
