@@ -33,7 +33,7 @@ ROOMS: list[tuple[str, str, str]] = [
         "Architectures",
         "arch",
         "model stack block part config pattern layer_parts sequence sharding part_cost scaling "
-        "weighted_sum stack_state links canon vision layer_outputs activation_taps",
+        "weighted_sum stack_state cross_layer canon vision layer_outputs activation_taps",
     ),
     (
         "Cost",

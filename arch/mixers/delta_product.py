@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
+from arch.cross_layer import LayerContext
 from arch.layers.activations import gate
 from arch.layers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
 from arch.layers.linear import linear
 from arch.layers.norms import unit_length
 from arch.layers.short_conv import ConvHeads
-from arch.links import Links
 from arch.mixers.matrix_memory import MatrixMemory, MemoryState, head_widths
 from arch.mixers.memory_cost import memory_cost, memory_terms
 from arch.part_cost import CostContext, PartCost
@@ -75,7 +75,7 @@ class DeltaProduct(MatrixMemory[DeltaProductConfig]):
         x: Float[Array, "B T D"],
         reset: Bool[Array, "B T"],
         state: MemoryState | None,
-        links: Links | None,
+        layer_context: LayerContext | None,
     ) -> tuple[Float[Array, "B T H Kv"], tuple[Array, ...], Float[Array, "B H K Kv"]]:
         """Runs the recurrence over each document, from `state` if there is one."""
         cfg, K, n = self.cfg, self.head_shape[1], self.cfg.householder_steps

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
+from arch.cross_layer import LayerContext
 from arch.layers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
 from arch.layers.linear import LowRank, linear
 from arch.layers.norms import unit_length
 from arch.layers.short_conv import ConvHeads
-from arch.links import Links
 from arch.mixers.matrix_memory import MatrixMemory, MemoryState, check_rank, head_widths
 from arch.mixers.memory_cost import memory_cost, memory_terms
 from arch.part_cost import CostContext, PartCost
@@ -78,7 +78,7 @@ class Gdn2(MatrixMemory[Gdn2Config]):
         x: Float[Array, "B T D"],
         reset: Bool[Array, "B T"],
         state: MemoryState | None,
-        links: Links | None,
+        layer_context: LayerContext | None,
     ) -> tuple[Float[Array, "B T H Kv"], tuple[Array, ...], Float[Array, "B H K Kv"]]:
         """Runs the recurrence over each document, from `state` if there is one."""
         cfg, (H, K, _) = self.cfg, self.head_shape

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
+from arch.cross_layer import LayerContext
 from arch.layers.activations import gate
 from arch.layers.linear import LowRank, linear
-from arch.links import Links
 from arch.mixers.matrix_memory import (
     MatrixMemory,
     MemoryState,
@@ -75,7 +75,7 @@ class Gla(MatrixMemory[GlaConfig]):
         x: Float[Array, "B T D"],
         reset: Bool[Array, "B T"],
         state: MemoryState | None,
-        links: Links | None,
+        layer_context: LayerContext | None,
     ) -> tuple[Float[Array, "B T H Kv"], tuple[Array, ...], Float[Array, "B H K Kv"]]:
         """Runs the recurrence over each document, from `state` if there is one."""
         cfg, (H, K, _) = self.cfg, self.head_shape

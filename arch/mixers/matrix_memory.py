@@ -10,9 +10,9 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from arch.cross_layer import CrossLayerSpec, LayerContext
 from arch.layers.linear import linear
 from arch.layers.norms import rms_norm
-from arch.links import Links, LinkSpec
 from arch.mixers.memory_cost import LinearAttentionConfig, MemoryConfig
 from arch.part import Memory
 from arch.sequence import CAUSAL_ONLY, SequenceInfo, View
@@ -35,7 +35,7 @@ class MatrixMemory(nnx.Module, Generic[C]):
 
     A subclass has the parameters `norm` ([Kv], or [H Kv] to norm all heads together) and `w_out`
     [H Kv, D], and defines `update` and `gate_output`, `init_convs` if it has convolutions, and
-    `links` if it needs any.
+    `cross_layer_spec` if it reads other layers.
     """
 
     cfg: C
@@ -48,7 +48,7 @@ class MatrixMemory(nnx.Module, Generic[C]):
         x: Float[Array, "B T D"],
         reset: Bool[Array, "B T"],
         state: MemoryState | None,
-        links: Links | None,
+        layer_context: LayerContext | None,
     ) -> tuple[Float[Array, "B T H Kv"], tuple[Array, ...], Float[Array, "B H K Kv"]]:
         """Returns what each token reads, the new states of the convolutions, and of the memory.
 
@@ -71,8 +71,8 @@ class MatrixMemory(nnx.Module, Generic[C]):
         """Returns the states of the convolutions before the first token."""
         return ()
 
-    def links(self) -> LinkSpec | None:
-        """Returns what the layers exchange; a subclass may define it."""
+    def cross_layer_spec(self) -> CrossLayerSpec | None:
+        """Returns what the layer shares; a subclass may define it."""
         return None
 
     def __call__(
@@ -85,30 +85,30 @@ class MatrixMemory(nnx.Module, Generic[C]):
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], MemoryState | None]:
         """Updates and reads the memory in each document, from `state` if there is one."""
-        y, _, state = self.call_linked(x, seq, None, state=state)
+        y, _, state = self.call_in_stack(x, seq, None, state=state)
         return y, state
 
-    def call_linked(
+    def call_in_stack(
         self,
         x: Float[Array, "B T D"],
         seq: SequenceInfo,
-        links: Links | None,
+        layer_context: LayerContext | None,
         *,
         state: MemoryState | None = None,
         memory: Memory | None = None,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], Links | None, MemoryState | None]:
+    ) -> tuple[Float[Array, "B T D"], LayerContext | None, MemoryState | None]:
         """Updates and reads the memory in each document, as the layer of its stack."""
         reset = seq.resets(None if state is None else state.last_segment)
-        y, convs, new_state = self.update(x, reset, state, links)
+        y, convs, new_state = self.update(x, reset, state, layer_context)
         per_head, eps = self.norm.shape[-1] == y.shape[-1], self.cfg.norm_eps
         y = rms_norm(y, self.norm[...], eps) if per_head else y
         y = rearrange(y, "b t h v -> b t (h v)")
         y = y if per_head else rms_norm(y, self.norm[...], eps)
         y = linear(self.gate_output(y, x), self.w_out[...])
         if state is None:
-            return y, links, None
-        return y, links, MemoryState(convs, new_state, seq.last_segment(state.last_segment))
+            return y, layer_context, None
+        return y, layer_context, MemoryState(convs, new_state, seq.last_segment(state.last_segment))
 
     def init_state(self, batch_size: int, max_length: int, dtype: jnp.dtype) -> MemoryState:
         """Returns an empty state for `batch_size` rows."""
