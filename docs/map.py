@@ -255,7 +255,7 @@ ROOMS: list[tuple[str, str, str]] = [
     ),
     ("Supported families", "hub/families", "lookup"),
     ("Supported hybrids", "hub/families/hybrids", ""),
-    ("Supported vision models", "hub/families/vision", ""),
+    ("Supported vision models", "hub/families/vision", "vision_tower"),
 ]
 
 
