@@ -20,7 +20,7 @@ from arch.layers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
 from arch.layers.linear import linear
 from arch.layers.norms import unit_length
 from arch.layers.short_conv import ShortConv, conv_heads
-from arch.mixers.matrix_memory import MatrixMemory, MemoryState
+from arch.mixers.matrix_memory import MatrixMemory, MemoryState, run_recurrence
 from arch.mixers.memory_cost import memory_cost, memory_terms
 from arch.part_cost import CostContext, PartCost
 from arch.sharding import P, make_matrix, make_param, make_vector
@@ -130,14 +130,8 @@ class GatedDeltaNet(MatrixMemory[GatedDeltaNetConfig]):
         beta = jax.nn.sigmoid(linear(x, self.w_beta[...]).astype(wide))
         beta = ((2 * beta) if cfg.allow_negative_eigenvalues else beta)[..., None]
         g = self._log_decay(x)[..., None] if cfg.decay else jnp.zeros_like(beta)
-        y, new_state = delta_rule(
-            *(q * K**-0.5, k, v, g, beta, beta),
-            reset=reset,
-            state=None if state is None else state.state,
-            chunk_size=cfg.chunk_size,
-            implementation=cfg.implementation,
-        )
-        return y, convs, new_state
+        inputs = q * K**-0.5, k, v, g, beta, beta
+        return run_recurrence(delta_rule, inputs, cfg, reset, state, convs)
 
     def gate_output(
         self, y: Float[Array, "B T C"], x: Float[Array, "B T D"]

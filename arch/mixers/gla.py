@@ -19,11 +19,12 @@ from arch.mixers.matrix_memory import (
     MemoryState,
     check_rank,
     head_widths,
-    run_linear_attention,
+    run_recurrence,
 )
 from arch.mixers.memory_cost import linear_attention_terms, memory_cost
 from arch.part_cost import CostContext, PartCost
 from arch.sharding import P, make_matrix, make_vector
+from ops.recurrent.gla import gla
 from settings.types import NonNegativeInt, PositiveFloat, PositiveInt, config
 
 
@@ -84,15 +85,8 @@ class Gla(MatrixMemory[GlaConfig]):
             for z in (*(linear(x, w[...]) for w in (self.w_q, self.w_k, self.w_v)), self.decay(x))
         )
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        return run_linear_attention(
-            cfg,
-            q * K**-0.5,
-            k,
-            v,
-            jax.nn.log_sigmoid(raw.astype(wide)) / cfg.gate_temperature,
-            reset,
-            state,
-        )
+        inputs = q * K**-0.5, k, v, jax.nn.log_sigmoid(raw.astype(wide)) / cfg.gate_temperature
+        return run_recurrence(gla, inputs, cfg, reset, state)
 
     def gate_output(
         self, y: Float[Array, "B T C"], x: Float[Array, "B T D"]

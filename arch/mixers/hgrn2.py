@@ -16,10 +16,11 @@ from jaxtyping import Array, Bool, Float, Int
 from arch.cross_layer import CrossLayerSpec, LayerContext
 from arch.layers.activations import activate
 from arch.layers.linear import linear
-from arch.mixers.matrix_memory import MatrixMemory, MemoryState, head_widths, run_linear_attention
+from arch.mixers.matrix_memory import MatrixMemory, MemoryState, head_widths, run_recurrence
 from arch.mixers.memory_cost import linear_attention_terms, memory_cost
 from arch.part_cost import CostContext, PartCost
 from arch.sharding import P, make_matrix, make_vector
+from ops.recurrent.gla import gla
 from settings.types import NonNegativeInt, PositiveFloat, PositiveInt, config
 
 BOUNDS = "bounds"  # Name of the rows that the layers show each other.
@@ -89,7 +90,7 @@ class Hgrn2(MatrixMemory[Hgrn2Config]):
             rearrange(z, "b t (h k) -> b t h k", h=H)
             for z in (q, key.astype(x.dtype), linear(x, self.w_v[...]), log_forget(raw, bound))
         )
-        return run_linear_attention(cfg, q, k, v, g, reset, state)
+        return run_recurrence(gla, (q, k, v, g), cfg, reset, state)
 
     def gate_output(
         self, y: Float[Array, "B T C"], x: Float[Array, "B T D"]

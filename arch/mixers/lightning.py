@@ -17,11 +17,11 @@ from jaxtyping import Array, Bool, Float
 from arch.cross_layer import CrossLayerSpec, LayerContext
 from arch.layers.activations import activate
 from arch.layers.linear import linear
-from arch.mixers.matrix_memory import MatrixMemory, MemoryState, head_widths, run_linear_attention
+from arch.mixers.matrix_memory import MatrixMemory, MemoryState, head_widths, run_recurrence
 from arch.mixers.memory_cost import linear_attention_terms, memory_cost
 from arch.part_cost import CostContext, PartCost
 from arch.sharding import P, make_matrix, make_vector
-from ops.recurrent.gla import lightning_slopes
+from ops.recurrent.gla import gla, lightning_slopes
 from settings.types import NonNegativeInt, PositiveFloat, PositiveInt, config
 
 
@@ -85,9 +85,8 @@ class Lightning(MatrixMemory[LightningConfig]):
         depth = 1 if layer_context is None else layer_context.depth
         table = np.stack([lightning_slopes(n, depth, H, cfg.slopes) for n in range(depth)])
         slopes = jnp.asarray(table, wide)[0 if layer_context is None else layer_context.layer]
-        return run_linear_attention(
-            cfg, q, k, v, jnp.broadcast_to(-slopes[:, None], (*q.shape[:3], 1)), reset, state
-        )
+        g = jnp.broadcast_to(-slopes[:, None], (*q.shape[:3], 1))
+        return run_recurrence(gla, (q, k, v, g), cfg, reset, state)
 
     def gate_output(
         self, y: Float[Array, "B T C"], x: Float[Array, "B T D"]

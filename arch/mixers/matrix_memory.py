@@ -3,6 +3,7 @@
 Their costs are in `arch/mixers/memory_cost.py`, their convolutions in `arch/layers/short_conv.py`.
 """
 
+from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
 import jax.numpy as jnp
@@ -17,7 +18,6 @@ from arch.mixers.memory_cost import LinearAttentionConfig, MemoryConfig
 from arch.part import Memory
 from arch.sequence import CAUSAL_ONLY, SequenceInfo, View
 from errors import ConfigError
-from ops.recurrent.gla import gla
 
 C = TypeVar("C", bound=MemoryConfig)
 
@@ -127,24 +127,32 @@ class MatrixMemory(nnx.Module, Generic[C]):
         return {"heads": cfg.head_shape(D)[0]}
 
 
-def run_linear_attention(
+def run_recurrence(
+    recurrence: Callable[..., tuple[Array, Array]],
+    inputs: tuple[Array, ...],
     cfg: LinearAttentionConfig,
-    q: Float[Array, "B T H K"],
-    k: Float[Array, "B T H K"],
-    v: Float[Array, "B T H Kv"],
-    g: Float[Array, "B T H C"],
     reset: Bool[Array, "B T"],
     state: MemoryState | None,
+    convs: tuple[Array, ...] = (),
 ) -> tuple[Float[Array, "B T H Kv"], tuple[Array, ...], Float[Array, "B H K Kv"]]:
-    """Returns what `MatrixMemory.update` returns, by `ops.recurrent.gla`, without convolutions."""
-    y, new_state = gla(
-        *(q, k, v, g),
+    """Runs a recurrence from a state, and returns what `MatrixMemory.update` returns.
+
+    Args:
+        recurrence: `delta_rule` or `gla` of `ops/recurrent`.
+        inputs: its tensors for each token: q, k, v, g, and the gates of the delta rule.
+        cfg: the settings of the mixer.
+        reset: whether a token is the first of its document.
+        state: the state before the first token; None: 0.
+        convs: the new states of the convolutions.
+    """
+    y, new_state = recurrence(
+        *inputs,
         reset=reset,
         state=None if state is None else state.state,
         chunk_size=cfg.chunk_size,
         implementation=cfg.implementation,
     )
-    return y, (), new_state
+    return y, convs, new_state
 
 
 def head_widths(
