@@ -30,9 +30,9 @@ from protocol.study.declaration import PlannedRun, TuningChoice
 from protocol.study.study_plan import StudyPlan
 from settings.cli import parse_args
 from storage import scratch
-from training.run.atomic_io import validate_run_path
 from training.run.cli_errors import run_command
 from training.run.open_folder import check_creatable
+from training.run.run_paths import validate_run_path
 from training.settings import Settings
 
 

@@ -94,7 +94,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Object stores",
         "storage",
-        "remote scratch paths hashing_file",
+        "remote scratch paths disk_errors hashing_file",
     ),
     (
         "Groups of documents",
@@ -154,8 +154,9 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "The run folder",
         "training/run",
-        "folder open_folder metrics_file seal atomic_io lock mirror remote_lock resume_check "
-        "provenance settings log console trackers tracker_worker cli_errors",
+        "folder open_folder metrics_file seal atomic_io strict_json run_paths lock mirror "
+        "remote_lock resume_check provenance settings log console trackers tracker_worker "
+        "cli_errors",
     ),
     (
         "Checkpoints",

@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> None:
     from protocol.board.figures import save_figures
     from protocol.coordinates.figures import iter_figures
     from protocol.coordinates.measure import check_coordinates, parse_widths
-    from training.run.atomic_io import check_writable
+    from training.run.run_paths import check_writable
 
     widths = parse_widths(args.widths)
     folder = expand_user(args.out, "--out")
