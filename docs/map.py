@@ -48,7 +48,7 @@ ROOMS: list[tuple[str, str, str]] = [
         "gated_conv",
     ),
     (
-        "Mixers of mixers",
+        "Combined mixers",
         "arch/mixers/combined",
         "bidirectional side_by_side",
     ),

@@ -19,7 +19,7 @@ from arch.part import Memory
 from arch.sequence import CAUSAL_ONLY, SequenceInfo, View
 from errors import ConfigError
 
-C = TypeVar("C", bound=MemoryConfig)
+Config = TypeVar("Config", bound=MemoryConfig)
 
 
 class MemoryState(NamedTuple):
@@ -30,7 +30,7 @@ class MemoryState(NamedTuple):
     last_segment: Int[Array, " B"]  # Segment of the last token.
 
 
-class MatrixMemory(nnx.Module, Generic[C]):
+class MatrixMemory(nnx.Module, Generic[Config]):
     """The base of mixers with a state [K Kv] per head, which the outputs read.
 
     A subclass has the parameters `norm` ([Kv], or [H Kv] to norm all heads together) and `w_out`
@@ -38,7 +38,7 @@ class MatrixMemory(nnx.Module, Generic[C]):
     `cross_layer_spec` if it reads other layers.
     """
 
-    cfg: C
+    cfg: Config
     head_shape: tuple[int, int, int]  # H, K and Kv.
     norm: nnx.Param
     w_out: nnx.Param
@@ -117,12 +117,12 @@ class MatrixMemory(nnx.Module, Generic[C]):
         return MemoryState(convs, state, jnp.zeros((batch_size,), jnp.int32))
 
     @staticmethod
-    def supported_views(cfg: C) -> dict[View, str]:
+    def supported_views(cfg: Config) -> dict[View, str]:
         """Returns the causal views, since it reads rows in one direction."""
         return CAUSAL_ONLY
 
     @staticmethod
-    def tp_dims(D: int, cfg: C) -> dict[str, int]:
+    def tp_dims(D: int, cfg: Config) -> dict[str, int]:
         """Returns the dimensions that tensor parallelism splits."""
         return {"heads": cfg.head_shape(D)[0]}
 
