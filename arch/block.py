@@ -132,7 +132,7 @@ class Block(nnx.Module):
         Args:
             x: the residual stream.
             seq: the structure of the rows.
-            layer_context: what the layers of the stack tell each other; None for a block by itself.
+            layer_context: what the mixer reads of other layers; None for a block by itself.
             state: the decoding state; None outside decoding.
             memory: an encoder's output and its structure, for cross-attention; a state keeps its
                 keys and values, so later calls with that state need no memory.

@@ -2,7 +2,7 @@
 
     h'[t] = h[t] + sum over i of w[i] h[t - W + 1 + i]
 
-They are depthwise, without bias or activation, and stop at document borders. `model.block.canon`
+They are depthwise, without bias or activation, and stop at document boundaries. `model.block.canon`
 names their points in a block: A, the input of the mixer; B, inside the mixer (attention: queries,
 keys and values, before their norms and positions); C, the input of the channel; D, inside the
 channel (MLP: the hidden layer and its gate, before the activation). A part with a point inside is

@@ -45,7 +45,7 @@ MAX_UNROLLED_LAYERS = 4
 # The blocks of one repeat, the key, and the number of the repeat (None without a state); in a scan
 # of all repeats, on a leading axis.
 Repeat = tuple[list[Block], Array | None, Array | None]
-# The hidden vectors, what layers tell each other, and the states of all repeats.
+# The hidden vectors, the context of the next layer, and the states of all repeats.
 Carry = tuple[Array, LayerContext | None, list[Array]]
 
 
