@@ -14,7 +14,7 @@ from absl import flags
 from rich.console import Console
 
 import leaderboard
-from data import open_data
+from data.open_stores import open_data
 from errors import ConfigError
 from protocol.study import (
     plan,
@@ -30,9 +30,9 @@ from protocol.study.declaration import PlannedRun, TuningChoice
 from protocol.study.study_plan import StudyPlan
 from settings.cli import parse_args
 from storage import scratch
-from training.run.atomic_io import validate_run_path
 from training.run.cli_errors import run_command
 from training.run.open_folder import check_creatable
+from training.run.run_paths import validate_run_path
 from training.settings import Settings
 
 

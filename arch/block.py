@@ -24,9 +24,9 @@ from jaxtyping import Array, Float, PyTree
 
 from arch.canon import POINTS, CanonCall, CanonLayer, CanonState, init_canon_state
 from arch.channels.no_channel import NoChannel
+from arch.cross_layer import LayerContext
 from arch.layers.dropout import dropout, maybe_split_key
 from arch.layers.norms import Norm, NormConfig
-from arch.links import Links
 from arch.mixers.attention import Attention, AttentionState
 from arch.mixers.combined.bidirectional import Bidirectional
 from arch.part import Channel, Memory, Mixer
@@ -81,7 +81,7 @@ class BlockOutput(NamedTuple):
     x: Float[Array, "B T D"]  # The residual stream.
     aux: AuxMetrics  # The report of the channel.
     state: BlockState | None  # None outside decoding.
-    links: Links | None  # None if no mixer of the stack is linked.
+    layer_context: LayerContext | None  # None if no mixer of the stack reads others.
 
 
 class Block(nnx.Module):
@@ -122,7 +122,7 @@ class Block(nnx.Module):
         x: Float[Array, "B T D"],
         seq: SequenceInfo,
         *,
-        links: Links | None = None,
+        layer_context: LayerContext | None = None,
         state: BlockState | None = None,
         memory: Memory | None = None,
         key: Array | None = None,
@@ -132,7 +132,7 @@ class Block(nnx.Module):
         Args:
             x: the residual stream.
             seq: the structure of the rows.
-            links: what the layers of the stack tell each other; None for a block by itself.
+            layer_context: what the mixer reads of other layers; None for a block by itself.
             state: the decoding state; None outside decoding.
             memory: an encoder's output and its structure, for cross-attention; a state keeps its
                 keys and values, so later calls with that state need no memory.
@@ -144,7 +144,9 @@ class Block(nnx.Module):
         is_parallel = self.cfg.wiring == "parallel"
 
         u, residual = self._branch_input(x, self.norm_mixer)
-        y, links, mixer_state = canon.run_mixer(self.mixer, u, links, prev.mixer, keys[0])
+        y, layer_context, mixer_state = canon.run_mixer(
+            self.mixer, u, layer_context, prev.mixer, keys[0]
+        )
         if is_parallel and not self.is_mixer_only:
             u = u if self.norm_channel is None else self.norm_channel(x)
             z, aux = canon.run_channel(self.channel, u, keys[2])
@@ -162,9 +164,9 @@ class Block(nnx.Module):
             x = self._add_branch(residual, y, self.norm_channel, self.norm_post_channel, keys[5])
 
         if state is None:
-            return BlockOutput(constrain(x), aux, None, links)
+            return BlockOutput(constrain(x), aux, None, layer_context)
         new_state = BlockState(mixer_state, cross_state, canon.next_state())
-        return BlockOutput(constrain(x), aux, new_state, links)
+        return BlockOutput(constrain(x), aux, new_state, layer_context)
 
     def init_state(
         self, batch_size: int, max_length: int, source_length: int, dtype: jnp.dtype

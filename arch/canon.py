@@ -2,7 +2,7 @@
 
     h'[t] = h[t] + sum over i of w[i] h[t - W + 1 + i]
 
-They are depthwise, without bias or activation, and stop at document borders. `model.block.canon`
+They are depthwise, without bias or activation, and stop at document boundaries. `model.block.canon`
 names their points in a block: A, the input of the mixer; B, inside the mixer (attention: queries,
 keys and values, before their norms and positions); C, the input of the channel; D, inside the
 channel (MLP: the hidden layer and its gate, before the activation). A part with a point inside is
@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from arch.cross_layer import CrossLayerMixer, CrossLayerOutput, LayerContext, call_mixer
 from arch.layers.short_conv import ShortConv
-from arch.links import LinkedMixer, LinkedOutput, Links, call_mixer
 from arch.part import Channel, Memory, Mixer
 from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.sequence import SequenceInfo
@@ -50,13 +50,13 @@ class TwoStageMixer(TwoStagePart, Protocol):
         inner: Inner,
         x: Float[Array, "B T D"],
         seq: SequenceInfo,
-        links: Links | None,
+        layer_context: LayerContext | None,
         *,
         state: PyTree | None = None,
         memory: Memory | None = None,
         key: Array | None = None,
-    ) -> LinkedOutput:
-        """Computes the rest of the mixer (see `LinkedMixer` in `arch/links.py`)."""
+    ) -> CrossLayerOutput:
+        """Computes the rest of the mixer (see `CrossLayerMixer` in `arch/cross_layer.py`)."""
 
 
 @runtime_checkable
@@ -119,19 +119,19 @@ class CanonCall:
 
     def run_mixer(
         self,
-        mixer: Mixer | LinkedMixer,
+        mixer: Mixer | CrossLayerMixer,
         x: Float[Array, "B T D"],
-        links: Links | None,
+        layer_context: LayerContext | None,
         state: PyTree | None,
         key: Array | None,
-    ) -> LinkedOutput:
+    ) -> CrossLayerOutput:
         """Runs a mixer, with the layers at its input (A) and inside it (B)."""
         (x,) = self._convolve("A", (x,))
         if "B" not in self._layers:
-            return call_mixer(mixer, x, self._seq, links, state=state, key=key)
+            return call_mixer(mixer, x, self._seq, layer_context, state=state, key=key)
         assert isinstance(mixer, TwoStageMixer)
         inner = self._convolve("B", mixer.project(x))
-        return mixer.finish(inner, x, self._seq, links, state=state, key=key)
+        return mixer.finish(inner, x, self._seq, layer_context, state=state, key=key)
 
     def run_channel(
         self, channel: Channel, x: Float[Array, "B T D"], key: Array | None

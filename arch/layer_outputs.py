@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from arch.block import Block
-from arch.links import Links, next_layer
+from arch.cross_layer import LayerContext, next_layer
 from arch.model import Model
 from arch.sequence import SequenceInfo
 
@@ -30,16 +30,16 @@ def layer_outputs(
         seq = dataclasses.replace(seq, attn_bias=stack.relative.make_bias(seq.causal))
 
     def run_blocks(
-        carry: tuple[Array, Links | None], blocks: Sequence[Block]
-    ) -> tuple[tuple[Array, Links | None], Array]:
-        (x, links), outputs = carry, []
+        carry: tuple[Array, LayerContext | None], blocks: Sequence[Block]
+    ) -> tuple[tuple[Array, LayerContext | None], Array]:
+        (x, layer_context), outputs = carry, []
         for block in blocks:
-            x, _, _, links = block(x, seq, links=links)
-            links = next_layer(links)
+            x, _, _, layer_context = block(x, seq, layer_context=layer_context)
+            layer_context = next_layer(layer_context)
             outputs.append(output_fn(x))
-        return (x, links), jnp.stack(outputs)
+        return (x, layer_context), jnp.stack(outputs)
 
-    parts, carry = [output_fn(x)[None]], (x, stack.make_links(x))
+    parts, carry = [output_fn(x)[None]], (x, stack.make_layer_context(x))
     if len(stack.first):
         carry, outputs = run_blocks(carry, stack.first)
         parts.append(outputs)

@@ -6,7 +6,7 @@ recurrence. A **channel** is the part that processes each token by itself, such 
 which mypy checks them. They need no base class. The settings of a part, if any, are a `@config`
 class that is a section of `ModelConfig` under the same name; `cfg` is None for a part without
 settings. `arch/model.py` states the rules for stacked parameters. Two further interfaces are
-optional: `LinkedMixer` in `arch/links.py`, and `TwoStagePart` in `arch/canon.py`.
+optional: `CrossLayerMixer` in `arch/cross_layer.py`, and `TwoStagePart` in `arch/canon.py`.
 """
 
 from typing import Protocol, TypeVar

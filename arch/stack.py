@@ -14,10 +14,16 @@ from jaxtyping import Array, Float
 from arch.block import Block, BlockOutput, BlockState
 from arch.canon import make_canon_layers
 from arch.config import ModelConfig
+from arch.cross_layer import (
+    CrossLayerSpec,
+    LayerContext,
+    cross_layer_spec,
+    make_layer_context,
+    next_layer,
+)
 from arch.layers.dropout import maybe_split_key
 from arch.layers.norms import Norm
 from arch.layers.positions import RelativePositionBias
-from arch.links import Links, LinkSpec, make_links, mixer_links, next_layer
 from arch.mixers.attention import Attention
 from arch.part import Memory
 from arch.pattern import LayerLayout, LayerSpec
@@ -39,8 +45,8 @@ MAX_UNROLLED_LAYERS = 4
 # The blocks of one repeat, the key, and the number of the repeat (None without a state); in a scan
 # of all repeats, on a leading axis.
 Repeat = tuple[list[Block], Array | None, Array | None]
-# The hidden vectors, what layers tell each other, and the states of all repeats.
-Carry = tuple[Array, Links | None, list[Array]]
+# The hidden vectors, the context of the next layer, and the states of all repeats.
+Carry = tuple[Array, LayerContext | None, list[Array]]
 
 
 class Stack(nnx.Module):
@@ -107,15 +113,15 @@ class Stack(nnx.Module):
         if self.relative is not None:
             seq = dataclasses.replace(seq, attn_bias=self.relative.make_bias(seq.causal))
         prev = self._no_states() if state is None else state
-        links = self.make_links(x)
-        x, links, aux_first, first = self._run_blocks(
-            self.first, x, links, seq, prev.first, memory, keys[0]
+        layer_context = self.make_layer_context(x)
+        x, layer_context, aux_first, first = self._run_blocks(
+            self.first, x, layer_context, seq, prev.first, memory, keys[0]
         )
-        x, links, aux_blocks, blocks = self._scan_repeats(
-            x, links, seq, prev.blocks, memory, keys[1]
+        x, layer_context, aux_blocks, blocks = self._scan_repeats(
+            x, layer_context, seq, prev.blocks, memory, keys[1]
         )
         x, _, aux_last, last = self._run_blocks(
-            self.last, x, links, seq, prev.last, memory, keys[2]
+            self.last, x, layer_context, seq, prev.last, memory, keys[2]
         )
         x = x if self.norm is None else self.norm(x)
         aux = _stack_layer_metrics(aux_first, aux_blocks, aux_last)
@@ -139,18 +145,20 @@ class Stack(nnx.Module):
             [block_state(b) for b in self.last],
         )
 
-    def make_links(self, x: Float[Array, "B T D"]) -> Links | None:
-        """Returns what the first layer reads of the others; None if no mixer is linked."""
-        specs: list[tuple[LinkSpec | None, tuple[int, ...]]] = []
+    def make_layer_context(self, x: Float[Array, "B T D"]) -> LayerContext | None:
+        """Returns what the first layer reads of the others; None if no mixer reads them."""
+        specs: list[tuple[CrossLayerSpec | None, tuple[int, ...]]] = []
         end, period = len(self.first) + self.repeats * len(self.blocks), len(self.blocks)
         for blocks, start in ((self.first, 0), (self.last, end)):
             for number, block in enumerate(blocks, start):
-                spec = mixer_links(block.mixer)
-                rows = {} if spec is None else {k: row[None] for k, row in spec.rows.items()}
-                specs.append((spec and spec._replace(rows=rows), (number,)))
+                spec = cross_layer_spec(block.mixer)
+                if spec is not None:
+                    params = {name: param[None] for name, param in spec.params.items()}
+                    spec = spec._replace(params=params)
+                specs.append((spec, (number,)))
         for number, block in enumerate(self.blocks, len(self.first)):
-            specs.append((mixer_links(block.mixer), tuple(range(number, end, period))))
-        return make_links(specs, x)
+            specs.append((cross_layer_spec(block.mixer), tuple(range(number, end, period))))
+        return make_layer_context(specs, x)
 
     def _no_states(self) -> StackState:
         groups = self.first, self.blocks, self.last
@@ -160,48 +168,50 @@ class Stack(nnx.Module):
         self,
         blocks: Sequence[Block],
         x: Float[Array, "B T D"],
-        links: Links | None,
+        layer_context: LayerContext | None,
         seq: SequenceInfo,
         states: BlockStates,
         memory: Memory | None,
         key: Array | None,
-    ) -> tuple[Float[Array, "B T D"], Links | None, list[AuxMetrics], BlockStates]:
+    ) -> tuple[Float[Array, "B T D"], LayerContext | None, list[AuxMetrics], BlockStates]:
         """Runs blocks that are not stacked, one after another."""
         run, auxes, new_states = self._remat(_call_block), [], []
         for block, state, k in zip(blocks, states, maybe_split_key(key, len(blocks)), strict=True):
-            x, aux, state, links = run(block, x, seq, links, state, memory, k)
-            links = next_layer(links)
+            x, aux, state, layer_context = run(block, x, seq, layer_context, state, memory, k)
+            layer_context = next_layer(layer_context)
             auxes.append(aux)
             new_states.append(state)
-        return x, links, auxes, new_states
+        return x, layer_context, auxes, new_states
 
     def _scan_repeats(
         self,
         x: Float[Array, "B T D"],
-        links: Links | None,
+        layer_context: LayerContext | None,
         seq: SequenceInfo,
         states: BlockStates,
         memory: Memory | None,
         key: Array | None,
-    ) -> tuple[Float[Array, "B T D"], Links | None, list[AuxMetrics], BlockStates]:
+    ) -> tuple[Float[Array, "B T D"], LayerContext | None, list[AuxMetrics], BlockStates]:
         """Runs the blocks of the pattern, repeat by repeat; states and reports have that axis."""
         leaves, old_structure = jax.tree.flatten(states)
         structures = [old_structure]  # A state may know that it is no longer empty.
 
         def body(carry: Carry, repeat: Repeat) -> tuple[Carry, list[AuxMetrics]]:
-            x, links, stored = carry
+            x, layer_context, stored = carry
             blocks, k, index = repeat
             prev = jax.tree.unflatten(
                 old_structure,
                 [jax.lax.dynamic_index_in_dim(s, index, keepdims=False) for s in stored],
             )
-            x, links, auxes, new_states = self._run_blocks(blocks, x, links, seq, prev, memory, k)
+            x, layer_context, auxes, new_states = self._run_blocks(
+                blocks, x, layer_context, seq, prev, memory, k
+            )
             new, structure = jax.tree.flatten(new_states)
             structures.append(structure)
             # States are written in place. As outputs of the scan they would be copied each time.
             update = jax.lax.dynamic_update_index_in_dim
             stored = [update(s, a, index, 0) for s, a in zip(stored, new, strict=True)]
-            return (x, links, stored), auxes
+            return (x, layer_context, stored), auxes
 
         xs = (
             list(self.blocks),
@@ -212,11 +222,11 @@ class Stack(nnx.Module):
             unrolled = max(MAX_UNROLLED_LAYERS // max(len(self.blocks), 1), 1)  # repeats
             if self.config.scan or self.repeats > unrolled:
                 unroll = 1 if self.config.scan else unrolled
-                carry, auxes = jax.lax.scan(body, (x, links, leaves), xs, unroll=unroll)
+                carry, auxes = jax.lax.scan(body, (x, layer_context, leaves), xs, unroll=unroll)
             else:
-                carry, auxes = _unrolled_scan(body, (x, links, leaves), xs, self.repeats)
-        x, links, leaves = carry
-        return x, links, auxes, jax.tree.unflatten(structures[-1], leaves)
+                carry, auxes = _unrolled_scan(body, (x, layer_context, leaves), xs, self.repeats)
+        x, layer_context, leaves = carry
+        return x, layer_context, auxes, jax.tree.unflatten(structures[-1], leaves)
 
     def _remat(self, function: Callable[..., BlockOutput]) -> Callable[..., BlockOutput]:
         if self.config.remat == "none":
@@ -253,12 +263,12 @@ def _call_block(
     block: Block,
     x: Float[Array, "B T D"],
     seq: SequenceInfo,
-    links: Links | None,
+    layer_context: LayerContext | None,
     state: BlockState | None,
     memory: Memory | None,
     key: Array | None,
 ) -> BlockOutput:
-    return block(x, seq, links=links, state=state, memory=memory, key=key)
+    return block(x, seq, layer_context=layer_context, state=state, memory=memory, key=key)
 
 
 def _unrolled_scan(

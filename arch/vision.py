@@ -156,11 +156,11 @@ def vision_costs(config: ModelConfig, *, with_projector: bool) -> dict[str, Part
     D = tower.width
     embedding = PatchEmbedding.params(D, cfg, tower.norm)
     costs = {"embedding": PartCost(embedding, embedding, {"patches": PatchEmbedding.flops(D, cfg)})}
-    matrices = {"none": 0, "linear": D * config.width}
-    matrices["mlp"] = matrices["linear"] + config.width**2
-    weights = matrices[cfg.projector]
-    params = weights + config.width * ("none", "linear", "mlp").index(cfg.projector)
-    if params:
+    # The width of the inputs of each matrix of the projector; all have a bias.
+    in_widths = {"none": (), "linear": (D,), "mlp": (D, config.width)}[cfg.projector]
+    if in_widths:
+        weights = sum(in_widths) * config.width
+        params = weights + len(in_widths) * config.width
         flops = 2.0 * weights * cfg.n_patches * with_projector
         costs["projector"] = PartCost(params, params, {"project": TermFlops(flops, flops)})
     params = AttentionPooler.cost(tower, 1).params if cfg.pooling == "attention" else 0

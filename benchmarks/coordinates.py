@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # before this folder's ops.py
 
 from arch import MIXERS
-from data import open_data
+from data.open_stores import open_data
 from protocol.coordinates.measure import check_coordinates
 from settings.changes import with_changes
 from settings.cli import load_config

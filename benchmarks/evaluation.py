@@ -21,7 +21,7 @@ import jax
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs import grid
-from data import open_data
+from data.open_stores import open_data
 from eval.harness import TASKS, default_tasks
 from eval.task import EvalContext
 from settings.changes import with_changes

@@ -23,8 +23,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs import grid
-from data import Data, open_data
 from data.loader import Batches, read_ahead
+from data.open_stores import Data, open_data
 from data.store_index import TOKENS_FILE
 from objectives import OBJECTIVES
 from settings.tree import freeze

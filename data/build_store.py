@@ -31,13 +31,15 @@ from data.split_overlap import SplitOverlap, check_overlap
 from data.splits import DocumentStream, HasTokens, contains_text
 from data.store_index import FORMAT
 from data.tokenizers import Tokenizer, open_tokenizer, train_bpe
-from errors import DataError, DiskError
+from errors import DataError
 from storage import scratch
+from storage.disk_errors import disk_errors
 from storage.paths import expand_user
 from storage.remote import RemoteFolder, is_url
 
 BUILD_VERSION = 3  # Rises if stores of older versions lack a measurement in their index.
 DONE_FILE = "COMPLETE.json"  # of a remote store; the last object that is written
+WAY_OUT = "no store was written; free space or set data.cache to another folder"
 LOG = logging.getLogger(__name__)
 
 
@@ -51,7 +53,7 @@ def ensure_built(cfg: DataConfig, kind: StoreKind = "documents") -> Path:
     is_remote = is_url(cfg.cache)
     local = scratch.local_path(cfg.cache) if is_remote else expand_user(cfg.cache, "data.cache")
     folder = local / _cache_key(source, cfg.tokenizer)
-    with _disk_errors(local):
+    with disk_errors(local, WAY_OUT):
         if not folder.exists():
             local.mkdir(parents=True, exist_ok=True)
             with _build_lock(folder):
@@ -166,19 +168,3 @@ def _build_lock(folder: Path) -> Generator[None, None, None]:
         for stale in folder.parent.glob(f"{folder.name}.*.partial"):
             shutil.rmtree(stale, ignore_errors=True)
         yield
-
-
-@contextlib.contextmanager
-def _disk_errors(cache: Path) -> Generator[None, None, None]:
-    """Reports errors of the cache's disk.
-
-    Raises:
-        DiskError: if an operation of the body fails with an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise DiskError(
-            f"data.cache {cache}: {error.strerror or error}; no store was written; "
-            "free space or set data.cache to another folder"
-        ) from error

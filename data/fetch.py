@@ -33,9 +33,10 @@ from data.packages.wheels import (
     read_member,
 )
 from data.settings import DataConfig
-from errors import DataError, DiskError
+from errors import DataError
 from settings.command import run_command
 from settings.flag_parser import make_parser
+from storage.disk_errors import disk_errors
 from storage.paths import expand_user
 
 CHECKSUM_FILE = "SHA256SUMS"
@@ -164,15 +165,12 @@ def _make_folder(folder: Path, write: Callable[[Path, Path], None]) -> Path:
         return folder
     partial = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial")
     try:
-        partial.mkdir(parents=True)
-        with tempfile.TemporaryDirectory() as temporary:
-            write(partial, Path(temporary))
-        if not folder.exists():
-            partial.rename(folder)
-    except OSError as error:
-        raise DiskError(
-            f"{folder}: {error.strerror or error}; set --cache to another folder"
-        ) from error
+        with disk_errors(folder, "set --cache to another folder"):
+            partial.mkdir(parents=True)
+            with tempfile.TemporaryDirectory() as temporary:
+                write(partial, Path(temporary))
+            if not folder.exists():
+                partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -14,7 +14,8 @@ from typing import Protocol
 import numpy as np
 
 from data.loss_weights import row_weights
-from data.packing import EXAMPLE_STREAM, REPEAT_STREAM, DocumentSlice, permutation, philox
+from data.packing import DocumentSlice
+from data.random_streams import RandomStream, permutation, philox
 from errors import ConfigError, DataError
 
 HostBatch = dict[str, np.ndarray]
@@ -66,7 +67,7 @@ class RepeatedRows:
         return self._source.row(int(self._order(epoch)[rank]) if epoch else rank)
 
     def _permute(self, epoch: int) -> np.ndarray:
-        return permutation(self._seed, epoch, REPEAT_STREAM, self._n_rows)
+        return permutation(self._seed, epoch, RandomStream.REPEATS, self._n_rows)
 
 
 class Batches:
@@ -171,7 +172,7 @@ class Batches:
     def _build(self, step: int, rows: dict[int, Sequence[DocumentSlice]]) -> HostBatch:
         examples = []
         for i in self._local_rows:
-            bits = philox(self.seed, self._row_number(step, i), EXAMPLE_STREAM)
+            bits = philox(self.seed, self._row_number(step, i), RandomStream.EXAMPLES)
             slices = [item.tokens for item in rows[i]]
             arrays = self._make_row(slices, self.row_source.row_length, np.random.Generator(bits))
             if "record" in arrays and rows[i]:

@@ -20,12 +20,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from data.groups.shares import epoch_documents
+from data.random_streams import RandomStream, permutation
 from data.store import TokenStore
 from errors import DataError
-
-# Streams of random numbers: the order of documents, the order of rows, the content of a row, and
-# the order in which the first rows repeat.
-DOCUMENT_STREAM, ROW_STREAM, EXAMPLE_STREAM, REPEAT_STREAM = 1, 2, 3, 8
 
 
 class DocumentSlice(NamedTuple):
@@ -96,7 +93,7 @@ class PackedRows:
         self._documents = np.arange(len(self._lengths))  # The documents of an epoch.
         if self.is_endless and store.groups is not None:
             shares = store.groups, store.group_temperature
-            self._documents = epoch_documents(self._lengths, *shares, permutation)
+            self._documents = epoch_documents(self._lengths, *shares)
         self.epoch_length = int(self._lengths[self._documents].sum())  # Positions of one epoch.
         self.unique_length = int(self._lengths.sum())  # Those of each document once.
         self.image_shape: tuple[int, ...] | None = None
@@ -171,23 +168,10 @@ class PackedRows:
         """Returns the order of the documents in an epoch, and the position where each one ends."""
         if self.seed is None:
             return np.arange(len(self._lengths)), np.cumsum(self._lengths)
-        ranks = permutation(self.seed, epoch, DOCUMENT_STREAM, len(self._documents))
+        ranks = permutation(self.seed, epoch, RandomStream.DOCUMENTS, len(self._documents))
         order = self._documents[ranks]
         return order, np.cumsum(self._lengths[order])
 
     def _order_rows(self, epoch: int) -> np.ndarray:
         first, end = (-(-e * self.epoch_length // self.row_length) for e in (epoch, epoch + 1))
-        return permutation(self.seed or 0, epoch, ROW_STREAM, end - first)
-
-
-def permutation(seed: int, index: int, stream: int, size: int) -> np.ndarray:
-    """Returns a permutation, the order of `size` outputs of Philox.
-
-    It is the same under every version of numpy.
-    """
-    return np.argsort(philox(seed, index, stream).random_raw(size), kind="stable")
-
-
-def philox(seed: int, index: int, stream: int) -> np.random.Philox:
-    """Returns a bit generator that depends on the arguments alone (Salmon et al., 2011)."""
-    return np.random.Philox(counter=(0, 0, 0, stream), key=(seed, index))
+        return permutation(self.seed or 0, epoch, RandomStream.ROWS, end - first)

@@ -273,7 +273,7 @@ def check_overlap(folder: Path, max_shared: float, source: str) -> None:
     """Refuses stores whose splits share more text than `max_shared`, a share.
 
     A folder that was built before shared text was recorded with a hash is accepted. If the ends of
-    the documents are held out, their repetitions are only told.
+    the documents are held out, their repetitions are only a warning.
 
     Raises:
         DataError: if a held-out split shares more with another one, or the record is damaged.

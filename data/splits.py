@@ -6,7 +6,7 @@ no hash falls into a split, the split takes the document of the lowest hash.
 
 By place: a corpus of few documents has no document to spare. If whole documents would give a split
 far more or far less of the text than its share, the end of every document is held out instead, cut
-at a border of paragraphs, lines, sentences or words.
+between paragraphs, lines, sentences or words.
 """
 
 import dataclasses
@@ -31,9 +31,9 @@ SAMPLE_DOCUMENTS = 1000  # A corpus with more documents is split by hash.
 # By hash, a split of a smaller corpus must have between these shares of the text.
 MIN_SHARE = 0.1  # of the split's share
 MAX_EXCESS = 0.1  # above the split's share
-WINDOW_BYTES = 1 << 16  # Distance at which a border is searched.
-# Borders at which a document is cut, the best first; a part begins where a match ends.
-BORDERS = tuple(
+WINDOW_BYTES = 1 << 16  # Distance at which a boundary is searched.
+# Boundaries at which a document is cut, the best first; a part begins where a match ends.
+BOUNDARIES = tuple(
     re.compile(pattern)
     for pattern in (
         LINE_BREAK + rb"(?:[ \t]*" + LINE_BREAK + rb")+",  # paragraphs
@@ -215,18 +215,18 @@ def find_cuts(raw: memoryview, shares: dict[str, float], *, at_least_one: bool) 
     cuts, end = list[int](), size
     for share in reversed(shares.values()):
         n_bytes = max(round(share * size), int(at_least_one))
-        end = _nearest_border(raw, max(end - n_bytes, 0), n_bytes // 2) if n_bytes else end
+        end = _nearest_boundary(raw, max(end - n_bytes, 0), n_bytes // 2) if n_bytes else end
         cuts.insert(0, end)
     return cuts
 
 
-def _nearest_border(raw: memoryview, target: int, radius: int) -> int:
-    """Returns the border nearest to `target` of the best kind that is within `radius`."""
+def _nearest_boundary(raw: memoryview, target: int, radius: int) -> int:
+    """Returns the boundary nearest to `target` of the best kind that is within `radius`."""
     radius = min(radius, WINDOW_BYTES)
     start = max(target - radius, 0)
     window = bytes(raw[start : target + radius])
-    for border in BORDERS:
-        positions = [start + match.end() for match in border.finditer(window)]
+    for boundary in BOUNDARIES:
+        positions = [start + match.end() for match in boundary.finditer(window)]
         if positions:
             return min(positions, key=lambda position: abs(position - target))
     while target > 0 and raw[target] & 0xC0 == 0x80:  # A continuation byte of UTF-8.

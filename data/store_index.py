@@ -34,20 +34,7 @@ def read_index(folder: Path) -> JsonObject:
                 f"{folder} has format {index['format']}, this version reads up to {FORMAT}; "
                 "update isoflop"
             )
-        counts = ("documents", "tokens", "text_bytes", "vocab", "bos", "eos", "dropped")
-        sizes = [index[name] for name in counts]
-        sizes += [index["files"][name]["bytes"] for name in (TOKENS_FILE, OFFSETS_FILE)]
-        width = DTYPES[index["dtype"]].itemsize
-        is_valid = all(type(size) is int for size in sizes) and type(index["tokenizer"]) is str
-        is_valid = is_valid and index["files"][TOKENS_FILE]["bytes"] == index["tokens"] * width
-        is_valid = is_valid and index["files"][OFFSETS_FILE]["bytes"] == 8 * (
-            index["documents"] + 1
-        )
-        is_valid = is_valid and index["files"].get(RECORDS_FILE, {"bytes": 16})["bytes"] >= 16
-        weights = index["files"].get(WEIGHTS_FILE, {"bytes": 4 * index["tokens"]})["bytes"]
-        is_valid = is_valid and weights == 4 * index["tokens"]
-        is_valid = is_valid and _has_valid_images(index)
-        is_valid = is_valid and 0 < index["vocab"] <= 1 << 8 * width and index["tokens"] > 0
+        is_valid = _has_valid_types(index) and _has_valid_sizes(index)
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing; {REBUILD_HINT}") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -57,6 +44,29 @@ def read_index(folder: Path) -> JsonObject:
     if index.pop("sha256", "") != hash_json(index):
         raise DataError(f"{path} is damaged: its sha256 differs; {REBUILD_HINT}")
     return index
+
+
+def _has_valid_types(index: JsonObject) -> bool:
+    """Whether the counts of an index are integers, and its tokenizer is a text."""
+    counts = ("documents", "tokens", "text_bytes", "vocab", "bos", "eos", "dropped")
+    sizes = [index[name] for name in counts]
+    sizes += [index["files"][name]["bytes"] for name in (TOKENS_FILE, OFFSETS_FILE)]
+    return all(type(size) is int for size in sizes) and type(index["tokenizer"]) is str
+
+
+def _has_valid_sizes(index: JsonObject) -> bool:
+    """Whether the files of an index have the sizes that follow from its counts."""
+    width, n_tokens = DTYPES[index["dtype"]].itemsize, index["tokens"]
+    sizes = {name: file["bytes"] for name, file in index["files"].items()}
+    return (
+        n_tokens > 0
+        and 0 < index["vocab"] <= 1 << 8 * width
+        and sizes[TOKENS_FILE] == n_tokens * width
+        and sizes[OFFSETS_FILE] == 8 * (index["documents"] + 1)
+        and sizes.get(RECORDS_FILE, 16) >= 16
+        and sizes.get(WEIGHTS_FILE, 4 * n_tokens) == 4 * n_tokens
+        and _has_valid_images(index)
+    )
 
 
 def _has_valid_images(index: JsonObject) -> bool:

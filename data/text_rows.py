@@ -12,7 +12,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from data.images.rows import ImagePrefix, ImageRows
-from data.packing import DOCUMENT_STREAM, DocumentSlice, PackedRows, frame_ids, permutation
+from data.packing import DocumentSlice, PackedRows, frame_ids
+from data.random_streams import RandomStream, permutation
 from data.store import TokenStore
 from errors import DataError
 
@@ -111,7 +112,8 @@ class TextRows:
         return [DocumentSlice(text, first + i, token, record=row) for i, text in enumerate(texts)]
 
     def _permute_rows(self, epoch: int) -> np.ndarray:
-        return permutation(self.seed or 0, epoch, DOCUMENT_STREAM, len(self._index.first_document))
+        n_rows = len(self._index.first_document)
+        return permutation(self.seed or 0, epoch, RandomStream.DOCUMENTS, n_rows)
 
 
 def index_text_pairs(store: TokenStore, n_texts: int = 2) -> TextIndex:

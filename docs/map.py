@@ -33,7 +33,7 @@ ROOMS: list[tuple[str, str, str]] = [
         "Architectures",
         "arch",
         "model stack block part config pattern layer_parts sequence sharding part_cost scaling "
-        "weighted_sum stack_state links canon vision layer_outputs activation_taps",
+        "weighted_sum stack_state cross_layer canon vision layer_outputs activation_taps",
     ),
     (
         "Cost",
@@ -48,7 +48,7 @@ ROOMS: list[tuple[str, str, str]] = [
         "gated_conv",
     ),
     (
-        "Mixers of mixers",
+        "Combined mixers",
         "arch/mixers/combined",
         "bidirectional side_by_side",
     ),
@@ -94,7 +94,7 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Object stores",
         "storage",
-        "remote scratch paths hashing_file",
+        "remote scratch paths disk_errors hashing_file",
     ),
     (
         "Groups of documents",
@@ -109,8 +109,9 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Data",
         "data",
-        "settings splits tokenizers framing build_store fill_stores store store_index store_writer "
-        "packing text_rows loader loss_weights split_overlap round_trip fetch progress",
+        "settings splits tokenizers framing open_stores build_store fill_stores store store_index "
+        "store_writer random_streams packing text_rows loader loss_weights split_overlap "
+        "round_trip fetch progress",
     ),
     (
         "Sources",
@@ -153,8 +154,9 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "The run folder",
         "training/run",
-        "folder open_folder metrics_file seal atomic_io lock mirror remote_lock resume_check "
-        "provenance settings log console trackers tracker_worker cli_errors",
+        "folder open_folder metrics_file seal atomic_io strict_json run_paths lock mirror "
+        "remote_lock resume_check provenance settings log console trackers tracker_worker "
+        "cli_errors",
     ),
     (
         "Checkpoints",
@@ -254,7 +256,7 @@ ROOMS: list[tuple[str, str, str]] = [
     ),
     ("Supported families", "hub/families", "lookup"),
     ("Supported hybrids", "hub/families/hybrids", ""),
-    ("Supported vision models", "hub/families/vision", ""),
+    ("Supported vision models", "hub/families/vision", "vision_tower"),
 ]
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from settings.descriptions import field_descriptions
 from settings.flag_values import format_type
-from settings.tree import format_value, is_section, setting_types
+from settings.tree import format_value, is_section
+from settings.types import field_types
 from training.settings import Settings
 
 HEAD = """# Settings
@@ -23,7 +24,7 @@ def settings() -> str:
 
 
 def _section(cls: Any, prefix: str) -> Iterator[str]:
-    hints, descriptions = setting_types(cls), field_descriptions(cls)
+    hints, descriptions = field_types(cls), field_descriptions(cls)
     defaults = {field.name: getattr(cls(), field.name) for field in dataclasses.fields(cls)}
     names = [name for name in hints if not is_section(hints[name])]
     if names:

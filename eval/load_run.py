@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from data import open_data
+from data.open_stores import open_data
 from errors import CheckpointError
 from eval.task import EvalContext
 from settings.changes import with_changes

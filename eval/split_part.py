@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from data import Data
-from data.packing import permutation
+from data.open_stores import Data
+from data.random_streams import RandomStream, permutation
 from data.store import TokenStore
 from data.text_rows import make_row_source
 from eval.task import EvalContext
@@ -25,7 +25,6 @@ from training.settings import AUTOMATIC_LIMIT, Settings
 
 SCORE_NAME = "part"  # The score SPLIT/part is the label.
 BLOCK = 8  # Windows of a block.
-BLOCK_STREAM = 5  # Random stream of the order of blocks; no other purpose has this number.
 # The share of the tokens of training that an automatic limit gives to a split. A forward pass is a
 # third of a training step, so that two splits cost at most a ninth of the FLOPs of training. They
 # need no update and have larger batches, which makes this less than a tenth of the time.
@@ -56,7 +55,7 @@ def select_part(ctx: EvalContext, store: TokenStore) -> SplitPart:
     n_selected = count_windows(ctx.settings, spec.text_length, n_windows)
     if n_selected >= n_windows:
         return SplitPart(np.arange(n_windows), "")
-    order = permutation(0, 0, BLOCK_STREAM, -(-n_windows // BLOCK))
+    order = permutation(0, 0, RandomStream.EVAL_BLOCKS, -(-n_windows // BLOCK))
     windows = (order[:, None] * BLOCK + np.arange(BLOCK)).ravel()
     windows = np.sort(windows[windows < n_windows][:n_selected])
     digest = hashlib.sha256(f"{store.fingerprint} {spec.text_length} {spec.overlap} ".encode())

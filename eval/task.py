@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from jax.sharding import Mesh
 
-from data import Data
+from data.open_stores import Data
 from objectives import Objective, Trainable
 from settings.lazy import import_object
 from training.memory_bank import MemoryBanks

@@ -26,7 +26,7 @@ from hub.hf_config import CONFIG_FILE, read_config, write_json
 from hub.reference_outputs import compute_outputs
 from hub.vision_outputs import compute_vision_outputs
 from settings.json_types import JsonObject
-from training.run.atomic_io import staged_folder
+from training.run.run_paths import staged_folder
 
 __all__ = ["forward", "load", "save"]
 

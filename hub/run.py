@@ -8,9 +8,9 @@ import jax
 from jax.sharding import NamedSharding
 
 import hub
-from data import open_data
 from data.chats.templates import export_template
 from data.framing import Framing
+from data.open_stores import open_data
 from data.settings import DataConfig
 from data.tokenizers import JsonTokenizer, Tokenizer
 from errors import CheckpointError, ConfigError, DataError
@@ -31,8 +31,9 @@ from training import mesh as meshes
 from training import runner
 from training.checkpoint import initial_params, restore
 from training.program import TrainProgram
-from training.run.atomic_io import read_json, staged_folder, validate_run_path
+from training.run.atomic_io import read_json
 from training.run.resume_check import check_fingerprints, check_record
+from training.run.run_paths import staged_folder, validate_run_path
 from training.settings import Settings, TrainConfig
 from training.state import Trainable, init_trainable
 

@@ -2,7 +2,7 @@
 
 A share `mask_rate` of a row's text is chosen. Most of the chosen tokens become the mask, some
 become another token, some stay. Logits are computed only for the chosen tokens, so the head costs
-`mask_rate` of its full price.
+`mask_rate` of its full cost.
 """
 
 import functools

@@ -170,7 +170,7 @@ class MemoryBank(Protocol[BankState]):
     def extra_tokens(self, steps: int, batch_size: int, seq_len: int) -> int:
         """Returns the number of training tokens that the model reads for the bank in a run.
 
-        They are read without a gradient, so the compute budget counts a third of their price.
+        They are read without a gradient, so the compute budget counts a third of their cost.
         """
 
 

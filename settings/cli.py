@@ -43,11 +43,10 @@ from settings.tree import (
     freeze,
     is_open_section,
     is_section,
-    setting_types,
     to_config_dict,
     unknown_key_message,
 )
-from settings.types import TypeHint
+from settings.types import TypeHint, field_types
 
 T = TypeVar("T")
 MAX_RUN_JSON_BYTES = 2**26
@@ -226,7 +225,7 @@ def _setting_type(cls: type, key: str) -> TypeHint:
         path += f".{name}"
     if is_section(hint) or is_open_section(hint):
         placeholder = "NAME.KEY" if typing.get_args(hint) else "KEY"
-        inner = placeholder if is_open_section(hint) else next(iter(setting_types(hint)), "KEY")
+        inner = placeholder if is_open_section(hint) else next(iter(field_types(hint)), "KEY")
         raise ConfigError(f"{path} is a section, set its keys one by one: --{path}.{inner}=VALUE")
     return hint
 
@@ -234,7 +233,7 @@ def _setting_type(cls: type, key: str) -> TypeHint:
 def _iter_settings(cls: type, prefix: str = "") -> Iterator[tuple[str, TypeHint, str]]:
     """Yields the dotted key, the annotation and the description of every setting."""
     descriptions = field_descriptions(cls)
-    for name, hint in setting_types(cls).items():
+    for name, hint in field_types(cls).items():
         if is_section(hint):
             yield from _iter_settings(hint, f"{prefix}{name}.")
         else:

@@ -65,8 +65,9 @@ class EditableSection(ConfigDict):
 
 def to_config_dict(settings: object, path: str = "config") -> EditableSection:
     """Returns a locked, typed ConfigDict of settings; sections whose names are free stay open."""
-    section = EditableSection(type(settings), path)
-    for name, hint in setting_types(type(settings)).items():
+    cls: type = type(settings)
+    section = EditableSection(cls, path)
+    for name, hint in field_types(cls).items():
         value, key = getattr(settings, name), f"{path}.{name}"
         if is_section(hint):
             value = to_config_dict(value, key)
@@ -173,11 +174,6 @@ def coerce(value: object, hint: TypeHint, key: str) -> object:
     return validate(value, hint, key)
 
 
-def setting_types(cls: type) -> dict[str, TypeHint]:
-    """Returns the annotations of the fields of `cls`, in their order."""
-    return {field.name: field_types(cls)[field.name] for field in config_fields(cls)}
-
-
 def is_section(hint: TypeHint) -> bool:
     """Returns whether an annotation is a settings class."""
     return dataclasses.is_dataclass(hint)
@@ -204,7 +200,7 @@ def child_type(hint: TypeHint, name: str, path: str) -> TypeHint:
         if not re.fullmatch(r"\w[\w-]*", str(name)):
             raise ConfigError(f"{path} has the name {name!r}; use letters, digits, - and _")
         return (typing.get_args(hint) or (str, Any))[1]
-    hints = setting_types(hint)
+    hints = field_types(hint)
     if name not in hints:
         raise UnknownKeyError(unknown_key_message(name, hints, path))
     return hints[name]

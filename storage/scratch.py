@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from errors import DiskError
+from storage.disk_errors import disk_errors
 from storage.paths import expand_user
 from storage.remote import RemoteFolder, RemoteObject, is_url, normalize_url
 
@@ -30,6 +31,7 @@ UNUSED_SECONDS = 7 * 86400.0  # Time after which one of the others is deleted.
 URL_FILE, INDEX_FILE, LOCK_FILE = ".url", ".index.json", ".lock"
 PARTS_SUFFIX = ".parts"  # of a folder with the numbered parts of a log
 PART_PATTERN = re.compile(r"([0-9]{4,})-([0-9]{12,})")  # generation, and offset of the first byte
+WAY_OUT = "the local copy of a URL needs space and permissions there"
 LOCK_NAME = "LOCK"  # of the file or the folder that says who owns a run
 
 
@@ -39,7 +41,7 @@ def local_path(path: str | Path, kind: Kind = "scratch") -> Path:
         return expand_user(path, "a path")
     url = normalize_url(path)
     folder = _root() / kind / hashlib.sha256(url.encode()).hexdigest()[:16]
-    with _disk_errors(folder):
+    with disk_errors(folder, WAY_OUT):
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / URL_FILE).exists():
             _delete_unused(folder.parent)
@@ -92,7 +94,7 @@ def local_copy(path: str | Path, *, without: tuple[str, ...] = (), pattern: str 
     if not is_url(path):
         return expand_user(path, "a path")
     target, remote = local_path(path, "copies"), RemoteFolder(str(path))
-    with _disk_errors(target), _lock(target.parent):
+    with disk_errors(target, WAY_OUT), _lock(target.parent):
         listing = remote.list()
         if not listing:
             raise DiskError(f"{remote.url} does not exist in the store; correct the URL")
@@ -139,7 +141,7 @@ def _bring_up_to_date(
 
 def download_tree(remote: RemoteFolder, target: Path, names: Iterable[str]) -> None:
     """Downloads objects to the same names below `target`, and joins the parts of logs."""
-    with _disk_errors(target):
+    with disk_errors(target, WAY_OUT):
         for name in names:
             remote.download(name, _file_in(target, name))
         join_all_parts(target)
@@ -160,7 +162,7 @@ def refresh_file(path: Path) -> None:
     if url := url_of(path.parent):
         data = RemoteFolder(url).read(path.name)
         if data is not None:
-            with _disk_errors(path):
+            with disk_errors(path, WAY_OUT):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
 
@@ -230,19 +232,3 @@ def _lock(folder: Path) -> Generator[None, None, None]:
         with contextlib.suppress(OSError):  # some file systems have no locks
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-@contextlib.contextmanager
-def _disk_errors(path: Path) -> Generator[None, None, None]:
-    """Turns an OSError of the local disk into a DiskError.
-
-    Raises:
-        DiskError: if the body raises an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise DiskError(
-            f"{error.filename or path}: {error.strerror or error}; the local copy of a URL needs "
-            "space and permissions there"
-        ) from error

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data import Data, DataConfig, open_data
 from data.images.settings import ImagesConfig
+from data.open_stores import Data, open_data
+from data.settings import DataConfig
 from data.store import TokenStore
 from data.store_writer import TokenStoreWriter
 from data.tokenizers import ByteTokenizer

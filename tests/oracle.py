@@ -8,7 +8,7 @@ import numpy as np
 
 from arch import ModelConfig
 from arch.layers.embedding import HeadWeights
-from data import DataConfig
+from data.settings import DataConfig
 from data.tokenizers import ByteTokenizer
 from eval.task import EvalContext
 from objectives import Trainable

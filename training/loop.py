@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from arch import Cost
-from data import Data
 from data.loader import Batches, MixtureBatches, ReadAhead, RepeatedRows, RowSource, read_ahead
+from data.open_stores import Data
 from data.text_rows import make_row_source
 from errors import ConfigError, DataError, NonFiniteError
 from objectives import Metrics, MixturePart, Trainable

@@ -13,9 +13,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from data import Data
 from data.loader import Batches
-from data.packing import permutation
+from data.open_stores import Data
+from data.random_streams import RandomStream, permutation
 from data.text_rows import make_row_source
 from objectives import (
     Batch,
@@ -30,7 +30,6 @@ from training import mesh as meshes
 from training.run.console import LOGGER
 from training.settings import Settings
 
-BANK_RNG = 5  # purpose of random numbers
 SINGLE_OBJECTIVE = "objective"  # name of the bank of an objective outside a mixture
 
 MemoryBanks = Mapping[str, PyTree]  # by name of the part of a mixture, or SINGLE_OBJECTIVE
@@ -111,7 +110,8 @@ def _batches_of_rows(
     spec = part.objective.row_spec(settings.model, train.seq_len)
     source = make_row_source(getattr(data.select(spec.store_kind), split), spec)
     make_row = part.objective.make_row_fn(settings.model, train.seq_len, data.tokenizer)
-    order = permutation(seed, 0, BANK_RNG, source.epoch_length // source.row_length)[:n_rows]
+    n_all = source.epoch_length // source.row_length
+    order = permutation(seed, 0, RandomStream.MEMORY_BANK, n_all)[:n_rows]
     rank, world = meshes.process_shard(mesh, train.batch_size)
     batches = Batches(
         *(source, train.batch_size, make_row, seed),

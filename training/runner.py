@@ -7,8 +7,9 @@ from pathlib import Path
 import jax
 
 from arch.channels.moe import MoeConfig
-from data import SPLITS, Data, open_data
+from data.open_stores import Data, open_data
 from data.round_trip import lossy_sentence
+from data.splits import SPLITS
 from data.store import TokenStore
 from data.text_rows import cut_sentence
 from errors import CheckpointError, ConfigError

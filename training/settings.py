@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from arch import ModelConfig
 from arch.sequence import View
-from data import DataConfig
+from data.settings import DataConfig
 from data.sources import IMAGE_SOURCES, SOURCE_PATHS, StoreKind
 from errors import ConfigError
 from objectives import (

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import jax
 
-from data import Data
 from data.loader import read_ahead
+from data.open_stores import Data
 from errors import ConfigError
 from objectives import Batch, Metrics
 from training.loop import part_batches, to_device

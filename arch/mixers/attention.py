@@ -16,11 +16,11 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from arch.cross_layer import CrossLayerSpec, LayerContext
 from arch.layers.linear import linear
 from arch.layers.norms import rms_norm
 from arch.layers.positions import alibi_bias, alibi_bias_bfloat16
 from arch.layers.rope import apply_rope
-from arch.links import Links, LinkSpec
 from arch.mixers.attention_config import AttentionConfig, attention_cost, gate_width
 from arch.mixers.kv_cache import CrossAttentionCache, KVCache
 from arch.part import Memory
@@ -91,7 +91,7 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], AttentionState | None]:
         """Attends to the visible tokens, or to the encoder's output if `is_cross`."""
         if not self.is_cross:
-            y, _, state = self.call_linked(x, seq, None, state=state, memory=memory, key=key)
+            y, _, state = self.call_in_stack(x, seq, None, state=state, memory=memory, key=key)
             return y, state
         assert not isinstance(state, KVCache)
         q = self._query_heads(self._project_queries(x))
@@ -100,26 +100,28 @@ class Attention(nnx.Module):
         y = self._attend(x, q, k, v, index, keys, key, causal=False, aligned=False)
         return y, state
 
-    def links(self) -> LinkSpec | None:
-        """Returns the values that the first layer of this head shape hands on."""
+    def cross_layer_spec(self) -> CrossLayerSpec | None:
+        """Returns the values that the first layer of this head shape shares."""
         return (
-            LinkSpec({self._values_name(): self.head_shape[1:]})
+            CrossLayerSpec({self._values_name(): self.head_shape[1:]})
             if self.cfg.value_residual
             else None
         )
 
-    def call_linked(
+    def call_in_stack(
         self,
         x: Float[Array, "B T D"],
         seq: SequenceInfo,
-        links: Links | None,
+        layer_context: LayerContext | None,
         *,
         state: AttentionState | None = None,
         memory: Memory | None = None,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], Links | None, AttentionState | None]:
-        """Attends to the visible tokens, with the values of the first layer in the links."""
-        return self.finish(self.project(x), x, seq, links, state=state, memory=memory, key=key)
+    ) -> tuple[Float[Array, "B T D"], LayerContext | None, AttentionState | None]:
+        """Attends to the visible tokens, with the values of the first layer in the context."""
+        return self.finish(
+            self.project(x), x, seq, layer_context, state=state, memory=memory, key=key
+        )
 
     @staticmethod
     def inner_widths(D: int, cfg: AttentionConfig) -> tuple[int, ...]:
@@ -136,16 +138,16 @@ class Attention(nnx.Module):
         inner: tuple[Float[Array, "B T _"], ...],
         x: Float[Array, "B T D"],
         seq: SequenceInfo,
-        links: Links | None,
+        layer_context: LayerContext | None,
         *,
         state: AttentionState | None = None,
         memory: Memory | None = None,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], Links | None, AttentionState | None]:
+    ) -> tuple[Float[Array, "B T D"], LayerContext | None, AttentionState | None]:
         """Attends to the visible tokens with these queries, keys and values."""
         q, (k, v) = self._query_heads(inner[0]), self._key_value_heads(*inner[1:])
-        if self.cfg.value_residual and links is not None:
-            v, links = self._add_first_values(v, links)
+        if self.cfg.value_residual and layer_context is not None:
+            v, layer_context = self._add_first_values(v, layer_context)
         if "full" not in self.supported_views(self.cfg).get("prefix", ""):
             seq = dataclasses.replace(seq, is_prefix=None)
         if self.cfg.position_encoding == "rope":
@@ -169,7 +171,7 @@ class Attention(nnx.Module):
             bias=bias,
             window=window,
         )
-        return y, links, state
+        return y, layer_context, state
 
     def init_state(self, batch_size: int, max_length: int, dtype: jnp.dtype) -> AttentionState:
         """Returns an empty cache for `batch_size` rows of at most `max_length` tokens.
@@ -299,13 +301,15 @@ class Attention(nnx.Module):
         return "values {}x{}".format(*self.head_shape[1:])
 
     def _add_first_values(
-        self, v: Float[Array, "B T G K"], links: Links
-    ) -> tuple[Float[Array, "B T G K"], Links]:
+        self, v: Float[Array, "B T G K"], layer_context: LayerContext
+    ) -> tuple[Float[Array, "B T G K"], LayerContext]:
         """Mixes the values of the first layer into those of a later one (arXiv:2410.17897)."""
         name, (first, later) = self._values_name(), self.mix_values[...].astype(v.dtype)
-        is_first = links.is_first(name)
-        links = links.hand_on(name, jnp.where(is_first, v, links.values[name]))
-        return jnp.where(is_first, v, first * links.values[name] + later * v), links
+        is_first = layer_context.is_first(name)
+        layer_context = layer_context.share(
+            name, jnp.where(is_first, v, layer_context.values[name])
+        )
+        return jnp.where(is_first, v, first * layer_context.values[name] + later * v), layer_context
 
     def _norm(
         self, x: Float[Array, "B T ..."], scale: Float[Array, " width"]

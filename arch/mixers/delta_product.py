@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
+from arch.cross_layer import LayerContext
 from arch.layers.activations import gate
 from arch.layers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
 from arch.layers.linear import linear
 from arch.layers.norms import unit_length
 from arch.layers.short_conv import ConvHeads
-from arch.links import Links
-from arch.mixers.matrix_memory import MatrixMemory, MemoryState, head_widths
+from arch.mixers.matrix_memory import MatrixMemory, MemoryState, head_widths, run_recurrence
 from arch.mixers.memory_cost import memory_cost, memory_terms
 from arch.part_cost import CostContext, PartCost
 from arch.sharding import P, make_matrix, make_param, make_vector
@@ -75,7 +75,7 @@ class DeltaProduct(MatrixMemory[DeltaProductConfig]):
         x: Float[Array, "B T D"],
         reset: Bool[Array, "B T"],
         state: MemoryState | None,
-        links: Links | None,
+        layer_context: LayerContext | None,
     ) -> tuple[Float[Array, "B T H Kv"], tuple[Array, ...], Float[Array, "B H K Kv"]]:
         """Runs the recurrence over each document, from `state` if there is one."""
         cfg, K, n = self.cfg, self.head_shape[1], self.cfg.householder_steps
@@ -88,14 +88,8 @@ class DeltaProduct(MatrixMemory[DeltaProductConfig]):
             rearrange(z, "b t h (n k) -> b t n h k", n=n)
             for z in (k, v, rearrange(beta, "b t (h n) -> b t h n", n=n))
         )
-        y, new_state = delta_rule(
-            *(unit_length(q) * K**-0.5, unit_length(k), v, g[..., None], beta, beta),
-            reset=reset,
-            state=None if state is None else state.state,
-            chunk_size=cfg.chunk_size,
-            implementation=cfg.implementation,
-        )
-        return y, convs, new_state
+        inputs = unit_length(q) * K**-0.5, unit_length(k), v, g[..., None], beta, beta
+        return run_recurrence(delta_rule, inputs, cfg, reset, state, convs)
 
     def gate_output(
         self, y: Float[Array, "B T C"], x: Float[Array, "B T D"]

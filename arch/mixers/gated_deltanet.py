@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from arch.cross_layer import LayerContext
 from arch.layers.activations import gate
 from arch.layers.dt import DtConfig, log_a_init, make_dt_bias, softplus_dt
 from arch.layers.linear import linear
 from arch.layers.norms import unit_length
 from arch.layers.short_conv import ShortConv, conv_heads
-from arch.links import Links
-from arch.mixers.matrix_memory import MatrixMemory, MemoryState
+from arch.mixers.matrix_memory import MatrixMemory, MemoryState, run_recurrence
 from arch.mixers.memory_cost import memory_cost, memory_terms
 from arch.part_cost import CostContext, PartCost
 from arch.sharding import P, make_matrix, make_param, make_vector
@@ -115,7 +115,7 @@ class GatedDeltaNet(MatrixMemory[GatedDeltaNetConfig]):
         x: Float[Array, "B T D"],
         reset: Bool[Array, "B T"],
         state: MemoryState | None,
-        links: Links | None,
+        layer_context: LayerContext | None,
     ) -> tuple[Float[Array, "B T H Kv"], tuple[Array, ...], Float[Array, "B H K Kv"]]:
         """Runs the recurrence over each document, from `state` if there is one."""
         cfg, (H, K, Kv) = self.cfg, self.head_shape
@@ -130,14 +130,8 @@ class GatedDeltaNet(MatrixMemory[GatedDeltaNetConfig]):
         beta = jax.nn.sigmoid(linear(x, self.w_beta[...]).astype(wide))
         beta = ((2 * beta) if cfg.allow_negative_eigenvalues else beta)[..., None]
         g = self._log_decay(x)[..., None] if cfg.decay else jnp.zeros_like(beta)
-        y, new_state = delta_rule(
-            *(q * K**-0.5, k, v, g, beta, beta),
-            reset=reset,
-            state=None if state is None else state.state,
-            chunk_size=cfg.chunk_size,
-            implementation=cfg.implementation,
-        )
-        return y, convs, new_state
+        inputs = q * K**-0.5, k, v, g, beta, beta
+        return run_recurrence(delta_rule, inputs, cfg, reset, state, convs)
 
     def gate_output(
         self, y: Float[Array, "B T C"], x: Float[Array, "B T D"]

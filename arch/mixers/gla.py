@@ -11,19 +11,20 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
+from arch.cross_layer import LayerContext
 from arch.layers.activations import gate
 from arch.layers.linear import LowRank, linear
-from arch.links import Links
 from arch.mixers.matrix_memory import (
     MatrixMemory,
     MemoryState,
     check_rank,
     head_widths,
-    run_linear_attention,
+    run_recurrence,
 )
 from arch.mixers.memory_cost import linear_attention_terms, memory_cost
 from arch.part_cost import CostContext, PartCost
 from arch.sharding import P, make_matrix, make_vector
+from ops.recurrent.gla import gla
 from settings.types import NonNegativeInt, PositiveFloat, PositiveInt, config
 
 
@@ -75,7 +76,7 @@ class Gla(MatrixMemory[GlaConfig]):
         x: Float[Array, "B T D"],
         reset: Bool[Array, "B T"],
         state: MemoryState | None,
-        links: Links | None,
+        layer_context: LayerContext | None,
     ) -> tuple[Float[Array, "B T H Kv"], tuple[Array, ...], Float[Array, "B H K Kv"]]:
         """Runs the recurrence over each document, from `state` if there is one."""
         cfg, (H, K, _) = self.cfg, self.head_shape
@@ -84,15 +85,8 @@ class Gla(MatrixMemory[GlaConfig]):
             for z in (*(linear(x, w[...]) for w in (self.w_q, self.w_k, self.w_v)), self.decay(x))
         )
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        return run_linear_attention(
-            cfg,
-            q * K**-0.5,
-            k,
-            v,
-            jax.nn.log_sigmoid(raw.astype(wide)) / cfg.gate_temperature,
-            reset,
-            state,
-        )
+        inputs = q * K**-0.5, k, v, jax.nn.log_sigmoid(raw.astype(wide)) / cfg.gate_temperature
+        return run_recurrence(gla, inputs, cfg, reset, state)
 
     def gate_output(
         self, y: Float[Array, "B T C"], x: Float[Array, "B T D"]

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+from arch.cross_layer import CrossLayerSpec, LayerContext
 from arch.layers.activations import activate
 from arch.layers.linear import linear
-from arch.links import Links, LinkSpec
-from arch.mixers.matrix_memory import MatrixMemory, MemoryState, head_widths, run_linear_attention
+from arch.mixers.matrix_memory import MatrixMemory, MemoryState, head_widths, run_recurrence
 from arch.mixers.memory_cost import linear_attention_terms, memory_cost
 from arch.part_cost import CostContext, PartCost
 from arch.sharding import P, make_matrix, make_vector
+from ops.recurrent.gla import gla
 from settings.types import NonNegativeInt, PositiveFloat, PositiveInt, config
 
 BOUNDS = "bounds"  # Name of the rows that the layers show each other.
@@ -62,24 +63,26 @@ class Hgrn2(MatrixMemory[Hgrn2Config]):
         self.norm = make_vector(H * Kv, 1.0)
         self.w_out = make_matrix(keys[3], (H * Kv, D), P("model", "data"), scale)
 
-    def links(self) -> LinkSpec:
+    def cross_layer_spec(self) -> CrossLayerSpec:
         """Returns this layer's row of the bounds' logits."""
-        return LinkSpec(rows={BOUNDS: self.bound[...]})
+        return CrossLayerSpec(params={BOUNDS: self.bound[...]})
 
     def update(
         self,
         x: Float[Array, "B T D"],
         reset: Bool[Array, "B T"],
         state: MemoryState | None,
-        links: Links | None,
+        layer_context: LayerContext | None,
     ) -> tuple[Float[Array, "B T H Kv"], tuple[Array, ...], Float[Array, "B H K Kv"]]:
         """Runs the recurrence over each document, from `state` if there is one."""
         cfg, (H, _, _) = self.cfg, self.head_shape
         wide = jnp.promote_types(x.dtype, jnp.float32)
         raw = linear(x, self.w_forget[...]).astype(wide)
         bound = jnp.zeros((), wide)
-        if links is not None:
-            bound = lower_bound(links.rows[BOUNDS].astype(wide), links.index(BOUNDS))
+        if layer_context is not None:
+            bound = lower_bound(
+                layer_context.params[BOUNDS].astype(wide), layer_context.index(BOUNDS)
+            )
         # 1 - f, from which both f and its logarithm are exact where f is near 1.
         key = (1 - bound) * jax.nn.sigmoid(-raw)
         q = activate(linear(x, self.w_q[...]), "silu")
@@ -87,7 +90,7 @@ class Hgrn2(MatrixMemory[Hgrn2Config]):
             rearrange(z, "b t (h k) -> b t h k", h=H)
             for z in (q, key.astype(x.dtype), linear(x, self.w_v[...]), log_forget(raw, bound))
         )
-        return run_linear_attention(cfg, q, k, v, g, reset, state)
+        return run_recurrence(gla, (q, k, v, g), cfg, reset, state)
 
     def gate_output(
         self, y: Float[Array, "B T C"], x: Float[Array, "B T D"]

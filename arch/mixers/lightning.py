@@ -14,14 +14,14 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
+from arch.cross_layer import CrossLayerSpec, LayerContext
 from arch.layers.activations import activate
 from arch.layers.linear import linear
-from arch.links import Links, LinkSpec
-from arch.mixers.matrix_memory import MatrixMemory, MemoryState, head_widths, run_linear_attention
+from arch.mixers.matrix_memory import MatrixMemory, MemoryState, head_widths, run_recurrence
 from arch.mixers.memory_cost import linear_attention_terms, memory_cost
 from arch.part_cost import CostContext, PartCost
 from arch.sharding import P, make_matrix, make_vector
-from ops.recurrent.gla import lightning_slopes
+from ops.recurrent.gla import gla, lightning_slopes
 from settings.types import NonNegativeInt, PositiveFloat, PositiveInt, config
 
 
@@ -64,16 +64,16 @@ class Lightning(MatrixMemory[LightningConfig]):
         self.norm = make_vector(H * K, 1.0)
         self.w_out = make_matrix(keys[4], (H * K, D), P("model", "data"), scale)
 
-    def links(self) -> LinkSpec:
-        """Returns nothing but the wish to know the layer."""
-        return LinkSpec()
+    def cross_layer_spec(self) -> CrossLayerSpec:
+        """Returns an empty spec: the mixer reads the number of its layer alone."""
+        return CrossLayerSpec()
 
     def update(
         self,
         x: Float[Array, "B T D"],
         reset: Bool[Array, "B T"],
         state: MemoryState | None,
-        links: Links | None,
+        layer_context: LayerContext | None,
     ) -> tuple[Float[Array, "B T H K"], tuple[Array, ...], Float[Array, "B H K K"]]:
         """Runs the recurrence over each document, from `state` if there is one."""
         cfg, (H, _, _) = self.cfg, self.head_shape
@@ -82,12 +82,11 @@ class Lightning(MatrixMemory[LightningConfig]):
             for w in (self.w_q, self.w_k, self.w_v)
         )
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        depth = 1 if links is None else links.depth
+        depth = 1 if layer_context is None else layer_context.depth
         table = np.stack([lightning_slopes(n, depth, H, cfg.slopes) for n in range(depth)])
-        slopes = jnp.asarray(table, wide)[0 if links is None else links.layer]
-        return run_linear_attention(
-            cfg, q, k, v, jnp.broadcast_to(-slopes[:, None], (*q.shape[:3], 1)), reset, state
-        )
+        slopes = jnp.asarray(table, wide)[0 if layer_context is None else layer_context.layer]
+        g = jnp.broadcast_to(-slopes[:, None], (*q.shape[:3], 1))
+        return run_recurrence(gla, (q, k, v, g), cfg, reset, state)
 
     def gate_output(
         self, y: Float[Array, "B T C"], x: Float[Array, "B T D"]

@@ -6,7 +6,7 @@
 
 In half of the stretches of documents the middle follows the end (arXiv:2207.14255): as prefix,
 suffix, middle or as suffix, prefix, middle, with equal probability. Held-out code is scored from
-left to right, and the paper finds that this does not get worse by it. To see the price, train again
+left to right, and the paper finds that this does not get worse by it. To see the cost, train again
 with --config.causal_lm.fim_rate=0. The evaluation at the end states bits per byte of each language.
 
 With --config.train.steps=300 --config.train.seq_len=128, expect bits per byte of 2.26 in TypeScript

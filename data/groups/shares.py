@@ -1,17 +1,14 @@
 """The documents of an epoch in which groups have the shares of a temperature."""
 
-from collections.abc import Callable
-
 import numpy as np
 
-GROUP_STREAM = 7  # Random stream of the order in which the documents of a group repeat.
+from data.random_streams import RandomStream, permutation
 
 
 def epoch_documents(
     lengths: np.ndarray,
     groups: np.ndarray,
     temperature: float,
-    permutation: Callable[[int, int, int, int], np.ndarray],
 ) -> np.ndarray:
     """Returns the documents of an epoch, some perhaps several times.
 
@@ -24,7 +21,6 @@ def epoch_documents(
         lengths: the positions of each document.
         groups: the group of each document.
         temperature: the temperature, at least 1.
-        permutation: a function of (seed, index, stream, size), as `data.packing.permutation`.
     """
     sizes = np.bincount(groups, lengths)
     repeats = np.ones(len(sizes))
@@ -33,7 +29,7 @@ def epoch_documents(
     counts = np.floor(repeats[groups]).astype(int)
     for group, n_positions in enumerate(sizes):
         members = np.flatnonzero(groups == group)
-        members = members[permutation(0, group, GROUP_STREAM, len(members))]
+        members = members[permutation(0, group, RandomStream.GROUPS, len(members))]
         # The first documents whose positions make up for the fraction appear once more.
         missing = (repeats[group] - np.floor(repeats[group])) * n_positions
         ends = np.cumsum(lengths[members])

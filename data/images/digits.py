@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from data.images.settings import ImagesConfig, ImageText
-from data.packing import permutation, philox
+from data.random_streams import RandomStream, permutation, philox
 from errors import ConfigError
 from settings.json_types import JsonObject
 
@@ -29,7 +29,6 @@ SPLITS = ("train", "valid", "test")
 HELD_OUT_DIGITS = 250  # Handwritten digits of each held-out split.
 HELD_OUT_RECORDS = 1000
 HELD_OUT_TENTHS = {0: "valid", 1: "test"}  # Splits of the tenths of the hashes of captions.
-DRAWING_STREAM = 6  # Random stream of drawings; no other purpose has this number.
 
 
 def identity(cfg: ImagesConfig) -> JsonObject:
@@ -42,7 +41,7 @@ def identity(cfg: ImagesConfig) -> JsonObject:
 
 def iter_records(cfg: ImagesConfig) -> Iterator[tuple[str, ImageText]]:
     """Yields all records with their split."""
-    order = permutation(0, 0, DRAWING_STREAM, len(load_digits()[1]))
+    order = permutation(0, 0, RandomStream.DRAWINGS, len(load_digits()[1]))
     sources = {
         "valid": order[:HELD_OUT_DIGITS],
         "test": order[HELD_OUT_DIGITS : 2 * HELD_OUT_DIGITS],
@@ -61,7 +60,7 @@ def caption_split(caption: str) -> str:
 
 def draw(sources: np.ndarray, cfg: ImagesConfig, split: str, index: int) -> ImageText:
     """Returns a record of digits among `sources`, a function of the arguments alone."""
-    random = philox(SPLITS.index(split) + 1, index, DRAWING_STREAM)
+    random = philox(SPLITS.index(split) + 1, index, RandomStream.DRAWINGS)
     digits = _choose_digits(sources, random)
     while caption_split(_caption(digits)) != split:
         digits = _choose_digits(sources, random)

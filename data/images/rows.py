@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.packing import DOCUMENT_STREAM, DocumentSlice, frame_ids, permutation
+from data.packing import DocumentSlice, frame_ids
+from data.random_streams import RandomStream, permutation
 from data.store import TokenStore
 from errors import ConfigError, DataError
 
@@ -94,4 +95,4 @@ class ImageRows:
         return np.concatenate([before, ids, after]).astype(np.int32)
 
     def _permute_rows(self, epoch: int) -> np.ndarray:
-        return permutation(self.seed or 0, epoch, DOCUMENT_STREAM, len(self._documents))
+        return permutation(self.seed or 0, epoch, RandomStream.DOCUMENTS, len(self._documents))

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from arch.vision import VisionTower
-from data.packing import permutation
+from data.random_streams import RandomStream, permutation
 from data.store import TokenStore
 from errors import ConfigError
 from eval.baselines.logistic import pca, standardize
@@ -30,13 +30,12 @@ from training.distributed.multihost import to_host
 MAX_RECORDS = {"train": 1500, "valid": 500, "test": 1000}
 MAX_CLASSES = 20
 MAX_WIDTH = 256  # Features beyond this number are reduced to their principal components.
-PROBE_STREAM = 7  # Random stream of the choice of records; no other purpose has this number.
 
 
 class ImageProbe:
     """Measures how well a linear probe on image features predicts the first word of the text."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __init__(self, splits: tuple[str, ...] = ("valid", "test")):
         self.splits = splits
@@ -75,7 +74,8 @@ def make_dataset(
     words, images, parts = list[str](), [], list[str]()
     for split, limit in MAX_RECORDS.items():
         store: TokenStore = getattr(ctx.data, split)
-        for document in permutation(0, 0, PROBE_STREAM, store.n_documents)[:limit].tolist():
+        order = permutation(0, 0, RandomStream.IMAGE_PROBE, store.n_documents)
+        for document in order[:limit].tolist():
             text = ctx.data.tokenizer.decode(store.document(document)).split()
             words.append(text[0] if text else "")
             images.append(store.image(document))

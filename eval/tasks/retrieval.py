@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy import stats
 
-from data.packing import permutation
+from data.random_streams import RandomStream, permutation
 from data.store import TokenStore
 from data.text_rows import make_row_source
 from eval.baselines.bag_of_words import bag_of_words, bm25
@@ -37,7 +37,6 @@ from training.run.console import LOGGER
 MAX_CANDIDATES = 1000
 GROUP = 100  # Pairs of a group of `recall@1_of_100`.
 BASELINE_WORDS = 100_000  # More than the texts contain, so that all words count.
-SHUFFLE_STREAM = 4  # Random stream of the order of pairs; no other purpose has this number.
 
 
 class RetrievalSet(NamedTuple):
@@ -100,7 +99,8 @@ def make_retrieval_set(ctx: EvalContext, store: TokenStore) -> RetrievalSet:
     make_row = objective.make_row_fn(settings.model, settings.train.seq_len, ctx.data.tokenizer)
     rows, texts, used_ids = [], list[tuple[str, str]](), set[bytes]()
     digest = hashlib.sha256()
-    for index in permutation(0, 0, SHUFFLE_STREAM, reader.epoch_length // reader.row_length):
+    n_rows = reader.epoch_length // reader.row_length
+    for index in permutation(0, 0, RandomStream.RETRIEVAL, n_rows):
         slices = reader.row(int(index))
         pieces = [piece.tokens for piece in slices]
         row = make_row(pieces, row_spec.text_length, np.random.default_rng(0))

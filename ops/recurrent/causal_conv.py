@@ -1,4 +1,4 @@
-"""Causal depthwise convolution that stops at document borders: the short filter before a scan.
+"""Causal depthwise convolution that stops at document boundaries: the short filter before a scan.
 
     y[t] = sum over i of w[i] x[t - W + 1 + i] + bias
 

@@ -23,7 +23,7 @@ from ops.recurrent.chunked_recurrence import chunk_decays
 
 
 class KeyDecays(NamedTuple):
-    """Decays between a chunk's tokens and its borders; C is 1, or the width K of the keys."""
+    """Decays between a chunk's tokens and its ends; C is 1, or the width K of the keys."""
 
     into: Float[Array, "*axes Q C"]  # from before the chunk to the end of token i
     out_of: Float[Array, "*axes Q C"]  # from the end of token j to the end of the chunk
@@ -47,8 +47,8 @@ def decayed_products(
     if g.shape[-1] == 1:
         chunk = chunk_decays(g[..., 0])
         products = [dot("...ik,...jk->...ij", x, k) * chunk.L for x in rows]
-        borders = chunk.state_decay_out, chunk.decay_states, chunk.decay_chunk[..., None]
-        return products, KeyDecays(*(z[..., None] for z in borders))
+        ends = chunk.state_decay_out, chunk.decay_states, chunk.decay_chunk[..., None]
+        return products, KeyDecays(*(z[..., None] for z in ends))
     Q = k.shape[-2]
     products = [jnp.sum(x.astype(g.dtype) * k.astype(g.dtype), axis=-1)[..., None] for x in rows]
     products = [z * jnp.eye(Q, dtype=g.dtype) for z in products]

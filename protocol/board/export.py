@@ -26,7 +26,7 @@ from protocol.board.score_signal import SIGNAL_COLUMNS
 from protocol.records.comparability import key_label
 from protocol.records.metrics import metric_direction
 from protocol.records.run_record import RunRecord
-from training.run.atomic_io import disk_errors
+from storage.disk_errors import disk_errors
 
 FORMAT = 2  # Format of leaderboard.json.
 FORMULA_PREFIXES = tuple("=+-@＝＋－＠")  # A spreadsheet would evaluate a text that begins so.

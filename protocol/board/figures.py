@@ -24,7 +24,7 @@ from protocol.board.columns import COLUMNS, PARETO_COSTS, format_score, metric_l
 from protocol.board.groups import Group, sort_key
 from protocol.board.rows import BoardRow
 from protocol.statistics.verdict import MetricSpec
-from training.run.atomic_io import disk_errors
+from storage.disk_errors import disk_errors
 
 STYLE = Path(__file__).parent / "board.css"
 COLORS = tuple(

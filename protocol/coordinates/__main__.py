@@ -41,11 +41,11 @@ def run(argv: Sequence[str]) -> None:
     command = parse_args(argv, Settings, define_flags, description=__doc__ or "")
     args = command.flags
     # These load most of the project, which --help does not need.
-    from data import open_data
+    from data.open_stores import open_data
     from protocol.board.figures import save_figures
     from protocol.coordinates.figures import iter_figures
     from protocol.coordinates.measure import check_coordinates, parse_widths
-    from training.run.atomic_io import check_writable
+    from training.run.run_paths import check_writable
 
     widths = parse_widths(args.widths)
     folder = expand_user(args.out, "--out")

@@ -21,7 +21,7 @@ from arch.layer_outputs import layer_outputs
 from arch.scaling import with_width
 from arch.sequence import View
 from arch.stack import MAX_UNROLLED_LAYERS
-from data import Data
+from data.open_stores import Data
 from errors import ConfigError
 from objectives import Batch, Trainable
 from settings.changes import with_changes

@@ -21,7 +21,7 @@ from protocol.records.fit_file import FORMAT
 from settings.command import run_command
 from settings.flag_parser import count_parser, make_parser
 from settings.types import did_you_mean
-from training.run.atomic_io import encode_json
+from training.run.strict_json import encode_json
 
 MAX_RESAMPLES = 10_000  # All of them are fitted as one array.
 

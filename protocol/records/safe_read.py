@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from errors import DataError
-from training.run.atomic_io import NONFINITE_STRINGS, decode_json
+from training.run.strict_json import NONFINITE_STRINGS, decode_json
 
 MAX_JSON_BYTES = 4 * 2**20  # Size of a file that is one object.
 MAX_JSONL_BYTES = 64 * 2**20  # Size of a file with one object per line.

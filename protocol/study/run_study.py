@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from data import Data
+from data.open_stores import Data
 from errors import ConfigError, DataError, IsoflopError, NonFiniteError, PreemptedError
 from eval import harness
 from eval.split_part import eval_share

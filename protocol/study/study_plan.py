@@ -27,8 +27,8 @@ from protocol.study.declaration import Declaration, Tuning, TuningChoice
 from settings.changes import with_changes
 from settings.json_types import JsonObject
 from settings.types import did_you_mean
-from training.run.atomic_io import to_json_value
 from training.run.provenance import redact
+from training.run.strict_json import to_json_value
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 

@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> None:
     command = parse_args(argv, Settings, define_flags, description=__doc__ or "")
     args = command.flags
     # These load most of the project, which --help does not need.
-    from data import open_data
+    from data.open_stores import open_data
     from protocol.board.figures import save_figures
     from protocol.coordinates.measure import parse_widths
     from protocol.transfer.figures import iter_figures

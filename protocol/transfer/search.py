@@ -18,7 +18,7 @@ from jaxtyping import Float
 from scipy import special
 
 from arch.scaling import with_width
-from data import Data
+from data.open_stores import Data
 from errors import ConfigError, DataError
 from settings.changes import with_changes
 from settings.json_types import JsonObject

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from data import DataConfig
 from data.readers import arrow_files
 from data.readers.read_stats import ReadStats
+from data.settings import DataConfig
 from data.sources.source import SOURCES_OF_KIND
 from errors import ConfigError, DataError
 

@@ -9,7 +9,9 @@ import threading
 
 import pytest
 
-from data import DataConfig, build_store, fetch, fill_stores, open_data
+from data import build_store, fetch, fill_stores
+from data.open_stores import open_data
+from data.settings import DataConfig
 from data.store_writer import TokenStoreWriter
 from errors import ConfigError, DataError, DiskError
 from hub.download import check_source

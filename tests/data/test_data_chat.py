@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from configs.post_training import chat as config
-from data import DataConfig, open_data
 from data.chats.templates import CHAT_TEMPLATES, parse_chat
 from data.loader import Batches, eval_batches
+from data.open_stores import open_data
 from data.packing import PackedRows
 from data.readers.read_policy import ErrorPolicy
 from data.readers.read_stats import ReadStats
+from data.settings import DataConfig
 from errors import ConfigError, DataError
 from objectives import CausalLM
 from settings.changes import with_changes

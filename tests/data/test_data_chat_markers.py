@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import tokenizers as hf
 
-from data import DataConfig, open_data
 from data.chats.marked_text import encode_parts, without_frame
 from data.chats.templates import (
     CHAT_TEMPLATES,
@@ -19,8 +18,10 @@ from data.chats.templates import (
     parse_chat,
 )
 from data.loss_weights import PreferenceRecord, WeightedDocument, WeightedPart, in_order
+from data.open_stores import open_data
 from data.readers.read_policy import ErrorPolicy
 from data.readers.read_stats import ReadStats
+from data.settings import DataConfig
 from data.tokenizers import ByteTokenizer, open_tokenizer
 from errors import ConfigError, DataError
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from oracle import Bigram, eval_context, nats, successor
 
-from data import DataConfig, open_data
 from data.groups.settings import GroupConfig
 from data.groups.shares import epoch_documents
-from data.packing import PackedRows, permutation
+from data.open_stores import open_data
+from data.packing import PackedRows
+from data.settings import DataConfig
 from errors import ConfigError, DataError
 from eval.tasks.bits_per_byte import BitsPerByte
 from eval.tasks.by_group import GroupBitsPerByte
@@ -47,7 +48,7 @@ def test_shares_are_those_of_the_temperature(temperature):
     groups = np.repeat([0, 1, 2], [800, 150, 40])
     rng.shuffle(groups)
     lengths = rng.integers(5, 40, len(groups))
-    documents = epoch_documents(lengths, groups, temperature, permutation)
+    documents = epoch_documents(lengths, groups, temperature)
     sizes = np.bincount(groups, lengths)
     sampled = np.bincount(groups[documents], lengths[documents])
     expected = sizes ** (1 / temperature)

@@ -5,9 +5,9 @@ import types
 
 import pytest
 
-from data import DataConfig
 from data.readers import hf_datasets
 from data.readers.read_stats import ReadStats
+from data.settings import DataConfig
 from data.sources.source import SOURCES_OF_KIND
 from errors import DataError
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from data_stores import BOS, EOS
 
-from data import DataConfig, open_data
 from data.images import decode, digits
 from data.images.decode import ImageError, load_image
 from data.images.rows import ImagePrefix, ImageRows
 from data.images.settings import ImagesConfig, ImageText
 from data.loader import Batches
+from data.open_stores import open_data
+from data.settings import DataConfig
 from data.store import TokenStore
 from data.store_writer import TokenStoreWriter
 from data.tokenizers import ByteTokenizer

@@ -14,12 +14,13 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import DataConfig, open_data
+from data.open_stores import open_data
 from data.readers import input_files, text_files
 from data.readers.input_files import find_files
 from data.readers.read_policy import ErrorPolicy
 from data.readers.read_stats import ReadStats
 from data.readers.text_files import iter_texts, parse_separator, split_by_separator
+from data.settings import DataConfig
 from data.sources.source import SOURCES_OF_KIND
 from data.tokenizers import open_tokenizer
 from errors import ConfigError, DataError

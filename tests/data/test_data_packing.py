@@ -11,11 +11,11 @@ from data_stores import BOS, EOS, distinct, made_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.packing import DocumentSlice, PackedRows, permutation
+from data.packing import DocumentSlice, PackedRows
+from data.random_streams import RandomStream, permutation
 from data.store import TokenStore
 from data.store_writer import TokenStoreWriter
 from data.tokenizers import ByteTokenizer
-from errors import DataError
 
 LENGTHS = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any)
 
@@ -164,42 +164,5 @@ def test_rows_far_away_need_no_history(tmp_path):
 def test_the_order_is_pinned():
     # the order of six words of Philox4x64-10, which a new numpy must not change under a run
     words = np.random.Philox(counter=[0, 0, 0, 1], key=[5, 2]).random_raw(6).tolist()
-    assert permutation(5, 2, 1, 6).tolist() == sorted(range(6), key=words.__getitem__)
-    assert permutation(5, 2, 1, 6).tolist() == [2, 3, 5, 1, 4, 0]
-
-
-@pytest.mark.parametrize("overlap", [0, 1])
-@pytest.mark.parametrize(
-    ("bos", "eos", "before", "after"),
-    [(BOS, -1, [BOS], []), (-1, EOS, [EOS], [EOS]), (BOS, EOS, [BOS], [EOS])],
-)
-def test_a_document_has_only_the_frame_that_its_tokenizer_has(
-    tmp_path, bos, eos, before, after, overlap
-):
-    """Without bos the first token is predicted from the eos before it, and T5's text has no bos."""
-    documents = [[1, 2, 3, 4, 5], [6], [7, 8, 9]]
-    store = made_store(tmp_path / "s", [np.array(ids, np.int32) for ids in documents])
-    store.bos, store.eos = bos, eos
-    before = before if overlap or bos >= 0 else []
-    framed = [[*before, *ids, *after] for ids in documents]
-    stream = [i for ids in framed for i in ids[: len(ids) - overlap]]
-    packed = PackedRows(store, 4, overlap)
-    assert packed.epoch_length == len(stream)
-    slices = [s for r in range(-(-len(stream) // 4)) for s in packed.row(r)]
-    assert [i for s in slices for i in s.tokens[: len(s.tokens) - overlap].tolist()] == stream
-    for s in slices:
-        expected = framed[s.document][s.start : s.start + len(s.tokens)]
-        assert s.tokens.tolist() == expected
-
-
-def test_a_first_token_is_not_predicted_from_nothing(tmp_path):
-    store = made_store(tmp_path / "s", distinct([5]))
-    store.bos = store.eos = -1
-    with pytest.raises(DataError, match="has neither a bos nor an eos token"):
-        PackedRows(store, 4, 1, 0)
-    assert PackedRows(store, 4, 0, 0).epoch_length == 5
-
-
-def test_the_byte_framing_is_final():
-    specials = ByteTokenizer().specials
-    assert (specials.bos, specials.eos) == (BOS, EOS)
+    order = permutation(5, 2, RandomStream.DOCUMENTS, 6).tolist()
+    assert order == sorted(range(6), key=words.__getitem__) == [2, 3, 5, 1, 4, 0]

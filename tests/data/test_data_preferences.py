@@ -5,8 +5,9 @@ import json
 import pytest
 from data_stores import BOS, EOS
 
-from data import DataConfig, open_data
 from data.chats.templates import find_template, reply_prompt
+from data.open_stores import open_data
+from data.settings import DataConfig
 from data.store import TokenStore
 from data.tokenizers import ByteTokenizer
 from errors import DataError

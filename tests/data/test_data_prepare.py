@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from data import DataConfig
 from data.prepare import __main__ as command
 from data.prepare import document_filter, journal, pipeline
 from data.prepare.settings import PrepareConfig
 from data.readers.decompression import read_blocks
 from data.readers.read_stats import ReadStats
+from data.settings import DataConfig
 from data.sources.source import SOURCES_OF_KIND
 from errors import ConfigError, DataError, DiskError, LockedError
 

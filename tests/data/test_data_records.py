@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from data_stores import BOS, EOS, distinct, made_store
 
-from data import DataConfig, corpus, open_data
+from data import corpus
+from data.open_stores import open_data
+from data.settings import DataConfig
 from data.store import TokenStore
 from data.store_writer import TokenStoreWriter
 from data.text_rows import index_slices, index_text_pairs, make_row_source

@@ -13,11 +13,11 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import DataConfig
 from data.readers import decompression, json_lines, long_text, read_policy, text_files
 from data.readers.long_text import LongText
 from data.readers.read_stats import ReadStats
 from data.readers.text_files import split_by_separator
+from data.settings import DataConfig
 from data.sources.source import SOURCES_OF_KIND
 from data.splits import assign_splits, plan_hold_out
 from errors import ConfigError, DataError

@@ -5,8 +5,9 @@ import json
 import pytest
 import tokenizers as hf
 
-from data import DataConfig, open_data
+from data.open_stores import open_data
 from data.round_trip import RoundTrip, bytes_that_decode_back, lossy_sentence
+from data.settings import DataConfig
 from data.tokenizers import ByteTokenizer, open_tokenizer, train_bpe
 
 

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from data import DataConfig, open_data
+from data.open_stores import open_data
+from data.settings import DataConfig
 from data.split_overlap import SplitOverlap, hash_byte_words
 from errors import DataError
 

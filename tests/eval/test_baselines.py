@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data import open_data
+from data.open_stores import open_data
 from data.packing import PackedRows
 from data.tokenizers import ByteTokenizer, train_bpe
 from eval.baselines import ngrams, seen_text

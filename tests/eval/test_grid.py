@@ -11,7 +11,7 @@ import pytest
 
 import train
 from configs import families, grid
-from data import open_data
+from data.open_stores import open_data
 from eval.task import EvalContext
 from eval.tasks.retrieval import Retrieval
 from objectives import OBJECTIVES

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from data import open_data
+from data.open_stores import open_data
 from data.packing import PackedRows
 from data.tokenizers import ByteTokenizer, train_bpe
 from errors import ConfigError

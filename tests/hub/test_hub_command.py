@@ -8,7 +8,7 @@ import hub
 from errors import CheckpointError, DiskError
 from hub import __main__ as command
 from hub import safetensors_io
-from training.run.atomic_io import check_writable, staged_folder
+from training.run.run_paths import check_writable, staged_folder
 
 
 def test_a_folder_is_staged_whole_or_not_at_all(tmp_path):

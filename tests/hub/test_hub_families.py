@@ -10,7 +10,8 @@ import pytest
 
 import hub
 from arch import SequenceInfo
-from data import DataConfig, fetch
+from data import fetch
+from data.settings import DataConfig
 from hub import checkpoint, safetensors_io
 from hub.config_equivalence import differences
 from hub.families import FAMILIES, lookup

@@ -20,7 +20,7 @@ from arch.layers.patches import VisionConfig
 from arch.layers.positions import PositionsConfig
 from arch.mixers.attention import AttentionConfig
 from hub import checkpoint, safetensors_io
-from hub.families.vision.clip import block_map, patch_matrix
+from hub.families.vision.vision_tower import block_map, patch_matrix
 from hub.family import HfFamily
 from hub.tensor_transforms import IDENTITY, TRANSPOSED, TensorMap, Transform, identity, linear, norm
 

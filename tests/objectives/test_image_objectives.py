@@ -12,9 +12,9 @@ from scipy.special import logsumexp
 
 from arch import Model, compute_cost
 from arch.layers.patches import VisionConfig
-from data import DataConfig
 from data.images.settings import ImagesConfig
 from data.loader import Batches
+from data.settings import DataConfig
 from data.text_rows import make_row_source
 from errors import ConfigError
 from eval.task import EvalContext

@@ -12,7 +12,7 @@ import pytest
 
 from arch import compute_cost
 from configs import SIZES
-from data import DataConfig
+from data.settings import DataConfig
 from errors import ConfigError
 from objectives import OBJECTIVES
 from settings.changes import with_changes

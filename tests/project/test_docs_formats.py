@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from data_stores import distinct, made_store
 
-from data import SPLITS, DataConfig, open_data
+from data.open_stores import open_data
+from data.settings import DataConfig
+from data.splits import SPLITS
 from eval import harness
 from eval.task import EvalContext, Score, TaskEntry
 from eval.tasks import masked

@@ -11,9 +11,10 @@ import tiny_runs
 from data_stores import distinct, made_store
 
 from arch import ModelConfig
-from data import DataConfig, open_data
 from data.loader import Batches, RepeatedRows
+from data.open_stores import open_data
 from data.packing import PackedRows
+from data.settings import DataConfig
 from errors import ConfigError, DataError
 from protocol.board import sentences
 from protocol.board.board import make_board

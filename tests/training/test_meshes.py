@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from data.loader import philox
+from data.random_streams import RandomStream, philox
 from errors import ConfigError
 from objectives import DummyTokenizer
 from settings.tree import freeze
@@ -99,7 +99,7 @@ def batches(chosen: Settings) -> dict[str, np.ndarray]:
     objective, spec = chosen.get_objective(), chosen.row_spec
     make_row, rows = objective.make_row_fn(chosen.model, LENGTH, DummyTokenizer()), []
     for i in range(STEPS * BATCH):
-        rng = np.random.Generator(philox(0, i, 7))
+        rng = np.random.Generator(philox(0, i, RandomStream.EXAMPLES))
         cut = int(rng.integers(3, spec.text_length - 2))
         text = rng.integers(111, VOCAB, spec.text_length).astype(np.int32)
         rows.append(make_row([text[:cut], text[cut:]], spec.text_length, rng))

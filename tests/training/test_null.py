@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data import DataConfig
+from data.settings import DataConfig
 from protocol.statistics.sample import make_sample
 from protocol.statistics.verdict import MetricSpec, compare_candidates
 from protocol.study import run_study, study

@@ -13,9 +13,9 @@ from settings.cli import load_config
 from settings.run_json import add_hash
 from training import callbacks, hardware
 from training.metrics import StepMetrics
-from training.run.atomic_io import decode_json, encode_json
 from training.run.open_folder import open_run
 from training.run.settings import LogConfig
+from training.run.strict_json import decode_json, encode_json
 from training.settings import Settings
 
 RECORD = {"format": 2, "run_id": "abc", "created": "", "settings": {}, "fingerprints": {}}

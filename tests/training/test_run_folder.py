@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from errors import CheckpointError, ConfigError, DataError, DiskError, LockedError, PreemptedError
 from eval.load_run import load_run
 from hub.run import export_run
-from training.run import atomic_io, lock, provenance
+from training.run import atomic_io, lock, provenance, run_paths, strict_json
 from training.run.folder import RunFolder, read_metrics
 from training.run.open_folder import open_run
 
@@ -511,7 +511,7 @@ def test_numbers_that_are_not_finite_stay_strict_json(tmp_path):
 @given(st.text(max_size=12))
 def test_what_becomes_a_file_name_is_a_slug(name):  # covers S4
     try:
-        atomic_io.validate_name(name, "a task")
+        run_paths.validate_name(name, "a task")
     except ConfigError:
         return
     root = Path("/nowhere/run")
@@ -547,7 +547,7 @@ def test_links_in_the_folder_are_not_followed(tmp_path):  # covers S5
         with pytest.raises(DiskError, match="link"):
             write()
     with pytest.raises(DiskError, match="link"):
-        atomic_io.remove_tree(folder / "eval", folder)
+        run_paths.remove_tree(folder / "eval", folder)
     assert os.listdir(outside) == ["victim"]
     assert (outside / "victim").read_text() == "precious"
 
@@ -638,7 +638,7 @@ def test_run_json_tells_what_it_ran_on():
     assert made["devices"]["platform"] == "cpu" and made["devices"]["count"] >= 1
     assert (
         made["run_id"] != described()["run_id"]
-        and atomic_io.decode_json(atomic_io.encode_json(made)) == made
+        and strict_json.decode_json(strict_json.encode_json(made)) == made
     )
 
 

@@ -14,9 +14,9 @@ from training.checkpoint.manager import CheckpointManager
 from training.checkpoint.settings import CheckpointConfig
 from training.distributed.fault_injection import FaultInjector
 from training.run import seal
-from training.run.atomic_io import validate_run_path
 from training.run.folder import RunFolder
 from training.run.open_folder import open_run
+from training.run.run_paths import validate_run_path
 
 RECORD = {
     **{"format": 2, "run_id": "abc", "created": "", "settings": {"a": 1.5}, "fingerprints": {}},

@@ -20,7 +20,8 @@ from errors import CheckpointError, DiskError
 from settings import run_json
 from settings.json_types import JsonObject
 from training.checkpoint.param_names import LeafEntry
-from training.run.atomic_io import FileSeal, decode_json, encode_json, read_json, write_json
+from training.run.atomic_io import FileSeal, read_json, write_json
+from training.run.strict_json import decode_json, encode_json
 
 FORMAT = 2
 FILE_NAME = "MANIFEST.json"

@@ -16,16 +16,11 @@ from pathlib import Path
 import jax
 
 from errors import CheckpointError, DiskError
+from storage.disk_errors import disk_errors
 from training.checkpoint import manifest, restore
 from training.checkpoint.restore import list_steps
-from training.run.atomic_io import (
-    disk_errors,
-    read_json,
-    remove_tree,
-    safe_join,
-    sync_folder,
-    write_json,
-)
+from training.run.atomic_io import read_json, write_json
+from training.run.run_paths import remove_tree, safe_join, sync_folder
 
 LEFTOVER_PATTERN = re.compile(r"[0-9]+\.[\w-]+\.(writing|discarded)")
 REPLACED_PATTERN = re.compile(r"([0-9]+)\.replaced")

@@ -14,7 +14,7 @@ from settings.tree import as_json
 from storage.scratch import local_path
 from training import hardware
 from training.distributed import multihost
-from training.run.atomic_io import validate_run_path
+from training.run.run_paths import validate_run_path
 from training.settings import Settings
 
 

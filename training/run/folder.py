@@ -30,24 +30,16 @@ from errors import CheckpointError, DiskError, IsoflopError, PreemptedError
 from settings.json_types import JsonObject
 from settings.run_json import HASH_KEY, SEALED_KEY, is_intact, is_run_sealed
 from storage import scratch
+from storage.disk_errors import disk_errors
 from training.run import seal
-from training.run.atomic_io import (
-    FileSeal,
-    JsonlWriter,
-    check_writable,
-    disk_errors,
-    read_json,
-    read_jsonl,
-    safe_join,
-    to_json_value,
-    validate_name,
-    write_json,
-)
+from training.run.atomic_io import FileSeal, JsonlWriter, read_json, read_jsonl, write_json
 from training.run.lock import RunLock
 from training.run.metrics_file import read_metrics
 from training.run.mirror import RunMirror
 from training.run.provenance import redact, redact_text
 from training.run.resume_check import change_events, format_event
+from training.run.run_paths import check_writable, safe_join, validate_name
+from training.run.strict_json import to_json_value
 
 EventCallback = Callable[
     [str, Mapping[str, object]], None

@@ -19,7 +19,10 @@ from pathlib import Path
 
 from errors import CheckpointError, DiskError, LockedError
 from settings.json_types import JsonObject
-from training.run.atomic_io import disk_errors, encode_json, read_json, safe_join
+from storage.disk_errors import disk_errors
+from training.run.atomic_io import read_json
+from training.run.run_paths import safe_join
+from training.run.strict_json import encode_json
 
 HEARTBEAT_SECONDS = 10.0  # seconds between heartbeats
 STALE_SECONDS = 180.0  # seconds without a heartbeat after which an owner elsewhere is dead

@@ -6,10 +6,10 @@ decides when to wait for the step.
 
 from collections.abc import Mapping
 
-from training.run.atomic_io import to_json_value
 from training.run.console import Console
 from training.run.folder import RunFolder
 from training.run.settings import LogConfig
+from training.run.strict_json import to_json_value
 from training.run.tracker_worker import Trackers, is_number
 from training.run.trackers import RunInfo
 

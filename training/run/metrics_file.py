@@ -4,8 +4,9 @@ from pathlib import Path
 
 from errors import CheckpointError
 from settings.json_types import JsonObject
-from training.run.atomic_io import from_json_number, read_jsonl
+from training.run.atomic_io import read_jsonl
 from training.run.resume_check import format_event
+from training.run.strict_json import from_json_number
 
 
 def read_metrics(path: Path) -> list[JsonObject]:

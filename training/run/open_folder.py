@@ -7,17 +7,15 @@ from pathlib import Path
 from errors import DiskError
 from settings.json_types import JsonObject
 from storage import scratch
+from storage.disk_errors import disk_errors
 from training.run import seal
-from training.run.atomic_io import (
-    disk_errors,
-    read_json,
-    to_json_value,
-    validate_run_path,
-)
+from training.run.atomic_io import read_json
 from training.run.folder import RunFolder
 from training.run.mirror import RunMirror
 from training.run.provenance import redact
 from training.run.resume_check import check_resumable, resume_flags
+from training.run.run_paths import validate_run_path
+from training.run.strict_json import to_json_value
 
 
 def open_run(

@@ -21,7 +21,7 @@ import jax
 
 from settings.json_types import JsonObject
 from settings.run_json import RUN_FORMAT
-from training.run.atomic_io import to_json_value
+from training.run.strict_json import to_json_value
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = (

@@ -18,7 +18,6 @@ from settings.json_types import JsonObject
 from settings.types import is_digits
 from storage.remote import RemoteFolder
 from storage.scratch import LOCK_NAME
-from training.run.atomic_io import decode_json
 from training.run.lock import (
     HEARTBEAT_SECONDS,
     STALE_SECONDS,
@@ -26,6 +25,7 @@ from training.run.lock import (
     describe_owner,
     owner_record,
 )
+from training.run.strict_json import decode_json
 
 
 class RemoteLock:

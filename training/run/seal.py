@@ -13,15 +13,9 @@ from pathlib import Path
 from errors import CheckpointError
 from settings import run_json
 from settings.json_types import JsonObject
-from training.run.atomic_io import (
-    FileSeal,
-    JsonlWriter,
-    decode_json,
-    encode_json,
-    read_json,
-    read_jsonl,
-    safe_join,
-)
+from training.run.atomic_io import FileSeal, JsonlWriter, read_json, read_jsonl
+from training.run.run_paths import safe_join
+from training.run.strict_json import decode_json, encode_json
 
 METRICS_FILE, EVENTS_FILE = "metrics.jsonl", "events.jsonl"
 CHUNK_BYTES = 2**20

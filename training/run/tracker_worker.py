@@ -17,9 +17,11 @@ from typing import NamedTuple, TypeGuard
 import numpy as np
 
 from errors import CheckpointError
-from training.run.atomic_io import encode_json, read_json, safe_join
+from training.run.atomic_io import read_json
 from training.run.folder import EventCallback
 from training.run.metrics_file import read_metrics
+from training.run.run_paths import safe_join
+from training.run.strict_json import encode_json
 from training.run.trackers import TRACKERS, RunInfo, Start, Tracker, check_installed
 
 QUEUE_SIZE = 1000  # maximum number of queued rows

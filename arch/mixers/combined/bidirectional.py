@@ -13,9 +13,16 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from arch.canon import inner_widths
+from arch.cross_layer import (
+    CrossLayerOutput,
+    CrossLayerSpec,
+    LayerContext,
+    call_mixer,
+    cross_layer_spec,
+    join_specs,
+)
 from arch.layers.dropout import maybe_split_key
 from arch.layers.linear import linear
-from arch.links import LinkedOutput, Links, LinkSpec, call_mixer, join_links, mixer_links
 from arch.part import Memory, Mixer
 from arch.part_cost import CostContext, PartCost, TermFlops
 from arch.sequence import SequenceInfo, View
@@ -68,56 +75,56 @@ class Bidirectional(nnx.Module):
         Raises:
             ValueError: if a state is given under the bidirectional view.
         """
-        y, _, state = self.call_linked(x, seq, None, state=state, memory=memory, key=key)
+        y, _, state = self.call_in_stack(x, seq, None, state=state, memory=memory, key=key)
         return y, state
 
-    def links(self) -> LinkSpec | None:
-        """Returns what each direction exchanges with the same direction of other layers."""
-        forward = mixer_links(self.forward)
-        backward = mixer_links(self.backward) if self.cfg.weights == "separate" else forward
-        return join_links({"forward.": forward, "backward.": backward})
+    def cross_layer_spec(self) -> CrossLayerSpec | None:
+        """Returns what each direction shares with the same direction of other layers."""
+        forward = cross_layer_spec(self.forward)
+        backward = cross_layer_spec(self.backward) if self.cfg.weights == "separate" else forward
+        return join_specs({"forward.": forward, "backward.": backward})
 
-    def call_linked(
+    def call_in_stack(
         self,
         x: Float[Array, "B T D"],
         seq: SequenceInfo,
-        links: Links | None,
+        layer_context: LayerContext | None,
         *,
         state: PyTree | None = None,
         memory: Memory | None = None,
         key: Array | None = None,
-    ) -> LinkedOutput:
-        """Runs one direction, or both, each with its links.
+    ) -> CrossLayerOutput:
+        """Runs one direction, or both, each with what it reads of other layers.
 
         Raises:
             ValueError: if a state is given under the bidirectional view.
         """
         keys = maybe_split_key(key, 2)
-        y, links, new_state = call_mixer(
-            *(self.forward, x, seq, links),
+        y, layer_context, new_state = call_mixer(
+            *(self.forward, x, seq, layer_context),
             prefix="forward.",
             state=state,
             memory=memory,
             key=keys[0],
         )
         if seq.causal:
-            return y, links, new_state
+            return y, layer_context, new_state
         if state is not None:
             raise ValueError(
                 "decoding from a state needs a causal view; this mixer also reads rows backwards"
             )
         backward = self.backward if self.cfg.weights == "separate" else self.forward
-        z, links, _ = call_mixer(
-            *(backward, jnp.flip(x, 1), seq.flip(), links),
+        z, layer_context, _ = call_mixer(
+            *(backward, jnp.flip(x, 1), seq.flip(), layer_context),
             prefix="backward.",
             memory=memory,
             key=keys[1],
         )
         z = jnp.flip(z, 1)
         if self.cfg.merge == "sum":
-            return y + z, links, None
+            return y + z, layer_context, None
         gate = jax.nn.sigmoid(linear(x, self.w_gate[...]))
-        return z + gate * (y - z), links, None
+        return z + gate * (y - z), layer_context, None
 
     def init_state(self, batch_size: int, max_length: int, dtype: jnp.dtype) -> PyTree:
         """Returns the empty state of the forward direction."""

@@ -13,18 +13,18 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from arch.canon import Inner, TwoStageMixer
+from arch.cross_layer import (
+    CrossLayerOutput,
+    CrossLayerSpec,
+    LayerContext,
+    call_mixer,
+    context_within,
+    cross_layer_spec,
+    join_specs,
+    merge_contexts,
+)
 from arch.layers.dropout import maybe_split_key
 from arch.layers.norms import rms_norm
-from arch.links import (
-    LinkedOutput,
-    Links,
-    LinkSpec,
-    call_mixer,
-    join_links,
-    links_within,
-    merge_links,
-    mixer_links,
-)
 from arch.mixers.combined.bidirectional import Bidirectional, MixerSpec
 from arch.mixers.kv_cache import KVCache
 from arch.part import Memory, Mixer
@@ -101,26 +101,28 @@ class SideBySide(nnx.Module):
         key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[PyTree, ...] | None]:
         """Runs every mixer on `x` and merges the outputs; a state has one entry per mixer."""
-        y, _, state = self.call_linked(x, seq, None, state=state, memory=memory, key=key)
+        y, _, state = self.call_in_stack(x, seq, None, state=state, memory=memory, key=key)
         return y, state
 
-    def links(self) -> LinkSpec | None:
-        """Returns what the mixers exchange, under their number in the layer."""
-        specs = {f"{i}.": mixer_links(mixer) for i, mixer in enumerate(self.mixers)}
-        return join_links(specs)
+    def cross_layer_spec(self) -> CrossLayerSpec | None:
+        """Returns what the mixers share, under their number in the layer."""
+        specs = {f"{i}.": cross_layer_spec(mixer) for i, mixer in enumerate(self.mixers)}
+        return join_specs(specs)
 
-    def call_linked(
+    def call_in_stack(
         self,
         x: Float[Array, "B T D"],
         seq: SequenceInfo,
-        links: Links | None,
+        layer_context: LayerContext | None,
         *,
         state: tuple[PyTree, ...] | None = None,
         memory: Memory | None = None,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], Links | None, tuple[PyTree, ...] | None]:
-        """Runs every mixer with its links and merges the outputs."""
-        return self.finish(self.project(x), x, seq, links, state=state, memory=memory, key=key)
+    ) -> tuple[Float[Array, "B T D"], LayerContext | None, tuple[PyTree, ...] | None]:
+        """Runs every mixer as one of this layer and merges the outputs."""
+        return self.finish(
+            self.project(x), x, seq, layer_context, state=state, memory=memory, key=key
+        )
 
     @staticmethod
     def inner_widths(D: int, cfg: SideBySideParts) -> tuple[int, ...]:
@@ -140,12 +142,12 @@ class SideBySide(nnx.Module):
         inner: Inner,
         x: Float[Array, "B T D"],
         seq: SequenceInfo,
-        links: Links | None,
+        layer_context: LayerContext | None,
         *,
         state: tuple[PyTree, ...] | None = None,
         memory: Memory | None = None,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], Links | None, tuple[PyTree, ...] | None]:
+    ) -> tuple[Float[Array, "B T D"], LayerContext | None, tuple[PyTree, ...] | None]:
         """Runs every mixer from what `project` returned, and merges the outputs."""
         if state is not None:
             _check_capacities(state)
@@ -159,18 +161,24 @@ class SideBySide(nnx.Module):
         for i, (mixer, spec) in enumerate(zip(self.mixers, self.parts.mixers, strict=True)):
             n = len(spec.inner_widths(x.shape[-1]))
             mixer_inner, inner = inner[:n], inner[n:]
-            y, new_links, new_state = _finish_mixer(
-                *(mixer, mixer_inner, _scaled(x, in_scales[i]), seq, links_within(links, f"{i}.")),
+            y, new_context, new_state = _finish_mixer(
+                *(
+                    mixer,
+                    mixer_inner,
+                    _scaled(x, in_scales[i]),
+                    seq,
+                    context_within(layer_context, f"{i}."),
+                ),
                 state=prior[i],
                 memory=memory,
                 key=keys[i],
             )
-            links = merge_links(links, f"{i}.", new_links)
+            layer_context = merge_contexts(layer_context, f"{i}.", new_context)
             if merging.merge == "norm_mean":
                 y = rms_norm(y, self.norms[i][...], merging.norm_eps) / count
             outputs.append(_scaled(y, out_scales[i]))
             states.append(new_state)
-        return sum(outputs[1:], outputs[0]), links, None if state is None else tuple(states)
+        return sum(outputs[1:], outputs[0]), layer_context, None if state is None else tuple(states)
 
     def init_state(self, batch_size: int, max_length: int, dtype: jnp.dtype) -> tuple[PyTree, ...]:
         """Returns the empty state of each mixer."""
@@ -216,16 +224,16 @@ def _finish_mixer(
     inner: Inner,
     x: Float[Array, "B T D"],
     seq: SequenceInfo,
-    links: Links | None,
+    layer_context: LayerContext | None,
     *,
     state: PyTree | None,
     memory: Memory | None,
     key: Array | None,
-) -> LinkedOutput:
+) -> CrossLayerOutput:
     """Runs a mixer, from what its `project` returned if it has two stages."""
     if isinstance(mixer, TwoStageMixer):
-        return mixer.finish(inner, x, seq, links, state=state, memory=memory, key=key)
-    return call_mixer(mixer, x, seq, links, state=state, memory=memory, key=key)
+        return mixer.finish(inner, x, seq, layer_context, state=state, memory=memory, key=key)
+    return call_mixer(mixer, x, seq, layer_context, state=state, memory=memory, key=key)
 
 
 def _check_capacities(state: tuple[PyTree, ...]) -> None:

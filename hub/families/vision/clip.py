@@ -7,17 +7,20 @@ applied to the class token alone, which is the only token that is pooled.
 
 import dataclasses
 
-import numpy as np
-
 from arch import ModelConfig
-from arch.channels.mlp import MlpConfig
-from arch.layers.norms import NormConfig
 from arch.layers.patches import VisionConfig
 from arch.layers.positions import PositionsConfig
-from arch.mixers.attention import AttentionConfig
+from hub.families.vision import vision_tower
+from hub.families.vision.vision_tower import (
+    BASE_DEFAULTS,
+    BlockConfigs,
+    block_map,
+    patch_matrix,
+    read_images,
+)
 from hub.family import HfFamily, find_part
 from hub.hf_config import HfConfig, activation_name
-from hub.tensor_transforms import TRANSPOSED, TensorMap, Transform, identity, linear, norm
+from hub.tensor_transforms import TRANSPOSED, TensorMap, identity, norm
 from settings.json_types import JsonObject
 
 # Mean and deviation of the colours, in the preprocessing of the published models.
@@ -27,51 +30,23 @@ TEXT_DEFAULTS = {
     **{"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12},
     **{"num_attention_heads": 8, "max_position_embeddings": 77, "vocab_size": 49408},
 }
-VISION_DEFAULTS = {
-    **{"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12},
-    **{"num_attention_heads": 12, "image_size": 224, "patch_size": 32, "num_channels": 3},
-}
 
 
-def patch_matrix(cfg: VisionConfig) -> Transform:
-    """Returns the transform of a convolution [D channels y x] to a matrix [channels y x, D]."""
-    shape = cfg.channels, cfg.patch_size, cfg.patch_size
-
-    def to_hf(x: np.ndarray) -> np.ndarray:
-        return x.T.reshape(-1, *shape)
-
-    return Transform(lambda x: x.reshape(len(x), -1).T, to_hf)
-
-
-def read_blocks(hf: HfConfig) -> tuple[AttentionConfig, MlpConfig, NormConfig]:
+def read_blocks(hf: HfConfig) -> BlockConfigs:
     """Returns the parts of the blocks of one tower."""
-    attention = AttentionConfig(
-        heads=hf["num_attention_heads"], position_encoding="none", bias_qkv=True, bias_out=True
-    )
-    activation = hf.activation("hidden_act", "quick_gelu")
-    mlp = MlpConfig(hf["intermediate_size"], gated=False, activation=activation, bias=True)
-    return attention, mlp, NormConfig("layer", eps=hf.get("layer_norm_eps", 1e-5))
+    return vision_tower.read_blocks(hf, activation="quick_gelu", norm_eps=1e-5)
 
 
-def read_tower(hf: HfConfig, base: VisionConfig) -> VisionConfig:
-    """Returns the vision stack of a `vision_config`, with what `base` says of its outputs."""
-    attention, mlp, block_norm = read_blocks(hf)
+def read_tower(hf: HfConfig, outputs: VisionConfig) -> VisionConfig:
+    """Returns the vision stack of a `vision_config`, with what `outputs` says of its outputs."""
     hf.ignore("projection_dim", "vocab_size")
-    channels = hf["num_channels"]
+    blocks, is_color = read_blocks(hf), hf["num_channels"] == len(MEAN)
     return dataclasses.replace(
-        base,
-        depth=hf["num_hidden_layers"],
+        read_images(hf, outputs),
         width=hf["hidden_size"],
-        parts={
-            "attention": dataclasses.asdict(attention),
-            "mlp": dataclasses.asdict(mlp),
-            "norm": dataclasses.asdict(block_norm),
-        },
-        image_size=hf["image_size"],
-        channels=channels,
-        patch_size=hf["patch_size"],
-        mean=MEAN if channels == len(MEAN) else base.mean,
-        std=STD if channels == len(STD) else base.std,
+        parts={name: dataclasses.asdict(part) for name, part in blocks._asdict().items()},
+        mean=MEAN if is_color else outputs.mean,
+        std=STD if is_color else outputs.std,
         patch_bias=False,
         class_token=True,
         input_norm=True,
@@ -80,27 +55,17 @@ def read_tower(hf: HfConfig, base: VisionConfig) -> VisionConfig:
 
 def write_tower(config: ModelConfig) -> JsonObject:
     """Returns the keys of `vision_config`."""
-    cfg, tower = config.vision, config.vision_stack()
-    attention, mlp = find_part(tower, "attention"), find_part(tower, "mlp")
     return {
         "model_type": "clip_vision_model",
-        "hidden_size": tower.width,
-        "intermediate_size": mlp.inner_dim(tower.width),
-        "num_hidden_layers": cfg.depth,
-        "num_attention_heads": attention.heads,
-        "hidden_act": activation_name(mlp.activation),
-        "layer_norm_eps": tower.norm.eps,
-        "image_size": cfg.image_size,
-        "patch_size": cfg.patch_size,
-        "num_channels": cfg.channels,
-        "projection_dim": cfg.embed_dim or tower.width,
+        **vision_tower.write_tower(config),
+        "projection_dim": config.vision.embed_dim or config.vision_stack().width,
     }
 
 
 def read(hf: HfConfig) -> ModelConfig:
     """Returns the model config of a CLIP config.json."""
     text = hf.section("text_config", "clip_text_model", TEXT_DEFAULTS)
-    image = hf.section("vision_config", "clip_vision_model", VISION_DEFAULTS)
+    image = hf.section("vision_config", "clip_vision_model", BASE_DEFAULTS | {"patch_size": 32})
     hf.ignore("logit_scale_init_value", "text_config_dict", "vision_config_dict")
     text.ignore("projection_dim")
     attention, mlp, block_norm = read_blocks(text)
@@ -143,20 +108,6 @@ def write(config: ModelConfig) -> JsonObject:
             "projection_dim": config.vision.embed_dim,
         },
     }
-
-
-def block_map(layer: str, hf_layer: str) -> tuple[TensorMap, ...]:
-    """Returns the tensor names of the blocks of one tower."""
-    return (
-        *norm(f"{layer}norm_mixer", f"{hf_layer}layer_norm1"),
-        *linear(f"{layer}attention.w_q", f"{hf_layer}self_attn.q_proj"),
-        *linear(f"{layer}attention.w_k", f"{hf_layer}self_attn.k_proj"),
-        *linear(f"{layer}attention.w_v", f"{hf_layer}self_attn.v_proj"),
-        *linear(f"{layer}attention.w_o", f"{hf_layer}self_attn.out_proj"),
-        *norm(f"{layer}norm_channel", f"{hf_layer}layer_norm2"),
-        *linear(f"{layer}mlp.w_in", f"{hf_layer}mlp.fc1"),
-        *linear(f"{layer}mlp.w_out", f"{hf_layer}mlp.fc2"),
-    )
 
 
 def tower_map(config: ModelConfig, prefix: str) -> tuple[TensorMap, ...]:

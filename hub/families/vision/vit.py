@@ -5,56 +5,38 @@ scores do not come from it.
 """
 
 from arch import ModelConfig
-from arch.channels.mlp import MlpConfig
-from arch.layers.norms import NormConfig
 from arch.layers.patches import VisionConfig
-from arch.mixers.attention import AttentionConfig
-from hub.families.vision.clip import patch_matrix
+from hub.families.vision.vision_tower import (
+    BASE_DEFAULTS,
+    TOKEN,
+    patch_matrix,
+    read_blocks,
+    read_tower_alone,
+    write_tower,
+)
 from hub.family import HfFamily, find_part
-from hub.hf_config import HfConfig, activation_name
+from hub.hf_config import HfConfig
 from hub.tensor_transforms import TensorMap, Transform, linear, norm
 from settings.json_types import JsonObject
 
 LAYER, HF_LAYER, HF_EMBEDDINGS = "vision.stack.{i}.", "vit.encoder.layer.{i}.", "vit.embeddings."
 DEFAULT_LABELS = 2  # classes of a config without `id2label`
-TOKEN = Transform(lambda x: x[0, 0], lambda x: x[None, None])  # [1 1 D] to [D]
 ROWS = Transform(lambda x: x[0], lambda x: x[None])  # [1 S D] to [S D]
 
 
 def read(hf: HfConfig) -> ModelConfig:
     """Returns the model config of a ViT config.json."""
-    width, channels = hf["hidden_size"], hf["num_channels"]
     hf.ignore("encoder_stride", "pooler_act", "pooler_output_size")
     labels: JsonObject = hf.get("id2label", {})
-    n_labels = len(labels) or DEFAULT_LABELS
     has_classes = hf.has_tensor("classifier.weight", if_unknown=True)
-    return ModelConfig(
-        width=width,
-        depth=0,
-        final_norm=False,
-        norm=NormConfig("layer", eps=hf.get("layer_norm_eps", 1e-12)),
-        attention=AttentionConfig(
-            heads=hf["num_attention_heads"],
-            position_encoding="none",
-            bias_qkv=hf.get("qkv_bias", True),
-            bias_out=True,
-        ),
-        mlp=MlpConfig(
-            hf["intermediate_size"],
-            gated=False,
-            activation=hf.activation("hidden_act", "gelu"),
-            bias=True,
-        ),
-        vision=VisionConfig(
-            depth=hf["num_hidden_layers"],
-            image_size=hf["image_size"],
-            channels=channels,
-            patch_size=hf["patch_size"],
-            class_token=True,
-            pooling="class",
-            num_classes=n_labels if has_classes else 0,
-        ),
+    outputs = VisionConfig(
+        class_token=True,
+        pooling="class",
+        num_classes=(len(labels) or DEFAULT_LABELS) if has_classes else 0,
     )
+    bias_qkv = hf.get("qkv_bias", True)
+    blocks = read_blocks(hf, activation="gelu", norm_eps=1e-12, bias_qkv=bias_qkv)
+    return read_tower_alone(hf, blocks, outputs)
 
 
 def write(config: ModelConfig) -> JsonObject:
@@ -65,20 +47,10 @@ def write(config: ModelConfig) -> JsonObject:
     """
     if config.depth:
         raise LookupError("a text stack")
-    tower, cfg = config.vision_stack(), config.vision
-    attention, mlp = find_part(tower, "attention"), find_part(tower, "mlp")
-    names = {str(i): f"LABEL_{i}" for i in range(cfg.num_classes)}
+    names = {str(i): f"LABEL_{i}" for i in range(config.vision.num_classes)}
     return {
-        "hidden_size": tower.width,
-        "num_hidden_layers": cfg.depth,
-        "num_attention_heads": attention.heads,
-        "intermediate_size": mlp.inner_dim(tower.width),
-        "hidden_act": activation_name(mlp.activation),
-        "layer_norm_eps": tower.norm.eps,
-        "qkv_bias": attention.bias_qkv,
-        "image_size": cfg.image_size,
-        "patch_size": cfg.patch_size,
-        "num_channels": cfg.channels,
+        **write_tower(config),
+        "qkv_bias": find_part(config.vision_stack(), "attention").bias_qkv,
         "id2label": names,
         "label2id": {name: int(i) for i, name in names.items()},
     }
@@ -115,10 +87,7 @@ def smaller_architecture(config: ModelConfig) -> str:
 
 VIT = HfFamily(
     *("vit", "ViTForImageClassification", read, write, name_map),
-    hf_defaults={
-        **{"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
-        **{"intermediate_size": 3072, "image_size": 224, "patch_size": 16, "num_channels": 3},
-    },
+    hf_defaults={**BASE_DEFAULTS, "patch_size": 16},
     prefix="vit.",
     ignored_tensors=(r"(vit\.)?pooler\.dense\..*",),
     smaller_architecture=smaller_architecture,
