@@ -320,7 +320,10 @@ def _run_name(parts: Sequence[str]) -> str:
     """
     name = "_".join(filter(None, parts))
     if not NAME_PATTERN.fullmatch(name):
-        raise ConfigError(f"the run name {name!r} has over 128 characters; shorten its parts")
+        raise ConfigError(
+            f"the run name {name!r} must be at most 128 letters, digits, '.', '_' or '-', and "
+            "begin with a letter or digit; shorten or rename its parts"
+        )
     return name
 
 
