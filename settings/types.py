@@ -274,6 +274,7 @@ def _exact(bound: float) -> str:
 
 
 def _type_name(hint: TypeHint) -> str:
+    name = hint.__name__ if isinstance(hint, type) else str(hint)
     return {int: "an integer", float: "a number", bool: "True or False", str: "text"}.get(
-        hint, str(hint)
+        hint, name
     )

@@ -264,13 +264,15 @@ def match_isoflop(
             best_size = (budget / (6 * ratio)) ** 0.5
             for index in range(n_sizes):
                 model = _resize_to_target(
-                    f"{name} at {budget:g}",
+                    f"{name}, size {index + 1} of {n_sizes} at the budget {budget:g}, in active "
+                    "parameters without embedding and head",
                     settings,
                     _active_non_embedding_params,
                     best_size * size_range_factor ** (2 * index / (n_sizes - 1) - 1),
                     0.15,
                     ("aspect",),
                     (knobs or {}).get(name, ""),
+                    remedy="change the budgets or tokens_per_param",
                 )
                 solved = _with_steps(name, model, "training_flops", budget, 0.0, tolerance)
                 costs = reference_costs.setdefault((budget, index), compute_run_costs(solved))
@@ -287,10 +289,11 @@ def _resize_to_target(
     tolerance: float,
     shapes: Sequence[ShapeMode],
     knob: str,
+    remedy: str = "make this candidate the reference",
 ) -> Settings:
     for shape in shapes:
         try:
-            return size_model(settings, cost_fn, target, tolerance, shape, knob).settings
+            return size_model(settings, cost_fn, target, tolerance, shape, knob, remedy).settings
         except ConfigError as error:
             if shape == shapes[-1]:
                 raise ConfigError(f"{name}: {error}") from error

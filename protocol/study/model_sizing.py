@@ -51,6 +51,7 @@ def size_model(
     tolerance: float,
     shape: ShapeMode = "fixed",
     knob: str = "",
+    remedy: str = "make this candidate the reference",
 ) -> SizedModel:
     """Returns the model nearest in shape whose cost is `target`.
 
@@ -61,6 +62,7 @@ def size_model(
         tolerance: relative difference within which the cost must meet the target.
         shape: whether width and depth are kept or change.
         knob: the setting to solve, as "model.lstm.width"; blank: the hidden widths of the channels.
+        remedy: what a user can change if no model meets the target.
 
     Raises:
         ConfigError: if no shape meets the target within the tolerance, the layers do not have the
@@ -86,21 +88,24 @@ def size_model(
     if best is None:
         alternative = "let width and depth change (aspect), or " if fixed else ""
         alternative = "name another knob, or " if knob else alternative
-        raise ConfigError(_no_solution_message(tried, target, tolerance, alternative))
+        raise ConfigError(_no_solution_message(tried, target, tolerance, alternative + remedy))
     return best
 
 
 def _no_solution_message(
-    tried: list[SizedModel], target: float, tolerance: float, alternative: str
+    tried: list[SizedModel], target: float, tolerance: float, remedy: str
 ) -> str:
     if not tried:
-        return f"no size near {target:.6g} has a shape like the candidate's; change its width"
+        return (
+            f"no size near {target:.6g} has a shape like the candidate's; change its width, or "
+            f"{remedy}"
+        )
     nearest = min(tried, key=lambda model: abs(math.log(model.cost / target)))
     model = nearest.settings.model
     return (
         f"{target:.6g} is not reached within {tolerance:.2%}; nearest: {nearest.cost:.6g} "
         f"({nearest.cost / target - 1:+.2%}, width {model.width}, depth {model.depth}); "
-        f"{alternative}make this candidate the reference"
+        f"{remedy}"
     )
 
 

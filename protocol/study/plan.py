@@ -6,6 +6,7 @@ rates and seeds together give runs. `protocol/study/study_plan.py` has the plan 
 
 from collections.abc import Mapping, Sequence
 
+from arch.cost.totals import OBJECTIVE
 from errors import ConfigError
 from formatting import format_percent
 from protocol.board.columns import pluralize
@@ -29,6 +30,8 @@ from protocol.study.tuning import NO_TRIAL, SweepPoint, TuningTrial
 from protocol.study.tuning_lines import describe_tuning
 from settings.changes import with_changes
 from settings.tree import as_json
+from training.accounting import model_cost
+from training.settings import Settings
 
 # Settings of a stage that are not those of the run: its objective decides how it is evaluated.
 STAGE_DEFAULTS: Mapping[str, object] = {"eval.tasks": (), "preference.pairs": ()}
@@ -261,18 +264,23 @@ def _make_run(
     return PlannedRun(
         *(name, cell.key, role, learning_rate, seed, trial.name),
         *(as_json(settings), costs.training_flops, settings.train.steps, study),
-        _stage_runs(plan, cell, seed, study),
+        _stage_runs(plan, cell, settings, study),
     )
 
 
 def _stage_runs(
-    plan: StudyPlan, cell: Cell, seed: int, study: Mapping[str, object]
+    plan: StudyPlan, cell: Cell, run_settings: Settings, study: Mapping[str, object]
 ) -> tuple[PlannedRun, ...]:
-    """Returns the earlier stages of the runs of a cell with one seed, whatever tuning varies."""
-    runs = []
+    """Returns the earlier stages of a run; runs of one cell and seed share them.
+
+    Raises:
+        ConfigError: if the model of a stage has other parameters than that of the run.
+    """
+    runs, seed = [], run_settings.seed
     for stage, changes in plan.declaration.earlier_stages:
         changed = {**STAGE_DEFAULTS, **changes, "seed": seed}
         settings = with_changes(cell.settings, changed, "earlier_stages")
+        _check_start(f"{'/'.join(cell.key)} after the stage {stage}", run_settings, settings)
         key = cell.key._replace(size=f"{cell.size}-{stage}")
         rate = settings.optimizer.learning_rate
         runs.append(
@@ -285,6 +293,25 @@ def _stage_runs(
     return tuple(runs)
 
 
+def _check_start(label: str, run: Settings, stage: Settings) -> None:
+    """Refuses a run that cannot start from the parameters of its stage.
+
+    Raises:
+        ConfigError: if a part of the model has other parameters.
+    """
+    ours, start = (
+        {part: size for part, size in model_cost(settings).parts.items() if part != OBJECTIVE}
+        for settings in (run, stage)
+    )
+    for part in sorted(ours.keys() | start.keys()):
+        if ours.get(part) != start.get(part):
+            raise ConfigError(
+                f"{label}: {part} has {ours.get(part, 0):,} parameters in the run or its trial, "
+                f"and {start.get(part, 0):,} in the stage, must be equal, as a run starts from its "
+                "stage; neither earlier_stages nor tuning may change the parameters of the model"
+            )
+
+
 def _run_name(parts: Sequence[str]) -> str:
     """Returns the name of a run.
 
@@ -293,7 +320,10 @@ def _run_name(parts: Sequence[str]) -> str:
     """
     name = "_".join(filter(None, parts))
     if not NAME_PATTERN.fullmatch(name):
-        raise ConfigError(f"the run name {name!r} has over 128 characters; shorten its parts")
+        raise ConfigError(
+            f"the run name {name!r} must be at most 128 letters, digits, '.', '_' or '-', and "
+            "begin with a letter or digit; shorten or rename its parts"
+        )
     return name
 
 

@@ -6,10 +6,12 @@ be claimed.
 """
 
 import runpy
+import types
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 
@@ -34,9 +36,18 @@ from protocol.study.study_plan import StudyPlan
 from protocol.study.tuning import TuningTrial
 from settings.changes import with_changes
 from settings.cli import call_for_file
-from settings.types import did_you_mean
+from settings.types import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    TypeHint,
+    did_you_mean,
+    validate,
+)
 from training.settings import Settings, resolve
 
+Seed = Annotated[int, Range(low=0, high=2**63 - 1)]
 # Returns the seconds per step of candidates, by name.
 MeasureSeconds = Callable[[Mapping[str, Settings]], Mapping[str, float]]
 
@@ -48,7 +59,7 @@ class Study:
     candidates: Mapping[str, Mapping[str, object]]  # Changes to the shared settings, by dotted key.
     reference: str  # Candidate whose cost the others are matched to.
     comparisons: tuple[tuple[str, str], ...]
-    margin: float  # Margin of practical equivalence, in the unit of the metric.
+    margin: NonNegativeFloat  # Margin of practical equivalence, in the unit of the metric.
     metric: str = "test/bits_per_byte"
     unit: str = "bits per byte"
     better: Direction = "lower"
@@ -63,21 +74,21 @@ class Study:
     knob: str | Mapping[str, str] = ""
     objectives: tuple[str, ...] = ("causal_lm",)
     sizes: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: {"only": {}})
-    budgets: tuple[float, ...] = ()  # Training FLOPs of an isoFLOP study.
+    budgets: tuple[PositiveFloat, ...] = ()  # Training FLOPs of an isoFLOP study.
     # Tokens per parameter at the middle size of each budget, of all candidates or by candidate.
-    tokens_per_param: float | Mapping[str, float] = TOKENS_PER_PARAM
-    seeds: tuple[int, ...] = (0, 1, 2)
+    tokens_per_param: PositiveFloat | Mapping[str, PositiveFloat] = TOKENS_PER_PARAM
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     tuning_metric: str = "valid/bits_per_byte"
-    tuning_seeds: tuple[int, ...] = (1000,)
+    tuning_seeds: tuple[Seed, ...] = (1000,)
     tuning_trials: tuple[TuningTrial, ...] = ()
     # Settings that are tuned together by quasi-random trials; None: a grid of learning rates.
     search: SearchSpace | None = None
-    noise_seeds: tuple[int, ...] = tuple(range(2000, 2008))
+    noise_seeds: tuple[Seed, ...] = tuple(range(2000, 2008))
     # Compare runs with the same seed: they must see the same data in the same order.
     paired: bool = False
     # Numbers of seeds at which the results are examined, the last all seeds: seeds can then be
     # added in stages. Each look has a lower level, so that all together keep that of the study.
-    looks: tuple[int, ...] = ()
+    looks: tuple[PositiveInt, ...] = ()
     # Training before each run, in order: changes to its settings by name of the stage, such as
     # another objective, other data and other steps. Each stage starts from the one before, with the
     # seed of the run. Costs are matched in the runs, without their stages.
@@ -86,6 +97,8 @@ class Study:
     results_dir: str = ""
 
     def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(Study, include_extras=True).items():
+            _check_type(vars(self)[name], hint, f"study.{name}")
         _check_study(self)
 
 
@@ -210,6 +223,26 @@ def describe_unmatched(matched_plan: MatchedPlan) -> list[str]:
     return lines
 
 
+def _check_type(value: object, hint: TypeHint, key: str) -> None:
+    """Checks that a value has the type that a study declares for it, and its range.
+
+    Raises:
+        ConfigError: if it has not; the message names `key`.
+    """
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        arms = [arm for arm in typing.get_args(hint) if arm is not type(None)]
+        if value is None and len(arms) < len(typing.get_args(hint)):
+            return
+        mappings = [arm for arm in arms if typing.get_origin(arm) is Mapping]
+        hint = mappings[0] if mappings and isinstance(value, Mapping) else arms[0]
+    if hint is object:
+        return
+    validate(value, hint, key)
+    if typing.get_origin(hint) is Mapping and isinstance(value, Mapping):
+        for name, item in value.items():
+            _check_type(item, typing.get_args(hint)[1], f"{key}[{name!r}]")
+
+
 def _check_study(study: Study) -> None:
     """Refuses a declaration that contradicts itself.
 
@@ -218,10 +251,19 @@ def _check_study(study: Study) -> None:
     """
     if not study.seeds:
         raise ConfigError("seeds are empty; declare 3 or more, which a rank needs")
+    for key in ("objectives", "sizes", "tuning_seeds", "noise_seeds"):
+        if not vars(study)[key]:
+            raise ConfigError(f"{key} are empty; declare one or more, or leave the default")
     if study.reference not in study.candidates:
         raise ConfigError(
             f"the reference {study.reference!r} is not a candidate; "
             f"{did_you_mean(study.reference, study.candidates)}"
+        )
+    pairs = [frozenset(pair) for pair in study.comparisons]
+    if any(len(pair) < 2 for pair in pairs) or len({*pairs}) < len(pairs):
+        raise ConfigError(
+            f"comparisons {study.comparisons} must be of two candidates, each pair once; remove "
+            "the others"
         )
     if study.axis == "wall_clock" and study.match_by != "steps":
         raise ConfigError(

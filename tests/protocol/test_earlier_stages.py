@@ -13,6 +13,7 @@ from protocol.records.safe_read import CheckedFields
 from protocol.records.study_record import parse_study
 from protocol.study import plan, plan_record, run_study, study
 from protocol.study.prior_results import load_prior_results
+from protocol.study.search_space import SearchSpace, TunedChoices, TunedRange
 from protocol.study.study import Study
 from training.run.atomic_io import write_json
 from training.settings import EvalConfig, Settings, TrainConfig
@@ -116,6 +117,64 @@ def test_rates_that_were_tuned_after_other_stages_are_not_used(made, trained, tm
     prior = load_prior_results(str(tmp_path), study.make_plan(other, SHARED, 300).plan)
     assert not prior.tuning_choices
     assert prior.sources[0].endswith(" was recorded after other earlier stages: not used")
+
+
+def test_a_search_tunes_the_last_stage_alone(trained, tmp_path):
+    """Trials of one seed start from the same stages, which have the settings of the candidate."""
+    space = {
+        "optimizer.learning_rate": TunedRange(1e-3, 3e-2),
+        "optimizer.weight_decay": TunedRange(0.01, 0.2),
+        "train.batch_size": TunedChoices((1, 2)),
+    }
+    searched = dataclasses.replace(
+        STUDY,
+        candidates={"dense": {}, "copy": {}},
+        comparisons=(("copy", "dense"),),
+        search=SearchSpace(space, n_trials=5),
+        tuning_seeds=(1000, 1001),
+    )
+    made = study.make_plan(searched, SHARED, 300).plan
+    record = run_study.run_tuning(made, tmp_path / "runs", lambda text: None)
+    dense = [call for call in trained if call[0].startswith("dense")]
+    assert record["cells"][0]["costs"]["n_runs"] == 14  # Five trials and two stages, by two seeds.
+    for name, settings, flags, declared in dense:
+        if declared["role"] == "tuning":
+            start = f"dense_causal_lm_only-chat_lr0.0001_seed{settings.seed}"
+            assert flags["init_from"] == str(tmp_path / "runs" / start), name
+            assert settings.train.batch_size * settings.train.steps == 20
+        else:
+            assert (settings.train.batch_size, settings.optimizer.weight_decay) == (2, 0.1)
+    assert len({(s.train.batch_size, s.optimizer.weight_decay) for _, s, _, _ in dense}) == 6
+    run_study.write_record(record, tmp_path / "sweep.json")
+    choices = load_prior_results(str(tmp_path), made).tuning_choices
+    last = plan.reported_runs(made, choices)[0]
+    assert last.trial_name == choices[last.cell_key].trial.name != ""
+    assert [run.settings["optimizer"]["weight_decay"] for run in last.earlier_stages] == [0.1] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"earlier_stages": {"base": {"model.depth": 3}}},
+            "after the stage base: .* in the run or its trial, and .* in the stage, must be equal",
+        ),
+        (
+            {
+                "tuning_seeds": (1000, 1001),
+                "search": SearchSpace(
+                    {"model.attention.qk_norm": TunedChoices(("none", "full"))}, 5
+                ),
+            },
+            "neither earlier_stages nor tuning may change the parameters of the model",
+        ),
+    ],
+)
+def test_a_model_that_cannot_start_from_its_stages_is_refused_in_the_plan(changes, message):
+    """Otherwise each run would fail, after its stages were trained."""
+    made = study.make_plan(dataclasses.replace(STUDY, **changes), SHARED, 300).plan
+    with pytest.raises(ConfigError, match=message):
+        plan.sweep_runs(made)
 
 
 def write_stages(root):

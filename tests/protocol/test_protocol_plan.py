@@ -15,6 +15,7 @@ from protocol.study import time_estimate
 from protocol.study.cells import Cell, CellKey, make_cells
 from protocol.study.declaration import Declaration, Tuning, TuningChoice
 from protocol.study.plan import format_plan
+from protocol.study.study import Study
 from protocol.study.study_plan import StudyPlan
 from protocol.study.time_estimate import CellSeconds, estimate_time
 from protocol.study.tuning import (
@@ -344,5 +345,33 @@ def test_a_plan_that_cannot_be_is_refused(plan, change, message):
     with pytest.raises(ConfigError, match="declares no tuning"):
         plans.sweep_runs(replace(plan, tuning=None))
     long = plan.cells[0]._replace(size="s" * 120)
-    with pytest.raises(ConfigError, match="over 128 characters"):
+    with pytest.raises(ConfigError, match="must be at most 128 letters"):
         plans.sweep_runs(replace(plan, cells=(long, plan.cells[1])))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budgets": (-3e11,)}, r"study.budgets\[0\] is -300000000000.0, must be > 0"),
+        ({"budgets": (math.nan,)}, r"study.budgets\[0\] is nan, must be a finite number"),
+        ({"budgets": ("3e11",)}, r"study.budgets\[0\] is '3e11' \(str\), must be a number"),
+        ({"tokens_per_param": 0}, "study.tokens_per_param is 0.0, must be > 0"),
+        ({"tokens_per_param": {"a": -1}}, r"study.tokens_per_param\['a'\] is -1.0, must be > 0"),
+        ({"margin": "0.1"}, "study.margin is '0.1'"),
+        ({"seeds": (0, -1)}, r"study.seeds\[1\] is -1, must be >= 0"),
+        ({"seeds": 3}, r"study.seeds is 3 \(int\), must be a tuple"),
+        ({"better": "up"}, "study.better is 'up'; known: lower, higher"),
+        ({"objectives": "causal_lm"}, "study.objectives is 'causal_lm'"),
+        ({"objectives": ()}, "objectives are empty; declare one or more, or leave the default"),
+        ({"tuning_seeds": ()}, "tuning_seeds are empty; declare one or more"),
+        ({"candidates": {"a": 3, "b": {}}}, r"study.candidates\['a'\] is 3, must be a section"),
+        ({"comparisons": (("a", "b"), ("b", "a"))}, "must be of two candidates, each pair once"),
+        ({"comparisons": (("a", "a"),)}, "must be of two candidates, each pair once"),
+        ({"search": "x"}, r"study.search is 'x' \(str\), must be SearchSpace"),
+    ],
+)
+def test_a_study_of_wrong_values_is_refused_where_it_is_declared(changes, message):
+    fields = {"candidates": {"a": {}, "b": {}}, "reference": "a", "comparisons": (("a", "b"),)}
+    with pytest.raises(ConfigError, match=message):
+        Study(**{**fields, "margin": 0.01, **changes})
+    assert Study(**fields, margin=0, knob={"a": "x"}, search=None, tokens_per_param=20).margin == 0
