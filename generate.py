@@ -40,7 +40,7 @@ from hub import checkpoint, vocabulary
 from hub.download import resolve_folder
 from hub.families import lookup
 from settings.flag_parser import add_config_flags, config_from_flags, count_parser, make_parser
-from settings.types import NonNegativeInt, Range, config
+from settings.types import NonNegativeInt, Range, Seed, config
 from training import mesh as meshes
 from training.run.cli_errors import run_command
 from training.run.console import LOGGER, Console
@@ -57,7 +57,7 @@ class GenerationConfig:
 
     # Number of new tokens; 0: those that fill a row of training, at most 256.
     max_new_tokens: Annotated[int, Range(low=0, high=1_000_000)] = 0
-    seed: Annotated[int, Range(low=0, high=2**63 - 1)] = 0  # Seed of the random numbers.
+    seed: Seed = 0  # Seed of the random numbers.
     # Prompts of --prompts that are continued at once; 0: eval.batch_size of the run.
     batch_size: NonNegativeInt = 0
 

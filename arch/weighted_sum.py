@@ -10,6 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+def divide_by_weight(
+    total: Float[Array, "..."], weight: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """Returns total / weight, or the total, which is 0, where the weight is 0."""
+    return total / jnp.where(weight > 0, weight, 1)
+
+
 class WeightedSum(NamedTuple):
     """A weighted sum whose mean is of interest, either one number or one per layer."""
 
@@ -18,8 +25,8 @@ class WeightedSum(NamedTuple):
 
     @property
     def mean(self) -> Float[Array, "*layers"]:
-        """The mean is `sum / weight`, where a weight below 1 counts as 1."""
-        return self.sum / jnp.maximum(self.weight, 1)
+        """The mean is `sum / weight`, and 0 where nothing has a weight."""
+        return divide_by_weight(self.sum, self.weight)
 
 
 class ProductOfMeans(NamedTuple):
@@ -37,8 +44,8 @@ class ProductOfMeans(NamedTuple):
     @property
     def sum(self) -> Float[Array, "*layers"]:
         """The product of the means, times `weight`."""
-        count_divisor, divisor = (jnp.maximum(n, 1) for n in (self.count_weight, self.weight))
-        product = self.counts / count_divisor[..., None] * (self.values / divisor[..., None])
+        shares = divide_by_weight(self.counts, self.count_weight[..., None])
+        product = shares * divide_by_weight(self.values, self.weight[..., None])
         return self.counts.shape[-1] * jnp.sum(product, axis=-1) * self.weight
 
 

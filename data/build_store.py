@@ -30,7 +30,7 @@ from data.sources.source import SOURCES_OF_KIND, ReadDocuments, TextSource
 from data.split_overlap import SplitOverlap, check_overlap
 from data.splits import DocumentStream, HasTokens, contains_text
 from data.store_index import FORMAT
-from data.tokenizers import Tokenizer, open_tokenizer, train_bpe
+from data.tokenizers import SPECIAL_TOKENS, Tokenizer, open_tokenizer, train_bpe
 from errors import DataError
 from storage import scratch
 from storage.disk_errors import disk_errors
@@ -129,7 +129,10 @@ def _make_tokenizer(cfg: DataConfig, source: TextSource) -> Tokenizer:
         if split == "train"
         for text in document_texts(document)
     )
-    return train_bpe(texts, size)
+    tokenizer = train_bpe(texts, size)
+    if (learned := tokenizer.vocab_size - len(SPECIAL_TOKENS)) < size:
+        print(f"the training split has only {learned} pieces to learn", file=sys.stderr)
+    return tokenizer
 
 
 def _observe(read: ReadDocuments, overlap: SplitOverlap) -> ReadDocuments:

@@ -80,7 +80,8 @@ def parse_weighted_document(
 ) -> WeightedDocument | None:
     """Returns the document with the weight in `weight_field`, or None if the policy skips it."""
     weight = record.get(weight_field)
-    if not isinstance(weight, (int, float)) or not 0 <= weight <= MAX_WEIGHT:
+    is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+    if weight is None or not is_number or not 0 <= weight <= MAX_WEIGHT:
         shown = textwrap.shorten(repr(weight), 40)
         policy.reject_document(
             f"{location} has {shown} under {weight_field!r}, must be a number >= 0, at most "

@@ -67,6 +67,8 @@ class OneOf:
 
 PositiveInt = Annotated[int, Range(low=1, high=MAX_INT32)]
 NonNegativeInt = Annotated[int, Range(low=0, high=MAX_INT32)]
+# A seed of random numbers. JAX takes 32 bits of it, so that larger ones would repeat these.
+Seed = Annotated[int, Range(low=0, high=2**32 - 1)]
 PositiveFloat = Annotated[float, Range(low=0, open_low=True)]
 NonNegativeFloat = Annotated[float, Range(low=0)]
 Fraction = Annotated[float, Range(low=0, high=1)]

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, PyTree
 
 from arch import ModelConfig
 from arch.layers.dropout import maybe_split_key
-from arch.weighted_sum import AuxMetrics, ProductOfMeans, WeightedSum
+from arch.weighted_sum import AuxMetrics, ProductOfMeans, WeightedSum, divide_by_weight
 from objectives import (
     Batch,
     Embeddings,
@@ -244,7 +244,7 @@ def _loss(
     """The share of `microbatch` in the loss of `batch`."""
     terms, metrics = objective.reduce(trainable, out, microbatch)
     weights = all_term_weights(objective, batch, list(terms))
-    loss = sum(t.coefficient * t.sum / jnp.maximum(weights[n], 1) for n, t in terms.items())
+    loss = sum(t.coefficient * divide_by_weight(t.sum, weights[n]) for n, t in terms.items())
     return jnp.asarray(loss), metrics | _weighted_sums(terms)
 
 

@@ -139,7 +139,8 @@ def means(totals: dict[str, Total]) -> JsonObject:
     """
     values: JsonObject = {}
     for name, (total, total_weight) in totals.items():
-        values[name] = float(np.sum(total) / max(np.sum(total_weight), 1.0))
+        values[name] = float(np.sum(total) / (np.sum(total_weight) or 1.0))
         if np.ndim(total):
-            values[f"{name}/layers"] = (total / np.maximum(total_weight, 1.0)).tolist()
+            divisors = np.where(total_weight > 0, total_weight, 1.0)
+            values[f"{name}/layers"] = (total / divisors).tolist()
     return values

@@ -63,7 +63,7 @@ class TrainProgram(NamedTuple):
 
     def init(self) -> TrainState:
         """Returns the state before the first step, sharded over the mesh."""
-        state: TrainState = self.functions.init(np.uint32(self.settings.seed % 2**32))
+        state: TrainState = self.functions.init(np.uint32(self.settings.seed))
         return state
 
     def compile_step(self) -> jax.stages.Compiled:

@@ -36,6 +36,7 @@ from settings.types import (
     PositiveInt,
     Probability,
     Range,
+    Seed,
     config,
     did_you_mean,
     with_sections,
@@ -145,7 +146,7 @@ class Settings:
     """All settings of a run, with a section for each objective, by its name in OBJECTIVES."""
 
     # Seed of the initialization, the order of the data and dropout.
-    seed: Annotated[int, Range(low=0, high=2**63 - 1)] = 0
+    seed: Seed = 0
     model: ModelConfig = ModelConfig()
     # Training objective; its settings are in the section of the same name.
     objective: Annotated[str, OneOf((*OBJECTIVES, "mixture"))] = "causal_lm"

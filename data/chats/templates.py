@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 from data.chats.program import TemplateProgram
 from data.loss_weights import WeightedDocument, WeightedPart
-from data.readers.read_policy import ErrorPolicy
+from data.readers.read_policy import ErrorPolicy, describe_field
 from data.settings import TOKENIZER_TEMPLATE
 from data.tokenizers import Tokenizer
 from errors import ConfigError, DataError
@@ -160,10 +160,9 @@ def parse_chat(
     """Returns the document of one chat, or None if the policy skips it."""
     messages = record.get("messages")
     if not isinstance(messages, list) or not messages:
-        fields = ", ".join(list(record)[:8])
+        described = describe_field(record, "messages", "list of messages")
         policy.reject_document(
-            f"{location} has no list of 'messages'; it holds: {fields}; leave data.chat_template "
-            "empty"
+            f"{location}: {described}; correct it, or leave data.chat_template empty"
         )
         return None
     pairs = list[tuple[str, str]]()

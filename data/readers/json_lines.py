@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.readers.long_text import LONG_TEXT_BYTES, LongText
-from data.readers.read_policy import ErrorPolicy, format_location
+from data.readers.read_policy import ErrorPolicy, describe_field, format_location
 from data.readers.text_files import BOM, split_file
 from settings.json_types import JsonObject
 
@@ -45,10 +45,9 @@ def _text_of(record: JsonObject, text_field: str, location: str, policy: ErrorPo
     text: object = record.get(text_field)
     if isinstance(text, str):
         return policy.check_unicode(text, location)
-    fields = ", ".join(list(record)[:8])
     policy.reject_document(
-        f"{location}: no text under {text_field!r}; set {policy.setting_prefix}text_field; "
-        f"the line holds: {fields}"
+        f"{location}: {describe_field(record, text_field, 'text')}; set "
+        f"{policy.setting_prefix}text_field, or {policy.setting_prefix}on_error to skip"
     )
     return None
 

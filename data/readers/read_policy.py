@@ -1,6 +1,8 @@
 """What happens to a document that cannot be read: an error, a replacement, or it is skipped."""
 
 import logging
+import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,3 +96,10 @@ class ErrorPolicy:
 def format_location(path: Path, offset: int) -> str:
     """Returns the description of a line for messages."""
     return f"{path}: the line at byte {offset}"
+
+
+def describe_field(record: Mapping[str, object], name: str, kind: str) -> str:
+    """Returns what stands where a record should have a `kind` of value: another one, or nothing."""
+    if name in record:
+        return f"{textwrap.shorten(repr(record[name]), 40)} under {name!r} is no {kind}"
+    return f"no {kind} under {name!r}; it holds: {', '.join(list(record)[:8])}"

@@ -19,10 +19,9 @@ def open_datasets(cfg: DataConfig) -> TextSource:
         policy = read_policy.ErrorPolicy(cfg.on_error, split, stats)
         for location, record in examples.read(split, policy):
             if not isinstance(record.get(cfg.text_field), str):
-                fields = ", ".join(list(record)[:8])
+                described = read_policy.describe_field(record, cfg.text_field, "text")
                 policy.reject_document(
-                    f"{location}: no text under {cfg.text_field!r}; it holds: {fields}; set "
-                    "data.text_field"
+                    f"{location}: {described}; set data.text_field, or data.on_error to skip"
                 )
                 continue
             text = policy.check_unicode(record[cfg.text_field], location)

@@ -20,6 +20,7 @@ from jaxtyping import Array, Int
 from data.loader import eval_batches
 from data.store import TokenStore
 from data.text_rows import make_row_source
+from errors import DataError
 from eval.progress import log_progress
 from eval.split_part import count_bytes, select_part
 from eval.task import EvalContext, Score
@@ -42,10 +43,19 @@ class BitsPerByte:
         self.splits = splits
 
     def __call__(self, ctx: EvalContext) -> Iterator[Score]:
-        """Yields the scores of every split."""
+        """Yields the scores of every split.
+
+        Raises:
+            DataError: if no token of a split has a loss weight.
+        """
         for split in self.splits:
             store = getattr(ctx.data, split)
             nats, n_tokens = sum_terms(ctx, store)["nats"]
+            if not n_tokens:
+                raise DataError(
+                    f"no token of the {split} split has a loss weight, so that it has no loss; "
+                    "give documents of it weights above 0, or evaluate other tasks (eval.tasks)"
+                )
             n_bytes = count_bytes(ctx, store, select_part(ctx, store))
             yield Score(f"{split}/bits_per_byte", bits_per_byte(nats, n_bytes), n_bytes)
             yield Score(f"{split}/nats_per_token", nats / n_tokens, n_tokens)

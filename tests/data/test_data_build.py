@@ -123,6 +123,11 @@ def test_no_flipped_bit_in_a_cache_passes_unnoticed(texts):
     assert silent == []
 
 
+def test_a_vocabulary_that_the_text_cannot_fill_is_said(texts, capsys):
+    pieces = open_data(DataConfig(**texts, tokenizer="bpe:50000")).tokenizer.vocab_size - 109
+    assert f"the training split has only {pieces} pieces to learn" in capsys.readouterr().err
+
+
 def test_bpe_is_learnt_from_the_training_split_alone(texts, tmp_path):
     first = open_data(DataConfig(**texts, tokenizer="bpe:300")).tokenizer.fingerprint
     (tmp_path / "valid.txt").write_text("zyzzyva " * 999)

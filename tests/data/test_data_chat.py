@@ -131,7 +131,16 @@ def test_a_weight_of_a_document_is_that_of_its_tokens_and_judges_nothing(lines):
 @pytest.mark.parametrize(
     ("record", "changes", "said"),
     [
-        ({"text": "x"}, {"chat_template": "chatml"}, "no list of 'messages'; it holds: text"),
+        (
+            {"text": "x"},
+            {"chat_template": "chatml"},
+            "no list of messages under 'messages'; it holds: text",
+        ),
+        (
+            {"messages": []},
+            {"chat_template": "chatml"},
+            r"\[\] under 'messages' is no list of messages",
+        ),
         ({"messages": TALK[:2]}, {"chat_template": "chatml"}, "no reply by the assistant"),
         (
             {"messages": [{"role": "robot", "content": "x"}]},
@@ -140,6 +149,7 @@ def test_a_weight_of_a_document_is_that_of_its_tokens_and_judges_nothing(lines):
         ),
         ({"messages": ["hello"]}, {"chat_template": "vicuna"}, "hello.*must have a role"),
         ({"text": "x", "weight": -1}, {"weight_field": "weight"}, "-1 under 'weight'.*>= 0"),
+        ({"text": "x", "weight": True}, {"weight_field": "weight"}, "True under 'weight'.*>= 0"),
         ({"text": "x"}, {"weight_field": "weight"}, "None under 'weight'"),
         (["x"], {"chat_template": "chatml"}, "holds list, must hold an object"),
     ],

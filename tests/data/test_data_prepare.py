@@ -177,9 +177,8 @@ def test_bad_documents_follow_the_policy(tmp_path, capsys):
         b'{"text": "\xff"}': f"{path}: byte 27 is not UTF-8 (0xff: invalid start byte); "
         "convert it, or set --on_error",
         b'{"text": "a"': "the line at byte 17 is not JSON",
-        b'{"body": "a", "id": 1}': "no text under 'text'; set --text_field; the line holds: "
-        "body, id",
-        b'{"text": null}': "no text under 'text'",
+        b'{"body": "a", "id": 1}': "no text under 'text'; it holds: body, id",
+        b'{"text": null}': "None under 'text' is no text",
         b'{"text": "\\ud800"}': "lone surrogate",
         b"[" * 100_000: "is not JSON",
     }.items():

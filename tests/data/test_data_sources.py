@@ -164,8 +164,8 @@ def test_bad_lines_follow_the_policy(tmp_path, held):
         b'{"text": "\xff"}\n': "byte 27 is not UTF-8",
         b'{"text": "a"\n': "line at byte 17 is not JSON",
         b'["text"]\n': "holds list, must hold an object",
-        b'{"txt": "a", "id": 1}\n': "the line holds: txt, id",
-        b'{"text": null}\n': "no text under 'text'",
+        b'{"txt": "a", "id": 1}\n': "no text under 'text'; it holds: txt, id; set data.text_field",
+        b'{"text": null}\n': "None under 'text' is no text",
         b'{"text": "a\\ud800b"}\n': r"lone surrogate '\\ud800'",
         b"[" * 100_000 + b"\n": "is not JSON",
     }

@@ -14,13 +14,13 @@ import pytest
 import tiny
 
 from arch import SequenceInfo
-from errors import ConfigError, DiskError
+from errors import ConfigError, DataError, DiskError
 from eval import __main__ as command
 from eval import harness
 from eval.generate import Sampling, generate, sample_token
 from eval.harness import DEFAULT_TASKS, TASKS, resolve_tasks
 from eval.task import EvalContext
-from eval.tasks.bits_per_byte import bits_per_byte, sum_terms
+from eval.tasks.bits_per_byte import BitsPerByte, bits_per_byte, sum_terms
 from eval.tasks.inference import measure_speed
 from eval.tasks.loss_by_position import LossByPosition
 from hub.families import FAMILIES
@@ -208,3 +208,11 @@ def test_mypy_accepts_what_lazy_tables_name(tmp_path):
             text=True,
         )
         assert process.returncode == code, process.stdout
+
+
+def test_a_split_in_which_no_token_has_a_weight_is_refused(monkeypatch):
+    totals = {"nats": (0.0, 0.0)}
+    monkeypatch.setattr("eval.tasks.bits_per_byte.sum_terms", lambda ctx, store: totals)
+    ctx = types.SimpleNamespace(data=types.SimpleNamespace(valid=None, test=None))
+    with pytest.raises(DataError, match="no token of the valid split has a loss weight"):
+        list(BitsPerByte()(ctx))

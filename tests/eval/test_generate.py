@@ -273,6 +273,7 @@ def test_the_command_replies_to_what_is_typed(main, monkeypatch):
         (["--temperature=hot"], "--temperature is 'hot'"),
         (["--max_new_tokens=-1"], "--max_new_tokens is -1, must be >= 0"),
         (["--seed=-1"], "--seed is -1"),
+        (["--seed=4294967296"], "--seed is 4294967296, must be >= 0 and <= 4,294,967,295"),
         (["--step=-7"], "--step is -7, must be >= 0"),
         (["--top_q=1"], "unrecognized arguments: --top_q=1; did you mean '--top_p'"),
         (["--prompts=x"], "not allowed with argument --prompt"),

@@ -107,6 +107,20 @@ def test_a_batch_without_targets_is_no_loss_and_no_gradient(learner):
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.parametrize("n_micro", [1, 2])
+def test_small_weights_of_all_tokens_are_no_smaller_loss(learner, n_micro):
+    gradients = jax.jit(compute_gradients, static_argnums=(0, 4))
+    batch = rows()
+    full, faint = (
+        gradients(OBJECTIVE, learner, batch | {"weights": batch["weights"] * w}, None, n_micro)
+        for w in (np.float32(1), np.float32(1e-3))
+    )
+    assert float(faint[1]) == pytest.approx(float(full[1]), rel=1e-5)
+    for a, b in zip(*(jax.tree.leaves(grads) for grads, _, _ in (full, faint)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
+    assert float(faint[2]["nats"].mean) == pytest.approx(float(full[2]["nats"].mean), rel=1e-5)
+
+
 @pytest.fixture(scope="module")
 def stepping():
     """A compiled step under the skip policy, and its first state."""

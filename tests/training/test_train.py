@@ -275,6 +275,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(whole, text, tmp_path, caps
         ("--config.debug.inject_fault=boom@3", "debug.inject_fault", 2),
         ("--config.data.path=/nowhere/at/all.txt", "/nowhere/at/all.txt", 65),
         ("--config.train.batch_size=8000", "tokens", 65),
+        ("--config.seed=4294967296", "config.seed is 4294967296, must be >= 0 and <= 4,294", 2),
         ("--init_from=/nowhere", "/nowhere", 66),
     ],
 )
