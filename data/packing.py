@@ -1,13 +1,14 @@
 """Packing: rows of tokens from documents of any length, by number and without state.
 
 A document of n tokens is framed as [bos, t1 .. tn, eos], without an id that the tokenizer lacks. It
-takes n + 2 - overlap positions, or fewer without them. With
-overlap 1, for objectives that predict the next token, the inputs are framed[:-1] and the targets
-framed[1:]. With overlap 0 each token is read and predicted at its own position. Positions s to e of
-a document need the tokens framed[s : e + overlap], which are a slice. An epoch is all documents in
-a new order, one after another. Epochs follow each other without a gap, and rows are cut from that
-stream. The rows that begin in an epoch are shuffled too, otherwise a batch would be one passage of
-a long document.
+takes n + 2 - overlap positions, or fewer without them. With overlap 1, for objectives that predict
+the next token, the inputs are framed[:-1] and the targets framed[1:]. With overlap 0 each token is
+read and predicted at its own position. Positions s to e of a document need the tokens
+framed[s : e + overlap], which are a slice.
+
+An epoch is all documents in a new order, one after another. Epochs follow each other without a gap,
+and rows are cut from that stream. The rows that begin in an epoch are shuffled too, otherwise a
+batch would be one passage of a long document.
 
 Where documents have groups, such as languages, those of small groups may repeat within an epoch
 (`data/groups/shares.py`).
@@ -92,8 +93,7 @@ class PackedRows:
         self.is_endless = seed is not None
         self._documents = np.arange(len(self._lengths))  # The documents of an epoch.
         if self.is_endless and store.groups is not None:
-            shares = store.groups, store.group_temperature
-            self._documents = epoch_documents(self._lengths, *shares)
+            self._documents = epoch_documents(self._lengths, store.groups, store.group_temperature)
         self.epoch_length = int(self._lengths[self._documents].sum())  # Positions of one epoch.
         self.unique_length = int(self._lengths.sum())  # Those of each document once.
         self.image_shape: tuple[int, ...] | None = None

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from data.groups.settings import GroupConfig
 from data.images.settings import ImagesConfig
-from data.readers import arrow_files, json_lines
-from data.readers.decompression import suffix_of
+from data.readers.suffixes import ARROW_SUFFIXES, JSON_LINES_SUFFIXES, TEXT_SUFFIXES, suffix_of
 from data.sources import BUILT_IN_SOURCES, SOURCE_PATHS
 from errors import ConfigError
 from settings.types import Fraction, NonNegativeInt, Range, config, did_you_mean, is_digits
@@ -17,9 +16,9 @@ COMMIT_HASH = re.compile("[0-9a-f]{40}")
 ChatTemplateName = Literal["", "chatml", "vicuna", "llama2", "tokenizer"]
 HeldOutShare = Annotated[float, Range(low=0, high=0.5, open_low=True)]
 SOURCES_BY_SUFFIX = {
-    **dict.fromkeys((".txt", ".text", ".md"), "text"),
-    **dict.fromkeys(json_lines.SUFFIXES, "jsonl"),
-    **dict.fromkeys(arrow_files.SUFFIXES, "datasets"),
+    **dict.fromkeys(TEXT_SUFFIXES, "text"),
+    **dict.fromkeys(JSON_LINES_SUFFIXES, "jsonl"),
+    **dict.fromkeys(ARROW_SUFFIXES, "datasets"),
 }
 
 

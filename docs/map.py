@@ -121,8 +121,8 @@ ROOMS: list[tuple[str, str, str]] = [
     (
         "Readers",
         "data/readers",
-        "input_files decompression text_files json_lines arrow_files hf_datasets long_text "
-        "read_policy read_stats",
+        "suffixes input_files decompression text_files json_lines arrow_files hf_datasets "
+        "long_text read_policy read_stats",
     ),
     (
         "Images",

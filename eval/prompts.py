@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from data.chats.templates import Messages, Template, reply_prompt
 from data.loss_weights import WeightedPart
-from data.readers import json_lines
+from data.readers.suffixes import JSON_LINES_SUFFIXES
 from errors import DataError
 
 
@@ -56,7 +56,7 @@ def read_prompts(path: Path, template: Template | None, system: str = "") -> Ite
         raise DataError(f"--prompts={path} cannot be read: {reason}") from error
     if not text.strip():
         raise DataError(f"--prompts={path} has no prompts; write one on each line")
-    is_json = path.suffix.lower() in json_lines.SUFFIXES
+    is_json = path.suffix.lower() in JSON_LINES_SUFFIXES
     # Other characters at which `splitlines` divides, such as U+2028, are text.
     for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         location = f"{path}, line {number}"

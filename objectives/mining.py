@@ -70,12 +70,12 @@ class HardNegativeMiner(NamedTuple):
 
     def init(self, model_width: int, row: dict[str, Array]) -> BankState:
         """Returns the state with a pool of padding, and zero vectors."""
-        P = self.mining.pool_size
+        n_texts = self.mining.pool_size
 
         def empty(x: Array) -> Array:
-            return jnp.zeros((P, x.shape[1]), x.dtype)
+            return jnp.zeros((n_texts, x.shape[1]), x.dtype)
 
-        vectors = jnp.zeros((P, self.projection_dim or model_width), jnp.float32)
+        vectors = jnp.zeros((n_texts, self.projection_dim or model_width), jnp.float32)
         return BankState({n: empty(row[n]) for n in TEXT_ARRAYS}, empty(row["text_ids"]), vectors)
 
     def add_rows(

@@ -19,13 +19,13 @@ from jaxtyping import Int32
 from data import fetch
 from data.prepare.words import Hashes, find_words, hash_ngrams, hash_text, iter_ngrams
 from data.progress import progress
-from data.readers import input_files, json_lines, read_policy, read_stats, text_files
-from data.readers.decompression import suffix_of
+from data.readers import input_files, read_policy, read_stats, text_files
+from data.readers.suffixes import JSON_LINES_SUFFIXES, suffix_of
 from errors import DataError
 from settings.json_types import JsonObject
 
 FETCHED_EVALS = "fetched"  # Stands for the files of `python -m data.fetch evals`.
-JSON_SUFFIXES = (".json", *json_lines.SUFFIXES)
+JSON_SUFFIXES = (".json", *JSON_LINES_SUFFIXES)
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import Any
 
 from data.readers import input_files
 from data.readers.read_policy import ErrorPolicy
+from data.readers.suffixes import ARROW_SUFFIXES
 from errors import DataError
 from settings.json_types import JsonObject
 from storage.paths import expand_user
 
-SUFFIXES = (".parquet", ".arrow")
 CACHE_PREFIX = "cache-"  # Arrow files that `datasets.map` leaves in its folders.
 SPLIT_NAMES = ("train", "valid", "validation", "val", "dev", "test")
 BATCH_ROWS = 1000
@@ -28,7 +28,7 @@ def is_local(path: str) -> bool:
     """Returns whether `path` names files on this machine rather than a data set of the hub."""
     names = [path, *path.split(",")]
     paths = [expand_user(name.strip(), "data.path") for name in names if name.strip()]
-    return any(p.suffix.lower() in SUFFIXES or p.is_absolute() or p.exists() for p in paths)
+    return any(p.suffix.lower() in ARROW_SUFFIXES or p.is_absolute() or p.exists() for p in paths)
 
 
 def find_split(path: str, split: str) -> list[Path]:
@@ -43,7 +43,9 @@ def find_split(path: str, split: str) -> list[Path]:
     """
     paths = input_files.find_files(path).paths
     files = [
-        p for p in paths if p.suffix.lower() in SUFFIXES and not p.name.startswith(CACHE_PREFIX)
+        p
+        for p in paths
+        if p.suffix.lower() in ARROW_SUFFIXES and not p.name.startswith(CACHE_PREFIX)
     ]
     by_name = {name: [p for p in files if _names(p, name)] for name in {split, *SPLIT_NAMES}}
     if by_name[split]:
@@ -53,7 +55,7 @@ def find_split(path: str, split: str) -> list[Path]:
     if not unnamed:
         names = ", ".join(name for name, listed in by_name.items() if listed) or "none"
         raise DataError(
-            f"{path}: no {' or '.join(SUFFIXES)} file of the split {split!r} (splits there: "
+            f"{path}: no {' or '.join(ARROW_SUFFIXES)} file of the split {split!r} (splits there: "
             f"{names}); set data.path, valid_path or test_path to what is there"
         )
     return unnamed

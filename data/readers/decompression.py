@@ -12,17 +12,10 @@ from typing import BinaryIO
 import zstandard
 
 from data.readers.read_stats import ReadStats
+from data.readers.suffixes import ARCHIVE_SUFFIXES, is_compressed, suffix_of
 from errors import DataError
 
 BLOCK_BYTES = 1 << 20
-# Formats that hold several files, which no source reads.
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".7z", ".rar")
-
-
-def suffix_of(path: Path) -> str:
-    """Returns the suffix that names the content of a file: the last one before a compression's."""
-    is_packed = path.suffix.lower() in DECOMPRESSORS
-    return Path(path.stem if is_packed else path.name).suffix.lower()
 
 
 def read_blocks(path: Path, stats: ReadStats) -> Iterator[bytes]:
@@ -60,7 +53,7 @@ def check_not_archive(path: Path) -> None:
 def _find_damage(path: Path, size: int, mtime_ns: int) -> str:
     try:
         for _ in read_blocks(path, ReadStats()):
-            if path.suffix.lower() not in DECOMPRESSORS:
+            if not is_compressed(path):
                 break  # A plain file can be opened; it has no checksum.
     except DataError as error:
         return str(error)
@@ -110,7 +103,7 @@ def _read_zstd(raw: BinaryIO) -> Iterator[bytes]:
 
 # gzip and bz2 raise EOFError and OSError, the others have errors of their own.
 READ_ERRORS = (EOFError, OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
-DECOMPRESSORS: dict[str, Callable[[BinaryIO], Iterator[bytes]]] = {
+DECOMPRESSORS: dict[str, Callable[[BinaryIO], Iterator[bytes]]] = {  # for COMPRESSION_SUFFIXES
     ".gz": functools.partial(_read_compressed, gzip.open),
     ".bz2": functools.partial(_read_compressed, bz2.open),
     ".xz": functools.partial(_read_compressed, lzma.open),

@@ -12,8 +12,6 @@ from data.readers.read_policy import ErrorPolicy, describe_field, format_locatio
 from data.readers.text_files import BOM, split_file
 from settings.json_types import JsonObject
 
-SUFFIXES = (".jsonl", ".ndjson")
-
 # A string of JSON as bytes, and the whole characters and escapes at the beginning of one.
 JSON_STRING = re.compile(rb'"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
 JSON_CHARACTERS = re.compile(

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.readers import json_lines, read_policy, text_files
-from data.readers.decompression import DECOMPRESSORS, suffix_of
 from data.readers.input_files import find_files
 from data.readers.read_stats import ReadStats
+from data.readers.suffixes import JSON_LINES_SUFFIXES, is_compressed, suffix_of
 from errors import ConfigError, DataError
 from settings.json_types import JsonObject
 from storage.paths import expand_user
@@ -98,7 +98,7 @@ def _plain_stem(path: Path) -> str:
     """Returns the name of a folder, or of a file without its suffixes."""
     if path.is_dir():
         return path.resolve().name
-    is_packed = path.suffix.lower() in DECOMPRESSORS
+    is_packed = is_compressed(path)
     return Path(path.stem).stem if is_packed else path.stem
 
 
@@ -106,7 +106,7 @@ def _labelled_rows(path: Path, cfg: FinetuneConfig) -> list[tuple[str, JsonObjec
     """Returns the records of a file with their locations; none if they have no labels."""
     policy = read_policy.ErrorPolicy("strict", "train", ReadStats(), "eval.finetune.")
     suffix = suffix_of(path)
-    if suffix in json_lines.SUFFIXES:
+    if suffix in JSON_LINES_SUFFIXES:
         rows = [
             (read_policy.format_location(path, offset), record)
             for offset, _, record in json_lines.iter_json(path, policy)

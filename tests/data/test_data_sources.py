@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.readers import decompression, json_lines, long_text, read_policy, text_files
+from data.readers import decompression, json_lines, long_text, read_policy, suffixes, text_files
 from data.readers.long_text import LongText
 from data.readers.read_stats import ReadStats
 from data.readers.text_files import split_by_separator
@@ -336,6 +336,10 @@ def test_the_source_follows_from_the_path():
     for path, kind in kinds.items():
         assert DataConfig(path=path).kind == kind
     assert DataConfig(path="mine.txt", source="jsonl").kind == "jsonl"
+
+
+def test_every_suffix_of_a_compression_has_a_decompressor():
+    assert tuple(decompression.DECOMPRESSORS) == suffixes.COMPRESSION_SUFFIXES
 
 
 def test_reading_is_counted_in_bytes_of_the_disk(tmp_path, held):

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 # Settings are defined beside the code that reads them, so --help loads the parts of a model, their
 # operations and the objectives. It loads no task, no family, no source of data and no part of the
 # training loop.
-MAX_MODULES_OF_HELP = 158
+MAX_MODULES_OF_HELP = 155
 NOT_FOR_HELP = ("eval", "hub", "protocol", "training.runner", "training.loop", "training.step")
 NOT_FOR_HELP += ("data.open_stores", "data.sources.documents", "training.checkpoint.manager")
 NOT_FOR_HELP += ("orbax", "grain", "scipy", "tokenizers", "matplotlib")

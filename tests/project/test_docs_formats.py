@@ -114,3 +114,10 @@ def test_numpy_reads_a_store(tmp_path):
     made_store(tmp_path / "store", documents)
     for number, ids in enumerate(documents):
         np.testing.assert_array_equal(names["document"](tmp_path / "store", number), ids)
+
+
+def test_the_table_of_tasks_has_their_versions():
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text("utf-8")
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (\d+) \|", page, re.M)
+    versions = {name: int(n) for names, n in rows for name in re.findall(r"`(\w+)`", names)}
+    assert versions == {name: task().version for name, task in harness.TASKS.items()}

@@ -10,7 +10,6 @@ meta              values that the step needs besides arrays (data hash, ...)
 sha256            hash of all other keys, so that a flipped bit in the manifest is detected too
 """
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from settings import run_json
 from settings.json_types import JsonObject
 from training.checkpoint.param_names import LeafEntry
 from training.run.atomic_io import FileSeal, read_json, write_json
+from training.run.seal import seal_file
 from training.run.strict_json import decode_json, encode_json
 
 FORMAT = 2
@@ -53,7 +53,7 @@ class StepFolder(NamedTuple):
 def write(folder: Path, content: Mapping[str, object]) -> None:
     """Seals `folder`: flushes and hashes all files, then writes the manifest atomically."""
     _fsync_tree(folder)
-    files = {name: _file_entry(folder / name) for name in _file_sizes(folder)}
+    files = {name: seal_file(folder / name) for name in _file_sizes(folder)}
     body = decode_json(encode_json({"format": FORMAT, **content, "files": files}))
     write_json(folder / FILE_NAME, run_json.add_hash(body))
 
@@ -108,7 +108,7 @@ def _find_damage(folder: Path, files: Mapping[str, FileSeal], check_hashes: bool
             return f"{name} has {sizes[name]} bytes, not {entry['size']}"
     for name, entry in files.items() if check_hashes else ():
         try:
-            if _file_entry(folder / name) != entry:
+            if seal_file(folder / name) != entry:
                 return f"{name} has other content than was saved"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
@@ -150,9 +150,3 @@ def _file_sizes(folder: Path) -> dict[str, int]:
             if path.is_file() and not path.is_symlink() and path != folder / FILE_NAME:
                 sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
     return sizes
-
-
-def _file_entry(path: Path) -> FileSeal:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"size": file.tell(), "sha256": digest}

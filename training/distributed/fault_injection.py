@@ -45,7 +45,8 @@ class FaultInjector:
     """Causes the configured faults at the points where the loop and the checkpoints call it."""
 
     def __init__(self, spec: str = "", *, attempt: int = 1):
-        self._faults = parse_faults(spec) if attempt == 1 else parse_faults(spec) and ()
+        faults = parse_faults(spec)
+        self._faults = faults if attempt == 1 else ()
 
     def at_step(self, step: int) -> None:
         """Causes the faults of a step that begins."""
