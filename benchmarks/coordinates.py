@@ -1,8 +1,8 @@
-"""Checks coordinates of all mixers: `python benchmarks/coordinates.py --out=FILE [--only=A,B]`.
+"""Checks coordinates of all mixers: `python benchmarks/coordinates.py --out=FILE`.
 
 Each mixer of `configs/scale/width.py`, with one layer, is checked under muP at the widths 32 to
-512, and under the standard parametrization at two of them. A mixer that the file has already is
-not measured again.
+512, and under the standard parametrization at two of them. `--only=A,B`, `--rules=mup` and
+`--seeds=N` select. A mixer that the file has already is not measured again.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from settings.tree import freeze
 from training.settings import Settings, resolve
 
 WIDTHS = {"mup": (32, 64, 128, 256, 512), "standard": (32, 128)}
-STEPS, SEEDS = 10, 2
+STEPS = 10
 
 
 def main() -> None:
@@ -29,9 +29,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", default=",".join((*MIXERS, "moe")))
+    parser.add_argument("--rules", default=",".join(WIDTHS))
+    parser.add_argument("--seeds", type=int, default=4)
     args = parser.parse_args()
     results = json.loads(args.out.read_text("utf-8")) if args.out.exists() else {}
-    for parametrization, widths in WIDTHS.items():
+    for parametrization in args.rules.split(","):
+        widths = WIDTHS[parametrization]
         for name in args.only.split(","):
             key = f"{name} {parametrization}"
             if key in results:
@@ -41,7 +44,7 @@ def main() -> None:
             settings = with_changes(settings, changes)
             data = open_data(settings.data, settings.store_kinds)
             settings = resolve(settings, data.tokenizer.vocab_size)
-            check = check_coordinates(settings, data, widths, STEPS, SEEDS)
+            check = check_coordinates(settings, data, widths, STEPS, args.seeds)
             results[key] = check.last_step()
             print(key, *check.steepest(), flush=True)
             args.out.parent.mkdir(parents=True, exist_ok=True)

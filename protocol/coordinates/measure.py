@@ -48,6 +48,7 @@ class CoordinateCheck(NamedTuple):
     seeds: int
     widths: tuple[int, ...]
     taps: dict[str, Float[np.ndarray, "widths steps+1"]]  # Root mean squares.
+    errors: dict[str, float]  # Standard errors of the last slopes over seeds; empty: one seed.
 
     @property
     def num_steps(self) -> int:
@@ -56,8 +57,7 @@ class CoordinateCheck(NamedTuple):
 
     def slopes(self, step: int = -1) -> dict[str, float]:
         """Returns the slope of log RMS over log width after a step, by tap, by least squares."""
-        log_width = np.log(self.widths) - np.mean(np.log(self.widths))
-        return {name: _slope(log_width, rms[:, step]) for name, rms in self.taps.items()}
+        return {name: _slope(self.widths, rms[:, step]) for name, rms in self.taps.items()}
 
     def steepest(self, step: int = -1) -> tuple[str, float]:
         """Returns the tap whose slope has the largest absolute value, and the slope."""
@@ -81,8 +81,9 @@ class CoordinateCheck(NamedTuple):
         name, slope = self.steepest()
         over = sum(abs(value) > MAX_SLOPE for value in slopes.values())
         verdict = f"{over} of {len(slopes)} taps have" if over else "no tap has"
+        error = f" (standard error over seeds {self.errors[name]:.3f})" if self.errors else ""
         lines.append(
-            f"{verdict} a slope above {MAX_SLOPE:g}; the steepest is {slope:+.3f}, of {name}"
+            f"{verdict} a slope above {MAX_SLOPE:g}; the steepest is {slope:+.3f}{error}, of {name}"
         )
         return lines
 
@@ -96,7 +97,8 @@ class CoordinateCheck(NamedTuple):
             "rate": self.learning_rate,
             "seeds": self.seeds,
             "widths": list(self.widths),
-            "steepest": {"tap": name, "slope": round(slope, 4)},
+            "steepest": {"tap": name, "slope": round(slope, 4)}
+            | ({"standard_error": round(self.errors[name], 4)} if self.errors else {}),
             "rms": taps,
         }
 
@@ -145,8 +147,26 @@ def check_coordinates(
         )
         for name in columns[0][0][0]
     }
+    errors = {} if seeds == 1 else {name: slope_error(widths, columns, name) for name in taps}
     model, rate = settings.model, settings.optimizer.learning_rate
-    return CoordinateCheck(model.layers, model.parametrization, rate, seeds, widths, taps)
+    return CoordinateCheck(model.layers, model.parametrization, rate, seeds, widths, taps, errors)
+
+
+def slope_error(
+    widths: Sequence[int], columns: list[list[list[dict[str, float]]]], name: str
+) -> float:
+    """Returns the standard error of the last slope of a tap over seeds.
+
+    Args:
+        widths: W widths.
+        columns: the mean squares by tap, of each step of each seed of each width.
+        name: the tap.
+    """
+    sizes = np.sqrt([[run[-1][name] for run in runs] for runs in columns])
+    slopes = [_slope(widths, of_seed) for of_seed in sizes.T]
+    if not np.all(np.isfinite(slopes)):
+        return math.inf
+    return float(np.std(slopes, ddof=1) / math.sqrt(len(slopes)))
 
 
 def parse_widths(texts: Sequence[str]) -> list[int]:
@@ -223,7 +243,9 @@ def _rms(x: Array) -> Array:
     return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))
 
 
-def _slope(log_width: Float[np.ndarray, " widths"], rms: Float[np.ndarray, " widths"]) -> float:
+def _slope(widths: Sequence[int], rms: Float[np.ndarray, " widths"]) -> float:
+    """Returns the slope of log RMS over log width; inf if a size is 0 or not finite."""
     if not np.all(rms > 0) or not np.all(np.isfinite(rms)):
         return math.inf
+    log_width = np.log(widths) - np.mean(np.log(widths))
     return float(log_width @ np.log(rms) / (log_width @ log_width))

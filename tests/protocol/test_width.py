@@ -18,6 +18,7 @@ from protocol.coordinates.measure import (
     check_coordinates,
     parse_widths,
     short_settings,
+    slope_error,
 )
 from protocol.transfer import __main__ as transfer_command
 from protocol.transfer.search import (
@@ -45,7 +46,9 @@ def made_check(**slopes):
         name: np.stack([np.ones(3), np.ones(3), 0.7 * sizes**slope], axis=1)
         for name, slope in slopes.items()
     }
-    return CoordinateCheck(("attention+mlp",), "mup", 1e-3, 2, WIDTHS, taps)
+    return CoordinateCheck(
+        ("attention+mlp",), "mup", 1e-3, 2, WIDTHS, taps, {name: 0.02 for name in taps}
+    )
 
 
 def test_a_slope_is_the_power_of_the_width():
@@ -54,7 +57,8 @@ def test_a_slope_is_the_power_of_the_width():
     assert check.slopes(1) == pytest.approx({"a": 0.0, "b": 0.0})
     assert check.steepest() == ("b", pytest.approx(-0.3))
     assert (
-        "1 of 2 taps have a slope above 0.1; the steepest is -0.300, of b" in check.describe()[-1]
+        "1 of 2 taps have a slope above 0.1; the steepest is -0.300 (standard error over seeds "
+        "0.020), of b" in check.describe()[-1]
     )
     assert "no tap has a slope above 0.1" in made_check(a=0.05).describe()[-1]
     assert check.to_json()["taps"]["b"]["slope"] == pytest.approx(-0.3)
@@ -66,6 +70,11 @@ def test_a_tap_that_vanishes_or_explodes_has_no_finite_slope():
     assert check.slopes()["a"] == math.inf
     check.taps["a"][1, -1] = math.nan
     assert check.slopes()["a"] == math.inf
+
+
+def test_the_error_of_a_slope_is_that_of_the_mean_of_seeds():
+    columns = [[[{"a": width ** (2 * slope)}] for slope in (0.1, 0.2, 0.3)] for width in WIDTHS]
+    assert slope_error(WIDTHS, columns, "a") == pytest.approx(0.1 / math.sqrt(3))
 
 
 def test_short_settings_follow_the_width_and_unroll_whole_repeats():
