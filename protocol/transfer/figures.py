@@ -20,7 +20,7 @@ def iter_figures(search: RateSearch) -> Iterator[tuple[str, Figure]]:
         color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
         axes.plot(list(losses), list(losses.values()), color=color, marker=marker, ms=4)
         axes.plot([best], [losses[best]], color=color, marker="*", ms=11, label=f"width {width}")
-        axes.axvline(search.minimum(width), color=color, lw=1, ls=":")
+        axes.axvline(search.parabola(width).minimum, color=color, lw=1, ls=":")
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss (nats per token)")
     axes.set_title(f"{' '.join(search.layers)}, {search.parametrization}")
     axes.legend(fontsize=7)

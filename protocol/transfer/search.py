@@ -45,6 +45,17 @@ class RateTrial(NamedTuple):
     loss: float  # Mean training loss of the last steps; inf if it diverged.
 
 
+class RateParabola(NamedTuple):
+    """A parabola of the loss in log rate at one width."""
+
+    minimum: float  # The rate.
+    curvature: float  # Nats per token, for a rate that differs by a factor of e.
+
+    def excess(self, rate: float) -> float:
+        """Returns the loss at a rate above that of the minimum, in nats per token."""
+        return self.curvature * math.log(rate / self.minimum) ** 2
+
+
 class RateSearch(NamedTuple):
     """The trials of one model at several widths."""
 
@@ -85,10 +96,10 @@ class RateSearch(NamedTuple):
             )
         return best
 
-    def minimum(self, width: int) -> float:
-        """Returns the rate at the minimum of the parabola through the rates around the best one."""
+    def parabola(self, width: int) -> RateParabola:
+        """Returns the parabola of the mean loss through the rates around the best one."""
         rates, table = self._table(width)
-        return _minimum(rates, table.mean(axis=1))
+        return _fit_parabola(rates, table.mean(axis=1))
 
     def interval(self, width: int) -> tuple[float, float] | None:
         """Returns the 95 % interval of the minimum over seeds, by the jackknife of its logarithm.
@@ -99,29 +110,23 @@ class RateSearch(NamedTuple):
         n = table.shape[1]
         if n < MIN_SEEDS:
             return None
-        without = [_minimum(rates, np.delete(table, i, axis=1).mean(axis=1)) for i in range(n)]
+        means = [np.delete(table, i, axis=1).mean(axis=1) for i in range(n)]
+        without = [_fit_parabola(rates, mean).minimum for mean in means]
         error = math.sqrt((n - 1) * float(np.var(np.log(without))))
         factor = math.exp(float(special.stdtrit(n - 1, 0.975)) * error)
-        minimum = self.minimum(width)
+        minimum = self.parabola(width).minimum
         return minimum / factor, minimum * factor
 
     def spread(self) -> float:
         """Returns the ratio of the largest minimum to the smallest one."""
-        minima = [self.minimum(width) for width in self.widths]
+        minima = [self.parabola(width).minimum for width in self.widths]
         return max(minima) / min(minima)
 
     def excess_losses(self) -> dict[int, float]:
-        """Returns what the minimum of the smallest width costs at each width.
-
-        This is the loss at the rate of the grid next to it, above the lowest one of that width.
-        """
-        transferred = self.minimum(self.widths[0])
-        excess = {}
-        for width in self.widths:
-            losses = self.losses(width)
-            nearest = min(losses, key=lambda rate: abs(math.log(rate / transferred)))
-            excess[width] = losses[nearest] - min(losses.values())
-        return excess
+        """Returns the loss at the minimum of the smallest width, above that of each, by width."""
+        parabolas = {width: self.parabola(width) for width in self.widths}
+        rate = parabolas[self.widths[0]].minimum
+        return {width: parabola.excess(rate) for width, parabola in parabolas.items()}
 
     def _table(
         self, width: int
@@ -132,18 +137,19 @@ class RateSearch(NamedTuple):
         return np.array(rates), np.array([[losses[r, s] for s in self.seeds] for r in rates])
 
 
-def _minimum(rates: Float[np.ndarray, " rates"], losses: Float[np.ndarray, " rates"]) -> float:
-    """Returns the minimum of a parabola in log rate, or the best rate if it bends downwards."""
+def _fit_parabola(
+    rates: Float[np.ndarray, " rates"], losses: Float[np.ndarray, " rates"]
+) -> RateParabola:
+    """Returns a parabola in log rate; with the best rate and no curvature if it bends downwards."""
     best = int(np.argmin(losses))
     window = slice(max(best - FIT_REACH, 0), best + FIT_REACH + 1)
     x, y = np.log(rates[window] / rates[best]), losses[window]
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
-    if len(x) < MIN_RATES:
-        return float(rates[best])
-    curvature, slope, _ = np.polyfit(x, y, 2)
+    curvature, slope = np.polyfit(x, y, 2)[:2] if len(x) >= MIN_RATES else (0.0, 0.0)
     if curvature <= 0:
-        return float(rates[best])
-    return float(rates[best] * np.exp(np.clip(-slope / (2 * curvature), x[0], x[-1])))
+        return RateParabola(float(rates[best]), 0.0)
+    shift = np.clip(-slope / (2 * curvature), x[0], x[-1])
+    return RateParabola(float(rates[best] * np.exp(shift)), float(curvature))
 
 
 def search_rates(
@@ -227,11 +233,11 @@ def describe(search: RateSearch) -> list[str]:
         reach = f" (95 %: {interval[0]:.3g} to {interval[1]:.3g})" if interval else ""
         lines.append(
             f"width {width}: best rate {search.best_rate(width):.4g}, minimum of the parabola "
-            f"{search.minimum(width):.4g}{reach}"
+            f"{search.parabola(width).minimum:.4g}{reach}"
         )
     costs = [f"{excess:.4f} at {width}" for width, excess in search.excess_losses().items()]
     lines.append(
-        f"loss above the best at the minimum of width {search.widths[0]}, in nats per token: "
+        f"loss above the minimum at that of width {search.widths[0]}, in nats per token: "
         + ", ".join(costs)
     )
     if len(search.widths) > 1:
@@ -249,7 +255,7 @@ def _verdict(search: RateSearch) -> str:
 
 def to_json(search: RateSearch) -> JsonObject:
     """Returns the search as transfer.json has it."""
-    minima = {str(w): [search.minimum(w), search.interval(w)] for w in search.widths}
+    minima = {str(w): [search.parabola(w).minimum, search.interval(w)] for w in search.widths}
     trials = [list(trial) for trial in search.trials]
     return search._asdict() | {"minima": minima, "trials": trials}
 

@@ -115,7 +115,7 @@ def test_the_best_rates_of_widths_are_compared():
     assert np.diff(np.log2(grid)) == pytest.approx([0.5] * 6) and grid[3] == 1e-2
     near = made_search(lambda width: 1.1e-2, seeds=2)
     assert [near.best_rate(width) for width in WIDTHS] == [1e-2] * 3
-    assert near.minimum(64) == pytest.approx(1.1e-2) and near.interval(64) is None
+    assert near.parabola(64).minimum == pytest.approx(1.1e-2) and near.interval(64) is None
     assert near.losses(32)[grid[3]] == pytest.approx(2.5 + math.log(1.1) ** 2)
     assert "by a factor of 1: the rate has no verdict with 2 of 3 --seeds" in describe(near)[-1]
     assert "the rate transfers" in describe(made_search(lambda width: 1.1e-2, seeds=3))[-1]
@@ -138,10 +138,10 @@ def test_the_interval_of_a_minimum_is_that_of_the_mean_log_rate_of_seeds():
     search = RateSearch(("attention+mlp",), "mup", 100, tuple(trials))
     mean, error = np.log(minima).mean(), np.log(minima).std(ddof=1) / 2
     expected = np.exp(mean + np.array([-1, 1]) * stats.t.ppf(0.975, 3) * error)
-    assert search.minimum(32) == pytest.approx(np.exp(mean))
+    assert search.parabola(32).minimum == pytest.approx(np.exp(mean))
     assert "nats per token: " in describe(search)[-1]  # One width has no verdict.
     assert search.interval(32) == pytest.approx(tuple(expected))
-    assert to_json(search)["minima"]["32"] == [search.minimum(32), search.interval(32)]
+    assert to_json(search)["minima"]["32"] == [search.parabola(32).minimum, search.interval(32)]
 
 
 def test_a_diverged_seed_and_a_best_rate_at_the_edge_are_no_optimum():
@@ -149,7 +149,9 @@ def test_a_diverged_seed_and_a_best_rate_at_the_edge_are_no_optimum():
     trials = [t._replace(loss=math.inf) if t.rate > 1.2e-2 else t for t in search.trials]
     diverged = search._replace(trials=tuple(trials))
     assert diverged.best_rate(64) == 1e-2
-    assert diverged.minimum(64) == pytest.approx(1e-2)  # By the rates that did not diverge.
+    assert diverged.parabola(64).minimum == pytest.approx(
+        1e-2
+    )  # By the rates that did not diverge.
     with pytest.raises(DataError, match="width 32 the best rate 0.02828 is at the edge"):
         describe(made_search(lambda width: 1.0))
 
