@@ -78,17 +78,19 @@ def show(
     Its files are written to the folder `out`, and its charts to the folder `figures`.
     """
     board = build_board(results, fit)
-    console = Console(highlight=False, emoji=False)
-    export.print_board(board, console)
-    if out:
-        out = scratch.local_path(out)
-        for path in export.write_board(board, out):
-            console.print(str(path), markup=False, soft_wrap=True)
-        scratch.upload_tree(out)
-    if figures:
-        from protocol.board.figures import write_figures  # matplotlib takes a second to import.
+    console, paths = Console(highlight=False, emoji=False), list[Path]()
+    try:
+        if out:
+            out = scratch.local_path(out)
+            paths += export.write_board(board, out)
+            scratch.upload_tree(out)
+        if figures:
+            from protocol.board.figures import write_figures  # matplotlib takes a second to import.
 
-        for path in write_figures(board, figures):
+            paths += write_figures(board, figures)
+    finally:  # Files come first, because the reader of a pipe may end before all is printed.
+        export.print_board(board, console)
+        for path in paths:
             console.print(str(path), markup=False, soft_wrap=True)
 
 

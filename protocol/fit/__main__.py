@@ -132,17 +132,21 @@ def run(argv: Sequence[str]) -> None:
     args = parse_args(argv)
     settings = parse_settings(args)
     reports = [fit_points(source, settings) for source in read_sources(args)]
-    for report in reports:
-        print("\n".join(describe(report)), flush=True)
-    if all(result.problem for report in reports for result in report.results):
-        raise DataError("nothing was fitted; the lines above say why by approach")
-    if args.out:
-        paths = save_figures(iter_figures(reports), args.out)
-        record = args.out / "fit.json"
-        tree = {"format": FORMAT, "reports": [to_json(report) for report in reports]}
-        record.write_text(encode_json(tree, indent=1) + "\n", "utf-8")
-        for path in (record, *paths):
+    is_fitted = any(not result.problem for report in reports for result in report.results)
+    paths: list[Path] = []
+    try:
+        if args.out and is_fitted:
+            paths = save_figures(iter_figures(reports), args.out)
+            tree = {"format": FORMAT, "reports": [to_json(report) for report in reports]}
+            paths.insert(0, args.out / "fit.json")
+            paths[0].write_text(encode_json(tree, indent=1) + "\n", "utf-8")
+    finally:  # Files come first, because the reader of a pipe may end before all is printed.
+        for report in reports:
+            print("\n".join(describe(report)))
+        for path in paths:
             print(path)
+    if not is_fitted:
+        raise DataError("nothing was fitted; the lines above say why by approach")
 
 
 def main(argv: Sequence[str]) -> int:

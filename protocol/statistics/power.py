@@ -64,26 +64,6 @@ def critical_difference(
     return float(t * sigma * math.sqrt(2 / n_runs))
 
 
-def critical_difference_of_minima(
-    sigma: float, n_runs: int, n_comparisons: int = 1, alpha: float = 0.05, *, n_sizes: int
-) -> float:
-    """Returns the smallest claimable difference between the minima of two isoFLOP parabolas.
-
-    Each parabola (`isoflop.minima_difference`) is fitted through `n_runs` runs at each of `n_sizes`
-    sizes, evenly spaced in log N around the minimum. At its minimum, the variance of a parabola is
-    3 (3 k^2 - 7) / (4 k (k^2 - 4)) of that of the mean of one size, by least squares over k sizes.
-    Its degrees of freedom are k - 3, however many runs a size has. What is particular to a size,
-    and the misfit of the curve to a parabola, add to this.
-    """
-    _check_inputs(sigma, n_comparisons)
-    k, df = n_sizes, 2 * (n_sizes - 3)
-    if k < 3 or df < 1:
-        return math.inf
-    t = special.stdtrit(df, 1 - alpha / (2 * n_comparisons))
-    share = 3 * (3 * k**2 - 7) / (4 * k * (k**2 - 4)) / n_runs
-    return float(t * sigma * math.sqrt(2 * share))
-
-
 def power(
     effect: float,
     sigma: float,
@@ -152,6 +132,27 @@ def detectable_difference(
     while missing_power(high) < 0:
         high *= 2
     return float(optimize.brentq(missing_power, 0.0, high, xtol=1e-6 * scale))
+
+
+def detectable_difference_of_minima(
+    sigma: float, n_runs: int, n_comparisons: int = 1, alpha: float = 0.05, *, n_sizes: int
+) -> float:
+    """Returns the smallest difference of isoFLOP minima that at least half of studies claim.
+
+    Each parabola (`isoflop.minima_difference`) is fitted through `n_runs` runs at each of `n_sizes`
+    sizes, evenly spaced in log N around the minimum. At its minimum, the variance of a parabola is
+    3 (3 k^2 - 7) / (4 k (k^2 - 4)) of that of the mean of one size, by least squares over k sizes.
+    Its degrees of freedom are k - 3, however many runs a size has: the difference is that of two
+    means of k - 2 runs each. What is particular to a size, and the misfit of the curve to a
+    parabola, add to it.
+    """
+    _check_inputs(sigma, n_comparisons)
+    k = n_sizes
+    if k < 4:
+        return math.inf
+    share = 3 * (3 * k**2 - 7) / (4 * k * (k**2 - 4)) / n_runs
+    equivalent = sigma * math.sqrt(share * (k - 2))
+    return detectable_difference(equivalent, equivalent, k - 2, n_comparisons, alpha)
 
 
 def runs_needed(

@@ -183,7 +183,9 @@ def _format_detectable_difference(plan: StudyPlan) -> str:
             "smallest claimable difference: unknown, because no noise floor is recorded; measure "
             "one with --stage=noise_floor"
         )
-    sizes = f"of minima among {plan.min_curve_sizes} sizes, " if plan.min_curve_sizes > 1 else ""
+    sizes = ""
+    if plan.min_curve_sizes > 1:
+        sizes = f"of minima among {plan.min_curve_sizes} sizes that scatter as seeds alone, "
     sources = ", ".join(dict.fromkeys(floor.source for floor in floors.values() if floor.source))
     sigmas = ", ".join(
         f"{name} {floor.sigma:.2g} (at most {floor.upper_bound():.2g})"

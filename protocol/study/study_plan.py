@@ -17,8 +17,8 @@ from protocol.records.plan_file import hash_json
 from protocol.records.tuning_record import BATCH_SIZE
 from protocol.statistics.power import (
     NoiseFloor,
-    critical_difference_of_minima,
     detectable_difference,
+    detectable_difference_of_minima,
 )
 from protocol.statistics.sequential import check_looks
 from protocol.study.budget import TOLERANCE, compute_run_costs
@@ -119,7 +119,7 @@ class StudyPlan:
         largest, alpha = max(bounds.values()), self.declaration.alpha
         n_runs = len(self.seeds)
         if self.min_curve_sizes > 1:
-            return critical_difference_of_minima(
+            return detectable_difference_of_minima(
                 *(largest, n_runs, self.n_comparisons, alpha), n_sizes=self.min_curve_sizes
             )
         sigmas = {

@@ -141,3 +141,13 @@ def test_candidates_on_other_text_have_a_fit_of_their_own(tmp_path, capsys):
         path.write_text(json.dumps(run))
     assert command.main([str(tmp_path), "--approach=surface"]) == 65
     assert capsys.readouterr().out.count("# dense: 2 runs, test/bits_per_byte") == 2
+
+
+def test_a_board_is_written_though_the_reader_of_a_pipe_has_ended(fitted, tmp_path, monkeypatch):
+    def broken(*args, **flags):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(export, "print_board", broken)
+    monkeypatch.setattr("settings.command.silence_stdout", lambda: None)
+    assert leaderboard.main([str(fitted / "runs"), f"--out={tmp_path}"]) == 0
+    assert (tmp_path / "leaderboard.html").exists()

@@ -13,7 +13,7 @@ from protocol.records.plan_file import check_plan, read_plans
 from protocol.records.safe_read import CheckedFields
 from protocol.records.study_record import parse_study
 from protocol.statistics.isoflop import fit_minima
-from protocol.statistics.power import NoiseFloor, critical_difference_of_minima
+from protocol.statistics.power import NoiseFloor, detectable_difference_of_minima
 from protocol.statistics.scaling_law import Point
 from protocol.study import budget, plan_record, run_study, step_timing, study
 from protocol.study import plan as plans
@@ -199,12 +199,15 @@ def test_the_strong_comparison_is_planned_with_default_settings(curves):
     assert {run.cell_key for run in again} == middle
     floor = dataclasses.replace(plan, noise_floors={"dense": NoiseFloor(0.01, 8)})
     bound = NoiseFloor(0.01, 8).upper_bound()
-    assert floor.detectable_difference == critical_difference_of_minima(bound, 3, 3, n_sizes=6)
+    assert floor.detectable_difference == detectable_difference_of_minima(bound, 3, 3, n_sizes=6)
     unmatched = study.describe_unmatched(curves)
     assert all(re.search(r"training FLOPs [+-]0\.\d\d % from the budget; ", x) for x in unmatched)
     assert sum(line.endswith("; reference") for line in unmatched) == 18
     told = plans.format_plan(floor, runs, {})
-    assert "comparisons: 3" in told[1] and "of minima among 6 sizes, n=3" in told[2]
+    assert (
+        "comparisons: 3" in told[1]
+        and "of minima among 6 sizes that scatter as seeds alone, n=3" in told[2]
+    )
 
 
 def test_an_isoflop_study_is_tuned_and_conducted(curves, trained, tmp_path):

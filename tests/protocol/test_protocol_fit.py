@@ -196,6 +196,19 @@ def test_a_resample_without_an_optimum_widens_the_interval(tmp_path, capsys):
     assert len(report["influences"]) == 28
 
 
+def test_files_are_written_though_the_reader_of_a_pipe_has_ended(table, tmp_path, monkeypatch):
+    """As with `| head -1`; the exit code is 0, so that the files must be there."""
+
+    def broken(*args, **flags):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("protocol.fit.__main__.print", broken, raising=False)
+    monkeypatch.setattr("settings.command.silence_stdout", lambda: None)
+    flags = ["--approach=2", "--resamples=2", f"--out={tmp_path}"]
+    assert command.main([str(table), *flags]) == 0
+    assert (tmp_path / "fit.json").exists()
+
+
 def test_equal_losses_and_points_of_many_epochs_are_not_fitted(tmp_path, capsys):
     path = tmp_path / "x.csv"
     for header, text, message in (
