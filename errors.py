@@ -5,13 +5,38 @@ the run's `error.log`; `--debug` prints it too. The codes follow sysexits where 
 70 internal error, 73 cannot create, 74 input or output, 75 temporary failure (Slurm can requeue a
 job that exits with 75).
 
-Every command loads this file first, so it also names the systems that the project runs on.
+Every command loads this file first, so it also names the systems that the project runs on, and lets
+Ctrl-C end a command while it is loaded. A KeyboardInterrupt would print a traceback through the
+imports, and be lost if it came in a callback of the garbage collector, of which JAX has one.
 """
+
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
 
 try:
     import fcntl  # noqa: F401
 except ImportError:  # files are locked and replaced as POSIX systems do it
     raise SystemExit("isoflop runs on Linux and macOS; on Windows, run it in WSL 2") from None
+
+
+def stop_loading(signal_number: int, frame: FrameType | None) -> None:
+    """Ends the process by one line; `settings.command.run_command` takes over from this handler."""
+    os.write(2, b"Stopped.\n")
+    os._exit(130)
+
+
+_MAIN_FILE = Path(vars(sys.modules["__main__"]).get("__file__") or "/")
+_IS_COMMAND = Path(__file__).resolve().parent in _MAIN_FILE.resolve().parents  # not a library
+if (
+    _IS_COMMAND
+    and not multiprocessing.parent_process()
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):
+    signal.signal(signal.SIGINT, stop_loading)
 
 
 class IsoflopError(Exception):

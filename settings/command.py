@@ -2,13 +2,17 @@
 
 import contextlib
 import errno
+import gc
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from types import FrameType, FunctionType
 
-from errors import ConfigError, DeviceMemoryError, DiskError, IsoflopError
+from errors import ConfigError, DeviceMemoryError, DiskError, IsoflopError, stop_loading
 
 DEBUG_FLAGS = ("--debug", "--debug=true")
 
@@ -59,10 +63,11 @@ def run_command(
             # A terminal without some characters must not end the run with an encoding error.
             stream.reconfigure(errors="replace")
     try:
-        _check_encoding(argv)
-        code = command(argv) or 0
-        sys.stdout.flush()  # A full disk or a closed pipe shows here, not at the exit of Python.
-        return code
+        with _interrupts():
+            _check_encoding(argv)
+            code = command(argv) or 0
+            sys.stdout.flush()  # A full disk or a closed pipe shows here, not at Python's exit.
+            return code
     except BrokenPipeError:
         silence_stdout()  # the reader of a pipe, such as `| head`, has ended
         return 0
@@ -82,6 +87,36 @@ def run_command(
             return 1
         print(f"{prefix()}{type(user_error).__name__}: {user_error}", file=sys.stderr)
         return user_error.code
+
+
+@contextlib.contextmanager
+def _interrupts() -> Generator[None, None, None]:
+    """Raises KeyboardInterrupt at Ctrl-C, and not where Python would drop it."""
+    previous = signal.getsignal(signal.SIGINT)
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if not is_main_thread or previous not in (signal.default_int_handler, stop_loading):
+        yield
+        return
+    signal.signal(signal.SIGINT, raise_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def raise_interrupt(signal_number: int, frame: FrameType | None) -> None:
+    """Handles Ctrl-C; in a callback of the garbage collector it sends the signal again later.
+
+    Raises:
+        KeyboardInterrupt: elsewhere.
+    """
+    callbacks = {c.__code__ for c in gc.callbacks if isinstance(c, FunctionType)}
+    while frame is not None:
+        if frame.f_code in callbacks:
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def _check_encoding(argv: Sequence[str]) -> None:

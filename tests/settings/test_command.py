@@ -1,8 +1,12 @@
 """Commands end with one line and an exit code, whatever stops them."""
 
 import contextlib
+import gc
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +76,39 @@ def test_a_defect_and_debug_print_the_traceback(capsys):
     assert run_command(command, ["--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
     assert run_command(lambda argv: 65, []) == 65
+
+
+def test_an_interrupt_in_the_garbage_collector_is_not_lost(capsys):
+    def collected(phase, info):
+        if phase == "start" and not sent:
+            sent.append(phase)
+            signal.raise_signal(signal.SIGINT)
+
+    def command(argv):
+        gc.collect()
+        assert sent
+        time.sleep(5)
+
+    sent = []
+    gc.callbacks.append(collected)
+    try:
+        assert run_command(command, []) == 130
+    finally:
+        gc.callbacks.remove(collected)
+    assert capsys.readouterr().err == "Stopped.\n"
+
+
+@pytest.mark.slow
+def test_an_interrupt_while_a_command_is_loaded_is_one_line(tmp_path):
+    """The interrupt comes while the command imports numpy."""
+    (tmp_path / "numpy.py").write_text("import signal\nsignal.raise_signal(2)")
+    root = Path(__file__).parents[2]
+    command = [sys.executable, str(root / "leaderboard.py"), "runs"]
+    path = os.pathsep.join([str(tmp_path), str(root)])
+    ended = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert (ended.stderr, ended.returncode) == ("Stopped.\n", 130)
 
 
 def test_a_tilde_behind_an_equals_sign_is_the_home_folder(monkeypatch, tmp_path):
