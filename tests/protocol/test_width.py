@@ -217,3 +217,26 @@ def test_the_commands_measure_tiny_models(text_settings, capsys):
     assert len(trials) == 3 and all(math.isfinite(loss) for *_, loss in trials)
     assert run_command(transfer_command.run, [*argv, "--rates=3"]) == code
     assert "width 16, rate 0.01:" not in capsys.readouterr().out  # It is not run again.
+
+
+@pytest.mark.parametrize(
+    ("mixer", "ratio"), [("attention", 1.16), ("mamba2", 1.27), ("gated_deltanet", 2.19)]
+)
+def test_recorded_best_rates_differ_by_what_the_docs_state(mixer, ratio):
+    """The parabola is fitted here by least squares over the whole grid around the best rate."""
+    path = ROOT / "results" / "width" / f"transfer_{mixer}.json"
+    trials = np.array(json.loads(path.read_text("utf-8"))["trials"])
+    minima = []
+    for width in (32, 64, 128, 256):
+        of_width = trials[trials[:, 0] == width]
+        rates = np.unique(of_width[:, 1])
+        losses = np.array([of_width[of_width[:, 1] == rate, 3].mean() for rate in rates])
+        near = np.abs(np.arange(len(rates)) - losses.argmin()) <= 4
+        x = np.log(rates[near])
+        design = np.stack([x**2, x, np.ones_like(x)], axis=1)
+        (a, b, _), *_ = np.linalg.lstsq(design, losses[near])
+        minima.append(np.exp(-b / (2 * a)))
+    assert len(trials) == 4 * 9 * 4
+    assert max(minima) / min(minima) == pytest.approx(ratio, abs=0.01)
+    text = (ROOT / "docs" / "laws.md").read_text("utf-8")
+    assert f" {ratio} |" in text or f"**{ratio}** |" in text
