@@ -1,16 +1,15 @@
 """Runs a command: errors become one line and an exit code, on any terminal; jax is not needed."""
 
 import contextlib
+import dataclasses
 import errno
-import gc
 import io
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Generator, Sequence
-from types import FrameType, FunctionType
+from collections.abc import Callable, Sequence
 
 from errors import ConfigError, DeviceMemoryError, DiskError, IsoflopError, stop_loading
 
@@ -63,11 +62,11 @@ def run_command(
             # A terminal without some characters must not end the run with an encoding error.
             stream.reconfigure(errors="replace")
     try:
-        with _interrupts():
-            _check_encoding(argv)
-            code = command(argv) or 0
-            sys.stdout.flush()  # A full disk or a closed pipe shows here, not at Python's exit.
-            return code
+        _take_interrupts()
+        _check_encoding(argv)
+        code = command(argv) or 0
+        sys.stdout.flush()  # A full disk or a closed pipe shows here, not at the exit of Python.
+        return code
     except BrokenPipeError:
         silence_stdout()  # the reader of a pipe, such as `| head`, has ended
         return 0
@@ -89,34 +88,35 @@ def run_command(
         return user_error.code
 
 
-@contextlib.contextmanager
-def _interrupts() -> Generator[None, None, None]:
-    """Raises KeyboardInterrupt at Ctrl-C, and not where Python would drop it."""
-    previous = signal.getsignal(signal.SIGINT)
-    is_main_thread = threading.current_thread() is threading.main_thread()
-    if not is_main_thread or previous not in (signal.default_int_handler, stop_loading):
-        yield
-        return
-    signal.signal(signal.SIGINT, raise_interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+@dataclasses.dataclass(frozen=True)
+class InterruptSender:
+    """A hook for exceptions that nothing can catch; it sends a KeyboardInterrupt once more.
 
-
-def raise_interrupt(signal_number: int, frame: FrameType | None) -> None:
-    """Handles Ctrl-C; in a callback of the garbage collector it sends the signal again later.
-
-    Raises:
-        KeyboardInterrupt: elsewhere.
+    Python drops what is raised in `__del__` and in callbacks of the garbage collector, of which JAX
+    has one, so that Ctrl-C would be lost there.
     """
-    callbacks = {c.__code__ for c in gc.callbacks if isinstance(c, FunctionType)}
-    while frame is not None:
-        if frame.f_code in callbacks:
+
+    previous: Callable[..., object]
+
+    def __call__(self, event: "sys.UnraisableHookArgs") -> None:
+        """Sends the signal, or passes the event on."""
+        if issubclass(event.exc_type, KeyboardInterrupt):
             threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
-            return
-        frame = frame.f_back
-    raise KeyboardInterrupt
+        else:
+            self.previous(event)
+
+
+def _take_interrupts() -> None:
+    """Lets Ctrl-C raise a KeyboardInterrupt from now on, and not end the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGINT) is stop_loading:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    hook: object = sys.unraisablehook
+    while not isinstance(hook, InterruptSender) and hasattr(hook, "previous"):
+        hook = hook.previous
+    if not isinstance(hook, InterruptSender):
+        sys.unraisablehook = InterruptSender(sys.unraisablehook)
 
 
 def _check_encoding(argv: Sequence[str]) -> None:
