@@ -1,6 +1,7 @@
 """Commands end with one line and an exit code, whatever stops them."""
 
 import contextlib
+import functools
 import gc
 import os
 import signal
@@ -90,11 +91,13 @@ def test_an_interrupt_in_the_garbage_collector_is_not_lost(capsys):
         time.sleep(5)
 
     sent = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # Ignored in the background.
     gc.callbacks.append(collected)
     try:
         assert run_command(command, []) == 130
     finally:
         gc.callbacks.remove(collected)
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "Stopped.\n"
 
 
@@ -106,7 +109,11 @@ def test_an_interrupt_while_a_command_is_loaded_is_one_line(tmp_path):
     command = [sys.executable, str(root / "leaderboard.py"), "runs"]
     path = os.pathsep.join([str(tmp_path), str(root)])
     ended = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+        command,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     assert (ended.stderr, ended.returncode) == ("Stopped.\n", 130)
 
