@@ -3,9 +3,10 @@
 python -m protocol.coordinates --config=configs/scale/width.py:mamba2
 python -m protocol.transfer --config=configs/scale/width.py:mamba2 --out=transfer/mamba2
 
-With attention, mamba2 and gated_deltanet and one layer (--config.model.depth=1), expect that no tap
-has a slope above 0.1 between the widths 32 and 512 after 10 steps, and with
---config.model.parametrization=standard that logits have one above 0.7.
+With attention or mamba2 and one layer (--config.model.depth=1), expect that no tap has a slope
+above 0.1 between the widths 32 and 512 after 10 steps, and with
+--config.model.parametrization=standard that logits have one above 0.7. docs/laws.md has the slopes
+of all mixers.
 """
 
 from arch import CHANNELS, MIXERS

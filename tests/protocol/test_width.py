@@ -11,6 +11,7 @@ import tiny
 import tiny_runs
 from scipy import stats
 
+from arch import MIXERS
 from errors import ConfigError, DataError
 from protocol.coordinates import __main__ as coordinates_command
 from protocol.coordinates.measure import (
@@ -36,7 +37,12 @@ from training.settings import Settings
 ROOT = Path(__file__).parents[2]
 WIDTHS = (32, 64, 128)
 # Recorded slopes that are not below 0.1, which docs/laws.md explains.
-STEEPEST = {"moe mup": 0.16, "gated_conv mup": 0.105}
+STEEPEST = {
+    "gated_deltanet mup": 0.12,
+    "delta_product mup": 0.18,
+    "gated_conv mup": 0.13,
+    "moe mup": 0.12,
+}
 
 
 def made_check(**slopes):
@@ -178,7 +184,7 @@ def test_a_shifted_grid_keeps_the_trials_of_the_first_one():
 def test_recorded_coordinates_hold_under_mup_and_not_under_the_standard():
     """The slopes are fitted here by numpy to the recorded root mean squares."""
     results = json.loads((ROOT / "results" / "width" / "coordinates.json").read_text("utf-8"))
-    assert {"attention mup", "mamba2 mup", "gated_deltanet mup"} <= results.keys()
+    assert {f"{name} {rule}" for name in MIXERS for rule in ("mup", "standard")} <= results.keys()
     for name, record in results.items():
         log_width, rms = np.log(record["widths"]), np.array([*record["rms"].values()])
         slopes = np.abs(np.polyfit(log_width, np.log(rms).T, 1)[0])
