@@ -5,14 +5,15 @@ reader who confuses colors can tell the rows apart by the shapes of their marks.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -33,6 +34,7 @@ COLORS = tuple(
 MARKERS = ("o", "s", "^", "D")
 MAX_ROWS = 40  # Rows of a chart; more cannot be told apart.
 MIN_INTERVAL_RUNS = 3  # The interval of two runs is so wide that it hides the others.
+FormatTick = Callable[[float], str]
 METADATA: Mapping[str, Mapping[str, None]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
@@ -63,6 +65,26 @@ def save_figures(figures: Iterator[tuple[str, Figure]], folder: Path) -> list[Pa
                 figure.savefig(path, format=kind, metadata=dict(metadata), bbox_inches="tight")
                 paths.append(path)
     return paths
+
+
+def use_log_axis(
+    axes: Axes, name: Literal["x", "y"] = "x", format_tick: FormatTick = format_scientific
+) -> None:
+    """Makes an axis logarithmic, with ticks that are not empty in a narrow range either.
+
+    The labels of ticks are plain text, since `save_figures` draws no mathematical notation.
+    """
+    axis: Axis = axes.xaxis if name == "x" else axes.yaxis
+    if name == "x":
+        axes.set_xscale("log")
+        low, high = axes.get_xlim()
+    else:
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+    steps = (1.0,) if high / low > 1000 else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(subs=steps) if high / low > 4 else MaxNLocator(4))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format_tick(value)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _iter_figures(board: Board) -> Iterator[tuple[str, Figure]]:
@@ -131,7 +153,7 @@ def _pareto(
     if len(front) > 1:
         costs, values = zip(*front, strict=True)
         axes.step(costs, values, where="post", color="0.4", linestyle=":", linewidth=1, zorder=0)
-    _use_log_axis(axes)
+    use_log_axis(axes)
     _draw_baselines(axes, _group_lines(comparable_set.groups, comparable_set))
     axes.set(xlabel=COLUMNS[cost].label, ylabel=_metric_label(comparable_set))
     _add_legend(axes, rows, places)
@@ -163,7 +185,7 @@ def _learning_curves(
         if len(losses) > 1:
             low, high = losses.min(axis=0), losses.max(axis=0)
             axes.fill_between(tokens, low, high, color=color, alpha=0.2, linewidth=0)
-    _use_log_axis(axes)
+    use_log_axis(axes)
     metric = rows[0].first_run.learning_curve_metric
     if metric == "bits_per_byte":
         _draw_baselines(axes, _group_lines(comparable_set.groups, comparable_set))
@@ -187,7 +209,7 @@ def _isoflop(comparable_set: ComparableSet) -> Figure:
     for (name, _), line in points.items():
         style = _style(names.index(name))
         axes.plot(*zip(*sorted(line), strict=True), color=style.color, marker=style.marker)
-    _use_log_axis(axes)
+    use_log_axis(axes)
     axes.set(xlabel="parameters", ylabel=_metric_label(comparable_set))
     axes.legend([_legend_mark(index) for index in range(len(names))], names)
     return figure
@@ -236,16 +258,6 @@ def _draw_baselines(axes: Axes, lines: Sequence[Baseline], *, vertical: bool = F
         else:
             at, transform, align = (1.0, line.mean), axes.get_yaxis_transform(), "right"
         axes.text(*at, label, transform=transform, va="bottom", ha=align, size=7)
-
-
-def _use_log_axis(axes: Axes) -> None:
-    """Makes the x axis logarithmic, with ticks that are not empty in a narrow range either."""
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    steps = (1.0,) if high / low > 1000 else (1.0, 2.0, 5.0)
-    axes.xaxis.set_major_locator(LogLocator(subs=steps) if high / low > 4 else MaxNLocator(4))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_scientific(x)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _add_legend(axes: Axes, rows: Sequence[BoardRow], places: Mapping[str, int]) -> None:

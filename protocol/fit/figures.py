@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from formatting import format_scientific
+from formatting import format_scientific, format_si
 from protocol.board.columns import metric_label
-from protocol.board.figures import COLORS, MARKERS
+from protocol.board.figures import COLORS, MARKERS, use_log_axis
 from protocol.fit.report import FitReport
 from protocol.statistics.isoflop import Minimum
 from protocol.statistics.scaling_law import MAX_EPOCHS
@@ -54,7 +54,8 @@ def _curves(report: FitReport, minima: Sequence[Minimum], surface: SurfaceFit | 
         axes.plot([], [], "--", color="0.4", linewidth=1, label="surface")
     label = "minimum of the parabola"
     axes.plot([], [], "*", color="0.7", markeredgecolor="k", ms=10, label=label)
-    axes.set(xscale="log", xlabel="parameters N", ylabel=_loss_label(report))
+    axes.set(xlabel="parameters N", ylabel=_loss_label(report))
+    use_log_axis(axes, format_tick=format_si)
     axes.set_title(report.source.name)
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return figure
@@ -69,7 +70,8 @@ def _residuals(report: FitReport, fit: SurfaceFit) -> Figure:
     residuals = means.losses - fit.law.loss(means.params, means.tokens) - fit.gap * means.gaps
     axes.plot(compute, residuals, linestyle="", marker="o", color=COLORS[0], ms=4)
     axes.axhline(0.0, color="0.4", linewidth=0.8)
-    axes.set(xscale="log", xlabel="training FLOPs, 6 N D", title=report.source.name)
+    axes.set(xlabel="training FLOPs, 6 N D", title=report.source.name)
+    use_log_axis(axes)
     axes.set_ylabel(f"{_loss_label(report)}, less the surface")
     return figure
 

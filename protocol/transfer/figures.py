@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from matplotlib.figure import Figure
 
-from protocol.board.figures import COLORS, MARKERS
+from protocol.board.figures import COLORS, MARKERS, use_log_axis
 from protocol.transfer.search import RateSearch
 
 
@@ -21,7 +21,8 @@ def iter_figures(search: RateSearch) -> Iterator[tuple[str, Figure]]:
         axes.plot(list(losses), list(losses.values()), color=color, marker=marker, ms=4)
         axes.plot([best], [losses[best]], color=color, marker="*", ms=11, label=f"width {width}")
         axes.axvline(search.parabola(width).minimum, color=color, lw=1, ls=":")
-    axes.set(xscale="log", xlabel="learning rate", ylabel="loss (nats per token)")
+    axes.set(xlabel="learning rate", ylabel="loss (nats per token)")
+    use_log_axis(axes, format_tick="{:g}".format)
     axes.set_title(f"{' '.join(search.layers)}, {search.parametrization}")
     axes.legend(fontsize=7)
     yield "transfer", figure

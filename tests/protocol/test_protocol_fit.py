@@ -62,6 +62,7 @@ def test_a_table_is_fitted_and_described(table, tmp_path, capsys):
     assert {p.name for p in tmp_path.iterdir()} == {"fit.json"} | {
         f"fit1-{name}.{kind}" for name in ("curves", "residuals") for kind in ("pdf", "svg")
     }
+    assert "mathdefault" not in "".join(p.read_text("utf-8") for p in tmp_path.glob("*.svg"))
 
 
 def test_run_folders_are_fitted_by_candidate(tmp_path, capsys):

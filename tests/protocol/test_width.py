@@ -13,7 +13,9 @@ from scipy import stats
 
 from arch import MIXERS
 from errors import ConfigError, DataError
+from protocol.board.figures import save_figures
 from protocol.coordinates import __main__ as coordinates_command
+from protocol.coordinates.figures import iter_figures as coordinate_figures
 from protocol.coordinates.measure import (
     CoordinateCheck,
     check_coordinates,
@@ -22,6 +24,7 @@ from protocol.coordinates.measure import (
     slope_error,
 )
 from protocol.transfer import __main__ as transfer_command
+from protocol.transfer.figures import iter_figures as rate_figures
 from protocol.transfer.search import (
     RateSearch,
     RateTrial,
@@ -114,6 +117,16 @@ def made_search(optimum_of, rates=7, seeds=1):
         for seed in range(seeds)
     ]
     return RateSearch(("attention+mlp",), "mup", 100, tuple(trials))
+
+
+def test_pictures_have_plain_numbers_at_their_ticks(tmp_path):
+    """Mathematical notation would be shown as it is written, with dollars and braces."""
+    pictures = [*coordinate_figures(made_check(a=0.05, b=-0.3))]
+    pictures += rate_figures(made_search(lambda width: 1.1e-2))
+    paths = [path for path in save_figures(iter(pictures), tmp_path) if path.suffix == ".svg"]
+    assert len(paths) == 2
+    for path in paths:
+        assert "mathdefault" not in path.read_text("utf-8"), path
 
 
 def test_the_best_rates_of_widths_are_compared():
