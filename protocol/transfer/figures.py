@@ -24,5 +24,5 @@ def iter_figures(search: RateSearch) -> Iterator[tuple[str, Figure]]:
     axes.set(xlabel="learning rate", ylabel="loss (nats per token)")
     use_log_axis(axes, format_tick="{:g}".format)
     axes.set_title(f"{' '.join(search.layers)}, {search.parametrization}")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     yield "transfer", figure
