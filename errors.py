@@ -24,15 +24,33 @@ except ImportError:  # files are locked and replaced as POSIX systems do it
 
 
 def stop_loading(signal_number: int, frame: FrameType | None) -> None:
-    """Ends the process by one line; `settings.command.run_command` takes over from this handler."""
-    os.write(2, b"Stopped.\n")
-    os._exit(130)
+    """Ends the process by one line while modules are imported, and else raises a KeyboardInterrupt.
+
+    `settings.command.run_command` takes over from this handler.
+
+    Raises:
+        KeyboardInterrupt: if no import is running.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, b"Stopped.\n")
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
-_MAIN_FILE = Path(vars(sys.modules["__main__"]).get("__file__") or "/")
-_IS_COMMAND = Path(__file__).resolve().parent in _MAIN_FILE.resolve().parents  # not a library
+def is_own_command(main_file: Path, root: Path, environment: Path) -> bool:
+    """Whether the process runs a file of the project, and not one of its environment (pytest)."""
+    folders = main_file.resolve().parents
+    return root.resolve() in folders and environment.resolve() not in folders
+
+
 if (
-    _IS_COMMAND
+    is_own_command(
+        Path(vars(sys.modules["__main__"]).get("__file__") or "/"),
+        Path(__file__).parent,
+        Path(sys.prefix),
+    )
     and not multiprocessing.parent_process()
     and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 ):

@@ -44,7 +44,7 @@ if COLAB:
 # %% tags=["parameters"]
 import jax
 
-FAST = jax.default_backend() == "cpu"  # about fifteen minutes on two cores
+FAST = jax.default_backend() == "cpu"  # 19 minutes on two cores with other load
 BUDGETS = (
     (2e11, 4e11, 8e11, 1.6e12) if FAST else (5e12, 1e13, 2e13, 4e13)
 )  # training FLOPs of a run

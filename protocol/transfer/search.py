@@ -182,10 +182,8 @@ def search_rates(
             f"{max(num_rates + 1 - num_rates % 2, MIN_RATES)}"
         )
     by_key = {(t.width, _rate_key(t.rate), t.seed): t for t in done}
-    center, seeds = (
-        settings.optimizer.learning_rate,
-        range(settings.seed, settings.seed + num_seeds),
-    )
+    center = settings.optimizer.learning_rate
+    seeds = range(settings.seed, settings.seed + num_seeds)
     rates = {_rate_key(rate): rate for rate in rate_grid(center, num_rates)}
     cells = [(width, seed) for width in sorted({*widths}) for seed in seeds]
     for rate in sorted({trial.rate for trial in by_key.values()}):
@@ -200,7 +198,7 @@ def search_rates(
             if trial is None:
                 trial = RateTrial(width, rate, seed, _loss(settings, data, width, rate, seed))
                 on_trial(trial)
-            trials.append(trial)
+            trials.append(trial._replace(rate=rate))  # Of another grid, it may be rounded apart.
     model = settings.model
     return RateSearch(model.layers, model.parametrization, settings.train.steps, tuple(trials))
 

@@ -183,7 +183,9 @@ def test_a_shifted_grid_keeps_the_trials_of_the_first_one():
     alone = RateTrial(32, 1e-2 / 4, 0, 0.0)  # Not at every width.
     settings = Settings(model=tiny.config())
     shifted = with_changes(settings, {"optimizer.learning_rate": 2e-2})
-    search = search_rates(shifted, None, WIDTHS, 7, 2, [*first.trials, *later, *others, alone])
+    rounded = [t._replace(rate=t.rate * (1 + 4e-16)) if t.seed else t for t in first.trials]
+    assert {t.rate for t in rounded} != {t.rate for t in first.trials}
+    search = search_rates(shifted, None, WIDTHS, 7, 2, [*rounded, *later, *others, alone])
     rates = [1e-2 * 2 ** (k / 2) for k in range(-3, 6)]
     assert all(list(search.losses(width)) == pytest.approx(rates) for width in WIDTHS)
     assert len(search.trials) == 3 * 9 * 2 and search.spread() == 1

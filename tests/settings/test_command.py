@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from errors import ConfigError
+from errors import ConfigError, is_own_command, stop_loading
 from settings.command import run_command
 from settings.flag_parser import make_parser
 from storage.scratch import local_copy, local_path
@@ -99,6 +99,16 @@ def test_an_interrupt_in_the_garbage_collector_is_not_lost(capsys):
         gc.callbacks.remove(collected)
         signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "Stopped.\n"
+
+
+def test_an_interrupt_after_the_imports_is_a_keyboard_interrupt(tmp_path):
+    """A script of the project, or of its environment, that is no command keeps its clean-up."""
+    with pytest.raises(KeyboardInterrupt):
+        stop_loading(signal.SIGINT, sys._getframe())
+    root, environment = tmp_path, tmp_path / ".venv"
+    assert is_own_command(root / "train.py", root, environment)
+    assert not is_own_command(environment / "bin/pytest", root, environment)
+    assert not is_own_command(Path("/elsewhere/script.py"), root, environment)
 
 
 @pytest.mark.slow
