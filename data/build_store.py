@@ -131,7 +131,11 @@ def _make_tokenizer(cfg: DataConfig, source: TextSource) -> Tokenizer:
     )
     tokenizer = train_bpe(texts, size)
     if (learned := tokenizer.vocab_size - len(SPECIAL_TOKENS)) < size:
-        print(f"the training split has only {learned} pieces to learn", file=sys.stderr)
+        print(
+            f"data.tokenizer bpe:{size}: the training split has only {learned} pieces to learn; "
+            "set a size up to that",
+            file=sys.stderr,
+        )
     return tokenizer
 
 
